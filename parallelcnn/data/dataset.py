@@ -1,0 +1,65 @@
+"""A data set: images and labels, samples first, as they lie in memory while a network trains on them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from parallelcnn.errors import DataError
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images with a label each.
+
+    Args:
+        images: (N, H, W), (N, C, H, W) or (N, features); uint8, which a network scales to [0, 1] as it loads
+            them, or float32, taken as they are.
+        labels: (N,) integers in [0, classes); or, for regression, floats of shape (N,) or (N, outputs).
+        classes: number of classes; None for regression.
+        name: what reports call it.
+
+    Raises:
+        DataError: if images and labels do not belong together.
+    """
+
+    images: Array
+    labels: Array
+    classes: int | None
+    name: str = "data"
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.ndim not in (2, 3, 4) or images.dtype not in (np.uint8, np.float32):
+            raise DataError(
+                f"{self.name}: images must be uint8 or float32 of shape (N, H, W), (N, C, H, W) or (N, features), "
+                f"got {images.dtype} of shape {images.shape}"
+            )
+        if len(images) != len(labels):
+            raise DataError(f"{self.name}: {len(images)} images but {len(labels)} labels")
+        if len(images) == 0:
+            raise DataError(f"{self.name}: holds no samples")
+        if self.classes is None:
+            return
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(
+                f"{self.name}: labels of {self.classes} classes must be integers of shape (N,), "
+                f"got {labels.dtype} of shape {labels.shape}"
+            )
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.classes:
+            wrong = low if low < 0 else high
+            where = int(np.flatnonzero(labels == wrong)[0])
+            raise DataError(
+                f"{self.name}: labels must lie in [0, {self.classes}), got {wrong} at sample {where}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as a network takes it: grey images gain their one channel, (1, H, W)."""
+        shape = self.images.shape[1:]
+        return (1, *shape) if len(shape) == 2 else shape

@@ -1,0 +1,46 @@
+"""What can go wrong, in words.
+
+A message names the thing as written, the rule it breaks and the value that was found. Library code raises;
+only `cli.py` prints, and turns an `InputError` into exit code 2 and any other error into exit code 1.
+"""
+
+
+class ParallelCNNError(Exception):
+    """Base of every error that parallelcnn raises on purpose."""
+
+
+class InputError(ParallelCNNError, ValueError):
+    """What the user handed over is wrong: an argument, a file, a network, a launch line."""
+
+
+class ShapeError(InputError):
+    """Shapes that do not fit together."""
+
+
+class DataError(InputError):
+    """A data set that is missing, damaged or not what its header says."""
+
+
+class CheckpointError(InputError):
+    """A model file that cannot be read, or does not fit the network."""
+
+
+class LaunchError(InputError):
+    """A launch line that does not start what it seems to start."""
+
+
+class ReplicaMismatchError(ParallelCNNError, RuntimeError):
+    """Ranks that should hold the same thing do not."""
+
+
+class GradientError(ParallelCNNError, AssertionError):
+    """A backward pass that is not the derivative of its forward pass."""
+
+
+def nearest_name(name: str, known: "list[str] | tuple[str, ...]") -> str:
+    """The end of a message about an unknown name: what is known, and the nearest of it."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    listed = f"known: {', '.join(known)}"
+    return f"did you mean {near[0]!r}? ({listed})" if near else listed
