@@ -1,0 +1,106 @@
+"""Activations by name, and the value that a user's own becomes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from parallelcnn.errors import InputError, nearest_name
+from parallelcnn.kernels import activations as kernels
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class ActivationFunction:
+    """An element-wise function and its derivative.
+
+    Args:
+        name: what a layer prints.
+        function: x -> f(x), of one number, in Python that numba compiles (`math` and `numpy` functions).
+        derivative: x -> f'(x), likewise; or y -> f'(x) with y = f(x) if `derivative_of_output`.
+        derivative_of_output: the derivative is written in terms of the output, so that x need not be kept.
+        rectifier: half of its inputs come out as nearly nothing, so that start values are He's instead of Glorot's.
+
+    Example:
+        >>> mish = ActivationFunction("bent", lambda x: x + abs(x) / 2, lambda x: 1.5 if x > 0 else 0.5)
+    """
+
+    name: str
+    function: Callable[[float], float]
+    derivative: Callable[[float], float]
+    derivative_of_output: bool = False
+    rectifier: bool = False
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    def forward(self, y: Array, kept: Array | None) -> None:
+        """Replace y by f(y). `kept`, like y, receives what `backward` needs; see `keeps_input`."""
+        if kept is not None:
+            kept[...] = y
+        self._kernels()[0](y.reshape(y.size))
+
+    def backward(self, kept: Array, dy: Array) -> None:
+        """Multiply dy by the derivative; `kept` is the output, or the input if `keeps_input`."""
+        self._kernels()[1](kept.reshape(kept.size), dy.reshape(dy.size))
+
+    @property
+    def keeps_input(self) -> bool:
+        """Whether `backward` needs the input x, rather than the output y."""
+        return not self.derivative_of_output
+
+    def _kernels(self):
+        if self.function.__module__ == kernels.__name__:
+            return kernels.builtin_kernels(self.function, self.derivative)
+        return kernels.user_kernels(self.function, self.derivative)
+
+
+class _Identity(ActivationFunction):
+    """f(x) = x: nothing to do, nothing to keep."""
+
+    def forward(self, y: Array, kept: Array | None) -> None:
+        pass
+
+    def backward(self, kept: Array, dy: Array) -> None:
+        pass
+
+
+ACTIVATIONS: dict[str, ActivationFunction] = {
+    a.name: a
+    for a in (
+        _Identity("identity", lambda x: x, lambda y: 1.0, derivative_of_output=True),
+        ActivationFunction(
+            "relu", kernels.relu, kernels.relu_derivative_of_output, True, rectifier=True
+        ),
+        ActivationFunction(
+            "leaky_relu",
+            kernels.leaky_relu,
+            kernels.leaky_relu_derivative_of_output,
+            True,
+            rectifier=True,
+        ),
+        ActivationFunction("sigmoid", kernels.sigmoid, kernels.sigmoid_derivative_of_output, True),
+        ActivationFunction("tanh", kernels.tanh, kernels.tanh_derivative_of_output, True),
+        ActivationFunction(
+            "softplus", kernels.softplus, kernels.softplus_derivative, rectifier=True
+        ),
+        ActivationFunction("gelu", kernels.gelu, kernels.gelu_derivative, rectifier=True),
+        ActivationFunction("swish", kernels.swish, kernels.swish_derivative, rectifier=True),
+    )
+}
+
+
+def find_activation(activation: str | ActivationFunction) -> ActivationFunction:
+    """The activation of that name; an `ActivationFunction` is its own.
+
+    Raises:
+        InputError: if the name is not known.
+    """
+    if isinstance(activation, ActivationFunction):
+        return activation
+    if activation not in ACTIVATIONS:
+        raise InputError(
+            f"no activation {activation!r}: {nearest_name(str(activation), list(ACTIVATIONS))}"
+        )
+    return ACTIVATIONS[activation]

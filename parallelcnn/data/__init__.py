@@ -1,0 +1,7 @@
+"""Data sets, the file formats that they come in, and the order in which a network sees them."""
+
+from parallelcnn.data.by_name import load_data as load_data
+from parallelcnn.data.dataset import Dataset as Dataset
+from parallelcnn.data.digits import load_digits as load_digits
+from parallelcnn.data.idx import load_idx_folder as load_idx_folder
+from parallelcnn.data.mnist import load_mnist as load_mnist

@@ -1,0 +1,42 @@
+"""Data sets by the name that a user types: one of those known here, or a folder."""
+
+import os
+
+from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.digits import load_digits
+from parallelcnn.data.idx import PathLike, load_idx_folder
+from parallelcnn.data.mnist import load_mnist
+from parallelcnn.errors import DataError, nearest_name
+
+DATA_NAMES = ("digits", "mnist")
+
+
+def load_data(name: PathLike, data_dir: PathLike | None = None) -> tuple[Dataset, Dataset]:
+    """Load a training and a test set.
+
+    Args:
+        name: "digits", "mnist", or a folder of IDX files. A folder that is itself called mnist
+            is written "./mnist".
+        data_dir: folder of MNIST's files, for "mnist" alone.
+
+    Returns:
+        (train, test).
+
+    Raises:
+        DataError: if there is no such data set, or its files are missing or damaged.
+    """
+    name = os.fspath(name)
+    if name == "mnist":
+        return load_mnist(data_dir)
+    if data_dir is not None:
+        raise DataError(
+            f"data_dir ({os.fspath(data_dir)}) is where the data set 'mnist' lies, "
+            f"but the data set asked for is {name!r}"
+        )
+    if name == "digits":
+        return load_digits()
+    if os.path.exists(name) or os.sep in name:
+        return load_idx_folder(name)
+    raise DataError(
+        f"no data set and no folder is named {name!r}: {nearest_name(name, DATA_NAMES)}"
+    )

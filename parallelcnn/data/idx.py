@@ -1,0 +1,266 @@
+"""IDX files, the format of MNIST and its relatives, plain or gzipped, and folders of four of them.
+
+An IDX file is two zero bytes, a byte for the type of its values, a byte for the number of
+dimensions, one big-endian 32-bit length per dimension, then the values, last dimension fastest.
+A header is a claim: nothing is allocated on its word alone.
+"""
+
+import gzip
+import os
+import stat
+import zlib
+from io import BufferedReader
+from math import prod
+
+import numpy as np
+
+from parallelcnn.data.dataset import Array, Dataset
+from parallelcnn.errors import DataError
+
+PathLike = str | os.PathLike[str]
+
+_UNSIGNED_BYTE = 0x08
+_OTHER_TYPES = {
+    0x09: "signed bytes",
+    0x0B: "16-bit integers",
+    0x0C: "32-bit integers",
+    0x0D: "32-bit floats",
+    0x0E: "64-bit floats",
+}
+_MAX_DIMENSIONS = 4
+_GZIP_MAGIC = b"\x1f\x8b"
+_CHUNK_BYTES = 1 << 20
+
+# The files of a folder: their names up to the ending, and their number of dimensions.
+_PARTS = (
+    ("train-images", 3),
+    ("train-labels", 1),
+    ("t10k-images", 3),
+    ("t10k-labels", 1),
+)
+
+
+def read_idx(path: PathLike) -> Array:
+    """Read one IDX file of unsigned bytes, plain or gzipped.
+
+    Whether it is gzipped is seen from its first bytes: browsers unpack what they save and keep
+    the name.
+
+    Args:
+        path: the file; messages name it as it is written here.
+
+    Returns:
+        A uint8 array with the shape that the header gives, 1 to 4 dimensions, none of them 0. It
+        is read rather than mapped: a mapped file that is shortened later kills the process
+        without a word.
+
+    Raises:
+        DataError: if the file cannot be read, or is not exactly what its header says.
+    """
+    try:
+        with open_content(path) as content:
+            return _read_array(path, content)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: its gzip compression is damaged: {_reason(error)}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {_reason(error)}") from error
+    except MemoryError as error:
+        raise DataError(f"{path}: what it holds does not fit into memory") from error
+
+
+def open_content(path: PathLike) -> gzip.GzipFile | BufferedReader:
+    """Open a plain or gzipped file for reading what it holds.
+
+    Raises:
+        DataError: if it is no regular file, or is named .gz and is neither gzip nor IDX.
+        OSError: if it cannot be opened.
+    """
+    # Opening a named pipe would wait for a writer, perhaps for ever.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise DataError(f"{path}: must be a file, not a folder or a device")
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start == _GZIP_MAGIC:
+        return gzip.open(path, "rb")
+    if os.fspath(path).endswith(".gz") and start not in (b"", b"\0\0"):
+        raise DataError(
+            f"{path}: a gzip file starts with the bytes {_GZIP_MAGIC.hex(' ')}, "
+            f"this one with {start.hex(' ')}"
+        )
+    return open(path, "rb")
+
+
+def load_idx_folder(
+    folder: PathLike, name: str | None = None, *, classes: int | None = None
+) -> tuple[Dataset, Dataset]:
+    """Load a training and a test set from a folder of four IDX files with MNIST's names.
+
+    The names are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte`
+    and `t10k-labels-idx1-ubyte`, each also with `.gz` behind it or with `.idx` for `-idx`.
+
+    Args:
+        folder: where the files lie.
+        name: what reports call the data; the folder as written where it is None.
+        classes: number of classes; one more than the largest training label where it is None.
+
+    Returns:
+        (train, test), images (N, H, W) uint8 and labels (N,) int64.
+
+    Raises:
+        DataError: if a file is missing or damaged, or the four do not belong together.
+    """
+    paths = find_idx_files(folder)
+    train_images, train_labels, test_images, test_labels = (
+        _read_part(path, ndim) for path, (_, ndim) in zip(paths, _PARTS, strict=True)
+    )
+    _check_counts(paths[0], train_images, paths[1], train_labels)
+    _check_counts(paths[2], test_images, paths[3], test_labels)
+    if train_images.shape[1:] != test_images.shape[1:]:
+        raise DataError(
+            f"{paths[2]}: test images must have the size of the training images, "
+            f"{_size(train_images)}, got {_size(test_images)}"
+        )
+    if classes is None:
+        classes = int(train_labels.max()) + 1
+        if classes < 2:
+            raise DataError(f"{paths[1]}: labels must name at least 2 classes, all are 0")
+    for path, labels in ((paths[1], train_labels), (paths[3], test_labels)):
+        _check_labels(path, labels, classes)
+    name = name or str(folder)
+    return (
+        Dataset(train_images, train_labels, classes, name),
+        Dataset(test_images, test_labels, classes, name),
+    )
+
+
+def find_idx_files(folder: PathLike) -> list[str]:
+    """Paths of training images, training labels, test images and test labels in a folder.
+
+    Raises:
+        DataError: if the folder cannot be read, or one of the four is there under none of its
+            names.
+    """
+    try:
+        present = set(os.listdir(folder))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: there is no such folder") from None
+    except NotADirectoryError:
+        raise DataError(f"{folder}: must be a folder of four IDX files, but is a file") from None
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {_reason(error)}") from error
+    paths, missing = [], []
+    for part, ndim in _PARTS:
+        # Of a file and its .gz the latter, whose own checksum shows damage.
+        names = [f"{part}{mark}idx{ndim}-ubyte{end}" for end in (".gz", "") for mark in ("-", ".")]
+        found = [name for name in names if name in present]
+        if found:
+            paths.append(os.path.join(folder, found[0]))
+        else:
+            missing.append(names[2])
+    if missing:
+        raise DataError(
+            f"{folder}: misses {', '.join(missing)} (each looked for plain and with .gz, "
+            "and with . in place of - before idx)"
+        )
+    return paths
+
+
+def _read_array(path: PathLike, content: gzip.GzipFile | BufferedReader) -> Array:
+    shape = _read_shape(path, content)
+    claimed = prod(shape)
+    if isinstance(content, BufferedReader):
+        held = os.fstat(content.fileno()).st_size - content.tell()
+        if held != claimed:
+            raise DataError(_wrong_length(path, shape, held, f"{held:,}"))
+        return np.fromfile(content, np.uint8).reshape(shape)
+    values = bytearray()
+    # One byte beyond the claim shows surplus, and makes gzip compare its checksum at the end.
+    while chunk := content.read(min(_CHUNK_BYTES, claimed + 1 - len(values))):
+        values += chunk
+    held = len(values)
+    if held != claimed:
+        raise DataError(_wrong_length(path, shape, held, f"{held:,}" if held < claimed else "more"))
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _read_shape(path: PathLike, content: gzip.GzipFile | BufferedReader) -> tuple[int, ...]:
+    """The shape from the header, of which every byte is checked."""
+    magic = content.read(4)
+    if not magic:
+        raise DataError(f"{path}: is empty")
+    ndim = magic[3] if len(magic) == 4 else 0
+    if magic[:2] != b"\0\0" or not 1 <= ndim <= _MAX_DIMENSIONS:
+        raise DataError(
+            f"{path}: is no IDX file: one starts with the bytes 00 00 08 and a number of "
+            f"dimensions from 1 to {_MAX_DIMENSIONS}, this one with {magic.hex(' ')}"
+        )
+    if magic[2] != _UNSIGNED_BYTE:
+        held = _OTHER_TYPES.get(magic[2], "an unknown type")
+        raise DataError(
+            f"{path}: must hold unsigned bytes (type 0x08), but its header says {held} "
+            f"(type 0x{magic[2]:02x})"
+        )
+    lengths = content.read(4 * ndim)
+    if len(lengths) < 4 * ndim:
+        raise DataError(
+            f"{path}: is truncated: a header of {ndim} dimensions takes {4 + 4 * ndim} bytes, "
+            f"the file holds {4 + len(lengths)}"
+        )
+    shape = tuple(int(length) for length in np.frombuffer(lengths, ">u4"))
+    if 0 in shape:
+        raise DataError(f"{path}: holds nothing: its header says {_times(shape)}")
+    return shape
+
+
+def _wrong_length(path: PathLike, shape: tuple[int, ...], held: int, follow: str) -> str:
+    claimed = prod(shape)
+    verdict = "truncated" if held < claimed else "too long"
+    return (
+        f"{path}: is {verdict}: its header says {_times(shape)} = {claimed:,} bytes, "
+        f"but {follow} follow"
+    )
+
+
+def _read_part(path: str, ndim: int) -> Array:
+    """Images or labels, by the number of dimensions that they should have."""
+    values = read_idx(path)
+    if values.ndim != ndim:
+        holds = {1: "labels", 3: "images"}
+        if values.ndim in holds:
+            raise DataError(
+                f"{path}: holds {holds[values.ndim]} where {holds[ndim]} are expected: "
+                "were the files swapped?"
+            )
+        raise DataError(f"{path}: {holds[ndim]} must have {ndim} dimensions, got {values.ndim}")
+    # numpy's usual integer, so that one compiled kernel serves labels from anywhere.
+    return values.astype(np.int64) if ndim == 1 else values
+
+
+def _check_counts(images_path: str, images: Array, labels_path: str, labels: Array) -> None:
+    if len(images) != len(labels):
+        raise DataError(
+            f"{labels_path}: every image must have one label, got {len(labels):,} labels for the "
+            f"{len(images):,} images of {images_path}"
+        )
+
+
+def _check_labels(path: str, labels: Array, classes: int) -> None:
+    wrong = np.flatnonzero(labels >= classes)
+    if len(wrong):
+        raise DataError(
+            f"{path}: labels must lie in [0, {classes}), got {labels[wrong[0]]} "
+            f"at sample {wrong[0]:,}"
+        )
+
+
+def _size(images: Array) -> str:
+    return _times(images.shape[1:])
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(f"{length:,}" for length in shape)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, without the path that some system errors repeat."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -1,0 +1,250 @@
+"""MNIST by name: from a folder of the user's, from the cache, or from the network into the cache.
+
+Nothing here knows of ranks: on a cluster one of them calls `load_mnist` and hands the arrays on.
+"""
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.idx import PathLike, find_idx_files, load_idx_folder, open_content
+from parallelcnn.errors import DataError
+
+# Copies kept by PyTorch, by the Common Visual Data Foundation and by Amazon: MNIST's own page has
+# refused downloads for years.
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist",
+    "https://storage.googleapis.com/cvdf-datasets/mnist",
+    "https://sagemaker-sample-files.s3.amazonaws.com/datasets/image/MNIST",
+)
+
+# MD5 of the uncompressed content: mirrors have compressed it differently.
+CHECKSUMS = {
+    "train-images-idx3-ubyte.gz": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte.gz": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte.gz": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte.gz": "27ae3e4e09519cfbb04c329615203637",
+}
+
+CLASSES = 10
+
+# A silent server is given up after the first, a trickling one after the second [s].
+READ_TIMEOUT = 10.0
+FILE_TIMEOUT = 300.0
+
+_CHUNK_BYTES = 1 << 18
+# Above the uncompressed size of the largest file: a server that sends more sends something else.
+_MAX_FILE_BYTES = 64 << 20
+
+
+_WAY_OUT = "name a folder that holds the four files (--data-dir DIR), or train on --data digits"
+_MISSING = "is missing"
+
+
+class _MirrorError(Exception):
+    """Why a mirror did not deliver a file."""
+
+
+def load_mnist(
+    data_dir: PathLike | None = None,
+    *,
+    mirrors: Sequence[str] | None = None,
+    cache_dir: PathLike | None = None,
+    progress: bool | None = None,
+) -> tuple[Dataset, Dataset]:
+    """Load MNIST, downloading it into the cache where it is nowhere at hand.
+
+    Args:
+        data_dir: folder with the four files, or with them in its `mnist` or `MNIST/raw`. Then
+            nothing is downloaded, and the files need not be MNIST's very own: people have variants.
+        mirrors: addresses of folders to download from, tried in turn; where None, the environment's
+            PARALLELCNN_MNIST_MIRRORS (separated by spaces), else `MIRRORS`.
+        cache_dir: folder that keeps downloads; where None, `mnist` in the environment's
+            PARALLELCNN_CACHE, else in XDG_CACHE_HOME/parallelcnn, else in ~/.cache/parallelcnn.
+        progress: whether to show bars on stderr while downloading; where None, on a terminal only.
+            A line says what is downloaded, and why a mirror failed, unless it is False.
+
+    Returns:
+        (train, test): 60,000 and 10,000 images (28, 28) uint8 of the digits, ten classes.
+
+    Raises:
+        DataError: if the files are missing or damaged and no mirror delivers them.
+    """
+    if data_dir is not None:
+        return load_idx_folder(_folder_below(data_dir), "mnist", classes=CLASSES)
+    folder = Path(cache_dir) if cache_dir is not None else _cache_folder()
+    try:
+        return load_idx_folder(folder, "mnist", classes=CLASSES)
+    except DataError:
+        _complete(folder, mirrors or _mirrors_from_environment(), progress)
+    return load_idx_folder(folder, "mnist", classes=CLASSES)
+
+
+def _folder_below(data_dir: PathLike) -> str:
+    """The folder with the four files: `data_dir`, or where other programs put them below it."""
+    for subfolder in ("", "mnist", os.path.join("MNIST", "raw")):
+        folder = os.path.join(data_dir, subfolder) if subfolder else os.fspath(data_dir)
+        with suppress(DataError):
+            find_idx_files(folder)
+            return folder
+    return os.fspath(data_dir)
+
+
+def _cache_folder() -> Path:
+    if cache := os.environ.get("PARALLELCNN_CACHE"):
+        return Path(cache) / "mnist"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification has relative paths ignored.
+    if os.path.isabs(cache):
+        return Path(cache) / "parallelcnn" / "mnist"
+    try:
+        return Path.home() / ".cache" / "parallelcnn" / "mnist"
+    except RuntimeError:
+        raise DataError(
+            "MNIST: no home folder is known to keep it in: set PARALLELCNN_CACHE to a folder, "
+            f"{_WAY_OUT}"
+        ) from None
+
+
+def _mirrors_from_environment() -> Sequence[str]:
+    return os.environ.get("PARALLELCNN_MNIST_MIRRORS", "").split() or MIRRORS
+
+
+def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> None:
+    """Download what the cache lacks, and what is damaged in it."""
+    failures: dict[str, str] = {}
+    announced = set()
+    for name, checksum in CHECKSUMS.items():
+        path = folder / name
+        damage = _damage(path, checksum)
+        if not damage:
+            continue
+        if damage != _MISSING:
+            _say(f"{path}: {damage}; downloading it again", progress)
+        for mirror in mirrors:
+            # A mirror that failed once is not waited for again.
+            if mirror in failures:
+                continue
+            if mirror not in announced:
+                _say(f"downloading MNIST (11 MB) from {mirror} to {folder}", progress)
+                announced.add(mirror)
+            url = f"{mirror.rstrip('/')}/{name}"
+            try:
+                _download(url, path, checksum, progress)
+                break
+            except _MirrorError as error:
+                failures[mirror] = f"{url}: {error}"
+                _say(failures[mirror], progress)
+            except OSError as error:
+                raise DataError(
+                    f"{folder}: MNIST cannot be kept there: {error.strerror or error}: set "
+                    f"PARALLELCNN_CACHE to a folder that can be written, {_WAY_OUT}"
+                ) from error
+        else:
+            raise DataError(
+                f"MNIST is not in {folder} and could not be downloaded "
+                f"({'; '.join(failures.values())}): {_WAY_OUT}"
+            )
+
+
+def _damage(path: Path, checksum: str) -> str:
+    """What is wrong with a file, empty where nothing is."""
+    import hashlib
+    import zlib
+
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with open_content(path) as content:
+            while chunk := content.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except FileNotFoundError:
+        return _MISSING
+    except DataError as error:
+        return str(error).removeprefix(f"{path}: ")
+    except (OSError, EOFError, zlib.error) as error:
+        return f"is damaged: {error}"
+    if digest.hexdigest() == checksum:
+        return ""
+    return f"is not MNIST's: the MD5 of its content must be {checksum}, got {digest.hexdigest()}"
+
+
+def _download(url: str, path: Path, checksum: str, progress: bool | None) -> None:
+    """Bring one file, which appears under its name complete and checked, or not at all.
+
+    Raises:
+        _MirrorError: if the mirror does not deliver it.
+        OSError: if it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Each process writes to a name of its own; whoever is last replaces a file by its equal.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        with open(part, "xb") as file, closing(_receive(url, path.name, progress)) as chunks:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        if damage := _damage(part, checksum):
+            raise _MirrorError(f"what it sends {damage}")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _receive(url: str, name: str, progress: bool | None) -> Generator[bytes, None, None]:
+    """The bytes behind an address, in chunks.
+
+    Raises:
+        _MirrorError: if they do not come, come too slowly, or are too few or too many.
+    """
+    # Quick as they are, these would double the time that `import parallelcnn` takes.
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    from tqdm import tqdm
+
+    deadline = time.monotonic() + FILE_TIMEOUT
+    received = 0
+    hidden = not (sys.stderr.isatty() if progress is None else progress)
+    try:
+        with (
+            urllib.request.urlopen(url, timeout=READ_TIMEOUT) as response,
+            tqdm(desc=name, unit="B", unit_scale=True, disable=hidden) as bar,
+        ):
+            bar.total = expected = _content_length(response)
+            # read1 returns what has come; read would wait for a whole chunk, however slow.
+            while chunk := response.read1(_CHUNK_BYTES):
+                received += len(chunk)
+                bar.update(len(chunk))
+                if received > _MAX_FILE_BYTES:
+                    raise _MirrorError(f"sends more than {_MAX_FILE_BYTES:,} bytes")
+                if time.monotonic() > deadline:
+                    raise _MirrorError(f"is too slow: {received:,} bytes in {FILE_TIMEOUT:g} s")
+                yield chunk
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise _MirrorError(f"answers with HTTP status {error.code}") from error
+    except urllib.error.URLError as error:
+        raise _MirrorError(str(error.reason)) from error
+    except TimeoutError as error:
+        raise _MirrorError(f"sends nothing for {READ_TIMEOUT:g} s") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _MirrorError(str(error) or type(error).__name__) from error
+    if expected is not None and received != expected:
+        raise _MirrorError(f"sends {received:,} of {expected:,} bytes")
+
+
+def _content_length(response) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() else None
+
+
+def _say(line: str, progress: bool | None) -> None:
+    if progress is not False:
+        print(f"parallelcnn: {line}", file=sys.stderr, flush=True)

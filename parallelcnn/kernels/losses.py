@@ -1,0 +1,92 @@
+"""Losses: the sum over this share of the minibatch, and the derivative of the minibatch's mean."""
+
+import math
+
+from ._jit import kernel
+
+
+@kernel
+def softmax_cross_entropy(logits, labels, batch_size, dlogits):
+    """Returns the sum over samples of -log softmax(logits)[label]; dlogits = (softmax - onehot) / batch_size.
+
+    logits, dlogits: (classes, n), labels: (n,). The largest logit of each sample is taken off first, so that exp
+    cannot overflow.
+    """
+    classes, N = logits.shape
+    total = 0.0
+    for i in range(N):
+        largest = logits[0, i]
+        for k in range(1, classes):
+            largest = max(largest, logits[k, i])
+        denominator = 0.0
+        for k in range(classes):
+            e = math.exp(logits[k, i] - largest)
+            dlogits[k, i] = e
+            denominator += e
+        scale = 1 / (denominator * batch_size)
+        for k in range(classes):
+            dlogits[k, i] *= scale
+        dlogits[labels[i], i] -= 1 / batch_size
+        total += math.log(denominator) + largest - logits[labels[i], i]
+    return total
+
+
+@kernel
+def softmax(logits, probabilities):
+    """probabilities[i, k] = softmax(logits[:, i])[k]; logits: (classes, n), probabilities: (n, classes)."""
+    classes, N = logits.shape
+    for i in range(N):
+        largest = logits[0, i]
+        for k in range(1, classes):
+            largest = max(largest, logits[k, i])
+        denominator = 0.0
+        for k in range(classes):
+            e = math.exp(logits[k, i] - largest)
+            probabilities[i, k] = e
+            denominator += e
+        for k in range(classes):
+            probabilities[i, k] /= denominator
+
+
+@kernel
+def count_correct(logits, labels):
+    """How many samples have their label's logit as the largest, the first of equals; a NaN is never right."""
+    classes, N = logits.shape
+    correct = 0
+    for i in range(N):
+        best = 0
+        for k in range(1, classes):
+            if logits[k, i] > logits[best, i]:
+                best = k
+        if best == labels[i] and logits[best, i] == logits[best, i]:
+            correct += 1
+    return correct
+
+
+@kernel
+def mean_squared_error(outputs, targets, batch_size, doutputs):
+    """Returns the sum over samples of mean over outputs (y - t)^2; doutputs = 2 (y - t) / (outputs * batch_size).
+
+    outputs, doutputs: (outputs, n), targets: (n, outputs).
+    """
+    K, N = outputs.shape
+    total = 0.0
+    for k in range(K):
+        for i in range(N):
+            error = outputs[k, i] - targets[i, k]
+            total += error * error
+            doutputs[k, i] = 2 * error / (K * batch_size)
+    return total / K
+
+
+@kernel
+def mean_squared_error_onehot(outputs, labels, batch_size, doutputs):
+    """The same with the target 1 for the label's output and 0 for the others; labels: (n,)."""
+    K, N = outputs.shape
+    total = 0.0
+    for k in range(K):
+        for i in range(N):
+            error = outputs[k, i] - (labels[i] == k)
+            total += error * error
+            doutputs[k, i] = 2 * error / (K * batch_size)
+    return total / K

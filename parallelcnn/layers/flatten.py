@@ -1,0 +1,41 @@
+"""From images to vectors."""
+
+import math
+from dataclasses import dataclass
+
+from .base import Array, Layer, Shape
+
+
+@dataclass(frozen=True, repr=False)
+class Flatten(Layer):
+    """The numbers of an image in one line, channel by channel, row by row.
+
+    Shapes: any -> (its size,).
+    """
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (math.prod(input_shape),)
+
+    def forward(
+        self,
+        params: dict[str, Array],
+        x: Array,
+        y: Array,
+        cache: dict[str, Array],
+        *,
+        training: bool,
+    ) -> None:
+        y[...] = x.reshape(y.shape)
+
+    def backward(
+        self,
+        params: dict[str, Array],
+        grads: dict[str, Array],
+        x: Array,
+        y: Array,
+        cache: dict[str, Array],
+        dy: Array,
+        dx: Array | None,
+    ) -> None:
+        if dx is not None:
+            dx[...] = dy.reshape(dx.shape)

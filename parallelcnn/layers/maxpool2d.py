@@ -1,0 +1,78 @@
+"""Max-pooling."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from parallelcnn.errors import ShapeError
+from parallelcnn.kernels import maxpool2d as kernels
+
+from .base import Array, Layer, Shape, pair
+
+
+@dataclass(frozen=True, repr=False)
+class MaxPool2D(Layer):
+    """The largest number of each window.
+
+    Args:
+        pool_size: rows and columns of the window, (R, S), or one number for both.
+        stride: step between windows, (rows, columns) or one number for both; None: the window's size.
+
+    Shapes: (C, H, W) -> (C, (H - R) div stride + 1, (W - S) div stride + 1); rows and columns that no whole window
+    covers are left out.
+    """
+
+    pool_size: int | tuple[int, int] = 2
+    stride: int | tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        pair(self, "pool_size", self.pool_size)
+        if self.stride is not None:
+            pair(self, "stride", self.stride)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if len(input_shape) != 3:
+            raise ShapeError(f"{self} takes images (C, H, W), got {input_shape}")
+        C, H, W = input_shape
+        (R, S), (row_stride, column_stride) = self._window()
+        if R > H or S > W:
+            raise ShapeError(
+                f"{self}: a window of {R} x {S} is larger than the image, {H} x {W}; "
+                f"it takes images at least as large as its window"
+            )
+        return (C, (H - R) // row_stride + 1, (W - S) // column_stride + 1)
+
+    def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
+        (R, S), _ = self._window()
+        return {"winner": (self.output_shape(input_shape), np.min_scalar_type(R * S - 1))}
+
+    def forward(
+        self,
+        params: dict[str, Array],
+        x: Array,
+        y: Array,
+        cache: dict[str, Array],
+        *,
+        training: bool,
+    ) -> None:
+        window, stride = self._window()
+        kernels.forward_kernel(*window)(x, *stride, y, cache["winner"])
+
+    def backward(
+        self,
+        params: dict[str, Array],
+        grads: dict[str, Array],
+        x: Array,
+        y: Array,
+        cache: dict[str, Array],
+        dy: Array,
+        dx: Array | None,
+    ) -> None:
+        if dx is not None:
+            window, stride = self._window()
+            kernels.maxpool2d_backward(dy, cache["winner"], *window, *stride, dx)
+
+    def _window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        window = pair(self, "pool_size", self.pool_size)
+        return window, window if self.stride is None else pair(self, "stride", self.stride)

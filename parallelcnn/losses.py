@@ -1,0 +1,87 @@
+"""Losses: what training makes small.
+
+A loss divides by the size of the GLOBAL minibatch, here and nowhere else. So the plain sum over grains and ranks is
+the mean over samples, whatever number of them each rank holds.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from parallelcnn.errors import ShapeError
+from parallelcnn.kernels import losses as kernels
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class SoftmaxCrossEntropy:
+    """-log of the probability that softmax(logits) gives to the label, for integer labels."""
+
+    def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
+        """Raise ShapeError unless a network with that output can learn those labels."""
+        if classes is None:
+            raise ShapeError(
+                f"{self} takes integer labels, got {labels.dtype} of shape {labels.shape}"
+            )
+        if len(output_shape) != 1 or output_shape[0] < classes:
+            raise ShapeError(
+                f"{self} of {classes} classes takes a network that ends in ({classes},), got {output_shape}"
+            )
+
+    def forward_backward(
+        self, logits: Array, labels: Array, batch_size: int, dlogits: Array
+    ) -> float:
+        """The loss of these samples divided by `batch_size`, and its derivative.
+
+        Args:
+            logits: (classes, n).
+            labels: (n,), integers in [0, classes).
+            batch_size: samples in the minibatch over all ranks.
+            dlogits: like logits, written.
+        """
+        return kernels.softmax_cross_entropy(logits, labels, batch_size, dlogits) / batch_size
+
+    def count_correct(self, logits: Array, labels: Array) -> int | None:
+        """How many samples have their label's logit as the largest."""
+        return kernels.count_correct(logits, labels)
+
+
+@dataclass(frozen=True)
+class MeanSquaredError:
+    """Mean over outputs of (output - target)^2; an integer label stands for its one-hot vector."""
+
+    def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
+        """Raise ShapeError unless a network with that output can learn those labels."""
+        wanted = (classes,) if classes is not None else labels.shape[1:] or (1,)
+        if output_shape != wanted and not (classes is not None and output_shape[0] > classes):
+            raise ShapeError(
+                f"{self} of these labels takes a network that ends in {wanted}, got {output_shape}"
+            )
+
+    def forward_backward(
+        self, outputs: Array, labels: Array, batch_size: int, doutputs: Array
+    ) -> float:
+        """The loss of these samples divided by `batch_size`, and its derivative.
+
+        Args:
+            outputs: (outputs, n).
+            labels: (n, outputs) or (n,) floats, or (n,) integers.
+            batch_size: samples in the minibatch over all ranks.
+            doutputs: like outputs, written.
+        """
+        if np.issubdtype(labels.dtype, np.integer):
+            total = kernels.mean_squared_error_onehot(outputs, labels, batch_size, doutputs)
+        else:
+            targets = labels.reshape(len(labels), len(outputs))
+            total = kernels.mean_squared_error(outputs, targets, batch_size, doutputs)
+        return total / batch_size
+
+    def count_correct(self, outputs: Array, labels: Array) -> int | None:
+        """How many samples have their label's output as the largest; None if labels are not classes."""
+        if np.issubdtype(labels.dtype, np.integer):
+            return kernels.count_correct(outputs, labels)
+        return None
+
+
+Loss = SoftmaxCrossEntropy | MeanSquaredError

@@ -1,0 +1,234 @@
+"""The NetworkHandler: a tuple of layers, their arrays, and the three motions forward, backward, update.
+
+Outside, images are samples first, (n, C, H, W) or (n, H, W). Inside, the samples are the last axis, (C, H, W, n):
+`load` is the door in.
+"""
+
+import hashlib
+import math
+import operator
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from parallelcnn.errors import ShapeError
+from parallelcnn.kernels.load import load as load_kernel
+from parallelcnn.kernels.losses import softmax
+from parallelcnn.layers.base import Array, Layer, Shape
+from parallelcnn.optimizers import SGD
+from parallelcnn.parameters import ParameterLayout
+from parallelcnn.workspace import Workspaces, check_memory
+
+_PREDICT_AT_ONCE = 100  # samples: few enough that what a layer writes is still in the cache when the next one reads
+
+
+class NetworkHandler:
+    """Runs a tuple of layers forwards and backwards, and updates their parameters.
+
+    Args:
+        layers: the network, first to last.
+        input_shape: shape of one sample: (C, H, W) or (features,).
+        seed: of the generator that draws the start values.
+        dtype: of every array; float64 is for checking gradients.
+
+    Raises:
+        ShapeError: if a layer does not take what the layer before it gives, or the network would not fit into memory.
+
+    Attributes:
+        params: all parameters, one flat vector.
+        gradients: the loss differentiated by them, written by `backward`; a view into `message`.
+        message: the vector that is summed over ranks: the gradients, and in its last place the loss.
+
+    Example:
+        >>> network = NetworkHandler((Conv2D(6, 3, activation="relu"), Flatten(), Dense(10)), (1, 28, 28))
+        >>> network.predict(np.zeros((5, 28, 28), np.uint8)).shape
+        (5, 10)
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        input_shape: Sequence[int],
+        seed: int = 0,
+        dtype: type[np.floating] = np.float32,
+    ) -> None:
+        self.layers = tuple(layers)
+        self.input_shape = _checked_input_shape(input_shape)
+        self.dtype = np.dtype(dtype)
+        self.shapes = _chain_shapes(self.layers, self.input_shape)
+        inputs = list(zip(self.layers, self.shapes[:-1], strict=True))
+        self.layout = ParameterLayout(tuple(layer.param_shapes(shape) for layer, shape in inputs))
+        check_memory(
+            "the network's parameters and gradients", 2 * self.layout.size * self.dtype.itemsize
+        )
+
+        self.params = np.zeros(self.layout.size, self.dtype)
+        self.message = np.zeros(self.layout.size + 1, self.dtype)
+        self.gradients = self.message[:-1]
+        self._params = self.layout.views(self.params)
+        self._grads = self.layout.views(self.gradients)
+        rng = np.random.default_rng(seed)
+        for layer, params in zip(self.layers, self._params, strict=True):
+            layer.init_params(params, rng)
+
+        self._optimizer: SGD | None = None
+        self._optimizer_state: dict[str, Array] = {}
+        caches = [layer.cache_shapes(shape) for layer, shape in inputs]
+        self._workspaces = Workspaces(self.shapes, caches, self.dtype)
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of one output sample."""
+        return self.shapes[-1]
+
+    def load(self, images: Array, indices: Array | None = None) -> Array:
+        """Gather samples, scale uint8 to [0, 1], and bring them into the layout inside.
+
+        Args:
+            images: (N, *input_shape); grey images also without their channel axis. uint8, or floats taken as they are.
+            indices: (n,), which of them; None: all.
+
+        Returns:
+            (*input_shape, n), valid until the next call.
+
+        Raises:
+            ShapeError: if the images are not of the network's input shape.
+        """
+        images = np.asarray(images)
+        shape = images.shape[1:]
+        if shape != self.input_shape and (1, *shape) != self.input_shape:
+            raise ShapeError(f"the network takes images of shape {self.input_shape}, got {shape}")
+        if images.dtype != np.uint8:
+            images = np.asarray(images, self.dtype)
+        if indices is None:
+            indices = np.arange(len(images))
+        x = self._workspaces.get(len(indices)).activations[0]
+        features = math.prod(self.input_shape)
+        scale = self.dtype.type(1 / 255 if images.dtype == np.uint8 else 1)
+        flat_images = np.ascontiguousarray(images).reshape(len(images), features)
+        load_kernel(flat_images, indices, scale, x.reshape(features, len(indices)))
+        return x
+
+    def forward(self, x: Array, *, training: bool = False) -> Array:
+        """Run the layers.
+
+        Args:
+            x: (*input_shape, n), as `load` returns it.
+            training: layers that behave differently in training do so.
+
+        Returns:
+            (*output_shape, n), valid until the next call.
+        """
+        workspace = self._workspaces.get(x.shape[-1])
+        activations = workspace.activations
+        if x is not activations[0]:
+            activations[0][...] = x
+        for i, layer in enumerate(self.layers):
+            layer.forward(
+                self._params[i],
+                activations[i],
+                activations[i + 1],
+                workspace.caches[i],
+                training=training,
+            )
+        return activations[-1]
+
+    def backward(self, dy: Array) -> None:
+        """Run the layers in reverse, after `forward` of the same samples, and overwrite `gradients`.
+
+        Args:
+            dy: the loss differentiated by what `forward` returned, of the same shape. Overwritten.
+        """
+        workspace = self._workspaces.get(dy.shape[-1])
+        for i in reversed(range(len(self.layers))):
+            dx = workspace.dactivations[i]
+            self.layers[i].backward(
+                self._params[i],
+                self._grads[i],
+                workspace.activations[i],
+                workspace.activations[i + 1],
+                workspace.caches[i],
+                dy,
+                dx,
+            )
+            dy = dx
+
+    def output_gradient(self, n: int) -> Array:
+        """The array, (*output_shape, n), that a loss writes its derivative to."""
+        return self._workspaces.get(n).dactivations[-1]
+
+    def update(self, optimizer: SGD) -> None:
+        """Take one step of the optimiser along `gradients`. Another optimiser than last time starts from rest."""
+        if optimizer != self._optimizer:
+            self._optimizer, self._optimizer_state = optimizer, optimizer.init_state(self.params)
+        optimizer.update(self.params, self.gradients, self._optimizer_state)
+
+    def predict(self, images: Array) -> Array:
+        """Class probabilities, the softmax of the network's output.
+
+        Args:
+            images: (N, *input_shape), any number; grey images also without their channel axis; uint8 or floats.
+
+        Returns:
+            (N, classes).
+        """
+        images = np.asarray(images)
+        if len(self.output_shape) != 1:
+            raise ShapeError(
+                f"predict takes a network that ends in (classes,), got {self.output_shape}"
+            )
+        probabilities = np.empty((len(images), *self.output_shape), self.dtype)
+        for start in range(0, max(len(images), 1), _PREDICT_AT_ONCE):
+            some = slice(start, start + _PREDICT_AT_ONCE)
+            softmax(self.forward(self.load(images[some])), probabilities[some])
+        return probabilities
+
+    def summary(self) -> str:
+        """The table of layers, output shapes (samples first, any number of them) and parameter counts."""
+        rows = [
+            ("Layer", "Output shape", "Parameters"),
+            ("Input", _any_number(self.input_shape), "0"),
+        ]
+        for i, layer in enumerate(self.layers):
+            rows.append((repr(layer), _any_number(self.shapes[i + 1]), f"{self.layout.count(i):,}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
+        rule = "-" * len(lines[0])
+        size = self.layout.size * self.dtype.itemsize / 1024
+        total = f"{self.layout.size:,} parameters, {size:,.1f} KiB"
+        return "\n".join([rule, lines[0], rule, *lines[1:], rule, total])
+
+    def parameters_sha256(self) -> str:
+        """Fingerprint of the parameters: equal if and only if every bit of them is."""
+        return hashlib.sha256(self.params.tobytes()).hexdigest()
+
+
+def _checked_input_shape(input_shape: Sequence[int]) -> Shape:
+    try:
+        shape = tuple(operator.index(size) for size in input_shape)
+    except TypeError:
+        shape = ()
+    if len(shape) not in (1, 3) or min(shape) < 1:
+        raise ShapeError(
+            f"input_shape must be (C, H, W) or (features,) of positive integers, got {input_shape!r}"
+        )
+    return shape
+
+
+def _chain_shapes(layers: tuple[Layer, ...], input_shape: Shape) -> tuple[Shape, ...]:
+    """Shapes before, between and after the layers; ShapeError where two do not fit."""
+    if not layers:
+        raise ShapeError("a network takes at least one layer, got none")
+    shapes = [input_shape]
+    for position, layer in enumerate(layers, start=1):
+        if not isinstance(layer, Layer):
+            raise ShapeError(f"layer {position} of the network must be a Layer, got {layer!r}")
+        try:
+            shapes.append(layer.output_shape(shapes[-1]))
+        except ShapeError as error:
+            raise ShapeError(f"layer {position} of {len(layers)}: {error}") from None
+    return tuple(shapes)
+
+
+def _any_number(shape: Shape) -> str:
+    return f"({', '.join(['None', *map(str, shape)])})"

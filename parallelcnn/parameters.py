@@ -1,0 +1,64 @@
+"""Names, shapes and places of all parameters in one flat vector.
+
+One vector for the parameters and one of the same layout for their gradients: so one message, one update, one record in
+a file and one check serve every layer, and a layer sees named views.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from parallelcnn.layers.base import Array, Shape
+
+
+class Slot(NamedTuple):
+    """The place of one parameter."""
+
+    layer: int
+    name: str
+    shape: Shape
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Where each parameter of each layer lies.
+
+    Args:
+        shapes: for each layer, name -> shape.
+    """
+
+    shapes: tuple[dict[str, Shape], ...]
+
+    @property
+    def slots(self) -> list[Slot]:
+        """All places, in the order of the vector."""
+        slots: list[Slot] = []
+        start = 0
+        for layer, shapes in enumerate(self.shapes):
+            for name, shape in shapes.items():
+                slots.append(Slot(layer, name, shape, start))
+                start = slots[-1].stop
+        return slots
+
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return sum(self.count(layer) for layer in range(len(self.shapes)))
+
+    def count(self, layer: int) -> int:
+        """Number of parameters of one layer."""
+        return sum(math.prod(shape) for shape in self.shapes[layer].values())
+
+    def views(self, flat: Array) -> tuple[dict[str, Array], ...]:
+        """Cut `flat`, shape (size,), into named views, one dict per layer. Copies nothing."""
+        views: tuple[dict[str, Array], ...] = tuple({} for _ in self.shapes)
+        for slot in self.slots:
+            views[slot.layer][slot.name] = flat[slot.start : slot.stop].reshape(slot.shape)
+        return views

@@ -1,0 +1,123 @@
+"""What the layers of one network work on: activations, caches and gradients of activations, allocated once.
+
+Memory is held for the largest number of samples seen so far; any smaller number gets views into its beginning. In
+training a rank meets one or two numbers (its share of a full minibatch, and of the last), so a step allocates nothing.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from parallelcnn.errors import ShapeError
+from parallelcnn.layers.base import Array, Shape
+
+
+class Workspace:
+    """The arrays for one number of samples.
+
+    Attributes:
+        activations: before, between and after the layers, each (*shape, n).
+        dactivations: the loss differentiated by them; None for the input, which nobody asks for.
+        caches: for each layer, the arrays that its `cache_shapes` asked for.
+    """
+
+    def __init__(
+        self,
+        activations: list[Array],
+        dactivations: list[Array | None],
+        caches: list[dict[str, Array]],
+    ) -> None:
+        self.activations = activations
+        self.dactivations = dactivations
+        self.caches = caches
+
+
+class Workspaces:
+    """The workspaces of one network, by number of samples.
+
+    Args:
+        shapes: of one sample before, between and after the layers.
+        caches: for each layer, what its `cache_shapes` returned.
+        dtype: of activations, and of caches that name none.
+    """
+
+    def __init__(
+        self, shapes: Sequence[Shape], caches: Sequence[dict[str, Any]], dtype: np.dtype
+    ) -> None:
+        self._shapes = shapes
+        self._caches = [
+            {name: _with_dtype(entry, dtype) for name, entry in cache.items()} for cache in caches
+        ]
+        self._dtype = dtype
+        self._capacity = -1
+        self._by_size: dict[int, Workspace] = {}
+
+    def get(self, n: int) -> Workspace:
+        """The workspace for n samples.
+
+        Raises:
+            ShapeError: if so many samples do not fit into this machine's memory.
+        """
+        if n > self._capacity:
+            self._allocate(n)
+        if n not in self._by_size:
+            self._by_size[n] = self._views(n)
+        return self._by_size[n]
+
+    def _allocate(self, n: int) -> None:
+        # The gradient of an activation is needed only until the one before it is there: two places take turns.
+        largest = max(math.prod(shape) for shape in self._shapes)
+        sizes = [math.prod(shape) for shape in self._shapes]
+        cache_bytes = sum(
+            math.prod(shape) * dtype.itemsize
+            for cache in self._caches
+            for shape, dtype in cache.values()
+        )
+        per_sample = (sum(sizes) + 2 * largest) * self._dtype.itemsize + cache_bytes
+        check_memory(f"the network's activations for {n} samples", n * per_sample)
+        self._by_size.clear()  # their views would keep the old memory alive
+        self._activations = [np.empty(size * n, self._dtype) for size in sizes]
+        self._dactivations = [np.empty(largest * n, self._dtype) for _ in range(2)]
+        self._cache_memory = [
+            {name: np.empty(math.prod(shape) * n, dtype) for name, (shape, dtype) in cache.items()}
+            for cache in self._caches
+        ]
+        self._capacity = n
+
+    def _views(self, n: int) -> Workspace:
+        return Workspace(
+            [
+                _view(flat, shape, n)
+                for flat, shape in zip(self._activations, self._shapes, strict=True)
+            ],
+            [
+                _view(self._dactivations[i % 2], shape, n) if i > 0 else None
+                for i, shape in enumerate(self._shapes)
+            ],
+            [
+                {name: _view(memory[name], shape, n) for name, (shape, _) in cache.items()}
+                for cache, memory in zip(self._caches, self._cache_memory, strict=True)
+            ],
+        )
+
+
+def check_memory(what: str, n_bytes: int) -> None:
+    """Raise ShapeError if that many bytes are more than this machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if n_bytes > memory:
+        raise ShapeError(
+            f"{what} take {n_bytes / 2**30:,.1f} GiB, more than the {memory / 2**30:,.1f} GiB of this machine"
+        )
+
+
+def _with_dtype(entry: Any, dtype: np.dtype) -> tuple[Shape, np.dtype]:
+    """(shape, dtype) of an entry of `cache_shapes`, which may be a shape alone."""
+    named = len(entry) == 2 and isinstance(entry[0], tuple)
+    return (entry[0], np.dtype(entry[1])) if named else (entry, dtype)
+
+
+def _view(flat: Array, shape: Shape, n: int) -> Array:
+    return flat[: math.prod(shape) * n].reshape(*shape, n)
