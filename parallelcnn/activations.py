@@ -70,9 +70,7 @@ ACTIVATIONS: dict[str, ActivationFunction] = {
     a.name: a
     for a in (
         _Identity("identity", lambda x: x, lambda y: 1.0, derivative_of_output=True),
-        ActivationFunction(
-            "relu", kernels.relu, kernels.relu_derivative_of_output, True, rectifier=True
-        ),
+        ActivationFunction("relu", kernels.relu, kernels.relu_derivative_of_output, True, rectifier=True),
         ActivationFunction(
             "leaky_relu",
             kernels.leaky_relu,
@@ -82,9 +80,7 @@ ACTIVATIONS: dict[str, ActivationFunction] = {
         ),
         ActivationFunction("sigmoid", kernels.sigmoid, kernels.sigmoid_derivative_of_output, True),
         ActivationFunction("tanh", kernels.tanh, kernels.tanh_derivative_of_output, True),
-        ActivationFunction(
-            "softplus", kernels.softplus, kernels.softplus_derivative, rectifier=True
-        ),
+        ActivationFunction("softplus", kernels.softplus, kernels.softplus_derivative, rectifier=True),
         ActivationFunction("gelu", kernels.gelu, kernels.gelu_derivative, rectifier=True),
         ActivationFunction("swish", kernels.swish, kernels.swish_derivative, rectifier=True),
     )
@@ -100,7 +96,5 @@ def find_activation(activation: str | ActivationFunction) -> ActivationFunction:
     if isinstance(activation, ActivationFunction):
         return activation
     if activation not in ACTIVATIONS:
-        raise InputError(
-            f"no activation {activation!r}: {nearest_name(str(activation), list(ACTIVATIONS))}"
-        )
+        raise InputError(f"no activation {activation!r}: {nearest_name(str(activation), list(ACTIVATIONS))}")
     return ACTIVATIONS[activation]

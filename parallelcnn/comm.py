@@ -6,13 +6,15 @@ no MPI library need be installed.
 """
 
 import contextlib
+import mmap
 import os
+import pickle
 import shlex
 import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -128,11 +130,11 @@ def as_communicator(comm: Any) -> Communicator:
     return MPIRanks(comm)
 
 
-def world() -> Communicator:
+def world(*, strict: bool = True) -> Communicator:
     """All ranks that were started together.
 
     Raises:
-        LaunchError: if a launcher started several ranks, and MPI does not work or sees only one: going on would be
+        LaunchError: if `strict` and a launcher started several ranks, and MPI does not work or sees only one: going on would be
             that many separate trainings.
     """
     wanted, said_by = launched_ranks()
@@ -141,7 +143,7 @@ def world() -> Communicator:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        if wanted == 1:
+        if wanted == 1 or not strict:
             return Serial()
         raise LaunchError(
             f"{said_by} says that {wanted} ranks were started, but MPI cannot be loaded ({_first_line(error)}); "
@@ -149,7 +151,7 @@ def world() -> Communicator:
             f"and start with the mpirun that comes with it"
         ) from error
     ranks = MPIRanks(MPI.COMM_WORLD)
-    if ranks.size == 1 and wanted > 1:
+    if ranks.size == 1 and wanted > 1 and strict:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         pmi = "pmi2" if "mpich" in MPI.Get_library_version().lower() else "pmix"
         raise LaunchError(
@@ -185,9 +187,7 @@ def launched_rank() -> int:
 def _has_launcher() -> bool:
     """Whether something that starts ranks without saying how many started this process."""
     return any(
-        variable in os.environ
-        and "OMPI_COMM_WORLD_SIZE" not in os.environ
-        and "PMI_SIZE" not in os.environ
+        variable in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ and "PMI_SIZE" not in os.environ
         for variable in (
             "PMIX_RANK",
             "PALS_RANKID",
@@ -247,12 +247,30 @@ def run_together(comm: Communicator, work: Callable[[], T]) -> T:
     return result
 
 
-def share_on_node(comm: Communicator, load: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
-    """Arrays that one rank of each node loads, and that all ranks of the node see, read-only, in one copy.
+@contextlib.contextmanager
+def abort_all_on_error(comm: Communicator) -> Iterator[None]:
+    """If this rank fails inside, end all ranks: the others would wait for it forever.
 
-    They travel through a file that every rank maps into its memory and that is unlinked at once: unlike one of MPI's
-    shared windows that needs no room in /dev/shm, of which containers have 64 MiB, and a lack of room is an error
-    instead of a crash. Collective: every rank of `comm` must call it.
+    A ParallelCNNError passes: those are raised on every rank together.
+    """
+    try:
+        yield
+    except ParallelCNNError:
+        raise
+    except Exception:
+        if comm.size == 1:
+            raise
+        trace = traceback.format_exc()
+        print(f"parallelcnn: rank {comm.rank} of {comm.size} failed\n{trace}", file=sys.stderr, flush=True)
+        comm.abort(1)
+
+
+def share_on_node(comm: Communicator, load: Callable[[], T]) -> T:
+    """What `load` returns, with the arrays in it held once per node: one rank of each node calls it.
+
+    The arrays travel through a file that the ranks of a node map into their memory, read-only, and that is unlinked
+    at once. Unlike one of MPI's shared windows it needs no room in /dev/shm, of which containers have 64 MiB, and a
+    lack of room is an error instead of a crash. Collective: every rank of `comm` must call it.
 
     Raises:
         whatever `load` raises, on every rank.
@@ -265,33 +283,32 @@ def share_on_node(comm: Communicator, load: Callable[[], Mapping[str, Array]]) -
         def load_and_write() -> Any:
             if comm.rank != leader:
                 return None
-            arrays = load()
+            value = load()
             if len(node) == 1:
-                return dict(arrays)
+                return value
             file = cleanup.enter_context(tempfile.NamedTemporaryFile(prefix="parallelcnn-"))
-            index = {}
-            for name, array in arrays.items():
-                file.write(bytes(-file.tell() % 64))
-                index[name] = (array.dtype, array.shape, file.tell())
-                file.write(np.ascontiguousarray(array).data)
+            pieces = []  # (start, length) of each array's numbers; the pickle itself holds only what is around them
+
+            def write(buffer: pickle.PickleBuffer) -> None:
+                file.write(bytes(-file.tell() % 64))  # aligned to cache lines
+                pieces.append((file.tell(), file.write(buffer.raw())))
+
+            pickled = pickle.dumps(value, protocol=5, buffer_callback=write)
             file.flush()
-            return file.name, index
+            return file.name, pieces, pickled
 
         written = run_together(comm, load_and_write)
         places = comm.gather(None if len(node) == 1 else written)
 
-        def map_into_memory() -> dict[str, Array]:
+        def map_into_memory() -> T:
             if len(node) == 1:
                 return written
-            place, index = places[leader]
-            return {
-                name: np.memmap(place, dtype, "r", offset, shape)
-                for name, (dtype, shape, offset) in index.items()
-            }
+            name, pieces, pickled = places[leader]
+            with open(name, "rb") as file:
+                memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return pickle.loads(pickled, buffers=[memory[start : start + length] for start, length in pieces])
 
-        return run_together(
-            comm, map_into_memory
-        )  # no rank leaves, and unlinks, before all have mapped
+        return run_together(comm, map_into_memory)  # no rank leaves, and unlinks, before all have mapped
 
 
 def _first_line(error: BaseException) -> str:

@@ -37,6 +37,10 @@ class GradientError(ParallelCNNError, AssertionError):
     """A backward pass that is not the derivative of its forward pass."""
 
 
+class DivergenceError(ParallelCNNError, ArithmeticError):
+    """A loss that is no longer a number; every rank sees it in the same step."""
+
+
 def nearest_name(name: str, known: "list[str] | tuple[str, ...]") -> str:
     """The end of a message about an unknown name: what is known, and the nearest of it."""
     import difflib

@@ -21,17 +21,13 @@ class SoftmaxCrossEntropy:
     def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
         """Raise ShapeError unless a network with that output can learn those labels."""
         if classes is None:
-            raise ShapeError(
-                f"{self} takes integer labels, got {labels.dtype} of shape {labels.shape}"
-            )
+            raise ShapeError(f"{self} takes integer labels, got {labels.dtype} of shape {labels.shape}")
         if len(output_shape) != 1 or output_shape[0] < classes:
             raise ShapeError(
                 f"{self} of {classes} classes takes a network that ends in ({classes},), got {output_shape}"
             )
 
-    def forward_backward(
-        self, logits: Array, labels: Array, batch_size: int, dlogits: Array
-    ) -> float:
+    def forward_backward(self, logits: Array, labels: Array, batch_size: int, dlogits: Array) -> float:
         """The loss of these samples divided by `batch_size`, and its derivative.
 
         Args:
@@ -55,13 +51,9 @@ class MeanSquaredError:
         """Raise ShapeError unless a network with that output can learn those labels."""
         wanted = (classes,) if classes is not None else labels.shape[1:] or (1,)
         if output_shape != wanted and not (classes is not None and output_shape[0] > classes):
-            raise ShapeError(
-                f"{self} of these labels takes a network that ends in {wanted}, got {output_shape}"
-            )
+            raise ShapeError(f"{self} of these labels takes a network that ends in {wanted}, got {output_shape}")
 
-    def forward_backward(
-        self, outputs: Array, labels: Array, batch_size: int, doutputs: Array
-    ) -> float:
+    def forward_backward(self, outputs: Array, labels: Array, batch_size: int, doutputs: Array) -> float:
         """The loss of these samples divided by `batch_size`, and its derivative.
 
         Args:

@@ -58,9 +58,7 @@ class NetworkHandler:
         self.shapes = _chain_shapes(self.layers, self.input_shape)
         inputs = list(zip(self.layers, self.shapes[:-1], strict=True))
         self.layout = ParameterLayout(tuple(layer.param_shapes(shape) for layer, shape in inputs))
-        check_memory(
-            "the network's parameters and gradients", 2 * self.layout.size * self.dtype.itemsize
-        )
+        check_memory("the network's parameters and gradients", 2 * self.layout.size * self.dtype.itemsize)
 
         self.params = np.zeros(self.layout.size, self.dtype)
         self.message = np.zeros(self.layout.size + 1, self.dtype)
@@ -163,6 +161,10 @@ class NetworkHandler:
             self._optimizer, self._optimizer_state = optimizer, optimizer.init_state(self.params)
         optimizer.update(self.params, self.gradients, self._optimizer_state)
 
+    def rest_optimizer(self) -> None:
+        """Forget what the optimiser remembers of earlier steps."""
+        self._optimizer = None
+
     def predict(self, images: Array) -> Array:
         """Class probabilities, the softmax of the network's output.
 
@@ -174,9 +176,7 @@ class NetworkHandler:
         """
         images = np.asarray(images)
         if len(self.output_shape) != 1:
-            raise ShapeError(
-                f"predict takes a network that ends in (classes,), got {self.output_shape}"
-            )
+            raise ShapeError(f"predict takes a network that ends in (classes,), got {self.output_shape}")
         probabilities = np.empty((len(images), *self.output_shape), self.dtype)
         for start in range(0, max(len(images), 1), _PREDICT_AT_ONCE):
             some = slice(start, start + _PREDICT_AT_ONCE)
@@ -209,9 +209,7 @@ def _checked_input_shape(input_shape: Sequence[int]) -> Shape:
     except TypeError:
         shape = ()
     if len(shape) not in (1, 3) or min(shape) < 1:
-        raise ShapeError(
-            f"input_shape must be (C, H, W) or (features,) of positive integers, got {input_shape!r}"
-        )
+        raise ShapeError(f"input_shape must be (C, H, W) or (features,) of positive integers, got {input_shape!r}")
     return shape
 
 

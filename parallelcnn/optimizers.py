@@ -35,9 +35,7 @@ class SGD:
         for name in ("learning_rate", "momentum", "weight_decay"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                raise InputError(
-                    f"SGD: {name} must be a finite number of at least 0, got {value!r}"
-                )
+                raise InputError(f"SGD: {name} must be a finite number of at least 0, got {value!r}")
         if self.momentum >= 1:
             raise InputError(f"SGD: momentum must be less than 1, got {self.momentum!r}")
         if self.nesterov and self.momentum == 0:

@@ -8,8 +8,6 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from parallelcnn.layers.base import Array, Shape
 
 

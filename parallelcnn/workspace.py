@@ -44,13 +44,9 @@ class Workspaces:
         dtype: of activations, and of caches that name none.
     """
 
-    def __init__(
-        self, shapes: Sequence[Shape], caches: Sequence[dict[str, Any]], dtype: np.dtype
-    ) -> None:
+    def __init__(self, shapes: Sequence[Shape], caches: Sequence[dict[str, Any]], dtype: np.dtype) -> None:
         self._shapes = shapes
-        self._caches = [
-            {name: _with_dtype(entry, dtype) for name, entry in cache.items()} for cache in caches
-        ]
+        self._caches = [{name: _with_dtype(entry, dtype) for name, entry in cache.items()} for cache in caches]
         self._dtype = dtype
         self._capacity = -1
         self._by_size: dict[int, Workspace] = {}
@@ -72,9 +68,7 @@ class Workspaces:
         largest = max(math.prod(shape) for shape in self._shapes)
         sizes = [math.prod(shape) for shape in self._shapes]
         cache_bytes = sum(
-            math.prod(shape) * dtype.itemsize
-            for cache in self._caches
-            for shape, dtype in cache.values()
+            math.prod(shape) * dtype.itemsize for cache in self._caches for shape, dtype in cache.values()
         )
         per_sample = (sum(sizes) + 2 * largest) * self._dtype.itemsize + cache_bytes
         check_memory(f"the network's activations for {n} samples", n * per_sample)
@@ -89,14 +83,8 @@ class Workspaces:
 
     def _views(self, n: int) -> Workspace:
         return Workspace(
-            [
-                _view(flat, shape, n)
-                for flat, shape in zip(self._activations, self._shapes, strict=True)
-            ],
-            [
-                _view(self._dactivations[i % 2], shape, n) if i > 0 else None
-                for i, shape in enumerate(self._shapes)
-            ],
+            [_view(flat, shape, n) for flat, shape in zip(self._activations, self._shapes, strict=True)],
+            [_view(self._dactivations[i % 2], shape, n) if i > 0 else None for i, shape in enumerate(self._shapes)],
             [
                 {name: _view(memory[name], shape, n) for name, (shape, _) in cache.items()}
                 for cache, memory in zip(self._caches, self._cache_memory, strict=True)

@@ -37,6 +37,4 @@ def load_data(name: PathLike, data_dir: PathLike | None = None) -> tuple[Dataset
         return load_digits()
     if os.path.exists(name) or os.sep in name:
         return load_idx_folder(name)
-    raise DataError(
-        f"no data set and no folder is named {name!r}: {nearest_name(name, DATA_NAMES)}"
-    )
+    raise DataError(f"no data set and no folder is named {name!r}: {nearest_name(name, DATA_NAMES)}")

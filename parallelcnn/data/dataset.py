@@ -16,7 +16,7 @@ class Dataset:
     Args:
         images: (N, H, W), (N, C, H, W) or (N, features); uint8, which a network scales to [0, 1] as it loads
             them, or float32, taken as they are.
-        labels: (N,) integers in [0, classes); or, for regression, floats of shape (N,) or (N, outputs).
+        labels: (N,) integers in [0, classes), kept as int64; or, for regression, floats of shape (N,) or (N, outputs).
         classes: number of classes; None for regression.
         name: what reports call it.
 
@@ -41,6 +41,7 @@ class Dataset:
         if len(images) == 0:
             raise DataError(f"{self.name}: holds no samples")
         if self.classes is None:
+            object.__setattr__(self, "labels", np.ascontiguousarray(labels, np.float32))
             return
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise DataError(
@@ -51,9 +52,7 @@ class Dataset:
         if low < 0 or high >= self.classes:
             wrong = low if low < 0 else high
             where = int(np.flatnonzero(labels == wrong)[0])
-            raise DataError(
-                f"{self.name}: labels must lie in [0, {self.classes}), got {wrong} at sample {where}"
-            )
+            raise DataError(f"{self.name}: labels must lie in [0, {self.classes}), got {wrong} at sample {where}")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -84,8 +84,7 @@ def open_content(path: PathLike) -> gzip.GzipFile | BufferedReader:
         return gzip.open(path, "rb")
     if os.fspath(path).endswith(".gz") and start not in (b"", b"\0\0"):
         raise DataError(
-            f"{path}: a gzip file starts with the bytes {_GZIP_MAGIC.hex(' ')}, "
-            f"this one with {start.hex(' ')}"
+            f"{path}: is no gzip file: one starts with the bytes {_GZIP_MAGIC.hex(' ')}, this one with {start.hex(' ')}"
         )
     return open(path, "rb")
 
@@ -197,8 +196,7 @@ def _read_shape(path: PathLike, content: gzip.GzipFile | BufferedReader) -> tupl
     if magic[2] != _UNSIGNED_BYTE:
         held = _OTHER_TYPES.get(magic[2], "an unknown type")
         raise DataError(
-            f"{path}: must hold unsigned bytes (type 0x08), but its header says {held} "
-            f"(type 0x{magic[2]:02x})"
+            f"{path}: must hold unsigned bytes (type 0x08), but its header says {held} (type 0x{magic[2]:02x})"
         )
     lengths = content.read(4 * ndim)
     if len(lengths) < 4 * ndim:
@@ -215,10 +213,7 @@ def _read_shape(path: PathLike, content: gzip.GzipFile | BufferedReader) -> tupl
 def _wrong_length(path: PathLike, shape: tuple[int, ...], held: int, follow: str) -> str:
     claimed = prod(shape)
     verdict = "truncated" if held < claimed else "too long"
-    return (
-        f"{path}: is {verdict}: its header says {_times(shape)} = {claimed:,} bytes, "
-        f"but {follow} follow"
-    )
+    return f"{path}: is {verdict}: its header says {_times(shape)} = {claimed:,} bytes, but {follow} follow"
 
 
 def _read_part(path: str, ndim: int) -> Array:
@@ -228,8 +223,7 @@ def _read_part(path: str, ndim: int) -> Array:
         holds = {1: "labels", 3: "images"}
         if values.ndim in holds:
             raise DataError(
-                f"{path}: holds {holds[values.ndim]} where {holds[ndim]} are expected: "
-                "were the files swapped?"
+                f"{path}: holds {holds[values.ndim]} where {holds[ndim]} are expected: were the files swapped?"
             )
         raise DataError(f"{path}: {holds[ndim]} must have {ndim} dimensions, got {values.ndim}")
     # numpy's usual integer, so that one compiled kernel serves labels from anywhere.
@@ -247,10 +241,7 @@ def _check_counts(images_path: str, images: Array, labels_path: str, labels: Arr
 def _check_labels(path: str, labels: Array, classes: int) -> None:
     wrong = np.flatnonzero(labels >= classes)
     if len(wrong):
-        raise DataError(
-            f"{path}: labels must lie in [0, {classes}), got {labels[wrong[0]]} "
-            f"at sample {wrong[0]:,}"
-        )
+        raise DataError(f"{path}: labels must lie in [0, {classes}), got {labels[wrong[0]]} at sample {wrong[0]:,}")
 
 
 def _size(images: Array) -> str:

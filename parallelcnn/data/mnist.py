@@ -8,11 +8,11 @@ import secrets
 import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.data.idx import PathLike, find_idx_files, load_idx_folder, open_content
+from parallelcnn.data.idx import PathLike, load_idx_folder, open_content
 from parallelcnn.errors import DataError
 
 # Copies kept by PyTorch, by the Common Visual Data Foundation and by Amazon: MNIST's own page has
@@ -86,13 +86,17 @@ def load_mnist(
 
 
 def _folder_below(data_dir: PathLike) -> str:
-    """The folder with the four files: `data_dir`, or where other programs put them below it."""
-    for subfolder in ("", "mnist", os.path.join("MNIST", "raw")):
-        folder = os.path.join(data_dir, subfolder) if subfolder else os.fspath(data_dir)
-        with suppress(DataError):
-            find_idx_files(folder)
-            return folder
-    return os.fspath(data_dir)
+    """The folder with the files: `data_dir`, or where other programs put them below it."""
+    below = [os.path.join(data_dir, subfolder) for subfolder in ("mnist", "MNIST/raw")]
+    folders = [os.fspath(data_dir), *below]
+    return next(filter(_holds_idx_files, folders), folders[0])
+
+
+def _holds_idx_files(folder: PathLike) -> bool:
+    try:
+        return any("idx" in name and "ubyte" in name for name in os.listdir(folder))
+    except OSError:
+        return False
 
 
 def _cache_folder() -> Path:
@@ -106,8 +110,7 @@ def _cache_folder() -> Path:
         return Path.home() / ".cache" / "parallelcnn" / "mnist"
     except RuntimeError:
         raise DataError(
-            "MNIST: no home folder is known to keep it in: set PARALLELCNN_CACHE to a folder, "
-            f"{_WAY_OUT}"
+            f"MNIST: no home folder is known to keep it in: set PARALLELCNN_CACHE to a folder, {_WAY_OUT}"
         ) from None
 
 
@@ -125,7 +128,7 @@ def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> No
         if not damage:
             continue
         if damage != _MISSING:
-            _say(f"{path}: {damage}; downloading it again", progress)
+            _say(f"{path} {damage}; downloading it again", progress)
         for mirror in mirrors:
             # A mirror that failed once is not waited for again.
             if mirror in failures:
@@ -147,13 +150,12 @@ def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> No
                 ) from error
         else:
             raise DataError(
-                f"MNIST is not in {folder} and could not be downloaded "
-                f"({'; '.join(failures.values())}): {_WAY_OUT}"
+                f"MNIST: {path} {damage}, and no mirror sends it ({'; '.join(failures.values())}): {_WAY_OUT}"
             )
 
 
 def _damage(path: Path, checksum: str) -> str:
-    """What is wrong with a file, empty where nothing is."""
+    """What is wrong with a file, as the end of a sentence about it; empty where nothing is."""
     import hashlib
     import zlib
 
@@ -182,7 +184,7 @@ def _download(url: str, path: Path, checksum: str, progress: bool | None) -> Non
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Each process writes to a name of its own; whoever is last replaces a file by its equal.
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    part = path.with_name(f"{secrets.token_hex(8)}.part.{path.name}")
     try:
         with open(part, "xb") as file, closing(_receive(url, path.name, progress)) as chunks:
             for chunk in chunks:
@@ -190,7 +192,7 @@ def _download(url: str, path: Path, checksum: str, progress: bool | None) -> Non
             file.flush()
             os.fsync(file.fileno())
         if damage := _damage(part, checksum):
-            raise _MirrorError(f"what it sends {damage}")
+            raise _MirrorError(f"sends a file that {damage}")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -202,7 +204,7 @@ def _receive(url: str, name: str, progress: bool | None) -> Generator[bytes, Non
     Raises:
         _MirrorError: if they do not come, come too slowly, or are too few or too many.
     """
-    # Quick as they are, these would double the time that `import parallelcnn` takes.
+    # A tenth of a second to import, which only a download should cost.
     import http.client
     import urllib.error
     import urllib.request
@@ -231,11 +233,11 @@ def _receive(url: str, name: str, progress: bool | None) -> Generator[bytes, Non
         error.close()
         raise _MirrorError(f"answers with HTTP status {error.code}") from error
     except urllib.error.URLError as error:
-        raise _MirrorError(str(error.reason)) from error
+        raise _MirrorError(f"cannot be reached: {error.reason}") from error
     except TimeoutError as error:
         raise _MirrorError(f"sends nothing for {READ_TIMEOUT:g} s") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _MirrorError(str(error) or type(error).__name__) from error
+        raise _MirrorError(f"fails: {error or type(error).__name__}") from error
     if expected is not None and received != expected:
         raise _MirrorError(f"sends {received:,} of {expected:,} bytes")
 

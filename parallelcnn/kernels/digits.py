@@ -23,7 +23,7 @@ def draw_strokes(points, variant, radius, ink, noise, strokes, grain, nearest, i
     radius, ink, noise: (N,), half the pen's width [pixels], its blackness and the paper's grain.
     strokes: (V, S, L), integers, the points each stroke runs through, -1 behind the last.
     grain: (N, H, W), random bytes.
-    nearest: (H, W), float64, overwritten: the squared distance to the strokes, as far as it matters.
+    nearest: (H, W), float64, overwritten: the squared distance to the strokes, where near.
     images: (N, H, W), uint8, written.
     """
     N, H, W = images.shape

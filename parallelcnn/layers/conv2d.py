@@ -45,9 +45,7 @@ class Conv2D(Layer):
         pair(self, "stride", self.stride)
         if isinstance(self.padding, str):
             if self.padding not in ("valid", "same"):
-                raise ShapeError(
-                    f"{self}: padding must be 'valid', 'same' or a number, got {self.padding!r}"
-                )
+                raise ShapeError(f"{self}: padding must be 'valid', 'same' or a number, got {self.padding!r}")
         else:
             pair(self, "padding", self.padding, at_least=0)
         find_activation(self.activation)
@@ -132,9 +130,7 @@ class Conv2D(Layer):
             return
         spare = cache["spare"].reshape(2, columns.outputs * n)
         dimage = cache.get("drows", dx)
-        kernels.conv2d_backward_input(
-            _as_rows(dy), params["weight"], *steps, spare, _as_rows(dimage)
-        )
+        kernels.conv2d_backward_input(_as_rows(dy), params["weight"], *steps, spare, _as_rows(dimage))
         if "drows" in cache:
             kernels.restore(dimage, rows.before, columns.before, columns.stride, dx)
 

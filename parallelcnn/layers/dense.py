@@ -33,9 +33,7 @@ class Dense(Layer):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 1:
-            raise ShapeError(
-                f"{self} takes (features,), got {input_shape}: is a Flatten() missing before it?"
-            )
+            raise ShapeError(f"{self} takes (features,), got {input_shape}: is a Flatten() missing before it?")
         return (self.units,)
 
     def param_shapes(self, input_shape: Shape) -> dict[str, Shape]:

@@ -1,0 +1,74 @@
+"""Trains convolutional networks on CPUs, data-parallel over MPI ranks.
+
+    >>> import parallelcnn as pc
+    >>> train_set, test_set = pc.load_data("digits")
+    >>> network = pc.NetworkHandler(pc.paper(), train_set.input_shape, seed=0)
+    >>> history = pc.train(network, train_set, test_set, pc.SGD(0.1), epochs=3, batch_size=100)
+
+A name is imported from its module when it is first used, so that `import parallelcnn` loads neither numba nor MPI.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from parallelcnn._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from parallelcnn.activations import ActivationFunction as ActivationFunction
+    from parallelcnn.checkpoint import load_model as load_model
+    from parallelcnn.checkpoint import save_model as save_model
+    from parallelcnn.comm import Serial as Serial
+    from parallelcnn.comm import world as world
+    from parallelcnn.data import Dataset as Dataset
+    from parallelcnn.data import load_data as load_data
+    from parallelcnn.data import load_digits as load_digits
+    from parallelcnn.data import load_idx_folder as load_idx_folder
+    from parallelcnn.data import load_mnist as load_mnist
+    from parallelcnn.errors import ParallelCNNError as ParallelCNNError
+    from parallelcnn.evaluation import Evaluation as Evaluation
+    from parallelcnn.evaluation import evaluate as evaluate
+    from parallelcnn.gradients import gradient_check as gradient_check
+    from parallelcnn.layers import Activation as Activation
+    from parallelcnn.layers import Conv2D as Conv2D
+    from parallelcnn.layers import Dense as Dense
+    from parallelcnn.layers import Flatten as Flatten
+    from parallelcnn.layers import Layer as Layer
+    from parallelcnn.layers import MaxPool2D as MaxPool2D
+    from parallelcnn.losses import MeanSquaredError as MeanSquaredError
+    from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+    from parallelcnn.models import lenet5 as lenet5
+    from parallelcnn.models import paper as paper
+    from parallelcnn.network import NetworkHandler as NetworkHandler
+    from parallelcnn.optimizers import SGD as SGD
+    from parallelcnn.training import History as History
+    from parallelcnn.training import train as train
+
+# The list above once more, for the interpreter; a test holds the two together.
+_MODULES = {
+    "activations": ["ActivationFunction"],
+    "checkpoint": ["load_model", "save_model"],
+    "comm": ["Serial", "world"],
+    "data": ["Dataset", "load_data", "load_digits", "load_idx_folder", "load_mnist"],
+    "errors": ["ParallelCNNError"],
+    "evaluation": ["Evaluation", "evaluate"],
+    "gradients": ["gradient_check"],
+    "layers": ["Activation", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D"],
+    "losses": ["MeanSquaredError", "SoftmaxCrossEntropy"],
+    "models": ["lenet5", "paper"],
+    "network": ["NetworkHandler"],
+    "optimizers": ["SGD"],
+    "training": ["History", "train"],
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'parallelcnn' has no attribute {name!r}")
+    value = getattr(import_module(f"parallelcnn.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

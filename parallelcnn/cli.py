@@ -1,0 +1,376 @@
+"""The command: `parallelcnn train`, `evaluate`, `info`; alone, or on every rank under mpirun or srun.
+
+    parallelcnn train                                          # the built-in digits, one rank
+    mpirun -n 4 parallelcnn train --data mnist --epochs 3      # four ranks
+    srun --mpi=pmix parallelcnn train --data mnist             # in a SLURM job
+
+The only place that prints errors and exits: 0 done, 2 wrong usage or input, 1 failure. Heavy imports stand inside the
+functions, after the arguments have been read, so that --help and typing errors are answered at once.
+"""
+
+import argparse
+import contextlib
+import inspect
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from parallelcnn._version import __version__
+from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, nearest_name
+
+if TYPE_CHECKING:
+    from parallelcnn.comm import Communicator
+    from parallelcnn.data import Dataset
+    from parallelcnn.layers import Layer
+
+_IMPORTED = time.perf_counter()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command with these arguments, or those of the process; returns the exit code."""
+    from parallelcnn.comm import Serial, launched_rank, world
+
+    try:
+        options = _parser().parse_args(arguments)
+    except _UsageError as error:
+        if launched_rank() == 0:
+            print(error, file=sys.stderr)
+        return 2
+    if options.command is None:
+        if launched_rank() == 0:
+            _parser().print_help()
+        return 2
+
+    comm: Communicator = Serial()
+    try:
+        comm = world(strict=options.command != "info")
+        options.run(options, comm)
+        return 0
+    except LaunchError as error:
+        if launched_rank() == 0:
+            _complain(error)
+        return 2
+    except ParallelCNNError as error:  # raised on all ranks together
+        if comm.rank == 0:
+            _complain(error)
+        comm.barrier()  # a launcher ends the others once one has left: not before the message is out
+        return 2 if isinstance(error, InputError) else 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("parallelcnn: interrupted", file=sys.stderr)
+        if comm.size > 1:
+            comm.abort(130)
+        return 130
+    except Exception:  # of this rank alone
+        print(f"parallelcnn: rank {comm.rank} of {comm.size} failed", file=sys.stderr)
+        traceback.print_exc()
+        if comm.size > 1:
+            comm.abort(1)
+        return 1
+
+
+def _complain(error: ParallelCNNError) -> None:
+    print(f"parallelcnn: error: {error}", file=sys.stderr, flush=True)
+
+
+class _UsageError(Exception):
+    pass
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing: under mpirun only one rank should speak."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{self.format_usage()}{self.prog}: error: {message}")
+
+    def print_help(self, file: Any = None) -> None:
+        from parallelcnn.comm import launched_rank
+
+        if launched_rank() == 0:
+            super().print_help(file)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="parallelcnn",
+        description="Trains convolutional networks on CPUs, data-parallel over MPI ranks.",
+        epilog="On N ranks: mpirun -n N parallelcnn train ...",
+    )
+    parser.add_argument("--version", action="version", version=f"parallelcnn {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    train = commands.add_parser("train", help="train a network", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    train.set_defaults(run=_train)
+    _add_data_options(train)
+    train.add_argument("--model", default="paper", metavar="NAME|FILE.py:FUNCTION", help=f"the network: {_MODEL_HELP}")
+    train.add_argument("--epochs", type=int, default=3, metavar="N", help="passes over the training set")
+    train.add_argument(
+        "--batch-size", type=int, default=100, metavar="N", help="samples in a minibatch, over all ranks"
+    )
+    train.add_argument("--learning-rate", type=float, default=0.1, metavar="X", help="of SGD")
+    train.add_argument("--momentum", type=float, default=0.0, metavar="X", help="of SGD, in [0, 1)")
+    train.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
+    train.add_argument("--weight-decay", type=float, default=0.0, metavar="X", help="pull of the parameters to zero")
+    train.add_argument("--seed", type=int, default=0, metavar="N", help="of start values and sample order")
+    train.add_argument(
+        "--evaluate-every", type=int, metavar="K", help="test after every K minibatches, and not only each epoch"
+    )
+    train.add_argument("--out", metavar="DIR", help="folder for the results; otherwise runs/ and the UTC time")
+
+    evaluate = commands.add_parser(
+        "evaluate", help="test a trained network", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("file", metavar="MODEL", help="model.npz, or the folder that holds it")
+    _add_data_options(evaluate)
+    evaluate.add_argument(
+        "--model", metavar="NAME|FILE.py:FUNCTION", help=f"the network, if its layers are your own: {_MODEL_HELP}"
+    )
+
+    info = commands.add_parser("info", help="version, MPI library, ranks, hosts, cores, threads")
+    info.set_defaults(run=_info)
+    return parser
+
+
+_MODEL_HELP = "paper, lenet5, or a function of yours that returns the layers"
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", default="digits", metavar="digits|mnist|FOLDER", help="data set; a folder holds the four IDX files"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="where mnist lies; otherwise the cache, or downloaded into it"
+    )
+
+
+def _train(options: argparse.Namespace, comm: "Communicator") -> None:
+    from parallelcnn.checkpoint import save_model
+    from parallelcnn.comm import hosts, mpi_library, run_together
+    from parallelcnn.evaluation import evaluate
+    from parallelcnn.network import NetworkHandler
+    from parallelcnn.optimizers import SGD
+    from parallelcnn.reporting import RunFolder, RunReporter, describe_run
+    from parallelcnn.training import check_arguments, train
+
+    optimizer = SGD(options.learning_rate, options.momentum, options.nesterov, options.weight_decay)
+    train_set, test_set = _load_data(options, comm)
+
+    def build() -> NetworkHandler:
+        layers = _find_layers(options.model, train_set.classes)
+        network = NetworkHandler(layers, train_set.input_shape, options.seed)
+        check_arguments(
+            network, train_set, test_set, options.epochs, options.batch_size, options.seed, options.evaluate_every
+        )
+        return network
+
+    if options.seed < 0:
+        raise InputError(f"--seed must be at least 0, got {options.seed}")
+    network = run_together(comm, build)
+    folder = run_together(comm, lambda: RunFolder(options.out) if comm.rank == 0 else None)
+    all_hosts = hosts(comm)
+    reporter = None
+    if folder is not None:
+        rest = str(optimizer)
+        if folder.moved_to is not None:
+            print(f"moved the files of an earlier run to {folder.moved_to}")
+        print(
+            describe_run(
+                comm, all_hosts, options.model, network, train_set, test_set, options.batch_size, options.epochs, rest
+            ),
+            flush=True,
+        )
+        reporter = RunReporter(folder.metrics, options.epochs, len(train_set))
+    with contextlib.ExitStack() as cleanup:
+        if folder is not None and reporter is not None:
+            cleanup.callback(folder.metrics.close)
+            cleanup.callback(reporter.close)
+        history = train(
+            network,
+            train_set,
+            test_set,
+            optimizer,
+            options.epochs,
+            options.batch_size,
+            options.seed,
+            comm,
+            evaluate_every=options.evaluate_every,
+            reporter=reporter,
+        )
+    on_train_set = evaluate(network, train_set, comm)
+    peak = comm.gather(_peak_rss_bytes())
+    if folder is None:
+        return
+    on_test_set = history.evaluations[-1][2]
+    save_model(folder.path / "model.npz", network)
+    folder.plot_losses(history)
+    folder.write_summary(
+        {
+            "version": __version__,
+            "model": options.model,
+            "layers": [repr(layer) for layer in network.layers],
+            "parameters": network.params.size,
+            "data": train_set.name,
+            "ranks": comm.size,
+            "hosts": all_hosts,
+            "mpi_library": mpi_library() if comm.size > 1 else None,
+            "epochs": options.epochs,
+            "batch_size": options.batch_size,
+            "learning_rate": options.learning_rate,
+            "momentum": options.momentum,
+            "nesterov": options.nesterov,
+            "weight_decay": options.weight_decay,
+            "seed": options.seed,
+            "samples_seen": history.samples_seen,
+            "train_seconds": history.train_seconds,
+            "compile_seconds": history.compile_seconds,
+            "train_accuracy": on_train_set.accuracy,
+            "train_loss": on_train_set.loss,
+            "test_accuracy": on_test_set.accuracy,
+            "test_loss": on_test_set.loss,
+            "parameters_sha256": network.parameters_sha256(),
+            "peak_rss_bytes": max(peak),
+            "wall_seconds": _seconds_since_start(),
+        }
+    )
+    print(
+        f"done       train accuracy {_percent(on_train_set.accuracy)}, test accuracy {_percent(on_test_set.accuracy)}; "
+        f"{history.train_seconds:.2f} s of training, {history.compile_seconds:.2f} s of compilation\n"
+        f"written    {folder.path}{os.sep}",
+        flush=True,
+    )
+
+
+def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
+    from parallelcnn.checkpoint import load_model
+    from parallelcnn.comm import run_together
+    from parallelcnn.evaluation import evaluate
+    from parallelcnn.network import NetworkHandler
+    from parallelcnn.training import check_fit, compile_in_turns
+
+    _, test_set = _load_data(options, comm)
+
+    def load() -> NetworkHandler:
+        file = Path(options.file)
+        layers = None if options.model is None else _find_layers(options.model, test_set.classes)
+        network = load_model(file / "model.npz" if file.is_dir() else file, layers)
+        check_fit(network, test_set)
+        return network
+
+    network = run_together(comm, load)
+    compile_in_turns(comm, lambda: network.predict(test_set.images[:1]))
+    result = evaluate(network, test_set, comm)
+    if comm.rank == 0:
+        print(f"{test_set.name}: test loss {result.loss:.4f}, test accuracy {_percent(result.accuracy)}")
+
+
+def _info(options: argparse.Namespace, comm: "Communicator") -> None:
+    import numba
+    import numpy as np
+
+    from parallelcnn.comm import hosts, launched_ranks, mpi_library
+    from parallelcnn.threads import blas_threads, usable_cores
+
+    _ = np.zeros((2, 2)) @ np.zeros((2, 2))  # brings numpy's BLAS into sight
+    everywhere = hosts(comm)
+    cores = comm.gather(usable_cores())
+    if comm.rank != 0:
+        return
+    launched, said_by = launched_ranks()
+    print(f"parallelcnn    {__version__}")
+    print(f"python         {sys.version.split()[0]}, numpy {np.__version__}, numba {numba.__version__}")
+    print(f"MPI library    {mpi_library()}")
+    print(f"ranks          {comm.size}")
+    if launched > 1 and comm.size == 1:
+        print(f"               but {said_by}: each rank is alone; `parallelcnn train` says which launcher is right")
+    for rank, host in enumerate(everywhere):
+        print(f"    rank {rank:<6} {host}, may use {cores[rank]} core{'s' if cores[rank] != 1 else ''}")
+    print(f"numba threads  {numba.config.NUMBA_NUM_THREADS} (a rank computes on one)")
+    for library, threads in blas_threads():
+        print(f"BLAS threads   {threads} ({library}; one while a network trains)")
+
+
+def _load_data(options: argparse.Namespace, comm: "Communicator") -> "tuple[Dataset, Dataset]":
+    from parallelcnn.comm import share_on_node
+    from parallelcnn.data import load_data
+
+    return share_on_node(comm, lambda: load_data(options.data, options.data_dir))
+
+
+def _find_layers(model: str, classes: int | None) -> "tuple[Layer, ...]":
+    """The layers of a model by name, or those that a function in a file of the user's returns."""
+    from parallelcnn.models import MODELS
+
+    if model in MODELS:
+        return MODELS[model](classes or 1)
+    file, colon, function_name = model.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise InputError(f"no model {model!r}: {nearest_name(model, list(MODELS))}, or FILE.py:FUNCTION")
+    function = _find_function(Path(file), function_name)
+    try:
+        takes_classes = bool(inspect.signature(function).parameters)
+        layers = function(classes) if takes_classes else function()
+    except Exception as error:
+        raise InputError(f"{model} raised {_described(error, Path(file))}") from error
+    try:
+        return tuple(layers)
+    except TypeError:
+        raise InputError(f"{model} must return the layers, a tuple, got {layers!r}") from None
+
+
+def _find_function(file: Path, name: str) -> Any:
+    import importlib.util
+
+    if not file.is_file():
+        raise InputError(f"no file {file}, named by --model {file}:{name}")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Layers defined in the file are dataclasses, which look their module up by name; its neighbours can be imported.
+    sys.modules.setdefault(file.stem, module)
+    sys.path.append(str(file.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{file} raised {_described(error, file)}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+        raise InputError(f"{file} has no function {name!r}: {nearest_name(name, known)}")
+    return function
+
+
+def _described(error: Exception, file: Path) -> str:
+    """An exception of the user's code in one line, with the line of their file that it came from."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    where = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _percent(accuracy: float | None) -> str:
+    return "unknown" if accuracy is None else f"{100 * accuracy:.2f} %"
+
+
+def _peak_rss_bytes() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _seconds_since_start() -> float:
+    """Since this process was started, by the system's account, which has seen the interpreter start [s]."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    except (OSError, AttributeError, IndexError, ValueError):
+        return time.perf_counter() - _IMPORTED

@@ -1,0 +1,246 @@
+"""Synchronous data-parallel training: the loop.
+
+Every rank holds the same network and the same optimiser, computes the gradient of its share of each minibatch, and
+takes the same step along the sum.
+"""
+
+import math
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from parallelcnn.comm import Communicator, abort_all_on_error, as_communicator, run_together
+from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.sampler import grain, minibatches, shuffle
+from parallelcnn.errors import DivergenceError, InputError, ReplicaMismatchError, ShapeError
+from parallelcnn.evaluation import Evaluation, evaluate
+from parallelcnn.losses import Loss, SoftmaxCrossEntropy
+from parallelcnn.network import NetworkHandler
+from parallelcnn.optimizers import SGD
+from parallelcnn.threads import one_blas_thread
+
+
+@dataclass
+class History:
+    """What happened, the same on every rank.
+
+    Attributes:
+        losses: of every minibatch, before its step.
+        evaluations: (minibatches done, epoch, result on the test set) of every evaluation.
+        samples_seen: samples trained on, counted as often as they came.
+        train_seconds: the training loop alone: no compilation, no evaluation [s].
+        compile_seconds: until the kernels were ready [s].
+    """
+
+    losses: list[float] = field(default_factory=list)
+    evaluations: list[tuple[int, int, Evaluation]] = field(default_factory=list)
+    samples_seen: int = 0
+    train_seconds: float = 0.0
+    compile_seconds: float = 0.0
+
+
+class Reporter(Protocol):
+    """Is told what happens in training, as it happens."""
+
+    def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
+        """Minibatch number `step`, counted from 1 over all epochs, of `samples` samples, is done."""
+
+    def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:
+        """The network was evaluated on the test set after minibatch `step`."""
+
+
+def train(
+    network: NetworkHandler,
+    train_set: Dataset,
+    test_set: Dataset,
+    optimizer: SGD,
+    epochs: int,
+    batch_size: int,
+    seed: int = 0,
+    comm: Any = None,
+    *,
+    loss: Loss | None = None,
+    evaluate_every: int | None = None,
+    reporter: Reporter | None = None,
+) -> History:
+    """Train a network, on one process or on many ranks.
+
+    The result does not depend on the number of ranks, up to the rounding of float32 sums. It starts from rank 0's
+    parameters, with the optimiser at rest. Collective: every rank of `comm` must call it, with the same arguments.
+
+    Args:
+        batch_size: samples in a minibatch over ALL ranks; the last minibatch of an epoch has what is left.
+        seed: of the order of the samples, with the epoch; rank 0's counts.
+        comm: None: all ranks that mpirun or srun started together, or this process alone if it was started without;
+            or an mpi4py communicator.
+        loss: softmax cross-entropy unless given.
+        evaluate_every: evaluate on the test set after so many minibatches, and not only after each epoch.
+        reporter: is told what happens, on the rank that hands one over.
+
+    Raises:
+        InputError: for arguments outside their range, or a data set that does not fit network and loss.
+        ReplicaMismatchError: if the ranks were not called with the same arguments.
+        DivergenceError: if the loss is no longer a finite number, on every rank in the same step.
+        LaunchError: see `world`.
+    """
+    comm = as_communicator(comm)
+    loss = loss or SoftmaxCrossEntropy()
+    plan = (network.layers, network.input_shape, optimizer, epochs, batch_size, evaluate_every, loss)
+    run_together(
+        comm, lambda: check_arguments(network, train_set, test_set, epochs, batch_size, seed, evaluate_every, loss)
+    )
+    seed = _start_equal(comm, network, plan, train_set, test_set, seed)
+    history = History()
+    with abort_all_on_error(comm), one_blas_thread():
+        history.compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
+        step = 0
+        for epoch in range(1, epochs + 1):
+            resumed = time.perf_counter()
+            for minibatch in minibatches(shuffle(len(train_set), seed, epoch), batch_size):
+                share = grain(minibatch, comm.rank, comm.size)
+                x = network.load(train_set.images, share)
+                output = network.forward(x, training=True)
+                doutput = network.output_gradient(len(share))
+                labels = train_set.labels[share]
+                network.message[-1] = loss.forward_backward(output, labels, len(minibatch), doutput)
+                network.backward(doutput)
+                comm.sum_over_ranks(network.message)
+                network.update(optimizer)
+
+                step += 1
+                _record_minibatch(history, reporter, step, epoch, float(network.message[-1]), len(minibatch))
+                if evaluate_every and step % evaluate_every == 0:
+                    history.train_seconds += time.perf_counter() - resumed
+                    _record_evaluation(history, reporter, step, epoch, evaluate(network, test_set, comm, loss=loss))
+                    resumed = time.perf_counter()
+            history.train_seconds += time.perf_counter() - resumed
+            if not (history.evaluations and history.evaluations[-1][0] == step):
+                _record_evaluation(history, reporter, step, epoch, evaluate(network, test_set, comm, loss=loss))
+    return history
+
+
+def compile_kernels(network: NetworkHandler, dataset: Dataset, optimizer: SGD, loss: Loss) -> None:
+    """Have every kernel of a training step compiled, or found in numba's cache, by running one sample through it.
+
+    Changes no parameter.
+    """
+    one = np.zeros(1, np.intp)
+    labels = dataset.labels[one]
+    output = network.forward(network.load(dataset.images, one), training=True)
+    doutput = network.output_gradient(1)
+    loss.count_correct(output, labels)
+    loss.forward_backward(output, labels, 1, doutput)
+    network.backward(doutput)
+    params = network.params.copy()
+    optimizer.update(params, network.gradients, optimizer.init_state(params))
+
+
+def compile_in_turns(comm: Communicator, work: Callable[[], object]) -> float:
+    """Do work that compiles: rank 0 first, then one rank of each other node, then the rest.
+
+    So a cold cache is filled once, on whatever file system it lies, and ranks never write it at the same time, which
+    has crashed numba programs (numba issues 4807 and 10128). Collective: every rank of `comm` must call it.
+
+    Returns:
+        How long it took [s].
+    """
+    started = time.perf_counter()
+    first_on_node = comm.rank == comm.ranks_on_node()[0]
+    my_turn = 0 if comm.rank == 0 else 1 if first_on_node else 2
+    for turn in range(3 if comm.size > 1 else 1):
+        run_together(comm, work if turn == my_turn else lambda: None)
+    return time.perf_counter() - started
+
+
+def check_arguments(
+    network: NetworkHandler,
+    train_set: Dataset,
+    test_set: Dataset,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    evaluate_every: int | None = None,
+    loss: Loss | None = None,
+) -> None:
+    """What `train` checks first, on its own.
+
+    Raises:
+        InputError: for arguments that training could not start, or not end well, with.
+    """
+    numbers = {"epochs": (epochs, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
+    if evaluate_every is not None:
+        numbers["evaluate_every"] = (evaluate_every, 1)
+    for name, (value, least) in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if batch_size > len(train_set):
+        raise InputError(
+            f"batch_size must be at most {len(train_set)}, the samples of {train_set.name}, got {batch_size}"
+        )
+    check_fit(network, train_set, loss)
+    check_fit(network, test_set, loss)
+
+
+def check_fit(network: NetworkHandler, dataset: Dataset, loss: Loss | None = None) -> None:
+    """Raise ShapeError unless the network takes the images of the data set and can learn its labels."""
+    (loss or SoftmaxCrossEntropy()).check(network.output_shape, dataset.labels, dataset.classes)
+    if network.input_shape != dataset.input_shape:
+        raise ShapeError(
+            f"the network takes inputs of shape {network.input_shape}, "
+            f"but {dataset.name} holds images of shape {dataset.input_shape}"
+        )
+
+
+def _start_equal(
+    comm: Communicator,
+    network: NetworkHandler,
+    plan: tuple,
+    train_set: Dataset,
+    test_set: Dataset,
+    seed: int,
+) -> int:
+    """Make sure that all ranks do the same thing from the same start; returns the seed that counts, rank 0's.
+
+    Raises:
+        ReplicaMismatchError: if the ranks were not called with the same arguments.
+    """
+    names = ("layers", "input_shape", "optimizer", "epochs", "batch_size", "evaluate_every", "loss")
+    mine = {name: repr(value) for name, value in zip(names, plan, strict=True)}
+    for name, dataset in (("train_set", train_set), ("test_set", test_set)):
+        labels = zlib.crc32(np.ascontiguousarray(dataset.labels).data)
+        mine[name] = f"{dataset.images.dtype} of shape {dataset.images.shape}, labels with CRC-32 {labels:08x}"
+    everyone = comm.gather(mine)
+    for name in mine:
+        for rank, theirs in enumerate(everyone):
+            if theirs[name] != everyone[0][name]:
+                raise ReplicaMismatchError(
+                    f"all ranks must train the same: rank 0 has {name} {everyone[0][name]}, "
+                    f"but rank {rank} has {theirs[name]}"
+                )
+    comm.broadcast(network.params)
+    network.rest_optimizer()
+    return comm.gather(seed)[0]
+
+
+def _record_minibatch(
+    history: History, reporter: Reporter | None, step: int, epoch: int, loss: float, samples: int
+) -> None:
+    history.losses.append(loss)
+    history.samples_seen += samples
+    if reporter is not None:
+        reporter.minibatch(step, epoch, loss, samples)
+    if not math.isfinite(loss):  # a sum over ranks: all of them raise here
+        raise DivergenceError(
+            f"the loss of minibatch {step} (epoch {epoch}) is {loss}: training has diverged; a smaller learning rate "
+            f"may help"
+        )
+
+
+def _record_evaluation(history: History, reporter: Reporter | None, step: int, epoch: int, result: Evaluation) -> None:
+    history.evaluations.append((step, epoch, result))
+    if reporter is not None:
+        reporter.evaluation(step, epoch, result, history)
