@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numba.core.errors import NumbaError
 
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.kernels import activations as kernels
@@ -39,21 +40,28 @@ class ActivationFunction:
         """Replace y by f(y). `kept`, like y, receives what `backward` needs; see `keeps_input`."""
         if kept is not None:
             kept[...] = y
-        self._kernels()[0](y.reshape(y.size))
+        self._run(0, y.reshape(y.size))
 
     def backward(self, kept: Array, dy: Array) -> None:
         """Multiply dy by the derivative; `kept` is the output, or the input if `keeps_input`."""
-        self._kernels()[1](kept.reshape(kept.size), dy.reshape(dy.size))
+        self._run(1, kept.reshape(kept.size), dy.reshape(dy.size))
 
     @property
     def keeps_input(self) -> bool:
         """Whether `backward` needs the input x, rather than the output y."""
         return not self.derivative_of_output
 
-    def _kernels(self):
+    def _run(self, direction: int, *arrays: Array) -> None:
+        """Apply the function (0) or the derivative (1)."""
         if self.function.__module__ == kernels.__name__:
-            return kernels.builtin_kernels(self.function, self.derivative)
-        return kernels.user_kernels(self.function, self.derivative)
+            kernels.builtin_kernels(self.function, self.derivative)[direction](*arrays)
+            return
+        try:
+            kernels.user_kernels(self.function, self.derivative)[direction](*arrays)
+        except NumbaError as error:
+            which = ("function", "derivative")[direction]
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise InputError(f"activation {self.name!r}: numba cannot compile its {which}: {reason}") from error
 
 
 class _Identity(ActivationFunction):

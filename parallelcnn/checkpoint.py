@@ -42,9 +42,10 @@ def save_model(path: str | Path, network: NetworkHandler) -> None:
         "input_shape": network.input_shape,
         "layers": [_describe(layer) for layer in network.layers],
     }
-    arrays = {_key(slot): _view(network, slot) for slot in network.layout.slots}
+    arrays: dict[str, Any] = {_key(slot): _view(network, slot) for slot in network.layout.slots}
+    arrays["description"] = np.array(json.dumps(description))
     content = io.BytesIO()
-    np.savez(content, description=np.array(json.dumps(description)), **arrays)
+    np.savez(content, **arrays)
     write_atomically(Path(path), content.getvalue())
 
 
@@ -119,7 +120,7 @@ def _build(path: Path, description: dict[str, Any], layers: Iterable[Layer] | No
 
 
 def _rebuild(path: Path, entry: dict[str, Any]) -> Layer:
-    kind = getattr(library_layers, entry["layer"], None)
+    kind: Any = getattr(library_layers, entry["layer"], None)
     known = isinstance(kind, type) and issubclass(kind, Layer) and kind is not Layer
     arguments = entry["arguments"]
     if not known or any(isinstance(value, dict) for value in arguments.values()):

@@ -235,15 +235,17 @@ def run_together(comm: Communicator, work: Callable[[], T]) -> T:
         result = work()
     except Exception as caught:
         error = caught
-    report = None
+    report: tuple[type[ParallelCNNError], str] | None = None
     if error is not None:
         if isinstance(error, ParallelCNNError):
             report = (type(error), str(error))
         else:
             text = "".join(traceback.format_exception(error)).rstrip()
             report = (ParallelCNNError, f"rank {comm.rank} of {comm.size} failed\n{text}")
-    for kind, message in filter(None, comm.gather(report)):
-        raise kind(message) from error
+    for told in comm.gather(report):
+        if told is not None:
+            kind, message = told
+            raise kind(message) from error
     return result
 
 
@@ -298,7 +300,7 @@ def share_on_node(comm: Communicator, load: Callable[[], T]) -> T:
             return file.name, pieces, pickled
 
         written = run_together(comm, load_and_write)
-        places = comm.gather(None if len(node) == 1 else written)
+        places: list[Any] = comm.gather(None if len(node) == 1 else written)
 
         def map_into_memory() -> T:
             if len(node) == 1:

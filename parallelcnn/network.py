@@ -138,8 +138,10 @@ class NetworkHandler:
             dy: the loss differentiated by what `forward` returned, of the same shape. Overwritten.
         """
         workspace = self._workspaces.get(dy.shape[-1])
+        dx: Array | None = dy
         for i in reversed(range(len(self.layers))):
-            dx = workspace.dactivations[i]
+            assert dx is not None  # only the first layer has none
+            dy, dx = dx, workspace.dactivations[i]
             self.layers[i].backward(
                 self._params[i],
                 self._grads[i],
@@ -149,11 +151,12 @@ class NetworkHandler:
                 dy,
                 dx,
             )
-            dy = dx
 
     def output_gradient(self, n: int) -> Array:
         """The array, (*output_shape, n), that a loss writes its derivative to."""
-        return self._workspaces.get(n).dactivations[-1]
+        doutput = self._workspaces.get(n).dactivations[-1]
+        assert doutput is not None
+        return doutput
 
     def update(self, optimizer: SGD) -> None:
         """Take one step of the optimiser along `gradients`. Another optimiser than last time starts from rest."""

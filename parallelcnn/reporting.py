@@ -1,11 +1,14 @@
 """What a run tells: on the terminal while it goes on, and in the files of its folder."""
 
+import io
 import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
 
 from parallelcnn.comm import Communicator
 from parallelcnn.data.dataset import Dataset
@@ -141,7 +144,7 @@ def describe_run(
 ) -> str:
     """What is about to run, before the first step."""
     per_epoch = -(-len(train_set) // batch_size)
-    shares = [len(grain(range(batch_size), rank, comm.size)) for rank in range(comm.size)]
+    shares = [len(grain(np.arange(batch_size), rank, comm.size)) for rank in range(comm.size)]
     classes = "" if train_set.classes is None else f", {train_set.classes} classes"
     ranks = f"{comm.size} on {', '.join(f'{host} ({hosts.count(host)})' for host in dict.fromkeys(hosts))}"
     return "\n".join(
@@ -158,9 +161,6 @@ def describe_run(
 
 def plot_losses(path: Path, history: History) -> None:
     """Draw the training loss over minibatches, faint as it is and smoothed, with the test loss marked."""
-    import io
-
-    import numpy as np
     from matplotlib.figure import Figure
 
     losses = np.array(history.losses)

@@ -77,7 +77,7 @@ def load_mnist(
     """
     if data_dir is not None:
         return load_idx_folder(_folder_below(data_dir), "mnist", classes=CLASSES)
-    folder = Path(cache_dir) if cache_dir is not None else _cache_folder()
+    folder = Path(cache_dir) if cache_dir is not None else cache_folder()
     try:
         return load_idx_folder(folder, "mnist", classes=CLASSES)
     except DataError:
@@ -99,7 +99,7 @@ def _holds_idx_files(folder: PathLike) -> bool:
         return False
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     if cache := os.environ.get("PARALLELCNN_CACHE"):
         return Path(cache) / "mnist"
     cache = os.environ.get("XDG_CACHE_HOME", "")

@@ -51,7 +51,7 @@ class Conv2D(Layer):
         find_activation(self.activation)
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        rows, columns = _geometry(self, input_shape)
+        rows, columns = window_axes(self, input_shape)
         return (self.filters, rows.outputs, columns.outputs)
 
     def param_shapes(self, input_shape: Shape) -> dict[str, Shape]:
@@ -67,7 +67,7 @@ class Conv2D(Layer):
         draw_start_values(weight, C * R * S, K * R * S, find_activation(self.activation), rng)
 
     def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
-        rows, columns = _geometry(self, input_shape)
+        rows, columns = window_axes(self, input_shape)
         shapes: dict[str, Any] = {"spare": (2, columns.outputs)}
         if not self._rows_are_the_image(input_shape):
             shapes["rows"] = shapes["drows"] = (
@@ -89,7 +89,7 @@ class Conv2D(Layer):
         *,
         training: bool,
     ) -> None:
-        rows, columns = _geometry(self, x.shape[:-1])
+        rows, columns = window_axes(self, x.shape[:-1])
         n = x.shape[-1]
         image = x
         if "rows" in cache:
@@ -118,7 +118,7 @@ class Conv2D(Layer):
         dy: Array,
         dx: Array | None,
     ) -> None:
-        rows, columns = _geometry(self, x.shape[:-1])
+        rows, columns = window_axes(self, x.shape[:-1])
         n = x.shape[-1]
         image = cache.get("rows", x)
         find_activation(self.activation).backward(cache.get("before_activation", y), dy)
@@ -136,7 +136,7 @@ class Conv2D(Layer):
 
     def _rows_are_the_image(self, input_shape: Shape) -> bool:
         """Whether the kernels can run over x itself: nothing in front, nothing behind, every column next to its own."""
-        rows, columns = _geometry(self, input_shape)
+        rows, columns = window_axes(self, input_shape)
         return (
             rows.before == columns.before == 0
             and rows.needed <= input_shape[1]
@@ -145,7 +145,7 @@ class Conv2D(Layer):
         )
 
 
-class _Axis(NamedTuple):
+class WindowAxis(NamedTuple):
     """How windows lie along the rows, or the columns, of an image."""
 
     window: int
@@ -160,7 +160,7 @@ class _Axis(NamedTuple):
 
 
 @cache
-def _geometry(layer: Conv2D, input_shape: Shape) -> tuple[_Axis, _Axis]:
+def window_axes(layer: Conv2D, input_shape: Shape) -> tuple[WindowAxis, WindowAxis]:
     """How windows lie along rows and columns; ShapeError if the layer does not take such an input."""
     if len(input_shape) != 3:
         raise ShapeError(f"{layer} takes images (C, H, W), got {input_shape}")
@@ -180,7 +180,7 @@ def _geometry(layer: Conv2D, input_shape: Shape) -> tuple[_Axis, _Axis]:
                 f"{layer}: a window of {window[0]} x {window[1]} is larger than the image, "
                 f"{input_shape[1]} x {input_shape[2]}{padded}; it takes images at least as large as its window"
             )
-        axes.append(_Axis(window[i], stride[i], before, outputs))
+        axes.append(WindowAxis(window[i], stride[i], before, outputs))
     return axes[0], axes[1]
 
 

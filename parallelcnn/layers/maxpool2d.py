@@ -35,7 +35,7 @@ class MaxPool2D(Layer):
         if len(input_shape) != 3:
             raise ShapeError(f"{self} takes images (C, H, W), got {input_shape}")
         C, H, W = input_shape
-        (R, S), (row_stride, column_stride) = self._window()
+        (R, S), (row_stride, column_stride) = self.window_and_stride()
         if R > H or S > W:
             raise ShapeError(
                 f"{self}: a window of {R} x {S} is larger than the image, {H} x {W}; "
@@ -44,7 +44,7 @@ class MaxPool2D(Layer):
         return (C, (H - R) // row_stride + 1, (W - S) // column_stride + 1)
 
     def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
-        (R, S), _ = self._window()
+        (R, S), _ = self.window_and_stride()
         return {"winner": (self.output_shape(input_shape), np.min_scalar_type(R * S - 1))}
 
     def forward(
@@ -56,7 +56,7 @@ class MaxPool2D(Layer):
         *,
         training: bool,
     ) -> None:
-        window, stride = self._window()
+        window, stride = self.window_and_stride()
         kernels.forward_kernel(*window)(x, *stride, y, cache["winner"])
 
     def backward(
@@ -70,9 +70,10 @@ class MaxPool2D(Layer):
         dx: Array | None,
     ) -> None:
         if dx is not None:
-            window, stride = self._window()
+            window, stride = self.window_and_stride()
             kernels.maxpool2d_backward(dy, cache["winner"], *window, *stride, dx)
 
-    def _window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def window_and_stride(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns of the window, and of the step between windows."""
         window = pair(self, "pool_size", self.pool_size)
         return window, window if self.stride is None else pair(self, "stride", self.stride)

@@ -1,0 +1,73 @@
+"""Layers with inputs they take: the one list that every test of layers walks over."""
+
+from parallelcnn import Activation, Conv2D, Dense, Flatten, MaxPool2D
+
+CONVOLUTIONS = [
+    # channels: 1 and many, odd and even, and filters of every size that a kernel treats in its own way
+    (Conv2D(1, 1), (1, 1, 1)),
+    (Conv2D(6, 3), (1, 8, 8)),
+    (Conv2D(16, 3), (6, 6, 6)),
+    (Conv2D(5, 3), (3, 5, 7)),
+    (Conv2D(3, 1), (4, 3, 5)),
+    (Conv2D(2, 5), (2, 6, 7)),
+    (Conv2D(3, 7), (1, 7, 9)),
+    (Conv2D(9, 2), (5, 4, 4)),
+    # filters and images that are not square
+    (Conv2D(2, (1, 3)), (2, 3, 6)),
+    (Conv2D(2, (3, 1)), (2, 6, 3)),
+    (Conv2D(3, (2, 4)), (2, 5, 4)),
+    (Conv2D(2, (4, 3)), (1, 4, 9)),
+    # strides, also larger than the filter, and such that rows and columns are left over
+    (Conv2D(2, 3, stride=2), (2, 7, 8)),
+    (Conv2D(3, 2, stride=3), (2, 8, 9)),
+    (Conv2D(2, 3, stride=(1, 2)), (2, 5, 6)),
+    (Conv2D(2, 3, stride=(2, 1)), (2, 6, 5)),
+    (Conv2D(3, 1, stride=2), (2, 5, 6)),
+    (Conv2D(2, (2, 5), stride=(3, 4)), (1, 9, 14)),
+    # paddings
+    (Conv2D(2, 3, padding="same"), (2, 5, 6)),
+    (Conv2D(2, 2, padding="same"), (2, 4, 5)),
+    (Conv2D(2, 4, padding="same"), (1, 5, 5)),
+    (Conv2D(2, 3, stride=2, padding="same"), (2, 6, 7)),
+    (Conv2D(2, (5, 2), stride=(2, 3), padding="same"), (2, 7, 8)),
+    (Conv2D(2, 3, padding=1), (2, 4, 5)),
+    (Conv2D(2, 3, padding=(2, 0)), (1, 4, 5)),
+    (Conv2D(2, 3, stride=2, padding=2), (2, 5, 6)),
+    (Conv2D(2, 5, padding=2), (1, 3, 3)),
+    (Conv2D(2, 3, stride=2, padding=(0, 3)), (1, 5, 2)),
+    (Conv2D(2, 3, bias=False), (2, 5, 5)),
+    (Conv2D(2, 3, padding=1, stride=2, bias=False), (2, 5, 5)),
+]
+
+POOLINGS = [
+    (MaxPool2D(), (2, 6, 6)),
+    (MaxPool2D(2), (3, 7, 5)),
+    (MaxPool2D(1), (2, 3, 3)),
+    (MaxPool2D(3, stride=1), (2, 5, 6)),
+    (MaxPool2D(3, stride=2), (1, 7, 8)),
+    (MaxPool2D(2, stride=3), (2, 8, 7)),
+    (MaxPool2D((2, 3)), (2, 5, 7)),
+    (MaxPool2D((3, 1), stride=(2, 1)), (2, 6, 4)),
+    (MaxPool2D(17, stride=1), (1, 17, 18)),  # more taps than a byte can count
+]
+
+OTHERS = [
+    (Dense(1), (1,)),
+    (Dense(4), (7,)),
+    (Dense(3, bias=False), (5,)),
+    (Flatten(), (2, 3, 4)),
+    (Flatten(), (5,)),
+]
+
+_NAMES = ("identity", "relu", "leaky_relu", "sigmoid", "tanh", "softplus", "gelu", "swish")
+ACTIVATED = [
+    *((Activation(name), (2, 3, 4)) for name in _NAMES),
+    *((Conv2D(3, 2, activation=name), (2, 4, 4)) for name in _NAMES),
+    *((Dense(4, activation=name), (5,)) for name in _NAMES),
+]
+
+LAYERS = [*CONVOLUTIONS, *POOLINGS, *OTHERS, *ACTIVATED]
+
+
+def name_of(value: object) -> str:
+    return repr(value).replace(" ", "")

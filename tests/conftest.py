@@ -1,0 +1,42 @@
+"""What all tests share: strict floating point, numba caches of their own, the real MNIST where there is one."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# numba's cache does not notice that a file has changed which a kernel's file imports: a folder for each state of them.
+_sources = sorted((ROOT / "parallelcnn" / "kernels").glob("*.py"))
+_state = hashlib.sha256(b"".join(path.read_bytes() for path in _sources)).hexdigest()[:12]
+os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".pytest_cache" / f"numba-{_state}"))
+
+# Tests for several ranks are started by test_mpi.py, under mpiexec.
+if "PARALLELCNN_MPI_TESTS" not in os.environ:
+    collect_ignore = ["mpi"]
+
+
+@pytest.fixture(autouse=True)
+def _strict_floating_point() -> Iterator[None]:
+    with np.errstate(all="raise", under="ignore"):
+        yield
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """A folder with the real MNIST."""
+    from parallelcnn.data.mnist import cache_folder
+
+    for folder in (ROOT.parent / "shared" / "mnist", cache_folder()):
+        if (folder / "train-images-idx3-ubyte.gz").exists():
+            return folder
+    pytest.skip("the real MNIST is neither in ../shared/mnist nor in the cache")

@@ -1,0 +1,169 @@
+"""Model files: what was saved comes back, and nothing else is taken for one."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import small
+
+import parallelcnn as pc
+from parallelcnn.errors import CheckpointError
+
+
+def test_a_model_comes_back_with_its_layers_and_every_bit(tmp_path):
+    network = small.network(seed=5)
+    pc.save_model(tmp_path / "model.npz", network)
+    again = pc.load_model(tmp_path / "model.npz")
+    assert again.layers == network.layers
+    assert again.input_shape == network.input_shape
+    assert again.parameters_sha256() == network.parameters_sha256()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.npz"]
+
+
+def test_numpy_alone_can_read_a_model(tmp_path):
+    network = small.network()
+    pc.save_model(tmp_path / "model.npz", network)
+    with np.load(tmp_path / "model.npz", allow_pickle=False) as arrays:
+        assert json.loads(str(arrays["description"]))["input_shape"] == [1, 11, 9]
+        assert arrays["0.weight"].shape == (3, 1, 3, 3)
+        assert sum(arrays[name].size for name in arrays.files if name != "description") == network.params.size
+
+
+def test_layers_of_the_users_own_are_asked_for_and_taken(tmp_path):
+    bent = pc.ActivationFunction("bent", lambda x: x + abs(x) / 2, lambda x: 1.5 if x > 0 else 0.5)
+    layers = (pc.Flatten(), pc.Dense(5, activation=bent))
+    network = pc.NetworkHandler(layers, (1, 11, 9), seed=2)
+    pc.save_model(tmp_path / "model.npz", network)
+    with pytest.raises(CheckpointError, match=r"holds Dense\(5, activation=<bent>\), which is not .* --model FILE"):
+        pc.load_model(tmp_path / "model.npz")
+    assert pc.load_model(tmp_path / "model.npz", layers).parameters_sha256() == network.parameters_sha256()
+
+
+def test_a_model_that_does_not_fit_the_layers_is_refused(tmp_path):
+    pc.save_model(tmp_path / "model.npz", small.network())
+    with pytest.raises(
+        CheckpointError, match=r"does not fit the network: it holds \(Conv2D.*, not \(Flatten\(\), Dense"
+    ):
+        pc.load_model(tmp_path / "model.npz", (pc.Flatten(), pc.Dense(5)))
+
+
+def _npz(**arrays):
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def _changed(**changes):
+    """A good model file in which some arrays are others, or (None) are missing."""
+    with np.load(io.BytesIO(_GOOD), allow_pickle=False) as arrays:
+        kept = {name: arrays[name] for name in arrays.files}
+    kept.update({name.replace("_", "."): value for name, value in changes.items()})
+    return _npz(**{name: value for name, value in kept.items() if value is not None})
+
+
+def _described(**changes):
+    with np.load(io.BytesIO(_GOOD), allow_pickle=False) as arrays:
+        description = json.loads(str(arrays["description"]))
+    return _changed(description=np.array(json.dumps({**description, **changes})))
+
+
+def _header_claiming(shape):
+    """A model file whose first weight claims a shape that does not follow."""
+    npy = io.BytesIO()
+    np.lib.format.write_array_header_1_0(npy, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(_GOOD)) as source, zipfile.ZipFile(out, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, npy.getvalue() if name == "0.weight.npy" else source.read(name))
+    return out.getvalue()
+
+
+def _bomb():
+    """A model file whose first weight unpacks to a gigabyte."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(_GOOD)) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, bytes(2**28) if name == "0.weight.npy" else source.read(name))
+    return out.getvalue()
+
+
+def _good():
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.npz"
+        pc.save_model(path, small.network())
+        return path.read_bytes()
+
+
+_GOOD = _good()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no model file, or a damaged one"),
+        (b"not a zip file at all", "no model file, or a damaged one"),
+        (_GOOD[: len(_GOOD) // 2], "no model file, or a damaged one"),
+        (_GOOD[:200] + bytes([_GOOD[200] ^ 1]) + _GOOD[201:], "damaged one: Bad CRC-32"),
+        (_npz(x=np.zeros(3)), "is no model file: .* holds none"),
+        (_changed(description=np.array(["a", "b"])), "is no model file"),
+        (_changed(description=np.array("{}")), "is no model file: .* got another one"),
+        (_changed(description=np.zeros(10**6)), "is no model file"),
+        (_described(version=2), "has version 2 of the format; this program reads version 1"),
+        (_described(layers=[]), "its description makes no network"),
+        (_described(layers=[{"layer": "Layer", "arguments": {}, "written": "Layer()"}]), "not this library's own"),
+        (_described(layers=[{"layer": "np", "arguments": {}, "written": "np()"}]), "not this library's own"),
+        (_described(layers=[{"layer": "Dense", "arguments": {"size": 3}, "written": "?"}]), "makes no network"),
+        (_described(layers=[{"layer": "Dense", "arguments": {"units": 10**15}, "written": "?"}]), "makes no network"),
+        (_described(layers="many"), "makes no network"),
+        (_described(input_shape=[1, 12, 9]), "does not fit the network|is damaged"),
+        (_described(input_shape=None), "makes no network"),
+        (_changed(**{"0_weight": None}), "holds no array '0.weight'"),
+        (_changed(**{"0_weight": np.zeros((3, 1, 3, 3))}), "must be float32 of shape .* got float64"),
+        (_changed(**{"0_weight": np.zeros((3, 1, 9), np.float32)}), r"of shape \(3, 1, 3, 3\), got float32"),
+        (_changed(**{"0_weight": np.full((3, 1, 3, 3), np.nan, np.float32)}), "not finite"),
+        (_changed(**{"0_weight": np.zeros(10**6, np.float32)}), "larger than the"),
+        (_header_claiming((10**9, 10**9)), "which is not what follows"),
+        (_bomb(), "larger than the"),
+    ],
+)
+def test_what_is_no_model_file_is_refused_in_a_sentence(content, message, tmp_path):
+    path = tmp_path / "model.npz"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        pc.load_model(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_in_a_model_file_is_not_run(tmp_path):
+    path = tmp_path / "model.npz"
+    np.savez(path, description=np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(CheckpointError):
+        pc.load_model(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no model file"):
+        pc.load_model(tmp_path / "none.npz")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        pc.load_model(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "model.npz"
+    pc.save_model(path, small.network(seed=1))
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        pc.save_model(path, small.network(seed=2))
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model.npz"]

@@ -1,0 +1,107 @@
+"""The house: floors that import only downwards, quick imports, a list of names that is true."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import parallelcnn
+
+PACKAGE = Path(parallelcnn.__file__).parent
+
+# From the ground up; a module imports only from floors below its own, or, within a folder, from its neighbours.
+FLOORS = [
+    {"_version", "errors", "kernels", "files", "threads"},
+    {"activations"},
+    {"layers"},
+    {"losses", "parameters"},
+    {"optimizers", "workspace"},
+    {"network"},
+    {"models", "gradients", "data", "comm", "checkpoint"},
+    {"evaluation"},
+    {"training"},
+    {"reporting"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """Names of modules that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                package = path.relative_to(PACKAGE).parts[: -node.level]
+                yield ".".join(["parallelcnn", *package, node.module or ""])
+            else:
+                yield node.module or ""
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_floors_below_its_own(path):
+    floor = FLOOR_OF[room_of(path)]
+    for name in imports_of(path):
+        if name.startswith("parallelcnn."):
+            room = name.split(".")[1]
+            assert room == room_of(path) or FLOOR_OF[room] < floor, f"{path.name} imports {name}"
+
+
+def test_only_comm_imports_mpi4py():
+    importers = {room_of(path) for path in FILES for name in imports_of(path) if name.startswith("mpi4py")}
+    assert importers == {"comm"}
+
+
+def test_kernels_import_nothing_that_changes():
+    for path in (PACKAGE / "kernels").glob("*.py"):
+        for name in imports_of(path):
+            assert name.split(".")[0] in {"numba", "numpy", "math", "functools", "collections"} or name in {
+                "parallelcnn.kernels._jit"
+            }, f"{path.name} imports {name}"
+
+
+def test_importing_the_package_loads_neither_numba_nor_mpi_and_its_list_of_names_is_true():
+    script = """
+import sys
+import parallelcnn
+assert not {"numba", "mpi4py", "numpy"} & set(sys.modules)
+for module, names in parallelcnn._MODULES.items():
+    for name in names:
+        value = getattr(parallelcnn, name)
+        assert value.__module__.startswith(f"parallelcnn.{module}"), (name, value.__module__)
+        assert name in dir(parallelcnn)
+assert "mpi4py" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=60)
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    declared = {alias.name for node in block.body for alias in node.names}
+    assert declared == {name for names in parallelcnn._MODULES.values() for name in names}
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Conv3D'"):
+        _ = parallelcnn.Conv3D
+
+
+def test_training_works_where_no_mpi_library_is_installed():
+    script = """
+import sys
+sys.modules["mpi4py"] = None
+import numpy as np
+import parallelcnn as pc
+dataset = pc.Dataset(np.zeros((4, 5), np.uint8), np.array([0, 1, 0, 1]), 2)
+pc.train(pc.NetworkHandler((pc.Dense(2),), (5,)), dataset, dataset, pc.SGD(), 1, 2)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

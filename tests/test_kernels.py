@@ -1,0 +1,233 @@
+"""Every kernel agrees with its naive reference: both precisions, any number of samples."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import reference
+from cases import CONVOLUTIONS, POOLINGS, name_of
+
+from parallelcnn.activations import ACTIVATIONS
+from parallelcnn.kernels import losses, maxpool2d, sgd
+from parallelcnn.kernels.load import load
+from parallelcnn.layers.conv2d import window_axes
+from parallelcnn.parameters import ParameterLayout
+from parallelcnn.workspace import Workspaces
+
+TOLERANCE = {np.float32: {"rtol": 1e-4, "atol": 2e-5}, np.float64: {"rtol": 1e-12, "atol": 1e-12}}
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+SAMPLES = pytest.mark.parametrize("n", [0, 1, 5])
+
+
+def run_layer(layer, input_shape, n, dtype, rng, x=None):
+    """Run a layer forwards and backwards over random arrays; what it should write holds garbage before."""
+    layout = ParameterLayout((layer.param_shapes(input_shape),))
+    flat_params = rng.normal(size=layout.size).astype(dtype)
+    (params,), (grads,) = layout.views(flat_params), layout.views(np.full(layout.size, 7, dtype))
+    shapes = (input_shape, layer.output_shape(input_shape))
+    workspace = Workspaces(shapes, [layer.cache_shapes(input_shape)], np.dtype(dtype)).get(n)
+    for array in (*workspace.activations, *workspace.caches[0].values()):
+        array[...] = 7
+    workspace.activations[0][...] = rng.normal(size=(*input_shape, n)) if x is None else x
+    x, y = workspace.activations
+    (cache,) = workspace.caches
+    layer.forward(params, x, y, cache, training=True)
+    dy = rng.normal(size=y.shape).astype(dtype)
+    dx = np.full_like(x, 7)
+    layer.backward(params, grads, x, y, cache, dy.copy(), dx)
+    return SimpleNamespace(x=x, y=y, params=params, grads=grads, dy=dy, dx=dx, cache=cache)
+
+
+@DTYPES
+@SAMPLES
+@pytest.mark.parametrize(("layer", "input_shape"), CONVOLUTIONS, ids=name_of)
+def test_convolution_agrees_with_the_naive_loops(layer, input_shape, n, dtype, rng):
+    ran = run_layer(layer, input_shape, n, dtype, rng)
+    rows, columns = window_axes(layer, input_shape)
+    stride = (rows.stride, columns.stride)
+    padding = []
+    for axis, size in ((rows, input_shape[1]), (columns, input_shape[2])):
+        padding += [axis.before, max(axis.needed - size - axis.before, 0)]
+    weight = ran.params["weight"]
+    bias = ran.params.get("bias", np.zeros(len(weight), dtype))
+    wanted = reference.conv2d_forward(ran.x, weight, bias, stride, padding)
+    dweight, dbias, dx = reference.conv2d_backward(ran.x, weight, ran.dy, stride, padding)
+    np.testing.assert_allclose(ran.y, wanted, **TOLERANCE[dtype])
+    np.testing.assert_allclose(ran.grads["weight"], dweight, **TOLERANCE[dtype])
+    np.testing.assert_allclose(ran.dx, dx, **TOLERANCE[dtype])
+    if layer.bias:
+        np.testing.assert_allclose(ran.grads["bias"], dbias, **TOLERANCE[dtype])
+
+
+@DTYPES
+@SAMPLES
+@pytest.mark.parametrize(("layer", "input_shape"), POOLINGS, ids=name_of)
+def test_max_pooling_agrees_with_the_naive_loops(layer, input_shape, n, dtype, rng):
+    ties = rng.integers(0, 3, size=(*input_shape, n))  # many equal numbers: the first must win
+    for x in (None, ties):
+        ran = run_layer(layer, input_shape, n, dtype, rng, x)
+        window, stride = layer.window_and_stride()
+        y, winner = reference.maxpool2d_forward(ran.x, window, stride)
+        np.testing.assert_array_equal(ran.y, y)
+        np.testing.assert_array_equal(ran.cache["winner"], winner)
+        dx = reference.maxpool2d_backward(ran.x.shape, ran.dy, winner, window, stride)
+        np.testing.assert_allclose(ran.dx, dx, **TOLERANCE[dtype])
+
+
+@DTYPES
+def test_max_pooling_does_not_lose_a_nan(dtype):
+    for place in range(4):
+        x = np.array([1, 2, 3, 4], dtype)
+        x[place] = np.nan
+        y, winner = np.empty((1, 1, 1, 1), dtype), np.empty((1, 1, 1, 1), np.uint8)
+        maxpool2d.forward_kernel(2, 2)(x.reshape(1, 2, 2, 1), 2, 2, y, winner)
+        assert np.isnan(y).all()
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_agrees_with_its_definition_and_survives_large_inputs(name, dtype):
+    moderate = np.linspace(-8, 8, 101, dtype=dtype)
+    y = moderate.copy()
+    ACTIVATIONS[name].forward(y, None)
+    np.testing.assert_allclose(y, reference.activation(name, moderate), rtol=1e-5, atol=1e-6)
+
+    large = np.array([-3e4, -200, 200, 3e4], dtype)
+    y, kept, dy = large.copy(), np.empty_like(large), np.ones_like(large)
+    ACTIVATIONS[name].forward(y, kept)
+    ACTIVATIONS[name].backward(kept if ACTIVATIONS[name].keeps_input else y, dy)
+    assert np.isfinite(y).all()
+    assert np.isfinite(dy).all()
+    np.testing.assert_allclose(dy[2:], 1 if y[3] > 1 else 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "identity"])
+def test_an_activation_does_not_lose_a_nan(name):
+    y = np.array([np.nan, 1.0], np.float32)
+    with np.errstate(invalid="ignore"):
+        ACTIVATIONS[name].forward(y, None)
+    assert np.isnan(y[0])
+    assert not np.isnan(y[1])
+
+
+@DTYPES
+@SAMPLES
+@pytest.mark.parametrize("classes", [1, 2, 10])
+def test_softmax_cross_entropy_agrees_with_its_definition(classes, n, dtype, rng):
+    logits = (10 * rng.normal(size=(classes, n))).astype(dtype)
+    labels = rng.integers(0, classes, n)
+    dlogits = np.full_like(logits, 7)
+    total = losses.softmax_cross_entropy(logits, labels, 11, dlogits)
+    wanted, dwanted = reference.softmax_cross_entropy(logits.astype(np.float64), labels, 11)
+    np.testing.assert_allclose(total, wanted, **TOLERANCE[dtype])
+    np.testing.assert_allclose(dlogits, dwanted, **TOLERANCE[dtype])
+
+    probabilities = np.empty((n, classes), dtype)
+    losses.softmax(logits, probabilities)
+    np.testing.assert_allclose(probabilities.T, reference.softmax(logits), **TOLERANCE[dtype])
+    assert losses.count_correct(logits, labels) == np.sum(logits.argmax(0) == labels)
+
+
+@DTYPES
+def test_softmax_cross_entropy_of_huge_logits_is_finite(dtype):
+    logits = np.array([[3e4], [-3e4]], dtype)
+    dlogits = np.empty_like(logits)
+    assert losses.softmax_cross_entropy(logits, np.array([1]), 1, dlogits) == pytest.approx(6e4)
+    np.testing.assert_allclose(dlogits, [[1], [-1]])
+
+
+def test_a_nan_logit_makes_the_loss_nan_and_no_answer_right():
+    logits = np.array([[np.nan, 2.0], [1.0, 1.0]], np.float32)
+    labels = np.array([0, 0])
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(losses.softmax_cross_entropy(logits, labels, 1, np.empty_like(logits)))
+        assert losses.count_correct(logits, labels) == 1
+
+
+@DTYPES
+@SAMPLES
+def test_mean_squared_error_agrees_with_its_definition(n, dtype, rng):
+    outputs = rng.normal(size=(3, n)).astype(dtype)
+    targets = rng.normal(size=(n, 3)).astype(dtype)
+    labels = rng.integers(0, 3, n)
+    for kernel, given, dense in (
+        (losses.mean_squared_error, targets, targets),
+        (losses.mean_squared_error_onehot, labels, np.eye(3, dtype=dtype)[labels]),
+    ):
+        doutputs = np.full_like(outputs, 7)
+        total = kernel(outputs, given, 11, doutputs)
+        wanted, dwanted = reference.mean_squared_error(outputs, dense, 11)
+        np.testing.assert_allclose(total, wanted, **TOLERANCE[dtype])
+        np.testing.assert_allclose(doutputs, dwanted, **TOLERANCE[dtype])
+
+
+@SAMPLES
+@pytest.mark.parametrize("features", [1, 15, 16, 17, 50])
+def test_load_gathers_scales_and_transposes(features, n, rng):
+    images = rng.integers(0, 256, size=(9, features), dtype=np.uint8)
+    indices = rng.integers(0, 9, n)
+    x = np.full((features, n), 7, np.float32)
+    load(images, indices, np.float32(1 / 255), x)
+    np.testing.assert_array_equal(x, reference.load(images, indices, np.float32(1 / 255)))
+
+
+@DTYPES
+def test_sgd_takes_the_step_of_its_formula(dtype, rng):
+    p, g, v = (rng.normal(size=7).astype(dtype) for _ in range(3))
+    rate, decay, momentum = dtype(0.1), dtype(0.01), dtype(0.9)
+    params = p.copy()
+    sgd.sgd(params, g, rate, decay)
+    np.testing.assert_allclose(params, p - rate * (g + decay * p), rtol=1e-6)
+    for nesterov in (False, True):
+        params, velocity = p.copy(), v.copy()
+        sgd.sgd_momentum(params, g, rate, decay, momentum, nesterov, velocity)
+        gradient = g + decay * p
+        wanted = momentum * v + gradient
+        np.testing.assert_allclose(velocity, wanted, rtol=1e-6)
+        step = gradient + momentum * wanted if nesterov else wanted
+        np.testing.assert_allclose(params, p - rate * step, rtol=1e-5)
+
+
+_COUNT_SIGNATURES = """
+import numpy as np
+import parallelcnn as pc
+from parallelcnn.kernels import activations, conv2d, losses, maxpool2d, sgd
+from parallelcnn.kernels.load import load
+
+rng = np.random.default_rng(0)
+dataset = pc.Dataset(rng.integers(0, 256, (30, 11, 11), dtype=np.uint8), rng.integers(0, 10, 30), 10)
+layers = (
+    pc.Conv2D(3, 3, activation="relu"),
+    pc.MaxPool2D(2),
+    pc.Conv2D(4, 3, padding="same", activation="relu"),
+    pc.Flatten(),
+    pc.Dense(10),
+)
+network = pc.NetworkHandler(layers, (1, 11, 11))
+pc.train(network, dataset, dataset, pc.SGD(0.1, momentum=0.5), 2, 7)
+pc.evaluate(network, dataset)
+for kernel in (
+    conv2d.arrange,
+    conv2d.restore,
+    conv2d.forward_kernel(3, 3),
+    conv2d.conv2d_backward_params,
+    conv2d.conv2d_backward_input,
+    maxpool2d.forward_kernel(2, 2),
+    maxpool2d.maxpool2d_backward,
+    losses.softmax_cross_entropy,
+    losses.count_correct,
+    load,
+    sgd.sgd_momentum,
+    *activations.builtin_kernels(activations.relu, activations.relu_derivative_of_output),
+):
+    assert len(kernel.signatures) == 1, (kernel, kernel.signatures)
+"""
+
+
+@pytest.mark.skipif("NUMBA_DISABLE_JIT" in os.environ, reason="nothing is compiled")
+def test_training_compiles_each_kernel_for_one_kind_of_array_only():
+    """A second kind would be an array that is not contiguous, or of the wrong type, on a slow path."""
+    subprocess.run([sys.executable, "-c", _COUNT_SIGNATURES], check=True, timeout=120)

@@ -1,0 +1,169 @@
+"""Layers as values, their shapes, and their backward passes against differences of their forward passes."""
+
+from dataclasses import FrozenInstanceError, dataclass
+
+import numpy as np
+import pytest
+from cases import LAYERS, name_of
+
+from parallelcnn import Activation, ActivationFunction, Conv2D, Dense, Flatten, Layer, MaxPool2D, gradient_check
+from parallelcnn.errors import GradientError, InputError, ShapeError
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+@pytest.mark.parametrize(("layer", "input_shape"), LAYERS, ids=name_of)
+def test_backward_is_the_derivative_of_forward(layer, input_shape, n):
+    check = gradient_check(layer, input_shape, n)
+    assert check.largest_difference < 1e-6
+    if n:
+        assert check.compared >= n * np.prod(input_shape)
+
+
+@pytest.mark.parametrize(("layer", "input_shape"), LAYERS, ids=name_of)
+def test_a_layer_is_a_value_that_prints_as_its_constructor_call(layer, input_shape):
+    again = eval(repr(layer))
+    assert again == layer
+    assert hash(again) == hash(layer)
+    with pytest.raises(FrozenInstanceError):
+        layer.filters = 7
+
+
+@pytest.mark.parametrize(
+    ("layer", "input_shape", "output_shape"),
+    [
+        (Conv2D(6, 3), (1, 28, 28), (6, 26, 26)),
+        (Conv2D(6, 5, padding="same"), (1, 28, 28), (6, 28, 28)),
+        (Conv2D(6, 3, stride=2, padding="same"), (1, 7, 8), (6, 4, 4)),
+        (Conv2D(6, 3, stride=2), (1, 7, 8), (6, 3, 3)),
+        (Conv2D(4, (2, 3), stride=(3, 1), padding=(1, 2)), (2, 5, 4), (4, 2, 6)),
+        (MaxPool2D(), (6, 13, 13), (6, 6, 6)),
+        (MaxPool2D(3, stride=1), (6, 13, 12), (6, 11, 10)),
+        (Flatten(), (16, 5, 5), (400,)),
+        (Dense(10), (400,), (10,)),
+        (Activation("relu"), (3, 4, 5), (3, 4, 5)),
+    ],
+    ids=name_of,
+)
+def test_output_shapes_are_those_of_keras(layer, input_shape, output_shape):
+    assert layer.output_shape(input_shape) == output_shape
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Conv2D(-3, 3), r"Conv2D\(-3, 3\): filters must be a positive integer, got -3"),
+        (lambda: Conv2D(0, 3), "filters must be a positive integer, got 0"),
+        (lambda: Conv2D(2.5, 3), "filters must be a positive integer, got 2.5"),
+        (lambda: Conv2D(True, 3), "filters must be a positive integer, got True"),
+        (lambda: Conv2D(2, 0), "kernel_size must be a positive integer, got 0"),
+        (lambda: Conv2D(2, (3, -1)), "kernel_size must be a positive integer, got -1"),
+        (lambda: Conv2D(2, (3, 3, 3)), r"kernel_size must be a positive integer, got \(3, 3, 3\)"),
+        (lambda: Conv2D(2, 3, stride=0), "stride must be a positive integer, got 0"),
+        (lambda: Conv2D(2, 3, padding=-1), "padding must be an integer of at least 0, got -1"),
+        (lambda: Conv2D(2, 3, padding="full"), "padding must be 'valid', 'same' or a number, got 'full'"),
+        (lambda: MaxPool2D(0), "pool_size must be a positive integer, got 0"),
+        (lambda: MaxPool2D(2, stride=-2), "stride must be a positive integer, got -2"),
+        (lambda: Dense("ten"), "units must be a positive integer, got 'ten'"),
+        (lambda: Dense(3, activation="rleu"), "no activation 'rleu': did you mean 'relu'?"),
+        (lambda: Activation(7), "no activation 7: known: identity"),
+    ],
+)
+def test_a_wrong_hyperparameter_is_named_with_its_rule_and_value(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("layer", "input_shape", "message"),
+    [
+        (Conv2D(2, 3), (28, 28), r"Conv2D\(2, 3\) takes images \(C, H, W\), got \(28, 28\)"),
+        (Conv2D(2, (7, 3)), (1, 5, 9), "a window of 7 x 3 is larger than the image, 5 x 9"),
+        (Conv2D(2, 9, padding=1), (1, 5, 5), "a window of 9 x 9 is larger than the image, 5 x 5 with 1 zeros"),
+        (MaxPool2D(3), (1, 2, 8), "a window of 3 x 3 is larger than the image, 2 x 8"),
+        (MaxPool2D(), (10,), r"MaxPool2D\(\) takes images \(C, H, W\), got \(10,\)"),
+        (Dense(10), (6, 13, 13), r"Dense\(10\) takes \(features,\), got \(6, 13, 13\): is a Flatten\(\) missing"),
+    ],
+)
+def test_an_input_that_a_layer_does_not_take_is_named(layer, input_shape, message):
+    with pytest.raises(ShapeError, match=message):
+        layer.output_shape(input_shape)
+
+
+@dataclass(frozen=True, repr=False)
+class Scale(Layer):
+    """A user's own layer: y = weight * x, element by element."""
+
+    mistake: str = "none"
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def param_shapes(self, input_shape):
+        return {"weight": input_shape}
+
+    def forward(self, params, x, y, cache, *, training):
+        y[...] = params["weight"][..., np.newaxis] * x
+
+    def backward(self, params, grads, x, y, cache, dy, dx):
+        if self.mistake == "accumulates":
+            grads["weight"] += (dy * x).sum(-1)
+        else:
+            grads["weight"][...] = (dy * x).sum(-1)
+        if self.mistake == "changes x":
+            x *= 2
+        if self.mistake == "changes parameters":
+            params["weight"] *= 2
+        if dx is not None:
+            dx[...] = params["weight"][..., np.newaxis] * dy
+            if self.mistake == "one number":
+                dx[0, 1, 0] *= 1.001
+        elif self.mistake == "needs dx":
+            grads["weight"][...] = 0
+
+
+def test_a_users_own_layer_passes_the_gradient_check():
+    assert gradient_check(Scale(), (2, 3), n=4).compared == 6 + 24
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("one number", r"d loss / d x\[0, 1, 0\] is .* but backward says .* \(1 of 24 numbers of x are wrong\)"),
+        ("accumulates", "weight"),
+        ("changes x", "backward changes x"),
+        ("changes parameters", "backward changes the parameters"),
+        ("needs dx", "the gradients differ when dx is None"),
+    ],
+)
+def test_the_gradient_check_finds_a_layers_mistake_and_names_it(mistake, message):
+    with pytest.raises(GradientError, match=message):
+        gradient_check(Scale(mistake), (2, 3), n=4)
+
+
+def test_a_users_own_activation_works_in_every_layer_that_takes_one():
+    squared = ActivationFunction("squared", lambda x: x * x, lambda x: 2 * x)
+    halved = ActivationFunction("halved", lambda x: x / 2, lambda y: 0.5, derivative_of_output=True)
+    for own in (squared, halved):
+        gradient_check(Activation(own), (2, 3, 3), n=3)
+        gradient_check(Conv2D(2, 2, activation=own), (1, 3, 3), n=3)
+        gradient_check(Dense(2, activation=own), (3,), n=3)
+
+
+def test_a_users_own_activation_with_the_wrong_derivative_is_found():
+    wrong = ActivationFunction("cubed", lambda x: x * x * x, lambda x: 2 * x * x)
+    with pytest.raises(GradientError, match=r"Dense\(2, activation=<cubed>\): backward is not the derivative"):
+        gradient_check(Dense(2, activation=wrong), (3,))
+
+
+def test_an_activation_that_numba_cannot_compile_is_named():
+    strange = ActivationFunction("strange", lambda x: x.upper(), lambda x: x)
+    with pytest.raises(InputError, match=r"activation 'strange': numba cannot compile its function: "):
+        gradient_check(Dense(2, activation=strange), (3,))
+
+
+@pytest.mark.parametrize(("activation", "variance"), [("relu", 2 / 54), ("gelu", 2 / 54), ("tanh", 2 / (54 + 9 * 400))])
+def test_start_values_have_the_variance_of_he_or_glorot(activation, variance, rng):
+    weight = np.zeros((400, 6, 3, 3), np.float32)
+    Conv2D(400, 3, activation=activation).init_params({"weight": weight}, rng)
+    assert weight.var() == pytest.approx(variance, rel=0.05)
+    assert weight.mean() == pytest.approx(0, abs=0.01)

@@ -1,0 +1,161 @@
+"""The NetworkHandler: shapes, forward, backward, update, predict, summary."""
+
+import re
+
+import numpy as np
+import pytest
+
+import parallelcnn as pc
+from parallelcnn.errors import InputError, ShapeError
+from parallelcnn.losses import SoftmaxCrossEntropy
+
+SMALL = (
+    pc.Conv2D(3, 3, activation="tanh"),
+    pc.MaxPool2D(2),
+    pc.Conv2D(4, 2, padding="same", activation="gelu"),
+    pc.Flatten(),
+    pc.Dense(6, activation="softplus"),
+    pc.Dense(3),
+)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_the_gradient_of_a_whole_network_is_the_derivative_of_its_loss(n, rng):
+    network = pc.NetworkHandler(SMALL, (2, 8, 9), seed=1, dtype=np.float64)
+    x, labels, loss = rng.normal(size=(2, 8, 9, n)), rng.integers(0, 3, n), SoftmaxCrossEntropy()
+
+    def value():
+        return loss.forward_backward(network.forward(x, training=True), labels, 7, network.output_gradient(n))
+
+    value()
+    network.gradients[:] = np.nan
+    network.backward(network.output_gradient(n))
+    found = network.gradients.copy()
+    wanted = np.empty_like(found)
+    for i, number in enumerate(network.params.copy()):
+        network.params[i] = number + 1e-6
+        above = value()
+        network.params[i] = number - 1e-6
+        wanted[i] = (above - value()) / 2e-6
+        network.params[i] = number
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-8)
+
+
+def test_the_papers_network_has_35474_parameters_and_its_summary_says_so():
+    summary = pc.NetworkHandler(pc.paper(), (1, 28, 28)).summary()
+    assert "35,474 parameters" in summary
+    for shape, count in (("6, 26, 26", "60"), ("16, 11, 11", "880"), ("84", "33,684"), ("10", "850")):
+        assert re.search(rf"\(None, {shape}\) +{count}\n", summary)
+    assert len({len(line) for line in summary.splitlines()[:-1]}) == 1
+
+
+def test_lenet5_has_61706_parameters():
+    assert pc.NetworkHandler(pc.lenet5(), (1, 28, 28)).params.size == 61706
+
+
+def test_the_same_seed_gives_the_same_start_values_and_another_seed_others():
+    a, b, c = (pc.NetworkHandler(SMALL, (2, 8, 9), seed=seed).parameters_sha256() for seed in (3, 3, 4))
+    assert a == b
+    assert a != c
+
+
+@pytest.mark.parametrize("n", [0, 1, 99, 100, 101, 250])
+def test_predict_gives_probabilities_for_any_number_of_images(n, rng):
+    network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
+    images = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+    probabilities = network.predict(images)
+    assert probabilities.shape == (n, 10)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    with_channel = network.predict(images[:, np.newaxis])
+    as_floats = network.predict(images.astype(np.float32) * np.float32(1 / 255))
+    np.testing.assert_array_equal(probabilities, with_channel)
+    np.testing.assert_array_equal(probabilities, as_floats)
+    np.testing.assert_allclose(network.predict((images / 255)[::-1])[::-1], probabilities, rtol=1e-4, atol=1e-6)
+
+
+def test_an_image_is_classified_alike_alone_and_among_others(rng):
+    network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
+    images = rng.integers(0, 256, (123, 28, 28), dtype=np.uint8)
+    together = network.predict(images)
+    alone = np.concatenate([network.predict(image[np.newaxis]) for image in images])
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-7)
+
+
+def test_predict_does_not_change_what_training_computes(rng):
+    network = pc.NetworkHandler(SMALL, (2, 8, 9), seed=1)
+    before = network.parameters_sha256()
+    network.predict(rng.random((300, 2, 8, 9), np.float32))
+    assert network.parameters_sha256() == before
+
+
+def test_a_step_after_the_first_allocates_no_arrays(rng):
+    import tracemalloc
+
+    network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
+    images, labels = rng.integers(0, 256, (50, 28, 28), dtype=np.uint8), rng.integers(0, 10, 50)
+    everything = np.arange(50)
+
+    def step():
+        output = network.forward(network.load(images, everything), training=True)
+        doutput = network.output_gradient(50)
+        SoftmaxCrossEntropy().forward_backward(output, labels, 50, doutput)
+        network.backward(doutput)
+        network.update(pc.SGD(0.1))
+
+    step()
+    tracemalloc.start()
+    step()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40_000  # bytes: views and small objects; the smallest image in there, conv2's pooled, is 80,000
+
+
+@pytest.mark.parametrize(
+    ("layers", "input_shape", "message"),
+    [
+        ((), (1, 8, 8), "at least one layer"),
+        ((pc.Dense(3), "relu"), (4,), "layer 2 of the network must be a Layer, got 'relu'"),
+        ((pc.Conv2D(2, 3), pc.Dense(3)), (1, 8, 8), r"layer 2 of 2: Dense\(3\) takes \(features,\), got \(2, 6, 6\)"),
+        ((pc.MaxPool2D(4), pc.Conv2D(2, 3)), (1, 8, 8), "layer 2 of 2: .* larger than the image, 2 x 2"),
+        ((pc.Dense(3),), (-4,), r"input_shape must be .* positive integers, got \(-4,\)"),
+        ((pc.Dense(3),), (4, 4), "input_shape must be"),
+        ((pc.Dense(3),), "many", "input_shape must be"),
+        ((pc.Dense(10**12),), (10,), "more than the .* GiB of this machine"),
+        ((pc.Conv2D(10**7, 1), pc.MaxPool2D(4)), (1, 4000, 4000), "more than the .* GiB of this machine"),
+    ],
+)
+def test_a_network_that_cannot_be_built_says_why(layers, input_shape, message):
+    with pytest.raises(ShapeError, match=message):
+        pc.NetworkHandler(layers, input_shape)._workspaces.get(1)
+
+
+def test_images_of_another_shape_are_refused(rng):
+    network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
+    with pytest.raises(ShapeError, match=r"takes images of shape \(1, 28, 28\), got \(27, 28\)"):
+        network.predict(np.zeros((3, 27, 28), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rate": -1}, "learning_rate must be a finite number of at least 0, got -1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
+        ({"learning_rate": "fast"}, "got 'fast'"),
+        ({"momentum": 1.0}, "momentum must be less than 1, got 1.0"),
+        ({"nesterov": True}, "nesterov=True takes a momentum above 0"),
+        ({"weight_decay": float("inf")}, "weight_decay must be a finite number"),
+    ],
+)
+def test_sgd_refuses_numbers_outside_their_range(arguments, message):
+    with pytest.raises(InputError, match=message):
+        pc.SGD(**arguments)
+
+
+def test_momentum_is_kept_from_step_to_step_until_the_optimizer_changes():
+    network = pc.NetworkHandler((pc.Dense(1, bias=False),), (1,))
+    network.params[:], network.gradients[:] = 0, 1
+    for _ in range(2):
+        network.update(pc.SGD(1, momentum=0.5))
+    assert network.params[0] == -(1 + 1.5)
+    network.update(pc.SGD(1, momentum=0.25))
+    assert network.params[0] == -(1 + 1.5) - 1
