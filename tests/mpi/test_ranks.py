@@ -1,0 +1,176 @@
+"""Run by test_mpi.py on 1, 2, 3 and 4 ranks: together they must do what one process does.
+
+An assertion that fails on one rank alone leaves the others waiting; `-m mpi4py` then ends the job.
+"""
+
+import hashlib
+
+import numpy as np
+import pytest
+import small
+
+import parallelcnn as pc
+from parallelcnn.comm import MPIRanks, run_together, share_on_node, world
+from parallelcnn.errors import DataError, DivergenceError, InputError, ParallelCNNError, ReplicaMismatchError
+
+# The bound that we hold: every loss and every parameter of the run on N ranks is that of the run on one, up to
+# 1e-5 + 1e-5 times its size after three epochs. Measured are at most 1e-6; float32 resolves 6e-8.
+BOUND = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def comm():
+    return world()
+
+
+def run(comm, batch_size, optimizer=None, network_seed=0, seed=0, epochs=3, **options):
+    network = small.network(network_seed)
+    optimizer = optimizer or pc.SGD(0.1)
+    sets = small.dataset(211), small.dataset(97, seed=1)
+    history = pc.train(network, *sets, optimizer, epochs, batch_size, seed, comm, **options)
+    return network, history
+
+
+@pytest.mark.parametrize("batch_size", [100, 101, 7, 2, 1, 211])
+@pytest.mark.parametrize("optimizer", [pc.SGD(0.1), pc.SGD(0.02, momentum=0.9, nesterov=True, weight_decay=1e-3)])
+def test_losses_and_parameters_are_those_of_one_process(comm, batch_size, optimizer):
+    """211 samples are a multiple of nothing: the last minibatch has 11, 9 or 1, fewer than there may be ranks."""
+    network, history = run(comm, batch_size, optimizer, evaluate_every=5)
+    alone, history_alone = run(pc.Serial(), batch_size, optimizer, evaluate_every=5)
+    np.testing.assert_allclose(network.params, alone.params, **BOUND)
+    np.testing.assert_allclose(history.losses, history_alone.losses, **BOUND)
+    assert len(history.evaluations) == len(history_alone.evaluations)
+    for (step, _, result), (step_alone, _, result_alone) in zip(
+        history.evaluations, history_alone.evaluations, strict=True
+    ):
+        assert step == step_alone
+        assert result.samples == result_alone.samples == 97
+        assert result.loss == pytest.approx(result_alone.loss, rel=1e-5)
+
+
+def test_ranks_that_start_from_different_seeds_end_with_equal_parameters(comm):
+    network, history = run(comm, 20, network_seed=comm.rank, seed=comm.rank)
+    alone, history_alone = run(pc.Serial(), 20)  # rank 0's seeds
+    assert len(set(comm.gather(network.parameters_sha256()))) == 1
+    assert len({tuple(losses) for losses in comm.gather(history.losses)}) == 1
+    np.testing.assert_allclose(network.params, alone.params, **BOUND)
+    np.testing.assert_allclose(history.losses, history_alone.losses, **BOUND)
+
+
+def test_an_optimizer_that_has_moved_on_one_rank_only_does_not_part_the_ranks(comm):
+    network = small.network()
+    optimizer = pc.SGD(0.1, momentum=0.9)
+    if comm.rank == 0:
+        network.gradients[:] = 1
+        network.update(optimizer)
+    pc.train(network, small.dataset(50), small.dataset(9), optimizer, 1, 10, comm=comm)
+    assert len(set(comm.gather(network.parameters_sha256()))) == 1
+
+
+def test_the_same_run_twice_gives_the_same_bits(comm):
+    first, second = (run(comm, 25)[0].parameters_sha256() for _ in range(2))
+    assert first == second
+    assert len(set(comm.gather(first))) == 1
+
+
+def test_evaluation_in_shares_is_exact(comm):
+    network, _ = run(comm, 25, epochs=1)
+    for n in (1, 2, 3, 97, 101):
+        dataset = small.dataset(n, seed=3)
+        together, alone = pc.evaluate(network, dataset, comm), pc.evaluate(network, dataset, pc.Serial())
+        assert together.accuracy == alone.accuracy
+        assert together.samples == n
+        assert together.loss == pytest.approx(alone.loss, rel=1e-6)
+
+
+def test_ranks_that_were_called_with_different_arguments_are_told_so(comm):
+    if comm.size == 1:
+        pytest.skip("takes two ranks")
+    last = comm.rank == comm.size - 1
+    sets = small.dataset(50), small.dataset(20)
+    for other, message in (
+        ({"epochs": 3}, f"rank 0 has epochs 2, but rank {comm.size - 1} has 3"),
+        ({"batch_size": 9}, "rank 0 has batch_size 10, but"),
+        ({"optimizer": pc.SGD(0.2)}, r"rank 0 has optimizer SGD\(learning_rate=0.1"),
+        ({"train_set": small.dataset(49)}, r"rank 0 has train_set uint8 of shape \(50, 11, 9\)"),
+        ({"train_set": small.dataset(50, seed=9)}, "labels with CRC-32"),
+        ({"network": pc.NetworkHandler((pc.Flatten(), pc.Dense(5)), (1, 11, 9))}, "rank 0 has layers"),
+    ):
+        arguments = {
+            "network": small.network(),
+            "train_set": sets[0],
+            "test_set": sets[1],
+            "optimizer": pc.SGD(0.1),
+            "epochs": 2,
+            "batch_size": 10,
+        }
+        with pytest.raises(ReplicaMismatchError, match=message):
+            pc.train(**{**arguments, **(other if last else {})}, comm=comm)
+
+
+def test_an_argument_that_only_one_rank_has_wrong_is_an_error_on_all(comm):
+    with pytest.raises(InputError, match="batch_size must be an integer of at least 1, got 0"):
+        run(comm, 0 if comm.rank == comm.size - 1 else 10)
+
+
+def test_a_loss_that_is_no_number_stops_all_ranks_in_the_same_step(comm):
+    with np.errstate(all="ignore"), pytest.raises(DivergenceError) as caught:
+        run(comm, 10, pc.SGD(1e38))
+    assert len(set(comm.gather(str(caught.value)))) == 1
+
+
+def test_what_one_rank_of_a_node_loads_all_of_them_see_in_one_copy(comm):
+    calls = []
+
+    def load():
+        calls.append(comm.rank)
+        return small.dataset(300), small.dataset(40, seed=1)
+
+    train_set, test_set = share_on_node(comm, load)
+    assert calls == ([comm.rank] if comm.rank == comm.ranks_on_node()[0] else [])
+    for dataset, wanted in ((train_set, small.dataset(300)), (test_set, small.dataset(40, seed=1))):
+        np.testing.assert_array_equal(dataset.images, wanted.images)
+        np.testing.assert_array_equal(dataset.labels, wanted.labels)
+        assert dataset.name == wanted.name
+        if len(comm.ranks_on_node()) > 1:
+            assert not dataset.images.flags.writeable
+    if len(comm.ranks_on_node()) > 1:
+        with open("/proc/self/maps") as maps:
+            assert any("parallelcnn-" in line and line.rstrip().endswith("(deleted)") for line in maps)
+
+
+def test_data_that_cannot_be_loaded_is_an_error_on_all_ranks(comm):
+    def load():
+        raise DataError("nothing there")
+
+    with pytest.raises(DataError, match="nothing there"):
+        share_on_node(comm, load)
+
+
+def test_a_failure_of_one_rank_is_raised_on_all_and_names_it(comm):
+    def work():
+        if comm.rank == comm.size - 1:
+            raise ZeroDivisionError("by zero")
+        return comm.rank
+
+    with pytest.raises(ParallelCNNError, match=f"rank {comm.size - 1} of {comm.size} failed") as caught:
+        run_together(comm, work)
+    assert "ZeroDivisionError: by zero" in str(caught.value)
+    assert run_together(comm, lambda: comm.rank) == comm.rank
+
+
+def test_half_of_the_ranks_can_train_on_their_own(comm):
+    from mpi4py import MPI
+
+    half = MPI.COMM_WORLD.Split(comm.rank % 2, comm.rank)
+    network, _ = run(half, 20, network_seed=comm.rank % 2)
+    alone, _ = run(pc.Serial(), 20, network_seed=comm.rank % 2)
+    np.testing.assert_allclose(network.params, alone.params, **BOUND)
+    half.Free()
+
+
+def test_no_communicator_means_the_world_that_was_launched(comm):
+    network, _ = run(None, 25)
+    digests = comm.gather(hashlib.sha256(network.params.tobytes()).hexdigest())
+    assert len(set(digests)) == 1
+    assert MPIRanks.__name__ == type(world()).__name__ or comm.size == 1

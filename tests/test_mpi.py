@@ -1,0 +1,125 @@
+"""Many ranks: the tests in mpi/, each on 1, 2, 3 and 4 of them; ranks that fail and that are killed."""
+
+import json
+import sys
+from pathlib import Path
+
+import launch
+import pytest
+
+pytestmark = pytest.mark.mpi
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 4])
+def test_what_ranks_do_together(n_ranks):
+    arguments = ["-m", "mpi4py", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(HERE / "mpi")]
+    ran = launch.run_ranks(n_ranks, arguments, limit=240, PARALLELCNN_MPI_TESTS="1")
+    assert ran.code == 0, ran.out + ran.err
+    assert ran.out.count(" passed") == n_ranks, ran.out + ran.err
+
+
+_DIES = """
+import os, signal, sys
+import small
+import parallelcnn as pc
+from parallelcnn.comm import world
+
+how, comm = sys.argv[1], world()
+
+class Bomb:
+    def minibatch(self, step, epoch, loss, samples):
+        if step == 12:  # in the middle of the second epoch
+            print("now", flush=True)
+            if how == "raises":
+                raise ZeroDivisionError("on purpose")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def evaluation(self, *_):
+        pass
+
+reporter = Bomb() if comm.rank == int(sys.argv[2]) else None
+pc.train(small.network(), small.dataset(211), small.dataset(97), pc.SGD(0.1), 1000, 25, comm=comm, reporter=reporter)
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("how", ["raises", "is killed"])
+def test_a_rank_that_dies_in_the_middle_of_an_epoch_ends_the_job_within_ten_seconds(how, victim):
+    ran = launch.run_ranks(3, ["-c", _DIES, how, str(victim)], limit=60, PYTHONPATH=str(HERE))
+    assert "now" in ran.out
+    assert ran.code != 0
+    assert ran.seconds < 10, ran.err
+    if how == "raises":
+        assert f"rank {victim} of 3 failed" in ran.err
+        assert "ZeroDivisionError: on purpose" in ran.err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set of IDX files, small enough to train on in a moment."""
+    from idx_files import write_idx_folder
+
+    return write_idx_folder(tmp_path / "data", n_train=230, n_test=70)
+
+
+def test_the_command_on_three_ranks_trains_one_network_and_only_rank_0_speaks(folder, tmp_path):
+    out = tmp_path / "out"
+    ran = launch.parallelcnn("train", "--data", folder, "--epochs", 2, "--batch-size", 50, "--out", out, ranks=3)
+    assert ran.code == 0, ran.err
+    assert (
+        ran.out.count("epoch 1/2") == ran.out.count("epoch 2/2") == ran.out.count("minibatch  50 = 16 + 17 + 17") == 1
+    )
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["ranks"] == 3
+    assert summary["samples_seen"] == 460
+    alone = launch.parallelcnn("train", "--data", folder, "--epochs", 2, "--batch-size", 50, "--out", tmp_path / "one")
+    assert alone.code == 0, alone.err
+    wanted = json.loads((tmp_path / "one" / "summary.json").read_text())
+    for key in ("train_loss", "test_loss"):
+        assert summary[key] == pytest.approx(wanted[key], rel=1e-4)
+    evaluated = launch.parallelcnn("evaluate", out, "--data", folder, ranks=2)
+    assert evaluated.code == 0, evaluated.err
+    assert evaluated.out.count(f"test loss {summary['test_loss']:.4f}") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--data", "nowhere"],
+        ["train", "--batch-size", "0"],
+        ["train", "--model", "papr"],
+        ["train", "--learning-rate", "-1"],
+        ["train", "--speed", "high"],
+        ["train", "--out", "/dev/null/out"],
+        ["evaluate", "none.npz"],
+        [],
+    ],
+)
+def test_bad_input_is_said_once_and_all_ranks_end_with_2_within_seconds(arguments, folder):
+    data = ["--data", str(folder)] if arguments and "--data" not in arguments else []
+    ran = launch.parallelcnn(*arguments, *data, ranks=4)
+    assert ran.code == 2, ran.out + ran.err
+    assert (ran.out + ran.err).count("parallelcnn: error:") + (ran.out + ran.err).count("usage: parallelcnn ") >= 1
+    assert (ran.out + ran.err).count("error: ") <= 1, ran.err
+    assert "Traceback" not in ran.err
+    assert ran.seconds < 10
+
+
+def test_info_tells_of_every_rank():
+    ran = launch.parallelcnn("info", ranks=3)
+    assert ran.code == 0, ran.err
+    assert ran.out.count("MPI library") == 1
+    for rank in range(3):
+        assert f"rank {rank} " in ran.out
+
+
+@pytest.mark.parametrize("variable", ["SLURM_NTASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_a_launch_that_would_be_separate_trainings_is_refused_with_the_right_command(variable, tmp_path):
+    line = [sys.executable, "-m", "parallelcnn", "train", "--out", str(tmp_path / "out")]
+    ran = launch.run(["env", f"{variable}=4", *line])
+    assert ran.code == 2, ran.err
+    assert f"{variable}=4 says that 4 ranks were started" in ran.err
+    assert "mpirun -n 4" in ran.err
+    assert f"train --out {tmp_path / 'out'}" in ran.err
+    assert not (tmp_path / "out").exists()
