@@ -1,0 +1,300 @@
+"""The command, on one process: what it prints and writes, and how it refuses. test_mpi.py has many ranks."""
+
+import fcntl
+import hashlib
+import json
+import os
+import pty
+import struct
+import sys
+import termios
+
+import numpy as np
+import pytest
+from idx_files import write_idx, write_idx_folder
+from launch import parallelcnn, run
+
+import parallelcnn as pc
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_idx_folder(tmp_path_factory.mktemp("data") / "stripes", n_train=230, n_test=70)
+
+
+@pytest.fixture
+def train(folder, tmp_path):
+    def run_train(*arguments, **options):
+        return parallelcnn("train", "--data", folder, "--out", tmp_path / "out", *arguments, **options)
+
+    return run_train
+
+
+def test_training_writes_what_it_promises(train, folder, tmp_path):
+    out = tmp_path / "out"
+    ran = train("--epochs", 2, "--batch-size", 50, "--evaluate-every", 3, "--learning-rate", 0.05, "--momentum", 0.5)
+    assert ran.code == 0, ran.err
+    assert ran.err == ""
+    assert sorted(path.name for path in out.iterdir()) == ["loss.png", "metrics.jsonl", "model.npz", "summary.json"]
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if "loss" in line]
+    tests = [line for line in lines if "test_loss" in line]
+    assert [line["step"] for line in losses] == list(range(1, 11))
+    assert [(line["step"], line["epoch"]) for line in tests] == [(3, 1), (5, 1), (6, 2), (9, 2), (10, 2)]
+
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["ranks"] == 1
+    assert summary["epochs"] == 2
+    assert summary["batch_size"] == 50
+    assert summary["learning_rate"] == 0.05
+    assert summary["momentum"] == 0.5
+    assert summary["seed"] == 0
+    assert summary["samples_seen"] == 460
+    assert summary["test_loss"] == tests[-1]["test_loss"]
+    assert 0 < summary["train_seconds"] < summary["wall_seconds"]
+    assert 0 < summary["compile_seconds"] < summary["wall_seconds"]
+    assert summary["peak_rss_bytes"] > 2**20
+    network = pc.load_model(out / "model.npz")
+    assert summary["parameters_sha256"] == hashlib.sha256(network.params.tobytes()).hexdigest()
+    train_set, test_set = pc.load_idx_folder(folder)
+    for dataset, part in ((train_set, "train"), (test_set, "test")):
+        result = pc.evaluate(network, dataset)
+        assert summary[f"{part}_loss"] == pytest.approx(result.loss)
+        assert summary[f"{part}_accuracy"] == result.accuracy
+
+    epochs = [line for line in ran.out.splitlines() if line.startswith("epoch ")]
+    assert len(epochs) == 2
+    assert "\r" not in ran.out
+    for line in ("35,474 parameters", "minibatch  50 = 50", "ranks      1 on ", "230 to train on, 70 to test on"):
+        assert line in ran.out
+
+
+def test_the_same_seed_twice_gives_the_same_hash_and_the_earlier_files_are_kept(train, tmp_path):
+    hashes = []
+    for seed in (7, 7, 8):
+        ran = train("--epochs", 1, "--seed", seed)
+        assert ran.code == 0, ran.err
+        hashes.append(json.loads((tmp_path / "out" / "summary.json").read_text())["parameters_sha256"])
+    assert hashes[0] == hashes[1] != hashes[2]
+    earlier = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    assert len(earlier) == 2
+    for path in earlier:
+        assert json.loads((path / "summary.json").read_text())["parameters_sha256"] == hashes[0]
+        assert "moved the files of an earlier run to" in ran.out
+
+
+def test_without_out_a_run_gets_a_folder_of_its_own_named_by_the_time(folder, tmp_path):
+    for _ in range(2):
+        line = [sys.executable, "-m", "parallelcnn", "train", "--data", str(folder), "--epochs", "1"]
+        ran = run(["env", "-C", str(tmp_path), *line])
+        assert ran.code == 0, ran.err
+    assert len(list((tmp_path / "runs").glob("20??-??-??T??-??-??Z*/summary.json"))) == 2
+
+
+def test_on_a_terminal_there_is_a_bar_and_afterwards_a_line_an_epoch(folder, tmp_path):
+    arguments = ["train", "--data", str(folder), "--epochs", "2", "--batch-size", "1", "--out", str(tmp_path / "out")]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+        os.execv(sys.executable, [sys.executable, "-m", "parallelcnn", *arguments])
+    shown = b""
+    while True:
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:  # the way a terminal's end is told on Linux
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    text = shown.decode()
+    assert "samples/s" in text
+    assert "epoch 1/2:" in text  # the bar
+    assert "\r" in text
+    assert "loss " in text
+    assert "epoch 2/2   loss" in text  # the line
+
+
+def test_evaluate_takes_the_file_or_its_folder(train, folder, tmp_path):
+    assert train("--epochs", 1).code == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    for place in (tmp_path / "out", tmp_path / "out" / "model.npz"):
+        ran = parallelcnn("evaluate", place, "--data", folder)
+        assert ran.code == 0, ran.err
+        assert f"test accuracy {100 * summary['test_accuracy']:.2f} %" in ran.out
+
+
+OWN_MODEL = """
+from dataclasses import dataclass
+from parallelcnn import ActivationFunction, Conv2D, Dense, Flatten, Layer
+import own_neighbour
+
+@dataclass(frozen=True, repr=False)
+class Negate(Layer):
+    def output_shape(self, input_shape):
+        return input_shape
+    def forward(self, params, x, y, cache, *, training):
+        y[...] = -x
+    def backward(self, params, grads, x, y, cache, dy, dx):
+        if dx is not None:
+            dx[...] = -dy
+
+bent = ActivationFunction("bent", lambda x: x + abs(x) / 2, lambda x: 1.5 if x > 0 else 0.5)
+
+def network(classes):
+    return Conv2D(2, 3, stride=2, activation=bent), Negate(), Flatten(), Dense(classes)
+
+def too_small():
+    return [Flatten(), Dense(3)]
+
+def broken():
+    return [Dense(1 // 0)]
+
+def wrong():
+    return Conv2D(-2, 3), Dense(3)
+
+def nothing():
+    return None
+
+def unchained():
+    return Conv2D(2, 3), Dense(10)
+"""
+
+
+@pytest.fixture
+def own_model(tmp_path):
+    (tmp_path / "own_neighbour.py").write_text("")
+    path = tmp_path / "own.py"
+    path.write_text(OWN_MODEL)
+    return path
+
+
+def test_a_model_of_the_users_own_is_trained_saved_and_evaluated(train, folder, own_model, tmp_path):
+    ran = train("--model", f"{own_model}:network", "--epochs", 1)
+    assert ran.code == 0, ran.err
+    assert "Conv2D(2, 3, stride=2, activation=<bent>)" in ran.out
+    ran = parallelcnn("evaluate", tmp_path / "out", "--data", folder)
+    assert ran.code == 2
+    assert "--model FILE.py:FUNCTION" in ran.err
+    ran = parallelcnn("evaluate", tmp_path / "out", "--data", folder, "--model", f"{own_model}:network")
+    assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("papr", "no model 'papr': did you mean 'paper'?"),
+        ("none.py:network", "no file none.py"),
+        ("OWN:netwrk", "has no function 'netwrk': did you mean 'network'?"),
+        ("OWN:broken", "raised ZeroDivisionError: integer division or modulo by zero (line 25)"),
+        ("OWN:wrong", "raised ShapeError: Conv2D(-2, 3): filters must be a positive integer, got -2"),
+        ("OWN:nothing", "must return the layers, a tuple, got None"),
+        ("OWN:unchained", "layer 2 of 2: Dense(10) takes (features,), got (2, 26, 26): is a Flatten() missing"),
+        ("OWN:too_small", "of 10 classes takes a network that ends in (10,), got (3,)"),
+        ("SYNTAX:network", "raised SyntaxError"),
+        ("MISSING:network", "raised ModuleNotFoundError: No module named 'nowhere_to_be_found' (line 1)"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_named_with_the_reason(model, message, train, own_model, tmp_path):
+    (tmp_path / "syntax.py").write_text("def network(:\n")
+    (tmp_path / "missing.py").write_text("import nowhere_to_be_found\n")
+    for name, path in (("OWN", "own.py"), ("SYNTAX", "syntax.py"), ("MISSING", "missing.py")):
+        model = model.replace(name, str(tmp_path / path))
+    refused(train("--model", model), message)
+    assert not (tmp_path / "out").exists()
+
+
+def refused(ran, message):
+    assert ran.code == 2, ran.out + ran.err
+    assert message in ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "mnits"], "no data set and no folder is named 'mnits': did you mean 'mnist'?"),
+        (["--epochs", "0"], "epochs must be an integer of at least 1, got 0"),
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["--batch-size", "0"], "batch_size must be an integer of at least 1, got 0"),
+        (["--batch-size", "231"], "batch_size must be at most 230"),
+        (["--learning-rate", "nan"], "learning_rate must be a finite number of at least 0, got nan"),
+        (["--momentum", "1"], "momentum must be less than 1, got 1.0"),
+        (["--nesterov"], "nesterov=True takes a momentum above 0"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--evaluate-every", "-5"], "evaluate_every must be an integer of at least 1, got -5"),
+        (["--lerning-rate", "1"], "unrecognized arguments: --lerning-rate 1"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_its_rule_and_value(arguments, message, train, tmp_path):
+    refused(train(*arguments), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_training(folder, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for out, message in (
+        (tmp_path / "file", "File exists"),
+        (tmp_path / "file" / "below", "Not a directory"),
+        ("/proc/out", "No such file or directory"),
+    ):
+        refused(parallelcnn("train", "--data", folder, "--out", out), f"--out {out} cannot be written: {message}")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_swapped_files_of_a_data_set_are_refused_and_named(folder, tmp_path):
+    swapped = tmp_path / "swapped"
+    swapped.mkdir()
+    for path in folder.iterdir():
+        (swapped / path.name).write_bytes(path.read_bytes())
+    labels = swapped / "train-labels-idx1-ubyte"
+    write_idx(labels, np.zeros((230, 28, 28)))
+    refused(parallelcnn("train", "--data", swapped, "--out", tmp_path / "out"), str(labels))
+
+
+def test_evaluating_what_is_no_model_or_does_not_fit_the_data_is_refused(train, folder, tmp_path):
+    refused(parallelcnn("evaluate", tmp_path / "none.npz", "--data", folder), "no model file")
+    (tmp_path / "text.npz").write_text("no zip")
+    refused(parallelcnn("evaluate", tmp_path / "text.npz", "--data", folder), "is no model file, or a damaged one")
+    assert train("--epochs", 1).code == 0
+    refused(
+        parallelcnn("evaluate", tmp_path / "out", "--data", folder, "--model", "lenet5"), "does not fit the network"
+    )
+
+
+def test_training_that_diverges_ends_with_1_and_a_sentence(train):
+    ran = train("--learning-rate", "1e38")
+    assert ran.code == 1
+    assert "training has diverged" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_help_version_and_no_command():
+    assert parallelcnn("--version").out == f"parallelcnn {pc.__version__}\n"
+    for command in ([], ["train"], ["evaluate"], ["info"]):
+        ran = parallelcnn(*command, "--help")
+        assert ran.code == 0
+        assert "usage: parallelcnn" in ran.out
+    ran = parallelcnn()
+    assert ran.code == 2
+    assert "usage: parallelcnn" in ran.out + ran.err
+    ran = parallelcnn("tarin")
+    assert ran.code == 2
+    assert "train" in ran.err
+
+
+def test_info_names_version_library_ranks_and_threads():
+    ran = parallelcnn("info")
+    assert ran.code == 0, ran.err
+    for word in (pc.__version__, "MPI library", "ranks          1", "core", "numba threads", "BLAS threads"):
+        assert word in ran.out
+
+
+def test_output_into_a_closed_pipe_is_no_traceback(folder, tmp_path):
+    line = f"{sys.executable} -m parallelcnn train --data {folder} --out {tmp_path / 'out'} | true"
+    ran = run(["bash", "-c", line])
+    assert "Traceback" not in ran.err
