@@ -22,6 +22,7 @@ class ActivationFunction:
         derivative: x -> f'(x), likewise; or y -> f'(x) with y = f(x) if `derivative_of_output`.
         derivative_of_output: the derivative is written in terms of the output, so that x need not be kept.
         rectifier: half of its inputs come out as nearly nothing, so that start values are He's instead of Glorot's.
+        never_decreases: a larger x never has a smaller f(x), so that f may be applied after a maximum instead of before.
 
     Example:
         >>> mish = ActivationFunction("bent", lambda x: x + abs(x) / 2, lambda x: 1.5 if x > 0 else 0.5)
@@ -32,6 +33,7 @@ class ActivationFunction:
     derivative: Callable[[float], float]
     derivative_of_output: bool = False
     rectifier: bool = False
+    never_decreases: bool = False
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -75,23 +77,38 @@ class _Identity(ActivationFunction):
 
 
 ACTIVATIONS: dict[str, ActivationFunction] = {
-    a.name: a
-    for a in (
-        _Identity("identity", lambda x: x, lambda y: 1.0, derivative_of_output=True),
-        ActivationFunction("relu", kernels.relu, kernels.relu_derivative_of_output, True, rectifier=True),
-        ActivationFunction(
-            "leaky_relu",
-            kernels.leaky_relu,
-            kernels.leaky_relu_derivative_of_output,
-            True,
-            rectifier=True,
-        ),
-        ActivationFunction("sigmoid", kernels.sigmoid, kernels.sigmoid_derivative_of_output, True),
-        ActivationFunction("tanh", kernels.tanh, kernels.tanh_derivative_of_output, True),
-        ActivationFunction("softplus", kernels.softplus, kernels.softplus_derivative, rectifier=True),
-        ActivationFunction("gelu", kernels.gelu, kernels.gelu_derivative, rectifier=True),
-        ActivationFunction("swish", kernels.swish, kernels.swish_derivative, rectifier=True),
-    )
+    "identity": _Identity("identity", lambda x: x, lambda y: 1.0, derivative_of_output=True),
+    "relu": ActivationFunction(
+        "relu",
+        kernels.relu,
+        kernels.relu_derivative_of_output,
+        derivative_of_output=True,
+        rectifier=True,
+        never_decreases=True,
+    ),
+    "leaky_relu": ActivationFunction(
+        "leaky_relu",
+        kernels.leaky_relu,
+        kernels.leaky_relu_derivative_of_output,
+        derivative_of_output=True,
+        rectifier=True,
+        never_decreases=True,
+    ),
+    "sigmoid": ActivationFunction(
+        "sigmoid",
+        kernels.sigmoid,
+        kernels.sigmoid_derivative_of_output,
+        derivative_of_output=True,
+        never_decreases=True,
+    ),
+    "tanh": ActivationFunction(
+        "tanh", kernels.tanh, kernels.tanh_derivative_of_output, derivative_of_output=True, never_decreases=True
+    ),
+    "softplus": ActivationFunction(
+        "softplus", kernels.softplus, kernels.softplus_derivative, rectifier=True, never_decreases=True
+    ),
+    "gelu": ActivationFunction("gelu", kernels.gelu, kernels.gelu_derivative, rectifier=True),
+    "swish": ActivationFunction("swish", kernels.swish, kernels.swish_derivative, rectifier=True),
 }
 
 

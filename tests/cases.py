@@ -64,6 +64,7 @@ ACTIVATED = [
     *((Activation(name), (2, 3, 4)) for name in _NAMES),
     *((Conv2D(3, 2, activation=name), (2, 4, 4)) for name in _NAMES),
     *((Dense(4, activation=name), (5,)) for name in _NAMES),
+    *((MaxPool2D(2, activation=name), (2, 5, 4)) for name in _NAMES),
 ]
 
 LAYERS = [*CONVOLUTIONS, *POOLINGS, *OTHERS, *ACTIVATED]

@@ -59,6 +59,24 @@ def test_the_same_seed_gives_the_same_start_values_and_another_seed_others():
     assert a != c
 
 
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "sigmoid", "tanh", "softplus", "gelu", "swish"])
+@pytest.mark.parametrize("pool", [pc.MaxPool2D(2), pc.MaxPool2D(3, stride=1), pc.MaxPool2D(2, activation="tanh")])
+def test_an_activation_that_moves_behind_a_pooling_changes_no_number(activation, pool, rng):
+    """Written as a layer of its own the activation stays where it is: the network to compare with."""
+    moved = pc.NetworkHandler((pc.Conv2D(3, 3, activation=activation), pool), (2, 8, 9), dtype=np.float64)
+    stays = pc.NetworkHandler((pc.Conv2D(3, 3), pc.Activation(activation), pool), (2, 8, 9), dtype=np.float64)
+    stays.params[:] = moved.params
+    x, results = rng.normal(size=(2, 8, 9, 5)), []
+    dy = None
+    for network in (moved, stays):
+        y = network.forward(x, training=True).copy()
+        dy = rng.normal(size=y.shape) if dy is None else dy
+        network.backward(dy.copy())
+        results.append((y, network.gradients.copy()))
+    for found, wanted in zip(*results, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("n", [0, 1, 99, 100, 101, 250])
 def test_predict_gives_probabilities_for_any_number_of_images(n, rng):
     network = pc.NetworkHandler(pc.paper(), (1, 28, 28))

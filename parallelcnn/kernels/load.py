@@ -1,16 +1,21 @@
 """From a data set to the first layer: gather, scale, transpose, in one pass."""
 
+import numpy as np
+
 from ._jit import kernel
+
+_unsigned = np.uint64  # an index that needs no check for "counted from the end"
 
 
 @kernel
 def load(images, indices, scale, x):
     """x[f, i] = images[indices[i], f] * scale; images: (N, features), x: (features, n)."""
     features, N = x.shape
-    # Sixteen features at a time: their rows of x stay in the first-level cache while the samples go by, and each
-    # sample is still read along its line.
-    for f0 in range(0, features, 16):
-        f1 = min(f0 + 16, features)
+    # A cache line of an image at a time: the 64 rows of x that it goes to stay in the cache while the images go by.
+    # 25 us for n = 50 images of 28 x 28; 37 us image by image.
+    for first in range(0, features, 64):
+        last = min(first + 64, features)
         for i in range(N):
-            for f in range(f0, f1):
-                x[f, i] = images[indices[i], f] * scale
+            image = images[indices[i]]
+            for f in range(_unsigned(first), _unsigned(last)):
+                x[f, _unsigned(i)] = image[f] * scale

@@ -124,8 +124,10 @@ class Conv2D(Layer):
         find_activation(self.activation).backward(cache.get("before_activation", y), dy)
         steps = (rows.stride, columns.stride, image.shape[-2] * n, n)
         if self.bias:
-            np.sum(dy, axis=(1, 2, 3), out=grads["bias"])
-        kernels.conv2d_backward_params(_as_rows(image), _as_rows(dy), *steps, grads["weight"])
+            kernels.conv2d_backward_bias(_as_rows(dy), grads["bias"])
+        is_3x3 = rows.window == columns.window == 3
+        backward_params = kernels.conv2d_backward_params_3x3 if is_3x3 else kernels.conv2d_backward_params
+        backward_params(_as_rows(image), _as_rows(dy), *steps, grads["weight"])
         if dx is None:
             return
         spare = cache["spare"].reshape(2, columns.outputs * n)

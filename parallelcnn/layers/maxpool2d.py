@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import maxpool2d as kernels
 
@@ -18,6 +19,7 @@ class MaxPool2D(Layer):
     Args:
         pool_size: rows and columns of the window, (R, S), or one number for both.
         stride: step between windows, (rows, columns) or one number for both; None: the window's size.
+        activation: name or `ActivationFunction` applied to the output.
 
     Shapes: (C, H, W) -> (C, (H - R) div stride + 1, (W - S) div stride + 1); rows and columns that no whole window
     covers are left out.
@@ -25,11 +27,13 @@ class MaxPool2D(Layer):
 
     pool_size: int | tuple[int, int] = 2
     stride: int | tuple[int, int] | None = None
+    activation: str | ActivationFunction = "identity"
 
     def __post_init__(self) -> None:
         pair(self, "pool_size", self.pool_size)
         if self.stride is not None:
             pair(self, "stride", self.stride)
+        find_activation(self.activation)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 3:
@@ -45,7 +49,11 @@ class MaxPool2D(Layer):
 
     def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
         (R, S), _ = self.window_and_stride()
-        return {"winner": (self.output_shape(input_shape), np.min_scalar_type(R * S - 1))}
+        output_shape = self.output_shape(input_shape)
+        shapes: dict[str, Any] = {"winner": (output_shape, np.min_scalar_type(R * S - 1))}
+        if find_activation(self.activation).keeps_input:
+            shapes["before_activation"] = output_shape
+        return shapes
 
     def forward(
         self,
@@ -58,6 +66,7 @@ class MaxPool2D(Layer):
     ) -> None:
         window, stride = self.window_and_stride()
         kernels.forward_kernel(*window)(x, *stride, y, cache["winner"])
+        find_activation(self.activation).forward(y, cache.get("before_activation"))
 
     def backward(
         self,
@@ -71,6 +80,7 @@ class MaxPool2D(Layer):
     ) -> None:
         if dx is not None:
             window, stride = self.window_and_stride()
+            find_activation(self.activation).backward(cache.get("before_activation", y), dy)
             kernels.maxpool2d_backward(dy, cache["winner"], *window, *stride, dx)
 
     def window_and_stride(self) -> tuple[tuple[int, int], tuple[int, int]]:

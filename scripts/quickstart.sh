@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained network: makes .venv, installs parallelcnn with an MPI runtime into it, and trains
+# the paper's network on the built-in digits. Arguments are passed on to `parallelcnn train`.
+set -euo pipefail
+# shellcheck source=scripts/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+# MPICH, because it needs no flags as root or with more ranks than cores.
+make_environment "$ROOT/.venv" mpich,plot
+bin=$ROOT/.venv/bin
+ranks=$(($(usable_cores "$bin/python") > 1 ? 2 : 1))
+
+# The process's id tells two quickstarts of the same second apart.
+out=$ROOT/runs/quickstart-$(date -u +%Y%m%d-%H%M%S)-$$
+# An argument of the user's comes later and wins.
+"$bin/mpirun" -n "$ranks" "$bin/parallelcnn" train --out "$out" "$@"
+
+[[ $PWD -ef $ROOT ]] && bin=.venv/bin || bin=$(printf %q "$bin")
+cat <<END
+
+That was the built-in data set. MNIST, downloaded once (11 MB), or from a folder that holds its four files:
+
+    $bin/mpirun -n $ranks $bin/parallelcnn train --data mnist
+    $bin/mpirun -n $ranks $bin/parallelcnn train --data mnist --data-dir FOLDER
+END
