@@ -212,7 +212,7 @@ pc.evaluate(network, dataset)
 for kernel in (
     conv2d.arrange,
     conv2d.restore,
-    conv2d.forward_kernel(3, 3),
+    conv2d.forward_kernel(3, 3, 1, 1),
     conv2d.conv2d_backward_params_3x3,
     conv2d.conv2d_backward_bias,
     conv2d.conv2d_backward_input,

@@ -68,11 +68,11 @@ class Conv2D(Layer):
 
     def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
         rows, columns = window_axes(self, input_shape)
-        shapes: dict[str, Any] = {"spare": (2, columns.outputs)}
+        shapes: dict[str, Any] = {"spare": (3, columns.outputs)}
         if not self._rows_are_the_image(input_shape):
             shapes["rows"] = shapes["drows"] = (
                 input_shape[0],
-                rows.needed,
+                kernels.rows_needed(rows.outputs, rows.window, rows.stride),
                 columns.stride,
                 columns.outputs + (columns.window - 1) // columns.stride,
             )
@@ -95,15 +95,13 @@ class Conv2D(Layer):
         if "rows" in cache:
             image = cache["rows"]
             kernels.arrange(x, rows.before, columns.before, columns.stride, image)
-        kernels.forward_kernel(rows.window, columns.window)(
+        kernels.forward_kernel(rows.window, columns.window, rows.stride, columns.stride)(
             _as_rows(image),
             params["weight"],
             params.get("bias", _NO_BIAS[y.dtype]),
-            rows.stride,
-            columns.stride,
             image.shape[-2] * n,
             n,
-            cache["spare"].reshape(2, columns.outputs * n),
+            cache["spare"].reshape(3, columns.outputs * n),
             _as_rows(y),
         )
         find_activation(self.activation).forward(y, cache.get("before_activation"))
@@ -130,7 +128,7 @@ class Conv2D(Layer):
         backward_params(_as_rows(image), _as_rows(dy), *steps, grads["weight"])
         if dx is None:
             return
-        spare = cache["spare"].reshape(2, columns.outputs * n)
+        spare = cache["spare"].reshape(3, columns.outputs * n)
         dimage = cache.get("drows", dx)
         kernels.conv2d_backward_input(_as_rows(dy), params["weight"], *steps, spare, _as_rows(dimage))
         if "drows" in cache:
@@ -141,7 +139,7 @@ class Conv2D(Layer):
         rows, columns = window_axes(self, input_shape)
         return (
             rows.before == columns.before == 0
-            and rows.needed <= input_shape[1]
+            and kernels.rows_needed(rows.outputs, rows.window, rows.stride) <= input_shape[1]
             and columns.needed <= input_shape[2]
             and columns.stride == 1
         )
