@@ -134,8 +134,8 @@ def world(*, strict: bool = True) -> Communicator:
     """All ranks that were started together.
 
     Raises:
-        LaunchError: if `strict` and a launcher started several ranks, and MPI does not work or sees only one: going on would be
-            that many separate trainings.
+        LaunchError: if `strict`, and a launcher started several ranks, but MPI does not work or sees only one: going on
+            would be that many separate trainings.
     """
     wanted, said_by = launched_ranks()
     if wanted == 1 and not _has_launcher() and "mpi4py.MPI" not in sys.modules:
@@ -210,7 +210,7 @@ def mpi_library() -> str:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         return f"none ({_first_line(error)})"
-    return MPI.Get_library_version().strip("\0 \n").splitlines()[0]
+    return " ".join(MPI.Get_library_version().strip("\0 \n").splitlines()[0].rstrip(",").split())
 
 
 def hosts(comm: Communicator) -> list[str]:
