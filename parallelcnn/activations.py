@@ -22,7 +22,7 @@ class ActivationFunction:
         derivative: x -> f'(x), likewise; or y -> f'(x) with y = f(x) if `derivative_of_output`.
         derivative_of_output: the derivative is written in terms of the output, so that x need not be kept.
         rectifier: half of its inputs come out as nearly nothing, so that start values are He's instead of Glorot's.
-        never_decreases: a larger x never has a smaller f(x), so that f may be applied after a maximum instead of before.
+        never_decreases: a larger x never has a smaller f(x), so that f may come after a maximum instead of before.
 
     Example:
         >>> mish = ActivationFunction("bent", lambda x: x + abs(x) / 2, lambda x: 1.5 if x > 0 else 0.5)

@@ -6,7 +6,7 @@ CONVOLUTIONS = [
     # channels: 1 and many, odd and even, and filters of every size that a kernel treats in its own way
     (Conv2D(1, 1), (1, 1, 1)),
     (Conv2D(6, 3), (1, 8, 8)),
-    (Conv2D(16, 3), (6, 6, 6)),
+    (Conv2D(7, 3), (4, 4, 4)),
     (Conv2D(5, 3), (3, 5, 7)),
     (Conv2D(3, 1), (4, 3, 5)),
     (Conv2D(2, 5), (2, 6, 7)),

@@ -10,6 +10,7 @@ import pytest
 import reference
 from cases import CONVOLUTIONS, POOLINGS, name_of
 
+from parallelcnn import Conv2D
 from parallelcnn.activations import ACTIVATIONS
 from parallelcnn.kernels import losses, maxpool2d, sgd
 from parallelcnn.kernels.load import load
@@ -43,7 +44,7 @@ def run_layer(layer, input_shape, n, dtype, rng, x=None):
 
 @DTYPES
 @SAMPLES
-@pytest.mark.parametrize(("layer", "input_shape"), CONVOLUTIONS, ids=name_of)
+@pytest.mark.parametrize(("layer", "input_shape"), [*CONVOLUTIONS, (Conv2D(16, 3), (6, 13, 13))], ids=name_of)
 def test_convolution_agrees_with_the_naive_loops(layer, input_shape, n, dtype, rng):
     ran = run_layer(layer, input_shape, n, dtype, rng)
     rows, columns = window_axes(layer, input_shape)
