@@ -4,6 +4,7 @@ An assertion that fails on one rank alone leaves the others waiting; `-m mpi4py`
 """
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
@@ -21,6 +22,11 @@ BOUND = {"rtol": 1e-5, "atol": 1e-5}
 @pytest.fixture(scope="module")
 def comm():
     return world()
+
+
+def test_all_ranks_that_were_started_are_here(comm):
+    assert comm.size == int(os.environ["PARALLELCNN_MPI_TESTS"])
+    assert comm.gather(comm.rank) == list(range(comm.size))
 
 
 def run(comm, batch_size, optimizer=None, network_seed=0, seed=0, epochs=3, **options):
@@ -136,7 +142,40 @@ def test_what_one_rank_of_a_node_loads_all_of_them_see_in_one_copy(comm):
             assert not dataset.images.flags.writeable
     if len(comm.ranks_on_node()) > 1:
         with open("/proc/self/maps") as maps:
-            assert any("parallelcnn-" in line and line.rstrip().endswith("(deleted)") for line in maps)
+            (place,) = {line.split()[5] for line in maps if "/parallelcnn-" in line}
+        comm.barrier()
+        assert not os.path.exists(place)
+
+
+def test_on_several_nodes_one_rank_of_each_loads_and_rank_0_first(comm, tmp_path_factory):
+    """Even and odd ranks stand for two nodes."""
+    from mpi4py import MPI
+
+    ranks = MPIRanks(MPI.COMM_WORLD)
+    ranks.ranks_on_node = lambda: list(range(comm.rank % 2, comm.size, 2))
+    downloaded = comm.gather(str(tmp_path_factory.mktemp("cache") / "file"))[0]
+    before = []
+
+    def load():
+        before.append(os.path.exists(downloaded))
+        open(downloaded, "w").close()
+        return small.dataset(30)
+
+    dataset = share_on_node(ranks, load)
+    np.testing.assert_array_equal(dataset.images, small.dataset(30).images)
+    assert before == {0: [False], 1: [True]}.get(comm.rank, [])
+
+
+def test_a_folder_for_temporary_files_without_room_is_named(comm, monkeypatch):
+    if comm.size == 1:
+        pytest.skip("one rank writes no file")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    with pytest.raises(DataError, match="No space left on device; TMPDIR names another folder"):
+        share_on_node(comm, lambda: small.dataset(30))
 
 
 def test_data_that_cannot_be_loaded_is_an_error_on_all_ranks(comm):
