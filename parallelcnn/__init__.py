@@ -60,6 +60,7 @@ _MODULES = {
     "training": ["History", "train"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

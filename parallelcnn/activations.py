@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from types import FunctionType
 
 import numpy as np
 from numba.core.errors import NumbaError
@@ -25,7 +27,7 @@ class ActivationFunction:
         never_decreases: a larger x never has a smaller f(x), so that f may come after a maximum instead of before.
 
     Example:
-        >>> mish = ActivationFunction("bent", lambda x: x + abs(x) / 2, lambda x: 1.5 if x > 0 else 0.5)
+        >>> bent = ActivationFunction("bent", lambda x: x + abs(x) / 2, lambda x: 1.5 if x > 0 else 0.5)
     """
 
     name: str
@@ -34,6 +36,11 @@ class ActivationFunction:
     derivative_of_output: bool = False
     rectifier: bool = False
     never_decreases: bool = False
+
+    def __post_init__(self) -> None:
+        for part in ("function", "derivative"):
+            if not callable(getattr(self, part)):
+                raise InputError(f"activation {self.name!r}: {part} must be a function, got {getattr(self, part)!r}")
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -55,15 +62,27 @@ class ActivationFunction:
 
     def _run(self, direction: int, *arrays: Array) -> None:
         """Apply the function (0) or the derivative (1)."""
-        if self.function.__module__ == kernels.__name__:
+        if getattr(self.function, "__module__", None) == kernels.__name__:
             kernels.builtin_kernels(self.function, self.derivative)[direction](*arrays)
             return
         try:
-            kernels.user_kernels(self.function, self.derivative)[direction](*arrays)
+            kernels.user_kernels(_plain(self.function), _plain(self.derivative))[direction](*arrays)
         except NumbaError as error:
             which = ("function", "derivative")[direction]
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            lines = [line.strip() for line in str(error).splitlines()]
+            reason = next((line for line in lines if line and not line.startswith(_NO_REASON)), type(error).__name__)
             raise InputError(f"activation {self.name!r}: numba cannot compile its {which}: {reason}") from error
+
+
+# How lines of numba's errors begin that do not say what is wrong.
+_NO_REASON = ("Failed in", "During", "File", "resolving", "-", "\x1b", "No conversion", "Traceback")
+
+
+@cache
+def _plain(function: Callable[[float], float]) -> Callable[[float], float]:
+    """A Python function that does the same: numba takes no compiled or built-in one, such as math.tanh, as such."""
+    function = getattr(function, "py_func", function)
+    return function if isinstance(function, FunctionType) else lambda x: function(x)
 
 
 class _Identity(ActivationFunction):
@@ -120,6 +139,6 @@ def find_activation(activation: str | ActivationFunction) -> ActivationFunction:
     """
     if isinstance(activation, ActivationFunction):
         return activation
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise InputError(f"no activation {activation!r}: {nearest_name(str(activation), list(ACTIVATIONS))}")
     return ACTIVATIONS[activation]

@@ -1,6 +1,6 @@
 """Model files: a network's layers and parameters in one .npz, which numpy alone can read. Files, not ranks.
 
-    description     JSON: format, version, input shape, classes, layers with their arguments
+    description     JSON: format, version, input shape, type of numbers, layers with their arguments
     0.weight, ...   one array a parameter, named by the position of its layer and its own name
 
 Nothing in it is pickled, so that a model file from a stranger runs no code.
@@ -10,7 +10,10 @@ import dataclasses
 import io
 import json
 import math
+import operator
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,18 @@ from parallelcnn.parameters import Slot
 _FORMAT = "parallelcnn model"
 _VERSION = 1
 _DESCRIPTION_LIMIT = 2**20  # bytes
+# What zipfile, json and numpy raise when they are fed damaged files.
+_DAMAGED = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    ValueError,
+)
 _HEADER_LIMIT = 2**12  # bytes in front of an array's numbers
 
 
@@ -40,6 +55,7 @@ def save_model(path: str | Path, network: NetworkHandler) -> None:
         "format": _FORMAT,
         "version": _VERSION,
         "input_shape": network.input_shape,
+        "dtype": network.dtype.name,
         "layers": [_describe(layer) for layer in network.layers],
     }
     arrays: dict[str, Any] = {_key(slot): _view(network, slot) for slot in network.layout.slots}
@@ -59,15 +75,19 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
         CheckpointError: if it is no model file, is damaged, or does not fit `layers`.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} must be a model file, not a folder or a device")
     try:
         with zipfile.ZipFile(path) as archive:
             description = _read_description(path, archive)
             network = _build(path, description, layers)
             for slot in network.layout.slots:
-                _view(network, slot)[...] = _read_array(path, archive, slot)
+                _view(network, slot)[...] = _read_array(path, archive, slot, network.dtype)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"no model file {path}") from None
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except _DAMAGED as error:
         if isinstance(error, OSError) and error.strerror:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
         raise CheckpointError(f"{path} is no model file, or a damaged one: {error}") from None
@@ -76,14 +96,17 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
 
 def _describe(layer: Layer) -> dict[str, Any]:
     arguments = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer)}
-    plain = {name: value if _is_plain(value) else {"not stored": repr(value)} for name, value in arguments.items()}
+    plain = {name: _as_plain(value) for name, value in arguments.items()}
     return {"layer": type(layer).__name__, "arguments": plain, "written": repr(layer)}
 
 
-def _is_plain(value: Any) -> bool:
+def _as_plain(value: Any) -> Any:
+    """The value as JSON can hold it; a dict that only names it where it cannot."""
     if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, str | int | float)
+        return [_as_plain(one) for one in value]
+    if isinstance(value, np.integer):
+        return operator.index(value)
+    return value if value is None or isinstance(value, str | int | float) else {"not stored": repr(value)}
 
 
 def _read_description(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
@@ -108,7 +131,7 @@ def _build(path: Path, description: dict[str, Any], layers: Iterable[Layer] | No
         written = [entry["written"] for entry in description["layers"]]
         if layers is None:
             layers = [_rebuild(path, entry) for entry in description["layers"]]
-        network = NetworkHandler(layers, input_shape)
+        network = NetworkHandler(layers, input_shape, dtype=np.dtype(description["dtype"]).type)
     except CheckpointError:
         raise
     except (KeyError, TypeError, AttributeError, InputError) as error:
@@ -131,17 +154,17 @@ def _rebuild(path: Path, entry: dict[str, Any]) -> Layer:
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()})
 
 
-def _read_array(path: Path, archive: zipfile.ZipFile, slot: Slot) -> np.ndarray:
-    n_bytes = 4 * math.prod(slot.shape)
+def _read_array(path: Path, archive: zipfile.ZipFile, slot: Slot, dtype: np.dtype) -> np.ndarray:
+    n_bytes = dtype.itemsize * math.prod(slot.shape)
     try:
         array = _read_npy(archive, _key(slot), n_bytes + _HEADER_LIMIT)
     except KeyError:
         raise CheckpointError(f"{path} does not fit the network: it holds no array {_key(slot)!r}") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: array {_key(slot)!r}: {error}") from None
-    if array.shape != slot.shape or array.dtype != np.float32:
+    if array.shape != slot.shape or array.dtype != dtype:
         raise CheckpointError(
-            f"{path} does not fit the network: array {_key(slot)!r} must be float32 of shape {slot.shape}, "
+            f"{path} does not fit the network: array {_key(slot)!r} must be {dtype} of shape {slot.shape}, "
             f"got {array.dtype} of shape {array.shape}"
         )
     if not np.isfinite(array).all():

@@ -11,12 +11,14 @@ functions, after the arguments have been read, so that --help and typing errors 
 import argparse
 import contextlib
 import inspect
+import io
 import os
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from parallelcnn._version import __version__
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, nearest_name
@@ -31,51 +33,71 @@ _IMPORTED = time.perf_counter()
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit code."""
-    from parallelcnn.comm import Serial, launched_rank, world
+    from parallelcnn.comm import Serial, world
 
+    _make_output_safe()
     try:
         options = _parser().parse_args(arguments)
     except _UsageError as error:
-        if launched_rank() == 0:
-            print(error, file=sys.stderr)
-        return 2
+        return _leave(2, str(error))
+    except SystemExit:  # after --help
+        return 0
+    if options.version:
+        return _leave(0, f"parallelcnn {__version__}", sys.stdout)
     if options.command is None:
-        if launched_rank() == 0:
-            _parser().print_help()
-        return 2
-
+        return _leave(2, _parser().format_help())
     comm: Communicator = Serial()
     try:
         comm = world(strict=options.command != "info")
         options.run(options, comm)
+        sys.stdout.flush()
         return 0
     except LaunchError as error:
-        if launched_rank() == 0:
-            _complain(error)
-        return 2
-    except ParallelCNNError as error:  # raised on all ranks together
-        if comm.rank == 0:
-            _complain(error)
-        comm.barrier()  # a launcher ends the others once one has left: not before the message is out
-        return 2 if isinstance(error, InputError) else 1
-    except BrokenPipeError:
+        return _leave(2, f"parallelcnn: error: {error}")
+    except BaseException as error:  # whatever it is: the other ranks wait
+        return _fail(error, comm)
+
+
+def _leave(code: int, message: str, stream: TextIO | None = None) -> int:
+    """Print on one of the ranks, before they know of each other; returns the code."""
+    from parallelcnn.comm import launched_rank
+
+    if launched_rank() == 0:
+        print(message, file=stream or sys.stderr, flush=True)
+    elif code != 0:
+        time.sleep(2)  # launchers end all ranks once one has left with an error: let rank 0 speak first
+    return code
+
+
+def _fail(error: BaseException, comm: "Communicator") -> int:
+    """Say what went wrong and return the exit code; if only this rank knows, end all ranks."""
+    code = 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+    together = comm.size == 1 or getattr(error, "on_all_ranks", False)
+    who = "" if together else f"rank {comm.rank} of {comm.size}: "
+    if isinstance(error, BrokenPipeError):  # nobody listens any more; nothing to say, also not at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("parallelcnn: interrupted", file=sys.stderr)
-        if comm.size > 1:
-            comm.abort(130)
-        return 130
-    except Exception:  # of this rank alone
-        print(f"parallelcnn: rank {comm.rank} of {comm.size} failed", file=sys.stderr)
-        traceback.print_exc()
-        if comm.size > 1:
-            comm.abort(1)
-        return 1
+    elif together and comm.rank != 0:
+        pass
+    elif isinstance(error, ParallelCNNError | OSError):
+        print(f"parallelcnn: error: {who}{error}", file=sys.stderr, flush=True)
+    elif isinstance(error, KeyboardInterrupt):
+        print(f"parallelcnn: {who}interrupted", file=sys.stderr, flush=True)
+    else:
+        print(f"parallelcnn: {who}failed", file=sys.stderr)
+        traceback.print_exception(error)
+    if not together:
+        comm.abort(code)
+    comm.barrier()  # a launcher ends the others once one has left: not before the message is out
+    return code
 
 
-def _complain(error: ParallelCNNError) -> None:
-    print(f"parallelcnn: error: {error}", file=sys.stderr, flush=True)
+def _make_output_safe() -> None:
+    """Printing must not fail: without a stdout, or with one that cannot show every letter."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _UsageError(Exception):
@@ -101,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Trains convolutional networks on CPUs, data-parallel over MPI ranks.",
         epilog="On N ranks: mpirun -n N parallelcnn train ...",
     )
-    parser.add_argument("--version", action="version", version=f"parallelcnn {__version__}")
+    parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
     train = commands.add_parser("train", help="train a network", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -151,43 +173,47 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.checkpoint import save_model
-    from parallelcnn.comm import hosts, mpi_library, run_together
+    from parallelcnn.comm import hosts, run_together
     from parallelcnn.evaluation import evaluate
+    from parallelcnn.losses import SoftmaxCrossEntropy
     from parallelcnn.network import NetworkHandler
     from parallelcnn.optimizers import SGD
-    from parallelcnn.reporting import RunFolder, RunReporter, describe_run
-    from parallelcnn.training import check_arguments, train
+    from parallelcnn.reporting import RunFolder, RunReporter, describe_result, describe_run, summarize
+    from parallelcnn.training import check_fit, check_numbers, compile_in_turns, compile_kernels, train
 
-    optimizer = SGD(options.learning_rate, options.momentum, options.nesterov, options.weight_decay)
+    numbers = (options.epochs, options.batch_size, options.seed, options.evaluate_every)
+
+    def check_options() -> SGD:
+        check_numbers(*numbers)
+        if options.out == "":
+            raise InputError("--out must name a folder, got ''")
+        return SGD(options.learning_rate, options.momentum, options.nesterov, options.weight_decay)
+
+    optimizer = run_together(comm, check_options)
     train_set, test_set = _load_data(options, comm)
 
     def build() -> NetworkHandler:
         layers = _find_layers(options.model, train_set.classes)
         network = NetworkHandler(layers, train_set.input_shape, options.seed)
-        check_arguments(
-            network, train_set, test_set, options.epochs, options.batch_size, options.seed, options.evaluate_every
-        )
+        check_numbers(*numbers, train_set)
+        check_fit(network, train_set)
+        check_fit(network, test_set)
+        network.check_memory(-(-options.batch_size // comm.size))
         return network
 
-    if options.seed < 0:
-        raise InputError(f"--seed must be at least 0, got {options.seed}")
+    # Whatever can be wrong with the input is found before the first file is written.
     network = run_together(comm, build)
-    folder = run_together(comm, lambda: RunFolder(options.out) if comm.rank == 0 else None)
+    loss = SoftmaxCrossEntropy()
+    compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
     all_hosts = hosts(comm)
+    folder = run_together(comm, lambda: RunFolder(options.out) if comm.rank == 0 else None)
     reporter = None
-    if folder is not None:
-        rest = str(optimizer)
-        if folder.moved_to is not None:
-            print(f"moved the files of an earlier run to {folder.moved_to}")
-        print(
-            describe_run(
-                comm, all_hosts, options.model, network, train_set, test_set, options.batch_size, options.epochs, rest
-            ),
-            flush=True,
-        )
-        reporter = RunReporter(folder.metrics, options.epochs, len(train_set))
     with contextlib.ExitStack() as cleanup:
-        if folder is not None and reporter is not None:
+        if folder is not None:
+            if folder.moved_to is not None:
+                print(f"moved the files of an earlier run to {folder.moved_to}")
+            print(describe_run(options, all_hosts, network, train_set, test_set, optimizer), flush=True)
+            reporter = RunReporter(folder.metrics, options.epochs, len(train_set))
             cleanup.callback(folder.metrics.close)
             cleanup.callback(reporter.close)
         history = train(
@@ -199,63 +225,42 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
             options.batch_size,
             options.seed,
             comm,
+            loss=loss,
             evaluate_every=options.evaluate_every,
             reporter=reporter,
         )
-    on_train_set = evaluate(network, train_set, comm)
-    peak = comm.gather(_peak_rss_bytes())
-    if folder is None:
-        return
-    on_test_set = history.evaluations[-1][2]
-    save_model(folder.path / "model.npz", network)
-    folder.plot_losses(history)
-    folder.write_summary(
-        {
-            "version": __version__,
-            "model": options.model,
-            "layers": [repr(layer) for layer in network.layers],
-            "parameters": network.params.size,
-            "data": train_set.name,
-            "ranks": comm.size,
-            "hosts": all_hosts,
-            "mpi_library": mpi_library() if comm.size > 1 else None,
-            "epochs": options.epochs,
-            "batch_size": options.batch_size,
-            "learning_rate": options.learning_rate,
-            "momentum": options.momentum,
-            "nesterov": options.nesterov,
-            "weight_decay": options.weight_decay,
-            "seed": options.seed,
-            "samples_seen": history.samples_seen,
-            "train_seconds": history.train_seconds,
-            "compile_seconds": history.compile_seconds,
-            "train_accuracy": on_train_set.accuracy,
-            "train_loss": on_train_set.loss,
-            "test_accuracy": on_test_set.accuracy,
-            "test_loss": on_test_set.loss,
-            "parameters_sha256": network.parameters_sha256(),
-            "peak_rss_bytes": max(peak),
-            "wall_seconds": _seconds_since_start(),
-        }
-    )
-    print(
-        f"done       train accuracy {_percent(on_train_set.accuracy)}, test accuracy {_percent(on_test_set.accuracy)}; "
-        f"{history.train_seconds:.2f} s of training, {history.compile_seconds:.2f} s of compilation\n"
-        f"written    {folder.path}{os.sep}",
-        flush=True,
-    )
+    on_train_set = evaluate(network, train_set, comm, loss=loss)
+    peaks = comm.gather(_peak_rss_bytes())
+
+    def write_results() -> None:
+        if folder is None:
+            return
+        save_model(folder.path / "model.npz", network)
+        folder.plot_losses(history)
+        history.compile_seconds += compile_seconds
+        summary = summarize(options, all_hosts, network, train_set, history, on_train_set)
+        summary["peak_rss_bytes"] = max(peaks)
+        summary["wall_seconds"] = _seconds_since_start()
+        folder.write_summary(summary)
+        print(describe_result(folder, history, on_train_set), flush=True)
+
+    run_together(comm, write_results)
 
 
 def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.checkpoint import load_model
-    from parallelcnn.comm import run_together
+    from parallelcnn.comm import Serial, run_together
+    from parallelcnn.data import Dataset
     from parallelcnn.evaluation import evaluate
     from parallelcnn.network import NetworkHandler
+    from parallelcnn.reporting import as_percent
     from parallelcnn.training import check_fit, compile_in_turns
 
     _, test_set = _load_data(options, comm)
 
     def load() -> NetworkHandler:
+        if options.file == "":
+            raise InputError("evaluate takes a model file, got ''")
         file = Path(options.file)
         layers = None if options.model is None else _find_layers(options.model, test_set.classes)
         network = load_model(file / "model.npz" if file.is_dir() else file, layers)
@@ -263,10 +268,11 @@ def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
         return network
 
     network = run_together(comm, load)
-    compile_in_turns(comm, lambda: network.predict(test_set.images[:1]))
+    one_sample = Dataset(test_set.images[:1], test_set.labels[:1], test_set.classes)
+    compile_in_turns(comm, lambda: evaluate(network, one_sample, Serial()))
     result = evaluate(network, test_set, comm)
     if comm.rank == 0:
-        print(f"{test_set.name}: test loss {result.loss:.4f}, test accuracy {_percent(result.accuracy)}")
+        print(f"{test_set.name}: test loss {result.loss:.4f}, test accuracy {as_percent(result.accuracy)}")
 
 
 def _info(options: argparse.Namespace, comm: "Communicator") -> None:
@@ -313,14 +319,27 @@ def _find_layers(model: str, classes: int | None) -> "tuple[Layer, ...]":
         raise InputError(f"no model {model!r}: {nearest_name(model, list(MODELS))}, or FILE.py:FUNCTION")
     function = _find_function(Path(file), function_name)
     try:
-        takes_classes = bool(inspect.signature(function).parameters)
-        layers = function(classes) if takes_classes else function()
-    except Exception as error:
+        layers = function(classes) if _takes_classes(function) else function()
+        return (
+            tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else _no_layers(model, layers)
+        )
+    except InputError as error:
+        raise InputError(f"{model}: {error}{_line_of(error, Path(file))}") from error
+    except (Exception, SystemExit) as error:
         raise InputError(f"{model} raised {_described(error, Path(file))}") from error
-    try:
-        return tuple(layers)
-    except TypeError:
-        raise InputError(f"{model} must return the layers, a tuple, got {layers!r}") from None
+
+
+def _no_layers(model: str, found: object) -> NoReturn:
+    raise InputError(f"the function must return the layers, a tuple, got {found!r}")
+
+
+def _takes_classes(function: Any) -> bool:
+    """Whether a model function wants to be told the number of classes: by that name, or as all that it requires."""
+    parameters = inspect.signature(function).parameters.values()
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return "classes" in inspect.signature(function).parameters or len(required) == 1
 
 
 def _find_function(file: Path, name: str) -> Any:
@@ -337,7 +356,7 @@ def _find_function(file: Path, name: str) -> Any:
     sys.path.append(str(file.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{file} raised {_described(error, file)}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -346,17 +365,16 @@ def _find_function(file: Path, name: str) -> Any:
     return function
 
 
-def _described(error: Exception, file: Path) -> str:
+def _described(error: BaseException, file: Path) -> str:
     """An exception of the user's code in one line, with the line of their file that it came from."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{_line_of(error, file)}"
+
+
+def _line_of(error: BaseException, file: Path) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
-    where = f" (line {lines[-1]})" if lines else ""
-    return f"{type(error).__name__}: {error}{where}"
-
-
-def _percent(accuracy: float | None) -> str:
-    return "unknown" if accuracy is None else f"{100 * accuracy:.2f} %"
+    return f" (line {lines[-1]})" if lines else ""
 
 
 def _peak_rss_bytes() -> int:

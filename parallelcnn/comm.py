@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from parallelcnn.errors import DataError, LaunchError, ParallelCNNError
+from parallelcnn.errors import DataError, InputError, LaunchError, ParallelCNNError
 
 Array = np.ndarray
 T = TypeVar("T")
@@ -127,7 +127,9 @@ def as_communicator(comm: Any) -> Communicator:
         return world()
     if hasattr(comm, "sum_over_ranks"):
         return comm
-    return MPIRanks(comm)
+    if hasattr(comm, "Allreduce"):
+        return MPIRanks(comm)
+    raise InputError(f"comm must be None, a communicator of mpi4py or parallelcnn.Serial(), got {comm!r}")
 
 
 def world(*, strict: bool = True) -> Communicator:
@@ -141,7 +143,7 @@ def world(*, strict: bool = True) -> Communicator:
     if wanted == 1 and not _has_launcher() and "mpi4py.MPI" not in sys.modules:
         return Serial()
     try:
-        from mpi4py import MPI
+        MPI = _start_mpi()
     except (ImportError, RuntimeError) as error:
         if wanted == 1 or not strict:
             return Serial()
@@ -152,14 +154,38 @@ def world(*, strict: bool = True) -> Communicator:
         ) from error
     ranks = MPIRanks(MPI.COMM_WORLD)
     if ranks.size == 1 and wanted > 1 and strict:
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = shlex.join(_command())
         pmi = "pmi2" if "mpich" in MPI.Get_library_version().lower() else "pmix"
         raise LaunchError(
             f"{said_by} says that {wanted} ranks were started, but each is alone in its MPI world: this would be "
             f"{wanted} separate trainings. {mpi_library()} starts its ranks with\n"
-            f"    {_mpirun()} -n {wanted} {command}\nor, under SLURM, with\n    srun --mpi={pmi} {command}"
+            f"    {_mpirun()} -n {wanted} {command}\nor, under SLURM, with\n    srun --mpi={pmi} {command}\n"
+            f"To train in this process alone: unset {said_by.partition('=')[0]}, or comm=parallelcnn.Serial()"
         )
     return ranks
+
+
+def _start_mpi() -> Any:
+    """mpi4py's MPI, initialised; LaunchError if it would abort in the attempt, because another MPI's launcher runs."""
+    if "mpi4py.MPI" not in sys.modules:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        mpi4py.rc.finalize = True
+        from mpi4py import MPI
+
+        library = MPI.Get_library_version()
+        if "OMPI_COMM_WORLD_SIZE" in os.environ and "Open MPI" not in library:
+            wanted, said_by = launched_ranks()
+            raise LaunchError(
+                f"{said_by} says that Open MPI's mpirun started this, but mpi4py uses {mpi_library()}, "
+                f"which starts its ranks with\n"
+                f"    {_mpirun()} -n {wanted} {shlex.join(_command())}"
+            )
+        MPI.Init_thread()
+    from mpi4py import MPI
+
+    return MPI
 
 
 def launched_ranks() -> tuple[int, str]:
@@ -177,6 +203,8 @@ def launched_ranks() -> tuple[int, str]:
 
 def launched_rank() -> int:
     """This process's number among those that were started together, as the environment says; 0 if it does not."""
+    if launched_ranks()[0] == 1:
+        return 0
     for variable in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
         value = os.environ.get(variable, "")
         if value.isdecimal():
@@ -185,17 +213,18 @@ def launched_rank() -> int:
 
 
 def _has_launcher() -> bool:
-    """Whether something that starts ranks without saying how many started this process."""
-    return any(
-        variable in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ and "PMI_SIZE" not in os.environ
-        for variable in (
-            "PMIX_RANK",
-            "PALS_RANKID",
-            "FLUX_TASK_RANK",
-            "MV2_COMM_WORLD_RANK",
-            "ALPS_APP_PE",
-        )
-    )
+    """Whether something that starts ranks, without saying how many, started this process."""
+    if "OMPI_COMM_WORLD_SIZE" in os.environ or "PMI_SIZE" in os.environ:
+        return False  # it did say how many
+    ranks = ("PMIX_RANK", "PALS_RANKID", "FLUX_TASK_RANK", "MV2_COMM_WORLD_RANK", "ALPS_APP_PE")
+    return any(variable in os.environ for variable in ranks)
+
+
+def _command() -> list[str]:
+    """How this program was called."""
+    if Path(sys.argv[0]).name == "parallelcnn":
+        return ["parallelcnn", *sys.argv[1:]]
+    return [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
 
 
 def _mpirun() -> str:
@@ -239,13 +268,15 @@ def run_together(comm: Communicator, work: Callable[[], T]) -> T:
     if error is not None:
         if isinstance(error, ParallelCNNError):
             report = (type(error), str(error))
+        elif isinstance(error, OSError):  # of the machine, not of the program: where it was raised tells nothing
+            report = (ParallelCNNError, f"rank {comm.rank} of {comm.size}: {error}")
         else:
             text = "".join(traceback.format_exception(error)).rstrip()
             report = (ParallelCNNError, f"rank {comm.rank} of {comm.size} failed\n{text}")
     for told in comm.gather(report):
         if told is not None:
             kind, message = told
-            raise kind(message) from error
+            raise kind(message).together() from error
     return result
 
 
@@ -253,17 +284,16 @@ def run_together(comm: Communicator, work: Callable[[], T]) -> T:
 def abort_all_on_error(comm: Communicator) -> Iterator[None]:
     """If this rank fails inside, end all ranks: the others would wait for it forever.
 
-    A ParallelCNNError passes: those are raised on every rank together.
+    An error that every rank raises passes.
     """
     try:
         yield
-    except ParallelCNNError:
-        raise
-    except Exception:
-        if comm.size == 1:
+    except BaseException as error:  # whatever it is, SystemExit too: the others wait
+        if comm.size == 1 or getattr(error, "on_all_ranks", False):
             raise
-        trace = traceback.format_exc()
-        print(f"parallelcnn: rank {comm.rank} of {comm.size} failed\n{trace}", file=sys.stderr, flush=True)
+        known = isinstance(error, ParallelCNNError | OSError)
+        what = f"{type(error).__name__}: {error}" if known else traceback.format_exc()
+        print(f"parallelcnn: rank {comm.rank} of {comm.size} failed\n{what}", file=sys.stderr, flush=True)
         comm.abort(1)
 
 

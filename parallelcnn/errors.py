@@ -4,9 +4,22 @@ A message names the thing as written, the rule it breaks and the value that was 
 only `cli.py` prints, and turns an `InputError` into exit code 2 and any other error into exit code 1.
 """
 
+from typing import Self
+
 
 class ParallelCNNError(Exception):
-    """Base of every error that parallelcnn raises on purpose."""
+    """Base of every error that parallelcnn raises on purpose.
+
+    Attributes:
+        on_all_ranks: every rank raises it, at the same place, so that none is left waiting for another.
+    """
+
+    on_all_ranks = False
+
+    def together(self) -> Self:
+        """This error, marked as one that every rank raises."""
+        self.on_all_ranks = True
+        return self
 
 
 class InputError(ParallelCNNError, ValueError):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parallelcnn.errors import GradientError
+from parallelcnn.errors import GradientError, InputError
 from parallelcnn.layers.base import Array, Layer
 from parallelcnn.parameters import ParameterLayout
 from parallelcnn.workspace import Workspaces
@@ -27,7 +27,8 @@ def gradient_check(
     """Compare a layer's backward pass with central differences of its forward pass, in float64.
 
     The loss is sum(dy * forward(x)) for a random dy. Checked are the gradients by every parameter and by x; that
-    backward overwrites what stood there before; that it leaves parameters and x alone; that it does without dx.
+    backward overwrites what stood there before; that it leaves parameters and x alone; that it does without dx; that
+    forward and backward rely on nothing that a cache held before forward; that both do with no samples.
 
     Args:
         layer: any `Layer`; its functions must work in float64.
@@ -39,11 +40,16 @@ def gradient_check(
     Raises:
         GradientError: naming the layer, the place and both numbers of the largest difference that is too large.
         ShapeError: if the layer does not take the input shape.
+        InputError: if it is no layer.
 
     Example:
         >>> gradient_check(Conv2D(3, 2, stride=2, activation="tanh"), (2, 5, 6)).largest_difference < 1e-8
         True
     """
+    if not isinstance(layer, Layer) or n < 0:
+        raise InputError(f"gradient_check takes a Layer and at least 0 samples, got {layer!r} and {n}")
+    if n > 0:
+        gradient_check(layer, input_shape, 0, seed)  # a rank may have no share of a minibatch
     subject = _Subject(layer, tuple(input_shape), n, np.random.default_rng(seed))
     y = subject.forward()
     dy = subject.rng.normal(size=y.shape)
@@ -102,6 +108,8 @@ class _Subject:
 
     def forward(self) -> Array:
         self._y[...] = np.nan
+        for array in self._cache.values():
+            array[...] = np.nan if np.issubdtype(array.dtype, np.floating) else 1
         self.layer.forward(self._param_views, self.x, self._y, self._cache, training=True)
         return self._y
 

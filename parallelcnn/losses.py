@@ -50,7 +50,8 @@ class MeanSquaredError:
     def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
         """Raise ShapeError unless a network with that output can learn those labels."""
         wanted = (classes,) if classes is not None else labels.shape[1:] or (1,)
-        if output_shape != wanted and not (classes is not None and output_shape[0] > classes):
+        wide_enough = classes is not None and len(output_shape) == 1 and output_shape[0] >= classes
+        if output_shape != wanted and not wide_enough:
             raise ShapeError(f"{self} of these labels takes a network that ends in {wanted}, got {output_shape}")
 
     def forward_backward(self, outputs: Array, labels: Array, batch_size: int, doutputs: Array) -> float:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from parallelcnn.activations import find_activation
-from parallelcnn.errors import ShapeError
+from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.kernels.load import load as load_kernel
 from parallelcnn.kernels.losses import softmax
 from parallelcnn.layers import Conv2D, MaxPool2D
@@ -56,9 +56,13 @@ class NetworkHandler:
         seed: int = 0,
         dtype: type[np.floating] = np.float32,
     ) -> None:
+        if isinstance(layers, Layer):
+            raise ShapeError(f"a network takes a tuple of layers, got {layers}")
         self.layers = tuple(layers)
         self.input_shape = _checked_input_shape(input_shape)
         self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise InputError(f"dtype must be float32 or float64, got {self.dtype}")
         self.shapes = _chain_shapes(self.layers, self.input_shape)
         inputs = list(zip(self.layers, self.shapes[:-1], strict=True))
         self.layout = ParameterLayout(tuple(layer.param_shapes(shape) for layer, shape in inputs))
@@ -69,11 +73,12 @@ class NetworkHandler:
         self.gradients = self.message[:-1]
         self._params = self.layout.views(self.params)
         self._grads = self.layout.views(self.gradients)
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise InputError(f"seed must be an integer of at least 0, got {seed!r}")
         rng = np.random.default_rng(seed)
         for layer, params in zip(self.layers, self._params, strict=True):
             layer.init_params(params, rng)
 
-        self._optimizer: SGD | None = None
         self._optimizer_state: dict[str, Array] = {}
         self._running = _pool_before_activation(self.layers)
         caches = [layer.cache_shapes(shape) for layer, shape in zip(self._running, self.shapes[:-1], strict=True)]
@@ -96,20 +101,25 @@ class NetworkHandler:
 
         Raises:
             ShapeError: if the images are not of the network's input shape.
+            InputError: for images of another type, or indices outside them.
         """
         images = np.asarray(images)
         shape = images.shape[1:]
         if shape != self.input_shape and (1, *shape) != self.input_shape:
             raise ShapeError(f"the network takes images of shape {self.input_shape}, got {shape}")
-        if images.dtype != np.uint8:
-            images = np.asarray(images, self.dtype)
+        if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+            raise InputError(f"images must be uint8, or floats taken as they are, got {images.dtype}")
         if indices is None:
+            indices = np.arange(len(images))
+        elif len(indices) and not 0 <= indices.min() <= indices.max() < len(images):
+            raise InputError(f"indices must lie in [0, {len(images)}), got {indices.min()} to {indices.max()}")
+        if images.dtype not in (np.uint8, self.dtype) or not images.flags.c_contiguous:
+            images = np.ascontiguousarray(images[indices], np.uint8 if images.dtype == np.uint8 else self.dtype)
             indices = np.arange(len(images))
         x = self._workspaces.get(len(indices)).activations[0]
         features = math.prod(self.input_shape)
         scale = self.dtype.type(1 / 255 if images.dtype == np.uint8 else 1)
-        flat_images = np.ascontiguousarray(images).reshape(len(images), features)
-        load_kernel(flat_images, indices, scale, x.reshape(features, len(indices)))
+        load_kernel(images.reshape(len(images), features), indices, scale, x.reshape(features, len(indices)))
         return x
 
     def forward(self, x: Array, *, training: bool = False) -> Array:
@@ -164,14 +174,16 @@ class NetworkHandler:
         return doutput
 
     def update(self, optimizer: SGD) -> None:
-        """Take one step of the optimiser along `gradients`. Another optimiser than last time starts from rest."""
-        if optimizer != self._optimizer:
-            self._optimizer, self._optimizer_state = optimizer, optimizer.init_state(self.params)
+        """Take one step of the optimiser along `gradients`; what it remembers is kept here, also for another rate."""
         optimizer.update(self.params, self.gradients, self._optimizer_state)
+
+    def check_memory(self, n: int) -> None:
+        """Raise ShapeError if what the layers write for n samples does not fit into this machine's memory."""
+        self._workspaces.check_memory(n)
 
     def rest_optimizer(self) -> None:
         """Forget what the optimiser remembers of earlier steps."""
-        self._optimizer = None
+        self._optimizer_state = {}
 
     def predict(self, images: Array) -> Array:
         """Class probabilities, the softmax of the network's output.
@@ -230,9 +242,12 @@ def _chain_shapes(layers: tuple[Layer, ...], input_shape: Shape) -> tuple[Shape,
         if not isinstance(layer, Layer):
             raise ShapeError(f"layer {position} of the network must be a Layer, got {layer!r}")
         try:
-            shapes.append(layer.output_shape(shapes[-1]))
+            shape = layer.output_shape(shapes[-1])
         except ShapeError as error:
             raise ShapeError(f"layer {position} of {len(layers)}: {error}") from None
+        if not (isinstance(shape, tuple) and all(isinstance(size, int | np.integer) and size > 0 for size in shape)):
+            raise ShapeError(f"layer {position} of {len(layers)}: {layer} says that its output has shape {shape!r}")
+        shapes.append(tuple(map(int, shape)))
     return tuple(shapes)
 
 
@@ -244,7 +259,8 @@ def _pool_before_activation(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """
     running = list(layers)
     for i, (layer, after) in enumerate(pairwise(layers)):
-        if not (isinstance(layer, Conv2D) and isinstance(after, MaxPool2D) and after.activation == "identity"):
+        # Only this library's own: a subclass may do anything.
+        if not (type(layer) is Conv2D and type(after) is MaxPool2D and after.activation == "identity"):
             continue
         if find_activation(layer.activation).never_decreases:
             running[i] = replace(layer, activation="identity")

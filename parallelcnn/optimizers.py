@@ -1,6 +1,5 @@
 """Optimisers: values of hyperparameters; their vectors are kept by whoever keeps the parameters."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ from parallelcnn.errors import InputError
 from parallelcnn.kernels import sgd as kernels
 
 Array = np.ndarray
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,27 @@ class SGD:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "momentum", "weight_decay"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not (number and 0 <= value <= _LARGEST):
                 raise InputError(f"SGD: {name} must be a finite number of at least 0, got {value!r}")
         if self.momentum >= 1:
             raise InputError(f"SGD: momentum must be less than 1, got {self.momentum!r}")
         if self.nesterov and self.momentum == 0:
             raise InputError("SGD: nesterov=True takes a momentum above 0, got momentum=0")
 
-    def init_state(self, params: Array) -> dict[str, Array]:
-        """The vectors that the optimiser remembers between steps, for parameters like `params`."""
-        return {"velocity": np.zeros_like(params)} if self.momentum else {}
-
     def update(self, params: Array, gradients: Array, state: dict[str, Array]) -> None:
-        """Take one step: change `params` and `state`, all flat vectors of one length."""
+        """Take one step.
+
+        Args:
+            params: flat vector, changed.
+            gradients: flat vector of the same length.
+            state: the vectors that the optimiser remembers between steps, by name, changed; empty at first.
+        """
         number = params.dtype.type  # a float64 factor would make the whole loop float64
         rate, decay = number(self.learning_rate), number(self.weight_decay)
         if self.momentum:
+            if "velocity" not in state:
+                state["velocity"] = np.zeros_like(params)
             momentum, velocity = number(self.momentum), state["velocity"]
             kernels.sgd_momentum(params, gradients, rate, decay, momentum, self.nesterov, velocity)
         else:

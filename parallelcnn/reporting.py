@@ -2,7 +2,10 @@
 
 import io
 import json
+import math
+import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,13 +13,15 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from parallelcnn.comm import Communicator
+from parallelcnn._version import __version__
+from parallelcnn.comm import mpi_library
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain
 from parallelcnn.errors import InputError
 from parallelcnn.evaluation import Evaluation
 from parallelcnn.files import write_atomically
 from parallelcnn.network import NetworkHandler
+from parallelcnn.optimizers import SGD
 from parallelcnn.training import History
 
 _FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json")
@@ -51,7 +56,7 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Put `summary.json` into the folder."""
-        write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
 
     def plot_losses(self, history: History) -> bool:
         """Put `loss.png` into the folder; False where matplotlib is not installed."""
@@ -71,43 +76,44 @@ class RunReporter:
         metrics: receives one JSON object a line, for every minibatch and every evaluation.
         epochs: how many there will be.
         samples: in an epoch.
-        stream: where the bar or the lines go.
+        stream: where the bar or the lines go; stdout unless given.
     """
 
-    def __init__(self, metrics: TextIO, epochs: int, samples: int, stream: TextIO = sys.stdout) -> None:
-        self._metrics, self._epochs, self._samples, self._stream = metrics, epochs, samples, stream
+    def __init__(self, metrics: TextIO, epochs: int, samples: int, stream: TextIO | None = None) -> None:
+        self._metrics, self._epochs, self._samples = metrics, epochs, samples
+        self._stream = stream or sys.stdout
         self._bar: Any = None
-        self._loss_sum, self._losses = 0.0, 0
+        self._loss_sum = 0.0
         self._seconds_before = 0.0
         self._epoch_done = 0
 
     def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
-        # Written out, not json.dumps, which took 2 % of a step; a NaN stands in quotes, as JSON knows none.
-        number = f"{loss:.9g}" if loss - loss == 0 else f'"{loss}"'
+        # Written out, not json.dumps, which took 2 % of a step. JSON knows no NaN: null.
+        number = f"{loss:.9g}" if math.isfinite(loss) else "null"
         self._metrics.write(f'{{"step": {step}, "epoch": {epoch}, "loss": {number}}}\n')
-        self._loss_sum += loss
-        self._losses += 1
+        self._loss_sum += loss * samples
         self._epoch_done += samples
         if self._stream.isatty():
             self._advance_bar(epoch, samples, loss)
 
     def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:
-        line = {"step": step, "epoch": epoch, "test_loss": result.loss, "test_accuracy": result.accuracy}
+        test_loss = result.loss if math.isfinite(result.loss) else None
+        line = {"step": step, "epoch": epoch, "test_loss": test_loss, "test_accuracy": result.accuracy}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         if self._epoch_done < self._samples:
             return
         seconds = history.train_seconds - self._seconds_before
         self.close()
-        accuracy = "" if result.accuracy is None else f"   test accuracy {100 * result.accuracy:.2f} %"
+        accuracy = "" if result.accuracy is None else f"   test accuracy {as_percent(result.accuracy)}"
         print(
-            f"epoch {epoch}/{self._epochs}   loss {self._loss_sum / self._losses:.4f}   test loss {result.loss:.4f}"
+            f"epoch {epoch}/{self._epochs}   loss {self._loss_sum / self._epoch_done:.4f}   test loss {result.loss:.4f}"
             f"{accuracy}   {seconds:.2f} s   {self._samples / seconds:,.0f} samples/s",
             file=self._stream,
             flush=True,
         )
         self._seconds_before = history.train_seconds
-        self._loss_sum, self._losses, self._epoch_done = 0.0, 0, 0
+        self._loss_sum, self._epoch_done = 0.0, 0
 
     def close(self) -> None:
         """Take the progress bar off the terminal."""
@@ -132,31 +138,79 @@ class RunReporter:
 
 
 def describe_run(
-    comm: Communicator,
+    options: Namespace,
     hosts: Sequence[str],
-    model: str,
     network: NetworkHandler,
     train_set: Dataset,
     test_set: Dataset,
-    batch_size: int,
-    epochs: int,
-    rest: str,
+    optimizer: SGD,
 ) -> str:
-    """What is about to run, before the first step."""
-    per_epoch = -(-len(train_set) // batch_size)
-    shares = [len(grain(np.arange(batch_size), rank, comm.size)) for rank in range(comm.size)]
+    """What is about to run, before the first step.
+
+    Args:
+        options: of the command: model, batch_size, epochs.
+        hosts: of every rank.
+    """
+    ranks = ", ".join(f"{host} ({hosts.count(host)})" for host in dict.fromkeys(hosts))
+    shares = [len(grain(np.arange(options.batch_size), rank, len(hosts))) for rank in range(len(hosts))]
     classes = "" if train_set.classes is None else f", {train_set.classes} classes"
-    ranks = f"{comm.size} on {', '.join(f'{host} ({hosts.count(host)})' for host in dict.fromkeys(hosts))}"
+    steps = -(-len(train_set) // options.batch_size)
     return "\n".join(
         [
             network.summary(),
-            f"network    {model}",
+            f"network    {options.model}",
             f"data       {train_set.name}: {len(train_set):,} to train on, {len(test_set):,} to test on{classes}",
-            f"ranks      {ranks}",
-            f"minibatch  {batch_size} = {' + '.join(map(str, shares)) if comm.size <= 8 else _short(shares)}",
-            f"training   {epochs} epochs of {per_epoch:,} minibatches, {rest}",
+            f"ranks      {len(hosts)} on {ranks}",
+            f"minibatch  {options.batch_size} = {' + '.join(map(str, shares)) if len(shares) <= 8 else _short(shares)}",
+            f"training   {options.epochs} epochs of {steps:,} minibatches, {optimizer}",
         ]
     )
+
+
+def summarize(
+    options: Namespace,
+    hosts: Sequence[str],
+    network: NetworkHandler,
+    train_set: Dataset,
+    history: History,
+    on_train_set: Evaluation,
+) -> dict[str, Any]:
+    """What `summary.json` holds of a run: what was asked for, and what came of it."""
+    on_test_set = history.evaluations[-1][2]
+    asked = ("model", "epochs", "batch_size", "learning_rate", "momentum", "nesterov", "weight_decay", "seed")
+    return {
+        "version": __version__,
+        **{name: getattr(options, name) for name in asked},
+        "layers": [repr(layer) for layer in network.layers],
+        "parameters": network.params.size,
+        "data": train_set.name,
+        "ranks": len(hosts),
+        "hosts": list(hosts),
+        "mpi_library": mpi_library() if len(hosts) > 1 else None,
+        "samples_seen": history.samples_seen,
+        "train_seconds": history.train_seconds,
+        "compile_seconds": history.compile_seconds,
+        "train_accuracy": on_train_set.accuracy,
+        "train_loss": on_train_set.loss,
+        "test_accuracy": on_test_set.accuracy,
+        "test_loss": on_test_set.loss,
+        "parameters_sha256": network.parameters_sha256(),
+    }
+
+
+def describe_result(folder: RunFolder, history: History, on_train_set: Evaluation) -> str:
+    """What came of a run, in two lines."""
+    accuracies = [as_percent(result.accuracy) for result in (on_train_set, history.evaluations[-1][2])]
+    return (
+        f"done       train accuracy {accuracies[0]}, test accuracy {accuracies[1]}; "
+        f"{history.train_seconds:.2f} s of training, {history.compile_seconds:.2f} s of compilation\n"
+        f"written    {folder.path}{os.sep}"
+    )
+
+
+def as_percent(accuracy: float | None) -> str:
+    """An accuracy as people read it."""
+    return "unknown" if accuracy is None else f"{100 * accuracy:.2f} %"
 
 
 def plot_losses(path: Path, history: History) -> None:

@@ -89,13 +89,32 @@ def train(
     """
     comm = as_communicator(comm)
     loss = loss or SoftmaxCrossEntropy()
-    plan = (network.layers, network.input_shape, optimizer, epochs, batch_size, evaluate_every, loss)
-    run_together(
-        comm, lambda: check_arguments(network, train_set, test_set, epochs, batch_size, seed, evaluate_every, loss)
-    )
-    seed = _start_equal(comm, network, plan, train_set, test_set, seed)
+    plan = {
+        "layers": network.layers,
+        "input_shape": network.input_shape,
+        "dtype": network.dtype,
+        "optimizer": optimizer,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "evaluate_every": evaluate_every,
+        "loss": loss,
+    }
+
+    def check() -> None:
+        for value, kind in ((train_set, Dataset), (test_set, Dataset), (optimizer, SGD)):
+            if not isinstance(value, kind):
+                raise InputError(f"train takes a {kind.__name__}, got {value!r}")
+        check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
+        check_fit(network, train_set, loss)
+        check_fit(network, test_set, loss)
+        network.check_memory(-(-batch_size // comm.size))
+
+    run_together(comm, check)
+    _check_replicas(comm, plan, train_set, test_set)
+    seed = _start_from_rank_0(comm, network, seed)
     history = History()
-    with abort_all_on_error(comm), one_blas_thread():
+    # An overflow needs no warning: the loss shows it.
+    with abort_all_on_error(comm), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         history.compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
         step = 0
         for epoch in range(1, epochs + 1):
@@ -135,8 +154,7 @@ def compile_kernels(network: NetworkHandler, dataset: Dataset, optimizer: SGD, l
     loss.count_correct(output, labels)
     loss.forward_backward(output, labels, 1, doutput)
     network.backward(doutput)
-    params = network.params.copy()
-    optimizer.update(params, network.gradients, optimizer.init_state(params))
+    optimizer.update(network.params.copy(), network.gradients, {})
 
 
 def compile_in_turns(comm: Communicator, work: Callable[[], object]) -> float:
@@ -156,33 +174,20 @@ def compile_in_turns(comm: Communicator, work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def check_arguments(
-    network: NetworkHandler,
-    train_set: Dataset,
-    test_set: Dataset,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    evaluate_every: int | None = None,
-    loss: Loss | None = None,
+def check_numbers(
+    epochs: int, batch_size: int, seed: int, evaluate_every: int | None = None, train_set: Dataset | None = None
 ) -> None:
-    """What `train` checks first, on its own.
-
-    Raises:
-        InputError: for arguments that training could not start, or not end well, with.
-    """
+    """Raise InputError for numbers that training could not start, or not end well, with."""
     numbers = {"epochs": (epochs, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
     if evaluate_every is not None:
         numbers["evaluate_every"] = (evaluate_every, 1)
     for name, (value, least) in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if batch_size > len(train_set):
+    if train_set is not None and batch_size > len(train_set):
         raise InputError(
             f"batch_size must be at most {len(train_set)}, the samples of {train_set.name}, got {batch_size}"
         )
-    check_fit(network, train_set, loss)
-    check_fit(network, test_set, loss)
 
 
 def check_fit(network: NetworkHandler, dataset: Dataset, loss: Loss | None = None) -> None:
@@ -195,23 +200,11 @@ def check_fit(network: NetworkHandler, dataset: Dataset, loss: Loss | None = Non
         )
 
 
-def _start_equal(
-    comm: Communicator,
-    network: NetworkHandler,
-    plan: tuple,
-    train_set: Dataset,
-    test_set: Dataset,
-    seed: int,
-) -> int:
-    """Make sure that all ranks do the same thing from the same start; returns the seed that counts, rank 0's.
-
-    Raises:
-        ReplicaMismatchError: if the ranks were not called with the same arguments.
-    """
-    names = ("layers", "input_shape", "optimizer", "epochs", "batch_size", "evaluate_every", "loss")
-    mine = {name: repr(value) for name, value in zip(names, plan, strict=True)}
+def _check_replicas(comm: Communicator, plan: dict[str, object], train_set: Dataset, test_set: Dataset) -> None:
+    """Raise ReplicaMismatchError, on all ranks, unless all of them were called with the same arguments."""
+    mine = {name: repr(value) for name, value in plan.items()}
     for name, dataset in (("train_set", train_set), ("test_set", test_set)):
-        labels = zlib.crc32(np.ascontiguousarray(dataset.labels).data)
+        labels = zlib.crc32(dataset.labels.data)
         mine[name] = f"{dataset.images.dtype} of shape {dataset.images.shape}, labels with CRC-32 {labels:08x}"
     everyone = comm.gather(mine)
     for name in mine:
@@ -220,7 +213,11 @@ def _start_equal(
                 raise ReplicaMismatchError(
                     f"all ranks must train the same: rank 0 has {name} {everyone[0][name]}, "
                     f"but rank {rank} has {theirs[name]}"
-                )
+                ).together()
+
+
+def _start_from_rank_0(comm: Communicator, network: NetworkHandler, seed: int) -> int:
+    """Give every rank rank 0's parameters and an optimiser at rest; returns rank 0's seed."""
     comm.broadcast(network.params)
     network.rest_optimizer()
     return comm.gather(seed)[0]
@@ -233,14 +230,19 @@ def _record_minibatch(
     history.samples_seen += samples
     if reporter is not None:
         reporter.minibatch(step, epoch, loss, samples)
-    if not math.isfinite(loss):  # a sum over ranks: all of them raise here
-        raise DivergenceError(
-            f"the loss of minibatch {step} (epoch {epoch}) is {loss}: training has diverged; a smaller learning rate "
-            f"may help"
-        )
+    _check_finite("loss", loss, step, epoch)
 
 
 def _record_evaluation(history: History, reporter: Reporter | None, step: int, epoch: int, result: Evaluation) -> None:
     history.evaluations.append((step, epoch, result))
     if reporter is not None:
         reporter.evaluation(step, epoch, result, history)
+    _check_finite("test loss", result.loss, step, epoch)
+
+
+def _check_finite(what: str, loss: float, step: int, epoch: int) -> None:
+    if not math.isfinite(loss):  # a sum over ranks: all of them raise here
+        raise DivergenceError(
+            f"the {what} of minibatch {step} (epoch {epoch}) is {loss}: training has diverged; "
+            f"a smaller learning rate may help"
+        ).together()

@@ -46,6 +46,7 @@ class Workspaces:
 
     def __init__(self, shapes: Sequence[Shape], caches: Sequence[dict[str, Any]], dtype: np.dtype) -> None:
         self._shapes = shapes
+        self._sizes = [math.prod(shape) for shape in shapes]
         self._caches = [{name: _with_dtype(entry, dtype) for name, entry in cache.items()} for cache in caches]
         self._dtype = dtype
         self._capacity = -1
@@ -63,16 +64,19 @@ class Workspaces:
             self._by_size[n] = self._views(n)
         return self._by_size[n]
 
-    def _allocate(self, n: int) -> None:
-        # The gradient of an activation is needed only until the one before it is there: two places take turns.
-        largest = max(math.prod(shape) for shape in self._shapes)
-        sizes = [math.prod(shape) for shape in self._shapes]
+    def check_memory(self, n: int) -> None:
+        """Raise ShapeError if the arrays for n samples do not fit into this machine's memory."""
         cache_bytes = sum(
             math.prod(shape) * dtype.itemsize for cache in self._caches for shape, dtype in cache.values()
         )
-        per_sample = (sum(sizes) + 2 * largest) * self._dtype.itemsize + cache_bytes
-        check_memory(f"the network's activations for {n} samples", n * per_sample)
+        numbers = sum(self._sizes) + 2 * max(self._sizes)
+        check_memory(f"the network's activations for {n} samples", n * (numbers * self._dtype.itemsize + cache_bytes))
+
+    def _allocate(self, n: int) -> None:
+        self.check_memory(n)
         self._by_size.clear()  # their views would keep the old memory alive
+        # The gradient of an activation is needed only until the one before it is there: two places take turns.
+        sizes, largest = self._sizes, max(self._sizes)
         self._activations = [np.empty(size * n, self._dtype) for size in sizes]
         self._dactivations = [np.empty(largest * n, self._dtype) for _ in range(2)]
         self._cache_memory = [
@@ -96,9 +100,7 @@ def check_memory(what: str, n_bytes: int) -> None:
     """Raise ShapeError if that many bytes are more than this machine's memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if n_bytes > memory:
-        raise ShapeError(
-            f"{what} take {n_bytes / 2**30:,.1f} GiB, more than the {memory / 2**30:,.1f} GiB of this machine"
-        )
+        raise ShapeError(f"{what} take {n_bytes >> 20:,} MiB, more than the {memory >> 20:,} MiB of this machine")
 
 
 def _with_dtype(entry: Any, dtype: np.dtype) -> tuple[Shape, np.dtype]:

@@ -5,12 +5,14 @@ import hashlib
 import json
 import os
 import pty
+import shutil
 import struct
 import sys
 import termios
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from idx_files import write_idx, write_idx_folder
 from launch import parallelcnn, run
 
@@ -129,7 +131,7 @@ def test_evaluate_takes_the_file_or_its_folder(train, folder, tmp_path):
 
 OWN_MODEL = """
 from dataclasses import dataclass
-from parallelcnn import ActivationFunction, Conv2D, Dense, Flatten, Layer
+from parallelcnn import ActivationFunction, Conv2D, Dense, Flatten, Layer, MaxPool2D
 import own_neighbour
 
 @dataclass(frozen=True, repr=False)
@@ -159,6 +161,23 @@ def wrong():
 def nothing():
     return None
 
+def leaves():
+    import sys
+    sys.exit(0)
+
+def generator():
+    yield Flatten()
+    raise OSError("two\\nlines")
+
+def optional(units=32):
+    return Conv2D(2, 3), Flatten(), Dense(units), Dense(10)
+
+def bad_activation():
+    return Flatten(), Dense(10, activation=ActivationFunction("bad", lambda x: x.upper(), lambda x: x))
+
+def too_large():
+    return [Conv2D(10**6, 1), MaxPool2D(28), Flatten(), Dense(10)]
+
 def unchained():
     return Conv2D(2, 3), Dense(10)
 """
@@ -183,6 +202,12 @@ def test_a_model_of_the_users_own_is_trained_saved_and_evaluated(train, folder, 
     assert ran.code == 0, ran.err
 
 
+def test_a_model_function_keeps_its_own_defaults(train, own_model, tmp_path):
+    ran = train("--model", f"{own_model}:optional", "--epochs", 1)
+    assert ran.code == 0, ran.err
+    assert "Dense(32)" in ran.out
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -190,10 +215,14 @@ def test_a_model_of_the_users_own_is_trained_saved_and_evaluated(train, folder, 
         ("none.py:network", "no file none.py"),
         ("OWN:netwrk", "has no function 'netwrk': did you mean 'network'?"),
         ("OWN:broken", "raised ZeroDivisionError: integer division or modulo by zero (line 25)"),
-        ("OWN:wrong", "raised ShapeError: Conv2D(-2, 3): filters must be a positive integer, got -2"),
+        ("OWN:wrong", ":wrong: Conv2D(-2, 3): filters must be a positive integer, got -2 (line 28)"),
         ("OWN:nothing", "must return the layers, a tuple, got None"),
         ("OWN:unchained", "layer 2 of 2: Dense(10) takes (features,), got (2, 26, 26): is a Flatten() missing"),
         ("OWN:too_small", "of 10 classes takes a network that ends in (10,), got (3,)"),
+        ("OWN:leaves", "raised SystemExit: 0 (line 35)"),
+        ("OWN:generator", "raised OSError: two lines (line 39)"),
+        ("OWN:bad_activation", "activation 'bad': numba cannot compile its function: "),
+        ("OWN:too_large", "activations for 100 samples take"),
         ("SYNTAX:network", "raised SyntaxError"),
         ("MISSING:network", "raised ModuleNotFoundError: No module named 'nowhere_to_be_found' (line 1)"),
     ],
@@ -223,9 +252,11 @@ def refused(ran, message):
         (["--batch-size", "0"], "batch_size must be an integer of at least 1, got 0"),
         (["--batch-size", "231"], "batch_size must be at most 230"),
         (["--learning-rate", "nan"], "learning_rate must be a finite number of at least 0, got nan"),
+        (["--learning-rate", "1e39"], "learning_rate must be a finite number of at least 0, got 1e+39"),
         (["--momentum", "1"], "momentum must be less than 1, got 1.0"),
+        (["--out", ""], "--out must name a folder, got ''"),
         (["--nesterov"], "nesterov=True takes a momentum above 0"),
-        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--seed", "-1"], "seed must be an integer of at least 0, got -1"),
         (["--evaluate-every", "-5"], "evaluate_every must be an integer of at least 1, got -5"),
         (["--lerning-rate", "1"], "unrecognized arguments: --lerning-rate 1"),
     ],
@@ -266,11 +297,80 @@ def test_evaluating_what_is_no_model_or_does_not_fit_the_data_is_refused(train, 
     )
 
 
-def test_training_that_diverges_ends_with_1_and_a_sentence(train):
-    ran = train("--learning-rate", "1e38")
+@pytest.mark.parametrize("arguments", [["--learning-rate", "1e38"], ["--learning-rate", "1e38", "--batch-size", "230"]])
+def test_training_that_diverges_ends_with_1_and_a_sentence_and_writes_no_model(arguments, train, tmp_path):
+    """The second has one minibatch: only the test loss tells."""
+    ran = train("--epochs", 1, *arguments)
     assert ran.code == 1
+    assert ran.err.startswith("parallelcnn: error: the ")
     assert "training has diverged" in ran.err
+    assert ran.err.count("\n") == 1
+    for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    assert not (tmp_path / "out" / "model.npz").exists()
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_samples(train, tmp_path):
+    ran = train("--epochs", 1, "--batch-size", 200)  # and 30
+    assert ran.code == 0, ran.err
+    losses = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    mean = (200 * losses[0]["loss"] + 30 * losses[1]["loss"]) / 230
+    assert f"epoch 1/1   loss {mean:.4f} " in ran.out
+
+
+def test_a_full_disk_at_the_end_is_a_sentence_and_1(folder, tmp_path):
+    """A limit on the size of files stands for the disk: metrics.jsonl fits, model.npz does not."""
+    line = f"ulimit -f 64; {sys.executable} -m parallelcnn train --data {folder} --epochs 1 --out {tmp_path / 'out'}"
+    ran = run(["bash", "-c", f"trap '' XFSZ; {line}"])
+    assert ran.code == 1
+    assert "File too large" in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_without_a_stdout_training_goes_on(folder, tmp_path):
+    line = f"{sys.executable} -m parallelcnn train --data {folder} --epochs 1 --out {tmp_path / 'out'} >&-"
+    ran = run(["bash", "-c", line])
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "out" / "summary.json").exists()
+
+
+def test_an_output_that_knows_only_ascii_is_no_failure(folder, tmp_path):
+    ran = parallelcnn("train", "--data", folder, "--epochs", 1, "--out", tmp_path / "ü", PYTHONIOENCODING="ascii")
+    assert ran.code == 0, ran.err
+
+
+def test_where_nothing_can_be_cached_kernels_are_compiled_every_time(folder, tmp_path):
+    """A package in a folder that cannot be written to, and no home: numba finds no place for its cache."""
+    package = tmp_path / "site"
+    shutil.copytree(ROOT / "parallelcnn", package / "parallelcnn", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (package / "parallelcnn").rglob("*"):
+        if path.is_dir():
+            (path / "__pycache__").write_text("a file where numba wants a folder")
+    out = tmp_path / "out"
+    line = [
+        sys.executable,
+        "-B",
+        "-m",
+        "parallelcnn",
+        "train",
+        "--data",
+        str(folder),
+        "--epochs",
+        "1",
+        "--out",
+        str(out),
+    ]
+    home = ["HOME=/proc/none", "XDG_CACHE_HOME=/proc/none"]
+    ran = run(["env", "-C", str(package), "-u", "NUMBA_CACHE_DIR", *home, f"PYTHONPATH={package}", *line])
+    assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize("place", ["fifo", "/dev/zero"])
+def test_a_device_is_no_model_file_and_nobody_waits_for_it(place, tmp_path):
+    if place == "fifo":
+        place = tmp_path / "fifo"
+        os.mkfifo(place)
+    refused(parallelcnn("evaluate", place, limit=20), "must be a model file, not a folder or a device")
 
 
 def test_help_version_and_no_command():

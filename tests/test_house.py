@@ -66,7 +66,7 @@ def test_only_comm_imports_mpi4py():
 def test_kernels_import_nothing_that_changes():
     for path in (PACKAGE / "kernels").glob("*.py"):
         for name in imports_of(path):
-            assert name.split(".")[0] in {"numba", "numpy", "math", "functools", "collections"} or name in {
+            assert name.split(".")[0] in {"numba", "numpy", "math", "functools", "collections", "typing"} or name in {
                 "parallelcnn.kernels._jit"
             }, f"{path.name} imports {name}"
 
@@ -81,6 +81,7 @@ for module, names in parallelcnn._MODULES.items():
         value = getattr(parallelcnn, name)
         assert value.__module__.startswith(f"parallelcnn.{module}"), (name, value.__module__)
         assert name in dir(parallelcnn)
+        assert name in parallelcnn.__all__
 assert "mpi4py" not in sys.modules
 """
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=60)

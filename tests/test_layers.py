@@ -1,11 +1,13 @@
 """Layers as values, their shapes, and their backward passes against differences of their forward passes."""
 
+import math
 import os
 from dataclasses import FrozenInstanceError, dataclass
 
 import numpy as np
 import pytest
 from cases import LAYERS, name_of
+from numba import njit
 
 from parallelcnn import Activation, ActivationFunction, Conv2D, Dense, Flatten, Layer, MaxPool2D, gradient_check
 from parallelcnn.errors import GradientError, InputError, ShapeError
@@ -64,6 +66,8 @@ def test_output_shapes_are_those_of_keras(layer, input_shape, output_shape):
         (lambda: Conv2D(2, 3, padding="full"), "padding must be 'valid', 'same' or a number, got 'full'"),
         (lambda: MaxPool2D(0), "pool_size must be a positive integer, got 0"),
         (lambda: MaxPool2D(2, stride=-2), "stride must be a positive integer, got -2"),
+        (lambda: MaxPool2D(2, stride=2**70), "stride must be a positive integer, got 1180591620717411303424"),
+        (lambda: Dense(3, activation=["relu"]), r"no activation \['relu'\]: "),
         (lambda: Dense("ten"), "units must be a positive integer, got 'ten'"),
         (lambda: Dense(3, activation="rleu"), "no activation 'rleu': did you mean 'relu'?"),
         (lambda: Activation(7), "no activation 7: known: identity"),
@@ -116,7 +120,7 @@ class Scale(Layer):
             params["weight"] *= 2
         if dx is not None:
             dx[...] = params["weight"][..., np.newaxis] * dy
-            if self.mistake == "one number":
+            if self.mistake == "one number" and x.size:
                 dx[0, 1, 0] *= 1.001
         elif self.mistake == "needs dx":
             grads["weight"][...] = 0
@@ -154,6 +158,52 @@ def test_a_users_own_activation_with_the_wrong_derivative_is_found():
     wrong = ActivationFunction("cubed", lambda x: x * x * x, lambda x: 2 * x * x)
     with pytest.raises(GradientError, match=r"Dense\(2, activation=<cubed>\): backward is not the derivative"):
         gradient_check(Dense(2, activation=wrong), (3,))
+
+
+def test_compiled_and_builtin_functions_are_activations_too():
+    for function in (np.tanh, math.tanh, njit(lambda x: math.tanh(x))):
+        own = ActivationFunction("own", function, lambda y: 1 - y * y, derivative_of_output=True)
+        gradient_check(Dense(2, activation=own), (3,))
+
+
+def test_an_activation_without_functions_is_refused():
+    with pytest.raises(InputError, match="activation 'none': derivative must be a function, got None"):
+        ActivationFunction("none", lambda x: x, None)
+
+
+@dataclass(frozen=True, repr=False)
+class Forgetful(Layer):
+    """y = x, but the cache is read before it is written, or the samples are not counted."""
+
+    mistake: str
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def cache_shapes(self, input_shape):
+        return {"sum": input_shape}
+
+    def forward(self, params, x, y, cache, *, training):
+        if self.mistake == "stale cache":
+            cache["sum"] *= 0
+        else:
+            cache["sum"][...] = 0
+        cache["sum"] += x
+        y[...] = cache["sum"]
+
+    def backward(self, params, grads, x, y, cache, dy, dx):
+        if self.mistake == "no samples":
+            dy = dy * (dy.size // dy.size)
+        if dx is not None:
+            dx[...] = dy
+
+
+def test_the_gradient_check_finds_what_a_layer_forgot():
+    gradient_check(Forgetful("nothing"), (3,))
+    with pytest.raises(GradientError, match="x"):
+        gradient_check(Forgetful("stale cache"), (3,))
+    with pytest.raises(ZeroDivisionError):
+        gradient_check(Forgetful("no samples"), (3,))
 
 
 @pytest.mark.skipif("NUMBA_DISABLE_JIT" in os.environ, reason="nothing is compiled")

@@ -1,6 +1,7 @@
 """Many ranks: the tests in mpi/, each on 1, 2, 3 and 4 of them; ranks that fail and that are killed."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -27,13 +28,19 @@ import parallelcnn as pc
 from parallelcnn.comm import world
 
 how, comm = sys.argv[1], world()
+ERRORS = {
+    "raises": ZeroDivisionError,
+    "raises our own error": pc.ParallelCNNError,
+    "leaves": SystemExit,
+    "is interrupted": KeyboardInterrupt,
+}
 
 class Bomb:
     def minibatch(self, step, epoch, loss, samples):
         if step == 12:  # in the middle of the second epoch
             print("now", flush=True)
-            if how == "raises":
-                raise ZeroDivisionError("on purpose")
+            if how in ERRORS:
+                raise ERRORS[how]("on purpose")
             os.kill(os.getpid(), signal.SIGKILL)
 
     def evaluation(self, *_):
@@ -45,15 +52,15 @@ pc.train(small.network(), small.dataset(211), small.dataset(97), pc.SGD(0.1), 10
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-@pytest.mark.parametrize("how", ["raises", "is killed"])
+@pytest.mark.parametrize("how", ["raises", "raises our own error", "leaves", "is interrupted", "is killed"])
 def test_a_rank_that_dies_in_the_middle_of_an_epoch_ends_the_job_within_ten_seconds(how, victim):
     ran = launch.run_ranks(3, ["-c", _DIES, how, str(victim)], limit=60, PYTHONPATH=str(HERE))
     assert "now" in ran.out
     assert ran.code != 0
     assert ran.seconds < 10, ran.err
-    if how == "raises":
+    if how != "is killed":
         assert f"rank {victim} of 3 failed" in ran.err
-        assert "ZeroDivisionError: on purpose" in ran.err
+        assert "on purpose" in ran.err
 
 
 @pytest.fixture
@@ -112,10 +119,46 @@ def test_bad_input_is_said_once_and_all_ranks_end_with_2_within_seconds(argument
     data = ["--data", str(folder)] if arguments and "--data" not in arguments else []
     ran = launch.parallelcnn(*arguments, *data, ranks=4)
     assert ran.code == 2, ran.out + ran.err
-    assert (ran.out + ran.err).count("parallelcnn: error:") + (ran.out + ran.err).count("usage: parallelcnn ") >= 1
-    assert (ran.out + ran.err).count("error: ") <= 1, ran.err
+    wanted = "error: " if arguments else "usage: parallelcnn "
+    assert (ran.out + ran.err).count(wanted) == 1, ran.out + ran.err
     assert "Traceback" not in ran.err
     assert ran.seconds < 10
+
+
+_USERS_MODEL = """
+import os
+from parallelcnn import Dense, Flatten
+
+def leaves_one_rank():
+    if int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK"))) == 1:
+        raise SystemExit(0)
+    return Flatten(), Dense(10)
+
+def unchained():
+    return Dense(10),
+"""
+
+
+@pytest.mark.parametrize("function", ["leaves_one_rank", "unchained"])
+def test_a_model_that_is_wrong_on_one_rank_or_all_is_refused_once(function, folder, tmp_path):
+    (tmp_path / "own.py").write_text(_USERS_MODEL)
+    line = ["train", "--data", folder, "--model", f"{tmp_path / 'own.py'}:{function}", "--out", tmp_path / "out"]
+    ran = launch.parallelcnn(*line, ranks=3)
+    assert ran.code == 2, ran.err
+    assert ran.err.count("parallelcnn: error: ") == 1, ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_closed_pipe_of_rank_0_ends_all_ranks(folder, tmp_path):
+    line = f"{sys.executable} -m parallelcnn train --data {folder} --epochs 2 --out {tmp_path / 'out'} | true"
+    ran = launch.run([launch.mpiexec(), "-n", "2", "bash", "-c", line], limit=30)
+    assert "Traceback" not in ran.err
+
+
+def test_the_version_is_printed_once():
+    ran = launch.parallelcnn("--version", ranks=3)
+    assert ran.code == 0
+    assert ran.out.count("parallelcnn ") == 1
 
 
 def test_info_tells_of_every_rank():
@@ -131,7 +174,10 @@ def test_a_launch_that_would_be_separate_trainings_is_refused_with_the_right_com
     line = [sys.executable, "-m", "parallelcnn", "train", "--out", str(tmp_path / "out")]
     ran = launch.run(["env", f"{variable}=4", *line])
     assert ran.code == 2, ran.err
-    assert f"{variable}=4 says that 4 ranks were started" in ran.err
-    assert "mpirun -n 4" in ran.err
-    assert f"train --out {tmp_path / 'out'}" in ran.err
+    assert f"{variable}=4 says that" in ran.err
+    python = Path(sys.executable).resolve().name
+    assert re.search(rf"mpirun -n 4 python\S* -m parallelcnn train --out {tmp_path / 'out'}\n", ran.err), (
+        python,
+        ran.err,
+    )
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """The NetworkHandler: shapes, forward, backward, update, predict, summary."""
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -77,6 +78,31 @@ def test_an_activation_that_moves_behind_a_pooling_changes_no_number(activation,
         np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-14)
 
 
+def test_huge_logits_still_give_probabilities():
+    network = pc.NetworkHandler((pc.Dense(2),), (1,))
+    network.params[:] = 3e4, -3e4, 0, 0
+    np.testing.assert_array_equal(network.predict(np.ones((1, 1), np.float32)), [[1, 0]])
+
+
+def test_a_network_refuses_a_type_or_seed_that_is_none():
+    for arguments, message in (
+        ({"dtype": np.float16}, "dtype must be float32 or float64, got float16"),
+        ({"dtype": int}, "dtype must be float32 or float64, got int64"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"seed": 1.5}, "seed must be an integer of at least 0, got 1.5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pc.NetworkHandler(pc.paper(), (1, 28, 28), **arguments)
+
+
+def test_a_subclass_of_a_layer_before_a_pooling_is_left_as_it_is():
+    class Conv5(pc.Conv2D):
+        def __init__(self, filters):
+            super().__init__(filters, 5, activation="relu")
+
+    assert pc.NetworkHandler((Conv5(3), pc.MaxPool2D()), (1, 9, 9)).output_shape == (3, 2, 2)
+
+
 @pytest.mark.parametrize("n", [0, 1, 99, 100, 101, 250])
 def test_predict_gives_probabilities_for_any_number_of_images(n, rng):
     network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
@@ -128,6 +154,22 @@ def test_a_step_after_the_first_allocates_no_arrays(rng):
     assert peak < 40_000  # bytes: views and small objects; the smallest image in there, conv2's pooled, is 80,000
 
 
+@dataclass(frozen=True, repr=False)
+class Liar(pc.Layer):
+    """A user's layer whose output shape is none."""
+
+    shape: object
+
+    def output_shape(self, input_shape):
+        return self.shape
+
+    def forward(self, params, x, y, cache, *, training):
+        pass
+
+    def backward(self, params, grads, x, y, cache, dy, dx):
+        pass
+
+
 @pytest.mark.parametrize(
     ("layers", "input_shape", "message"),
     [
@@ -138,17 +180,27 @@ def test_a_step_after_the_first_allocates_no_arrays(rng):
         ((pc.Dense(3),), (-4,), r"input_shape must be .* positive integers, got \(-4,\)"),
         ((pc.Dense(3),), (4, 4), "input_shape must be"),
         ((pc.Dense(3),), "many", "input_shape must be"),
-        ((pc.Dense(10**12),), (10,), "more than the .* GiB of this machine"),
-        ((pc.Conv2D(10**7, 1), pc.MaxPool2D(4)), (1, 4000, 4000), "more than the .* GiB of this machine"),
+        ((pc.Dense(2**31 - 1),), (1000,), "more than the .* MiB of this machine"),
+        ((pc.Conv2D(10**7, 1), pc.MaxPool2D(4)), (1, 4000, 4000), "more than the .* MiB of this machine"),
+        (pc.Dense(3), (4,), r"takes a tuple of layers, got Dense\(3\)"),
+        ((Liar(None),), (4,), r"layer 1 of 1: Liar\(None\) says that its output has shape None"),
+        ((Liar((2.5,)),), (4,), r"says that its output has shape \(2.5,\)"),
+        ((Liar((-1,)),), (4,), r"says that its output has shape \(-1,\)"),
     ],
 )
 def test_a_network_that_cannot_be_built_says_why(layers, input_shape, message):
     with pytest.raises(ShapeError, match=message):
-        pc.NetworkHandler(layers, input_shape)._workspaces.get(1)
+        pc.NetworkHandler(layers, input_shape).check_memory(1)
 
 
-def test_images_of_another_shape_are_refused(rng):
+def test_images_of_another_shape_or_type_and_indices_outside_are_refused():
     network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
+    for dtype in (np.int64, np.uint16, bool, object):
+        with pytest.raises(InputError, match="images must be uint8, or floats taken as they are, got"):
+            network.predict(np.zeros((3, 28, 28), dtype))
+    for wrong in (-1, 3):
+        with pytest.raises(InputError, match=r"indices must lie in \[0, 3\), got"):
+            network.load(np.zeros((3, 28, 28), np.uint8), np.array([0, wrong]))
     with pytest.raises(ShapeError, match=r"takes images of shape \(1, 28, 28\), got \(27, 28\)"):
         network.predict(np.zeros((3, 27, 28), np.uint8))
 
@@ -169,11 +221,13 @@ def test_sgd_refuses_numbers_outside_their_range(arguments, message):
         pc.SGD(**arguments)
 
 
-def test_momentum_is_kept_from_step_to_step_until_the_optimizer_changes():
+def test_momentum_is_kept_from_step_to_step_also_when_the_rate_changes_until_it_is_put_to_rest():
     network = pc.NetworkHandler((pc.Dense(1, bias=False),), (1,))
     network.params[:], network.gradients[:] = 0, 1
-    for _ in range(2):
-        network.update(pc.SGD(1, momentum=0.5))
-    assert network.params[0] == -(1 + 1.5)
-    network.update(pc.SGD(1, momentum=0.25))
-    assert network.params[0] == -(1 + 1.5) - 1
+    network.update(pc.SGD(1, momentum=0.5))
+    assert network.params[0] == -1
+    network.update(pc.SGD(2, momentum=0.5))
+    assert network.params[0] == -1 - 2 * 1.5
+    network.rest_optimizer()
+    network.update(pc.SGD(1, momentum=0.5))
+    assert network.params[0] == -1 - 2 * 1.5 - 1

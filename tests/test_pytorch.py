@@ -102,7 +102,7 @@ def test_sgd_takes_the_steps_of_pytorchs(options, rng):
     parameter = torch.nn.Parameter(torch.from_numpy(params.copy()))
     theirs = torch.optim.SGD([parameter], lr=0.1, **options)
     ours = pc.SGD(0.1, **options)
-    state = ours.init_state(params)
+    state: dict[str, np.ndarray] = {}
     for _ in range(5):
         gradients = rng.normal(size=50).astype(np.float32)
         parameter.grad = torch.from_numpy(gradients.copy())

@@ -1,5 +1,8 @@
 """The training loop on one process; test_mpi.py holds many ranks to it."""
 
+import time
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import small
@@ -7,6 +10,7 @@ import small
 import parallelcnn as pc
 from parallelcnn.errors import DivergenceError, InputError, ShapeError
 from parallelcnn.losses import MeanSquaredError, SoftmaxCrossEntropy
+from parallelcnn.threads import blas_threads
 
 
 def train(network=None, n=211, batch_size=25, epochs=3, optimizer=None, **options):
@@ -60,6 +64,50 @@ def test_one_step_of_one_minibatch_is_sgd_on_the_mean_loss():
         step[i] = 1e-6
         wanted = (mean_loss(start + step) - mean_loss(start - step)) / 2e-6
         assert found[i] == pytest.approx(wanted, rel=1e-5, abs=1e-8)
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    """Minibatches of a network that stands still show which samples they hold."""
+    _, history = train(epochs=3, optimizer=pc.SGD(0.0))
+    epochs = np.array(history.losses).reshape(3, 9)
+    assert not np.allclose(epochs[0], epochs[1])
+    assert not np.allclose(epochs[1], epochs[2])
+    weights = np.array([25] * 8 + [11]) / 211
+    np.testing.assert_allclose(epochs @ weights, (epochs @ weights)[0], rtol=1e-6)
+
+
+class Slow:
+    """A reporter that takes its time over evaluations."""
+
+    def minibatch(self, step, epoch, loss, samples):
+        pass
+
+    def evaluation(self, step, epoch, result, history):
+        time.sleep(0.3)
+
+
+def test_the_seconds_of_training_hold_no_evaluation():
+    _, history = train(epochs=2, evaluate_every=5, reporter=Slow())
+    assert len(history.evaluations) == 5
+    assert history.train_seconds < 0.3
+
+
+@dataclass(frozen=True, repr=False)
+class Counts(pc.Activation):
+    """Asks how many threads a matrix product has, in the middle of training."""
+
+    seen = []  # noqa: RUF012
+
+    def forward(self, params, x, y, cache, *, training):
+        Counts.seen += [threads for _, threads in blas_threads()]
+        super().forward(params, x, y, cache, training=training)
+
+
+def test_a_matrix_product_has_one_thread_while_a_network_trains(monkeypatch):
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    train(pc.NetworkHandler((pc.Flatten(), pc.Dense(5), Counts("relu")), (1, 11, 9)), epochs=1)
+    assert set(Counts.seen) == {1}
 
 
 def test_a_network_that_may_learn_by_heart_does():
@@ -141,6 +189,13 @@ def test_a_network_that_does_not_fit_the_data_set_is_refused():
     too_few = (pc.Flatten(), pc.Dense(4))
     with pytest.raises(ShapeError, match=r"of 5 classes takes a network that ends in \(5,\), got \(4,\)"):
         train(pc.NetworkHandler(too_few, (1, 11, 9)))
+    with pytest.raises(InputError, match="train takes a SGD, got 'sgd'"):
+        pc.train(small.network(), small.dataset(9), small.dataset(9), "sgd", 1, 3, comm=pc.Serial())
+    other = pc.Dataset(np.zeros((9, 4), np.uint8), np.zeros(9, int), 5, "stripes-9")
+    with pytest.raises(ShapeError, match=r"network takes inputs of shape .* but stripes-9 holds images of shape"):
+        pc.train(small.network(), small.dataset(9), other, pc.SGD(), 1, 3, comm=pc.Serial())
+    with pytest.raises(ShapeError, match=r"takes a network that ends in \(2,\), got \(3, 4, 4\)"):
+        MeanSquaredError().check((3, 4, 4), np.zeros(5, int), 2)
     with pytest.raises(ShapeError, match=r"SoftmaxCrossEntropy\(\) takes integer labels, got float32"):
         SoftmaxCrossEntropy().check((2,), np.zeros((3, 2), np.float32), None)
 
@@ -152,8 +207,9 @@ def test_weight_decay_pulls_the_parameters_towards_zero():
 
 
 def test_labels_outside_the_classes_are_refused_with_their_place():
-    with pytest.raises(InputError, match=r"labels must lie in \[0, 3\), got 3 at sample 1"):
-        pc.Dataset(np.zeros((2, 4), np.uint8), np.array([0, 3]), 3)
+    for wrong in (3, -1):
+        with pytest.raises(InputError, match=rf"labels must lie in \[0, 3\), got {wrong} at sample 1"):
+            pc.Dataset(np.zeros((2, 4), np.uint8), np.array([0, wrong]), 3)
 
 
 def test_a_data_set_whose_parts_do_not_belong_together_is_refused():

@@ -30,29 +30,37 @@ class Dataset:
     name: str = "data"
 
     def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
+        images, labels = np.asarray(self.images), np.asarray(self.labels)
         if images.ndim not in (2, 3, 4) or images.dtype not in (np.uint8, np.float32):
             raise DataError(
                 f"{self.name}: images must be uint8 or float32 of shape (N, H, W), (N, C, H, W) or (N, features), "
                 f"got {images.dtype} of shape {images.shape}"
             )
+        if labels.ndim not in (1, 2):
+            raise DataError(f"{self.name}: labels must be of shape (N,) or (N, outputs), got {labels.shape}")
         if len(images) != len(labels):
             raise DataError(f"{self.name}: {len(images)} images but {len(labels)} labels")
         if len(images) == 0:
             raise DataError(f"{self.name}: holds no samples")
-        if self.classes is None:
-            object.__setattr__(self, "labels", np.ascontiguousarray(labels, np.float32))
-            return
+        if self.classes is not None:
+            self._check_classes(labels, self.classes)
+        # One kind of array, whatever came, so that kernels are compiled once.
+        object.__setattr__(self, "images", np.ascontiguousarray(images))
+        object.__setattr__(
+            self, "labels", np.ascontiguousarray(labels, np.float32 if self.classes is None else np.int64)
+        )
+
+    def _check_classes(self, labels: Array, classes: int) -> None:
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise DataError(
-                f"{self.name}: labels of {self.classes} classes must be integers of shape (N,), "
+                f"{self.name}: labels of {classes} classes must be integers of shape (N,), "
                 f"got {labels.dtype} of shape {labels.shape}"
             )
         low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= self.classes:
+        if low < 0 or high >= classes:
             wrong = low if low < 0 else high
             where = int(np.flatnonzero(labels == wrong)[0])
-            raise DataError(f"{self.name}: labels must lie in [0, {self.classes}), got {wrong} at sample {where}")
+            raise DataError(f"{self.name}: labels must lie in [0, {classes}), got {wrong} at sample {where}")
 
     def __len__(self) -> int:
         return len(self.images)

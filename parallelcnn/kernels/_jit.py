@@ -7,15 +7,34 @@ After changing this file delete the `__pycache__` folders: numba's cache notices
 kernel, not of the files it imports. For the same reason kernel files import nothing of the package but this.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from numba import njit
 
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
-# Without the interpreter lock, so that threads can share a rank's work; error_model "numpy" divides as numpy does.
-kernel = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH)
 
-# For functions that come from the user: cached code would not notice that theirs has changed.
-kernel_uncached = njit(nogil=True, error_model="numpy", fastmath=_FASTMATH)
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a kernel when it is first called, and keep what was compiled on disk.
 
-# The same bits on every machine: no reordered sums, no fused multiply-add.
-exact_kernel = njit(cache=True, nogil=True, error_model="numpy")
+    Without the interpreter lock, so that threads can share a rank's work; error_model "numpy" divides as numpy does.
+    """
+    return _cached(function, fastmath=_FASTMATH)
+
+
+def kernel_uncached(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for functions that come from the user: cached code would not notice that theirs has changed."""
+    return njit(nogil=True, error_model="numpy", fastmath=_FASTMATH)(function)
+
+
+def exact_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel with the same bits on every machine: no reordered sums, no fused multiply-add."""
+    return _cached(function)
+
+
+def _cached(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    try:
+        return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+    except RuntimeError:  # no folder to keep it in can be written to: compile in every process
+        return njit(nogil=True, error_model="numpy", **options)(function)

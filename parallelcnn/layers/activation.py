@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from parallelcnn.activations import ActivationFunction, find_activation
 
-from .base import Array, Layer, Shape
+from .base import Array, Arrays, Layer, Shape
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,27 +25,12 @@ class Activation(Layer):
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def forward(
-        self,
-        params: dict[str, Array],
-        x: Array,
-        y: Array,
-        cache: dict[str, Array],
-        *,
-        training: bool,
-    ) -> None:
+    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
         y[...] = x
         find_activation(self.activation).forward(y, None)  # the input is at hand: it is x
 
     def backward(
-        self,
-        params: dict[str, Array],
-        grads: dict[str, Array],
-        x: Array,
-        y: Array,
-        cache: dict[str, Array],
-        dy: Array,
-        dx: Array | None,
+        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
     ) -> None:
         if dx is not None:
             function = find_activation(self.activation)

@@ -14,6 +14,7 @@ from parallelcnn.activations import ActivationFunction
 from parallelcnn.errors import ShapeError
 
 Array = np.ndarray
+Arrays = dict[str, Array]
 Shape = tuple[int, ...]
 
 
@@ -37,7 +38,7 @@ class Layer(ABC):
         """Names and shapes of the parameters; none unless overridden."""
         return {}
 
-    def init_params(self, params: dict[str, Array], rng: np.random.Generator) -> None:
+    def init_params(self, params: Arrays, rng: np.random.Generator) -> None:
         """Fill the parameters, zeros before, with start values drawn from `rng`."""
         return
 
@@ -50,27 +51,12 @@ class Layer(ABC):
         return {}
 
     @abstractmethod
-    def forward(
-        self,
-        params: dict[str, Array],
-        x: Array,
-        y: Array,
-        cache: dict[str, Array],
-        *,
-        training: bool,
-    ) -> None:
+    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
         """Write y, the output for x, and what backward needs into cache. Any number of samples, 0 included."""
 
     @abstractmethod
     def backward(
-        self,
-        params: dict[str, Array],
-        grads: dict[str, Array],
-        x: Array,
-        y: Array,
-        cache: dict[str, Array],
-        dy: Array,
-        dx: Array | None,
+        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
     ) -> None:
         """Overwrite grads and dx with the loss differentiated by params and x, given dy, by y.
 
@@ -81,12 +67,19 @@ class Layer(ABC):
         """The constructor call, as short as it can be written."""
         arguments = []
         for f in fields(self):
-            value = getattr(self, f.name)
+            value = _as_python(getattr(self, f.name))
             if f.default is MISSING:
                 arguments.append(repr(value))
             elif value != f.default:
                 arguments.append(f"{f.name}={value!r}")
         return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+def _as_python(value: Any) -> Any:
+    """The same number as Python writes it: numpy's integers print as np.int64(3)."""
+    if isinstance(value, tuple):
+        return tuple(map(_as_python, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_positive(layer: Layer, name: str) -> None:
@@ -101,7 +94,7 @@ def check_integer(layer: Layer, name: str, value: Any, at_least: int) -> int:
         number = operator.index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or number < at_least:
+    if number is None or isinstance(value, bool) or not at_least <= number < 2**31:
         raise ShapeError(f"{layer}: {name} must be {rule}, got {value!r}")
     return number
 

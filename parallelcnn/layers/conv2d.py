@@ -10,7 +10,7 @@ from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import conv2d as kernels
 
-from .base import Array, Layer, Shape, check_positive, draw_start_values, pair
+from .base import Array, Arrays, Layer, Shape, check_positive, draw_start_values, pair
 
 _NO_BIAS = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 
@@ -61,7 +61,7 @@ class Conv2D(Layer):
             shapes["bias"] = (self.filters,)
         return shapes
 
-    def init_params(self, params: dict[str, Array], rng: np.random.Generator) -> None:
+    def init_params(self, params: Arrays, rng: np.random.Generator) -> None:
         weight = params["weight"]
         K, C, R, S = weight.shape
         draw_start_values(weight, C * R * S, K * R * S, find_activation(self.activation), rng)
@@ -80,15 +80,7 @@ class Conv2D(Layer):
             shapes["before_activation"] = self.output_shape(input_shape)
         return shapes
 
-    def forward(
-        self,
-        params: dict[str, Array],
-        x: Array,
-        y: Array,
-        cache: dict[str, Array],
-        *,
-        training: bool,
-    ) -> None:
+    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
         rows, columns = window_axes(self, x.shape[:-1])
         n = x.shape[-1]
         image = x
@@ -107,14 +99,7 @@ class Conv2D(Layer):
         find_activation(self.activation).forward(y, cache.get("before_activation"))
 
     def backward(
-        self,
-        params: dict[str, Array],
-        grads: dict[str, Array],
-        x: Array,
-        y: Array,
-        cache: dict[str, Array],
-        dy: Array,
-        dx: Array | None,
+        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
     ) -> None:
         rows, columns = window_axes(self, x.shape[:-1])
         n = x.shape[-1]
@@ -180,7 +165,8 @@ def window_axes(layer: Conv2D, input_shape: Shape) -> tuple[WindowAxis, WindowAx
                 f"{layer}: a window of {window[0]} x {window[1]} is larger than the image, "
                 f"{input_shape[1]} x {input_shape[2]}{padded}; it takes images at least as large as its window"
             )
-        axes.append(WindowAxis(window[i], stride[i], before, outputs))
+        # From a single window no step is taken, however long it is.
+        axes.append(WindowAxis(window[i], stride[i] if outputs > 1 else 1, before, outputs))
     return axes[0], axes[1]
 
 

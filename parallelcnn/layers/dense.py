@@ -8,7 +8,7 @@ import numpy as np
 from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
 
-from .base import Array, Layer, Shape, check_positive, draw_start_values
+from .base import Array, Arrays, Layer, Shape, check_positive, draw_start_values
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,7 +42,7 @@ class Dense(Layer):
             shapes["bias"] = (self.units,)
         return shapes
 
-    def init_params(self, params: dict[str, Array], rng: np.random.Generator) -> None:
+    def init_params(self, params: Arrays, rng: np.random.Generator) -> None:
         units, features = params["weight"].shape
         draw_start_values(params["weight"], features, units, find_activation(self.activation), rng)
 
@@ -51,29 +51,14 @@ class Dense(Layer):
             return {"before_activation": (self.units,)}
         return {}
 
-    def forward(
-        self,
-        params: dict[str, Array],
-        x: Array,
-        y: Array,
-        cache: dict[str, Array],
-        *,
-        training: bool,
-    ) -> None:
+    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
         np.matmul(params["weight"], x, out=y)
         if self.bias:
             y += params["bias"][:, np.newaxis]
         find_activation(self.activation).forward(y, cache.get("before_activation"))
 
     def backward(
-        self,
-        params: dict[str, Array],
-        grads: dict[str, Array],
-        x: Array,
-        y: Array,
-        cache: dict[str, Array],
-        dy: Array,
-        dx: Array | None,
+        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
     ) -> None:
         find_activation(self.activation).backward(cache.get("before_activation", y), dy)
         np.matmul(dy, x.T, out=grads["weight"])

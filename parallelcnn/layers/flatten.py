@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .base import Array, Layer, Shape
+from .base import Array, Arrays, Layer, Shape
 
 
 @dataclass(frozen=True, repr=False)
@@ -16,26 +16,11 @@ class Flatten(Layer):
     def output_shape(self, input_shape: Shape) -> Shape:
         return (math.prod(input_shape),)
 
-    def forward(
-        self,
-        params: dict[str, Array],
-        x: Array,
-        y: Array,
-        cache: dict[str, Array],
-        *,
-        training: bool,
-    ) -> None:
+    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
         y[...] = x.reshape(y.shape)
 
     def backward(
-        self,
-        params: dict[str, Array],
-        grads: dict[str, Array],
-        x: Array,
-        y: Array,
-        cache: dict[str, Array],
-        dy: Array,
-        dx: Array | None,
+        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
     ) -> None:
         if dx is not None:
             dx[...] = dy.reshape(dx.shape)

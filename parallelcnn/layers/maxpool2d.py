@@ -9,7 +9,7 @@ from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import maxpool2d as kernels
 
-from .base import Array, Layer, Shape, pair
+from .base import Array, Arrays, Layer, Shape, pair
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,28 +55,13 @@ class MaxPool2D(Layer):
             shapes["before_activation"] = output_shape
         return shapes
 
-    def forward(
-        self,
-        params: dict[str, Array],
-        x: Array,
-        y: Array,
-        cache: dict[str, Array],
-        *,
-        training: bool,
-    ) -> None:
+    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
         window, stride = self.window_and_stride()
         kernels.forward_kernel(*window)(x, *stride, y, cache["winner"])
         find_activation(self.activation).forward(y, cache.get("before_activation"))
 
     def backward(
-        self,
-        params: dict[str, Array],
-        grads: dict[str, Array],
-        x: Array,
-        y: Array,
-        cache: dict[str, Array],
-        dy: Array,
-        dx: Array | None,
+        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
     ) -> None:
         if dx is not None:
             window, stride = self.window_and_stride()
