@@ -15,6 +15,7 @@ import numpy as np
 
 from parallelcnn.activations import find_activation
 from parallelcnn.errors import InputError, ShapeError
+from parallelcnn.kernels.load import all_within
 from parallelcnn.kernels.load import load as load_kernel
 from parallelcnn.kernels.losses import softmax
 from parallelcnn.layers import Conv2D, MaxPool2D
@@ -111,7 +112,7 @@ class NetworkHandler:
             raise InputError(f"images must be uint8, or floats taken as they are, got {images.dtype}")
         if indices is None:
             indices = np.arange(len(images))
-        elif len(indices) and not 0 <= indices.min() <= indices.max() < len(images):
+        elif not all_within(indices, len(images)):
             raise InputError(f"indices must lie in [0, {len(images)}), got {indices.min()} to {indices.max()}")
         if images.dtype not in (np.uint8, self.dtype) or not images.flags.c_contiguous:
             images = np.ascontiguousarray(images[indices], np.uint8 if images.dtype == np.uint8 else self.dtype)

@@ -82,6 +82,7 @@ class RunReporter:
     def __init__(self, metrics: TextIO, epochs: int, samples: int, stream: TextIO | None = None) -> None:
         self._metrics, self._epochs, self._samples = metrics, epochs, samples
         self._stream = stream or sys.stdout
+        self._on_terminal = self._stream.isatty()
         self._bar: Any = None
         self._loss_sum = 0.0
         self._seconds_before = 0.0
@@ -93,7 +94,7 @@ class RunReporter:
         self._metrics.write(f'{{"step": {step}, "epoch": {epoch}, "loss": {number}}}\n')
         self._loss_sum += loss * samples
         self._epoch_done += samples
-        if self._stream.isatty():
+        if self._on_terminal:
             self._advance_bar(epoch, samples, loss)
 
     def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:

@@ -15,6 +15,7 @@ from parallelcnn.activations import ACTIVATIONS
 from parallelcnn.kernels import losses, maxpool2d, sgd
 from parallelcnn.kernels.load import load
 from parallelcnn.layers.conv2d import window_axes
+from parallelcnn.layers.maxpool2d import window_and_stride
 from parallelcnn.parameters import ParameterLayout
 from parallelcnn.workspace import Workspaces
 
@@ -70,7 +71,7 @@ def test_max_pooling_agrees_with_the_naive_loops(layer, input_shape, n, dtype, r
     ties = rng.integers(0, 3, size=(*input_shape, n))  # many equal numbers: the first must win
     for x in (None, ties):
         ran = run_layer(layer, input_shape, n, dtype, rng, x)
-        window, stride = layer.window_and_stride()
+        window, stride = window_and_stride(layer)
         y, winner = reference.maxpool2d_forward(ran.x, window, stride)
         np.testing.assert_array_equal(ran.y, y)
         np.testing.assert_array_equal(ran.cache["winner"], winner)

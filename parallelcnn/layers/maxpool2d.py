@@ -1,6 +1,7 @@
 """Max-pooling."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class MaxPool2D(Layer):
         if len(input_shape) != 3:
             raise ShapeError(f"{self} takes images (C, H, W), got {input_shape}")
         C, H, W = input_shape
-        (R, S), (row_stride, column_stride) = self.window_and_stride()
+        (R, S), (row_stride, column_stride) = window_and_stride(self)
         if R > H or S > W:
             raise ShapeError(
                 f"{self}: a window of {R} x {S} is larger than the image, {H} x {W}; "
@@ -48,7 +49,7 @@ class MaxPool2D(Layer):
         return (C, (H - R) // row_stride + 1, (W - S) // column_stride + 1)
 
     def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
-        (R, S), _ = self.window_and_stride()
+        (R, S), _ = window_and_stride(self)
         output_shape = self.output_shape(input_shape)
         shapes: dict[str, Any] = {"winner": (output_shape, np.min_scalar_type(R * S - 1))}
         if find_activation(self.activation).keeps_input:
@@ -56,7 +57,7 @@ class MaxPool2D(Layer):
         return shapes
 
     def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
-        window, stride = self.window_and_stride()
+        window, stride = window_and_stride(self)
         kernels.forward_kernel(*window)(x, *stride, y, cache["winner"])
         find_activation(self.activation).forward(y, cache.get("before_activation"))
 
@@ -64,11 +65,13 @@ class MaxPool2D(Layer):
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
     ) -> None:
         if dx is not None:
-            window, stride = self.window_and_stride()
+            window, stride = window_and_stride(self)
             find_activation(self.activation).backward(cache.get("before_activation", y), dy)
             kernels.maxpool2d_backward(dy, cache["winner"], *window, *stride, dx)
 
-    def window_and_stride(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows and columns of the window, and of the step between windows."""
-        window = pair(self, "pool_size", self.pool_size)
-        return window, window if self.stride is None else pair(self, "stride", self.stride)
+
+@cache
+def window_and_stride(layer: MaxPool2D) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns of the window, and of the step between windows."""
+    window = pair(layer, "pool_size", layer.pool_size)
+    return window, window if layer.stride is None else pair(layer, "stride", layer.stride)
