@@ -159,7 +159,7 @@ def world(*, strict: bool = True) -> Communicator:
         raise LaunchError(
             f"{said_by} says that {wanted} ranks were started, but each is alone in its MPI world: this would be "
             f"{wanted} separate trainings. {mpi_library()} starts its ranks with\n"
-            f"    {_mpirun()} -n {wanted} {command}\nor, under SLURM, with\n    srun --mpi={pmi} {command}\n"
+            f"    {mpirun()} -n {wanted} {command}\nor, under SLURM, with\n    srun --mpi={pmi} {command}\n"
             f"To train in this process alone: unset {said_by.partition('=')[0]}, or comm=parallelcnn.Serial()"
         )
     return ranks
@@ -180,7 +180,7 @@ def _start_mpi() -> Any:
             raise LaunchError(
                 f"{said_by} says that Open MPI's mpirun started this, but mpi4py uses {mpi_library()}, "
                 f"which starts its ranks with\n"
-                f"    {_mpirun()} -n {wanted} {shlex.join(_command())}"
+                f"    {mpirun()} -n {wanted} {shlex.join(_command())}"
             )
         MPI.Init_thread()
     from mpi4py import MPI
@@ -227,7 +227,7 @@ def _command() -> list[str]:
     return [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
 
 
-def _mpirun() -> str:
+def mpirun() -> str:
     """The launcher that came with this Python's MPI, if there is one."""
     beside = Path(sys.executable).parent / "mpirun"
     return str(beside) if beside.exists() else "mpirun"

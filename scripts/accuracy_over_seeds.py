@@ -14,14 +14,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from parallelcnn.comm import mpirun
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5 of them)")
     parser.add_argument("--ranks", type=int, default=2, help="(default: 2)")
     options, passed_on = parser.parse_known_args()
-    beside = Path(sys.executable).parent / "mpirun"
-    launcher = [str(beside) if beside.exists() else "mpirun", "-n", str(options.ranks)] if options.ranks > 1 else []
+    launcher = [mpirun(), "-n", str(options.ranks)] if options.ranks > 1 else []
     accuracies = []
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as folder:

@@ -21,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from parallelcnn.comm import mpirun
+
 
 def main() -> int:
     options = _options()
@@ -48,8 +50,7 @@ def main() -> int:
 
 def run_parallelcnn(options: argparse.Namespace) -> dict:
     """One training as a user starts it; its summary."""
-    beside = Path(sys.executable).parent / "mpirun"
-    launcher = [str(beside) if beside.exists() else "mpirun", "-n", str(options.ranks)] if options.ranks > 1 else []
+    launcher = [mpirun(), "-n", str(options.ranks)] if options.ranks > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         command = [*launcher, sys.executable, "-m", "parallelcnn", "train", *_shared(options), "--out", folder]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

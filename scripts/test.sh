@@ -56,7 +56,7 @@ stage "MPI and SLURM tests, Open MPI" "$openmpi/bin/python" -m pytest -m "mpi or
 cache=$(mktemp -d)
 trap 'rm -rf "$cache"' EXIT
 kernel_tests=()
-for name in kernels layers losses activations; do
+for name in kernels layers losses; do
     [[ -e tests/test_$name.py ]] && kernel_tests+=("tests/test_$name.py")
 done
 ((${#kernel_tests[@]})) || fail "the kernel tests are gone: name them here."

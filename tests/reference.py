@@ -9,6 +9,23 @@ def pad(x, top, bottom, left, right):
     return np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
 
 
+def stride_and_padding(layer, input_shape):
+    """(rows, columns) and (top, bottom, left, right) of a convolution; "same" as Keras pads."""
+    stride = tuple(np.broadcast_to(layer.stride, 2))
+    window = np.broadcast_to(layer.kernel_size, 2)
+    if layer.padding == "valid":
+        return stride, (0, 0, 0, 0)
+    if layer.padding != "same":
+        rows, columns = np.broadcast_to(layer.padding, 2)
+        return stride, (rows, rows, columns, columns)
+    zeros = []
+    for size, r, s in zip(input_shape[1:], window, stride, strict=True):
+        outputs = math.ceil(size / s)
+        missing = max((outputs - 1) * s + r - size, 0)
+        zeros += [math.floor(missing / 2), math.ceil(missing / 2)]
+    return stride, tuple(zeros)
+
+
 def conv2d_forward(x, weight, bias, stride, padding):
     """padding: (top, bottom, left, right)."""
     x = pad(x, *padding)

@@ -14,7 +14,6 @@ from parallelcnn import Conv2D
 from parallelcnn.activations import ACTIVATIONS
 from parallelcnn.kernels import losses, maxpool2d, sgd
 from parallelcnn.kernels.load import load
-from parallelcnn.layers.conv2d import window_axes
 from parallelcnn.layers.maxpool2d import window_and_stride
 from parallelcnn.parameters import ParameterLayout
 from parallelcnn.workspace import Workspaces
@@ -48,11 +47,7 @@ def run_layer(layer, input_shape, n, dtype, rng, x=None):
 @pytest.mark.parametrize(("layer", "input_shape"), [*CONVOLUTIONS, (Conv2D(16, 3), (6, 13, 13))], ids=name_of)
 def test_convolution_agrees_with_the_naive_loops(layer, input_shape, n, dtype, rng):
     ran = run_layer(layer, input_shape, n, dtype, rng)
-    rows, columns = window_axes(layer, input_shape)
-    stride = (rows.stride, columns.stride)
-    padding = []
-    for axis, size in ((rows, input_shape[1]), (columns, input_shape[2])):
-        padding += [axis.before, max(axis.needed - size - axis.before, 0)]
+    stride, padding = reference.stride_and_padding(layer, input_shape)
     weight = ran.params["weight"]
     bias = ran.params.get("bias", np.zeros(len(weight), dtype))
     wanted = reference.conv2d_forward(ran.x, weight, bias, stride, padding)
@@ -169,11 +164,12 @@ def test_mean_squared_error_agrees_with_its_definition(n, dtype, rng):
 @SAMPLES
 @pytest.mark.parametrize("features", [1, 15, 16, 17, 50])
 def test_load_gathers_scales_and_transposes(features, n, rng):
-    images = rng.integers(0, 256, size=(9, features), dtype=np.uint8)
     indices = rng.integers(0, 9, n)
-    x = np.full((features, n), 7, np.float32)
-    load(images, indices, np.float32(1 / 255), x)
-    np.testing.assert_array_equal(x, reference.load(images, indices, np.float32(1 / 255)))
+    for dtype in (np.uint8, np.float32):
+        images = rng.integers(0, 256, size=(9, features)).astype(dtype)
+        x = np.full((features, n), 7, np.float32)
+        load(images, indices, np.float32(1 / 255), x)
+        np.testing.assert_array_equal(x, reference.load(images, indices, np.float32(1 / 255)))
 
 
 @DTYPES
