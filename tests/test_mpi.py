@@ -14,7 +14,19 @@ HERE = Path(__file__).parent
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 3, 4])
 def test_what_ranks_do_together(n_ranks):
-    arguments = ["-m", "mpi4py", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(HERE / "mpi")]
+    arguments = [
+        "-m",
+        "mpi4py",
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:tmpdir",
+        str(HERE / "mpi"),
+    ]
     ran = launch.run_ranks(n_ranks, arguments, limit=240, PARALLELCNN_MPI_TESTS=str(n_ranks))
     assert ran.code == 0, ran.out + ran.err
     assert " passed" in ran.out

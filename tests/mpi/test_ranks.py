@@ -5,6 +5,7 @@ An assertion that fails on one rank alone leaves the others waiting; `-m mpi4py`
 
 import hashlib
 import os
+import tempfile
 import time
 
 import numpy as np
@@ -152,21 +153,24 @@ def test_what_one_rank_of_a_node_loads_all_of_them_see_in_one_copy(comm):
         assert not os.path.exists(place)
 
 
-def test_on_several_nodes_one_rank_of_each_loads_and_rank_0_first(comm, tmp_path_factory):
+def test_on_several_nodes_one_rank_of_each_loads_and_rank_0_first(comm):
     """Even and odd ranks stand for two nodes."""
     from mpi4py import MPI
 
     ranks = MPIRanks(MPI.COMM_WORLD)
     ranks.ranks_on_node = lambda: list(range(comm.rank % 2, comm.size, 2))
-    downloaded = comm.gather(str(tmp_path_factory.mktemp("cache") / "file"))[0]
     before = []
+    # Not pytest's tmp_path: the pytests of the ranks would clean up one folder together, and trip over each other.
+    with tempfile.TemporaryDirectory() as folder:
+        downloaded = comm.gather(f"{folder}/file")[0]
 
-    def load():
-        before.append(os.path.exists(downloaded))
-        open(downloaded, "w").close()
-        return small.dataset(30)
+        def load():
+            before.append(os.path.exists(downloaded))
+            open(downloaded, "w").close()
+            return small.dataset(30)
 
-    dataset = share_on_node(ranks, load)
+        dataset = share_on_node(ranks, load)
+        comm.barrier()
     np.testing.assert_array_equal(dataset.images, small.dataset(30).images)
     assert before == {0: [False], 1: [True]}.get(comm.rank, [])
 
