@@ -51,19 +51,27 @@ fi
 stage "all tests, MPICH" "$mpich/bin/python" -m pytest
 stage "MPI and SLURM tests, Open MPI" "$openmpi/bin/python" -m pytest -m "mpi or slurm"
 
-# The kernels as plain Python, and compiled with checked indices. Each with a new cache: numba's does not tell these
-# settings apart, nor does it notice a change of its options.
+# The kernels as plain Python, and compiled with checked indices; side by side, since neither uses more than one core.
+# Each with a new cache: numba's does not tell these settings apart, nor does it notice a change of its options.
 cache=$(mktemp -d)
 trap 'rm -rf "$cache"' EXIT
-kernel_tests=()
-for name in kernels layers losses; do
-    [[ -e tests/test_$name.py ]] && kernel_tests+=("tests/test_$name.py")
-done
-((${#kernel_tests[@]})) || fail "the kernel tests are gone: name them here."
-for mode in NUMBA_DISABLE_JIT NUMBA_BOUNDSCHECK; do
-    stage "kernel and layer tests, $mode=1" env "$mode=1" "NUMBA_CACHE_DIR=$cache/$mode" \
-        "$mpich/bin/python" -m pytest "${kernel_tests[@]}"
-done
+# shellcheck disable=SC2317 # it is called, by stage
+test_kernels_in_both_modes() {
+    local mode running=() bad=0
+    for mode in NUMBA_DISABLE_JIT NUMBA_BOUNDSCHECK; do
+        env "$mode=1" "NUMBA_CACHE_DIR=$cache/$mode" "$mpich/bin/python" -m pytest -p no:cacheprovider \
+            tests/test_kernels.py tests/test_layers.py tests/test_losses.py >"$cache/$mode.log" 2>&1 &
+        running+=($!)
+    done
+    for mode in NUMBA_DISABLE_JIT NUMBA_BOUNDSCHECK; do
+        wait "${running[0]}" || bad=1
+        running=("${running[@]:1}")
+        echo "-- $mode=1"
+        cat "$cache/$mode.log"
+    done
+    return "$bad"
+}
+stage "kernel, layer and loss tests with NUMBA_DISABLE_JIT=1 and with NUMBA_BOUNDSCHECK=1" test_kernels_in_both_modes
 
 echo
 printf '== %s\n' "${report[@]}"
