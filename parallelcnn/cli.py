@@ -10,23 +10,20 @@ functions, after the arguments have been read, so that --help and typing errors 
 
 import argparse
 import contextlib
-import inspect
 import io
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from parallelcnn._version import __version__
-from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, nearest_name
+from parallelcnn.errors import InputError, LaunchError, ParallelCNNError
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Communicator
     from parallelcnn.data import Dataset
-    from parallelcnn.layers import Layer
 
 _IMPORTED = time.perf_counter()
 
@@ -176,6 +173,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.comm import hosts, run_together
     from parallelcnn.evaluation import evaluate
     from parallelcnn.losses import SoftmaxCrossEntropy
+    from parallelcnn.models import find_model
     from parallelcnn.network import NetworkHandler
     from parallelcnn.optimizers import SGD
     from parallelcnn.reporting import RunFolder, RunReporter, describe_result, describe_run, summarize
@@ -193,7 +191,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     train_set, test_set = _load_data(options, comm)
 
     def build() -> NetworkHandler:
-        layers = _find_layers(options.model, train_set.classes)
+        layers = find_model(options.model, train_set.classes)
         network = NetworkHandler(layers, train_set.input_shape, options.seed)
         check_numbers(*numbers, train_set)
         check_fit(network, train_set)
@@ -252,6 +250,7 @@ def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.comm import Serial, run_together
     from parallelcnn.data import Dataset
     from parallelcnn.evaluation import evaluate
+    from parallelcnn.models import find_model
     from parallelcnn.network import NetworkHandler
     from parallelcnn.reporting import as_percent
     from parallelcnn.training import check_fit, compile_in_turns
@@ -262,7 +261,7 @@ def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
         if options.file == "":
             raise InputError("evaluate takes a model file, got ''")
         file = Path(options.file)
-        layers = None if options.model is None else _find_layers(options.model, test_set.classes)
+        layers = None if options.model is None else find_model(options.model, test_set.classes)
         network = load_model(file / "model.npz" if file.is_dir() else file, layers)
         check_fit(network, test_set)
         return network
@@ -306,75 +305,6 @@ def _load_data(options: argparse.Namespace, comm: "Communicator") -> "tuple[Data
     from parallelcnn.data import load_data
 
     return share_on_node(comm, lambda: load_data(options.data, options.data_dir))
-
-
-def _find_layers(model: str, classes: int | None) -> "tuple[Layer, ...]":
-    """The layers of a model by name, or those that a function in a file of the user's returns."""
-    from parallelcnn.models import MODELS
-
-    if model in MODELS:
-        return MODELS[model](classes or 1)
-    file, colon, function_name = model.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        raise InputError(f"no model {model!r}: {nearest_name(model, list(MODELS))}, or FILE.py:FUNCTION")
-    function = _find_function(Path(file), function_name)
-    try:
-        layers = function(classes) if _takes_classes(function) else function()
-        return (
-            tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else _no_layers(model, layers)
-        )
-    except InputError as error:
-        raise InputError(f"{model}: {error}{_line_of(error, Path(file))}") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{model} raised {_described(error, Path(file))}") from error
-
-
-def _no_layers(model: str, found: object) -> NoReturn:
-    raise InputError(f"the function must return the layers, a tuple, got {found!r}")
-
-
-def _takes_classes(function: Any) -> bool:
-    """Whether a model function wants to be told the number of classes: by that name, or as all that it requires."""
-    parameters = inspect.signature(function).parameters.values()
-    required = [
-        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return "classes" in inspect.signature(function).parameters or len(required) == 1
-
-
-def _find_function(file: Path, name: str) -> Any:
-    import importlib.util
-
-    if not file.is_file():
-        raise InputError(f"no file {file}, named by --model {file}:{name}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Layers defined in the file are dataclasses, which look their module up by name; its neighbours can be imported.
-    sys.modules.setdefault(file.stem, module)
-    sys.path.append(str(file.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{file} raised {_described(error, file)}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        raise InputError(f"{file} has no function {name!r}: {nearest_name(name, known)}")
-    return function
-
-
-def _described(error: BaseException, file: Path) -> str:
-    """An exception of the user's code in one line, with the line of their file that it came from."""
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{_line_of(error, file)}"
-
-
-def _line_of(error: BaseException, file: Path) -> str:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
-    return f" (line {lines[-1]})" if lines else ""
 
 
 def _peak_rss_bytes() -> int:
