@@ -115,6 +115,7 @@ class MPIRanks:
         sys.stdout.flush()
         sys.stderr.flush()
         self._comm.Abort(code)
+        os._exit(code)  # MPICH's Abort sometimes returns, and the program would go on
 
 
 def as_communicator(comm: Any) -> Communicator:
@@ -162,7 +163,23 @@ def world(*, strict: bool = True) -> Communicator:
             f"    {mpirun()} -n {wanted} {command}\nor, under SLURM, with\n    srun --mpi={pmi} {command}\n"
             f"To train in this process alone: unset {said_by.partition('=')[0]}, or comm=parallelcnn.Serial()"
         )
+    if ranks.size > 1 and sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _abort_after_traceback(ranks)
     return ranks
+
+
+def _abort_after_traceback(ranks: Communicator) -> Callable[..., None]:
+    """What Python is to do with an exception that nobody caught: as usual, and then end all ranks.
+
+    Otherwise a script whose one rank fails outside `train` would leave the others waiting for it in the next `train`.
+    """
+
+    def excepthook(*error: Any) -> None:
+        print(f"rank {ranks.rank} of {ranks.size} failed", file=sys.stderr)
+        sys.__excepthook__(*error)
+        ranks.abort(1)
+
+    return excepthook
 
 
 def _start_mpi() -> Any:
@@ -223,8 +240,8 @@ def _has_launcher() -> bool:
 def _command() -> list[str]:
     """How this program was called."""
     if Path(sys.argv[0]).name == "parallelcnn":
-        return ["parallelcnn", *sys.argv[1:]]
-    return [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
+        return sys.argv
+    return [sys.executable, *sys.orig_argv[1:]]
 
 
 def mpirun() -> str:
@@ -269,7 +286,8 @@ def run_together(comm: Communicator, work: Callable[[], T]) -> T:
         if isinstance(error, ParallelCNNError):
             report = (type(error), str(error))
         elif isinstance(error, OSError):  # of the machine, not of the program: where it was raised tells nothing
-            report = (ParallelCNNError, f"rank {comm.rank} of {comm.size}: {error}")
+            who = f"rank {comm.rank} of {comm.size}: " if comm.size > 1 else ""
+            report = (ParallelCNNError, f"{who}{error}")
         else:
             text = "".join(traceback.format_exception(error)).rstrip()
             report = (ParallelCNNError, f"rank {comm.rank} of {comm.size} failed\n{text}")

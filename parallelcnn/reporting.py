@@ -91,7 +91,7 @@ class RunReporter:
     def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
         # Written out, not json.dumps, which took 2 % of a step. JSON knows no NaN: null.
         number = f"{loss:.9g}" if math.isfinite(loss) else "null"
-        self._metrics.write(f'{{"step": {step}, "epoch": {epoch}, "loss": {number}}}\n')
+        self._write(f'{{"step": {step}, "epoch": {epoch}, "loss": {number}}}\n')
         self._loss_sum += loss * samples
         self._epoch_done += samples
         if self._on_terminal:
@@ -100,8 +100,7 @@ class RunReporter:
     def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:
         test_loss = result.loss if math.isfinite(result.loss) else None
         line = {"step": step, "epoch": epoch, "test_loss": test_loss, "test_accuracy": result.accuracy}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        self._write(json.dumps(line) + "\n", flush=True)
         if self._epoch_done < self._samples:
             return
         seconds = history.train_seconds - self._seconds_before
@@ -115,6 +114,14 @@ class RunReporter:
         )
         self._seconds_before = history.train_seconds
         self._loss_sum, self._epoch_done = 0.0, 0
+
+    def _write(self, line: str, flush: bool = False) -> None:
+        try:
+            self._metrics.write(line)
+            if flush:
+                self._metrics.flush()
+        except OSError as error:  # a full disk names no file by itself
+            raise OSError(error.errno, error.strerror, self._metrics.name) from None
 
     def close(self) -> None:
         """Take the progress bar off the terminal."""

@@ -323,7 +323,7 @@ def test_a_full_disk_at_the_end_is_a_sentence_and_1(folder, tmp_path):
     line = f"ulimit -f 64; {sys.executable} -m parallelcnn train --data {folder} --epochs 1 --out {tmp_path / 'out'}"
     ran = run(["bash", "-c", f"trap '' XFSZ; {line}"])
     assert ran.code == 1
-    assert "File too large" in ran.err
+    assert ran.err == f"parallelcnn: error: [Errno 27] File too large: '{tmp_path / 'out' / 'model.npz'}'\n"
     assert "Traceback" not in ran.err
 
 
