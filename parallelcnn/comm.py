@@ -13,6 +13,7 @@ import shlex
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,6 +115,7 @@ class MPIRanks:
     def abort(self, code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
+        time.sleep(0.2)  # MPICH's launcher drops what it has not read by then: the reason of it all
         self._comm.Abort(code)
         os._exit(code)  # MPICH's Abort sometimes returns, and the program would go on
 
