@@ -100,7 +100,7 @@ class _Subject:
         self.gradients = np.empty(self.layout.size)
         (self._param_views,) = self.layout.views(self.params)
         (self._grad_views,) = self.layout.views(self.gradients)
-        workspaces = Workspaces(shapes, [layer.cache_shapes(input_shape)], np.dtype(np.float64))
+        workspaces = Workspaces((layer,), shapes, np.dtype(np.float64))
         workspace = workspaces.get(n)
         self.x, self._y = workspace.activations
         (self._cache,) = workspace.caches

@@ -81,9 +81,8 @@ class NetworkHandler:
             layer.init_params(params, rng)
 
         self._optimizer_state: dict[str, Array] = {}
-        self._running = _pool_before_activation(self.layers)
-        caches = [layer.cache_shapes(shape) for layer, shape in zip(self._running, self.shapes[:-1], strict=True)]
-        self._workspaces = Workspaces(self.shapes, caches, self.dtype)
+        self._running, running_shapes = _as_they_run(self.layers, self.shapes)
+        self._workspaces = Workspaces(self._running, running_shapes, self.dtype)
 
     @property
     def output_shape(self) -> Shape:
@@ -252,13 +251,14 @@ def _chain_shapes(layers: tuple[Layer, ...], input_shape: Shape) -> tuple[Shape,
     return tuple(shapes)
 
 
-def _pool_before_activation(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """The layers as they run: an activation between a convolution and its max-pooling moves behind the pooling.
+def _as_they_run(layers: tuple[Layer, ...], shapes: tuple[Shape, ...]) -> tuple[tuple[Layer, ...], tuple[Shape, ...]]:
+    """The layers and the shapes between them as they run: with less work between a convolution and its max-pooling.
 
-    f(max(x)) is max(f(x)) where f never decreases, and so are the gradients; but after a pooling of 2 x 2 there is a
-    quarter as much to apply it to (5 % of a step of the paper's network, and more where f is dear).
+    The activation moves behind the pooling: f(max(x)) is max(f(x)) where f never decreases, and so are the gradients;
+    but after a pooling of 2 x 2 there is a quarter as much to apply it to (5 % of a step of the paper's network). And
+    rows and columns that no window of the pooling covers are not computed (11 x 11 is pooled as 10 x 10, a sixth less).
     """
-    running = list(layers)
+    running, running_shapes = list(layers), list(shapes)
     for i, (layer, after) in enumerate(pairwise(layers)):
         # Only this library's own: a subclass may do anything.
         if not (type(layer) is Conv2D and type(after) is MaxPool2D and after.activation == "identity"):
@@ -266,7 +266,8 @@ def _pool_before_activation(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         if find_activation(layer.activation).never_decreases:
             running[i] = replace(layer, activation="identity")
             running[i + 1] = replace(after, activation=layer.activation)
-    return tuple(running)
+            running_shapes[i + 1] = (layer.filters, *after.covers(shapes[i + 1]))
+    return tuple(running), tuple(running_shapes)
 
 
 def _any_number(shape: Shape) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.errors import ShapeError
-from parallelcnn.layers.base import Array, Shape
+from parallelcnn.layers.base import Array, Layer, Shape
+
+_CACHE_LINE = 64  # bytes
 
 
 class Workspace:
@@ -39,15 +41,23 @@ class Workspaces:
     """The workspaces of one network, by number of samples.
 
     Args:
+        layers: the network.
         shapes: of one sample before, between and after the layers.
-        caches: for each layer, what its `cache_shapes` returned.
-        dtype: of activations, and of caches that name none.
+        dtype: of activations, of scratches, and of caches that name none.
     """
 
-    def __init__(self, shapes: Sequence[Shape], caches: Sequence[dict[str, Any]], dtype: np.dtype) -> None:
+    def __init__(self, layers: Sequence[Layer], shapes: Sequence[Shape], dtype: np.dtype) -> None:
         self._shapes = shapes
         self._sizes = [math.prod(shape) for shape in shapes]
-        self._caches = [{name: _with_dtype(entry, dtype) for name, entry in cache.items()} for cache in caches]
+        inputs = list(zip(layers, shapes[:-1], strict=True))
+        self._caches = [
+            {name: _with_dtype(entry, dtype) for name, entry in layer.cache_shapes(shape).items()}
+            for layer, shape in inputs
+        ]
+        self._scratches = [
+            {name: _aligned(math.prod(size), dtype).reshape(size) for name, size in layer.scratch_shapes(shape).items()}
+            for layer, shape in inputs
+        ]
         self._dtype = dtype
         self._capacity = -1
         self._by_size: dict[int, Workspace] = {}
@@ -77,10 +87,10 @@ class Workspaces:
         self._by_size.clear()  # their views would keep the old memory alive
         # The gradient of an activation is needed only until the one before it is there: two places take turns.
         sizes, largest = self._sizes, max(self._sizes)
-        self._activations = [np.empty(size * n, self._dtype) for size in sizes]
-        self._dactivations = [np.empty(largest * n, self._dtype) for _ in range(2)]
+        self._activations = [_aligned(size * n, self._dtype) for size in sizes]
+        self._dactivations = [_aligned(largest * n, self._dtype) for _ in range(2)]
         self._cache_memory = [
-            {name: np.empty(math.prod(shape) * n, dtype) for name, (shape, dtype) in cache.items()}
+            {name: _aligned(math.prod(shape) * n, dtype) for name, (shape, dtype) in cache.items()}
             for cache in self._caches
         ]
         self._capacity = n
@@ -90,8 +100,8 @@ class Workspaces:
             [_view(flat, shape, n) for flat, shape in zip(self._activations, self._shapes, strict=True)],
             [_view(self._dactivations[i % 2], shape, n) if i > 0 else None for i, shape in enumerate(self._shapes)],
             [
-                {name: _view(memory[name], shape, n) for name, (shape, _) in cache.items()}
-                for cache, memory in zip(self._caches, self._cache_memory, strict=True)
+                {name: _view(memory[name], shape, n) for name, (shape, _) in cache.items()} | scratch
+                for cache, memory, scratch in zip(self._caches, self._cache_memory, self._scratches, strict=True)
             ],
         )
 
@@ -101,6 +111,15 @@ def check_memory(what: str, n_bytes: int) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if n_bytes > memory:
         raise ShapeError(f"{what} take {n_bytes >> 20:,} MiB, more than the {memory >> 20:,} MiB of this machine")
+
+
+def _aligned(size: int, dtype: np.dtype) -> Array:
+    """A flat array that begins on a cache line: where n is a multiple of 16, no vector then lies across two of them
+    (weight gradient of 6 -> 16 channels, n = 48: 138 GFLOP/s instead of 98).
+    """
+    memory = np.empty(size * dtype.itemsize + _CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE
+    return memory[start : start + size * dtype.itemsize].view(dtype)
 
 
 def _with_dtype(entry: Any, dtype: np.dtype) -> tuple[Shape, np.dtype]:

@@ -29,7 +29,7 @@ def run_layer(layer, input_shape, n, dtype, rng, x=None):
     flat_params = rng.normal(size=layout.size).astype(dtype)
     (params,), (grads,) = layout.views(flat_params), layout.views(np.full(layout.size, 7, dtype))
     shapes = (input_shape, layer.output_shape(input_shape))
-    workspace = Workspaces(shapes, [layer.cache_shapes(input_shape)], np.dtype(dtype)).get(n)
+    workspace = Workspaces((layer,), shapes, np.dtype(dtype)).get(n)
     for array in (*workspace.activations, *workspace.caches[0].values()):
         array[...] = 7
     workspace.activations[0][...] = rng.normal(size=(*input_shape, n)) if x is None else x
@@ -208,12 +208,9 @@ network = pc.NetworkHandler(layers, (1, 11, 11))
 pc.train(network, dataset, dataset, pc.SGD(0.1, momentum=0.5), 2, 7)
 pc.evaluate(network, dataset)
 for kernel in (
-    conv2d.arrange,
-    conv2d.restore,
-    conv2d.forward_kernel(3, 3, 1, 1),
-    conv2d.conv2d_backward_params_3x3,
+    conv2d.forward_kernel(3, 1, 4),
+    conv2d.weight_gradient_kernel(3, 3, 1, 4, 3),
     conv2d.conv2d_backward_bias,
-    conv2d.conv2d_backward_input,
     maxpool2d.forward_kernel(2, 2),
     maxpool2d.maxpool2d_backward,
     losses.softmax_cross_entropy,

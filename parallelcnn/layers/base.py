@@ -50,6 +50,13 @@ class Layer(ABC):
         """
         return {}
 
+    def scratch_shapes(self, input_shape: Shape) -> dict[str, Shape]:
+        """Further arrays of the cache, as large as it says here, however many samples, of the network's dtype.
+
+        What they hold may be lost between forward and backward.
+        """
+        return {}
+
     @abstractmethod
     def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
         """Write y, the output for x, and what backward needs into cache. Any number of samples, 0 included."""

@@ -1,5 +1,6 @@
 """Two-dimensional convolution."""
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -67,33 +68,36 @@ class Conv2D(Layer):
         draw_start_values(weight, C * R * S, K * R * S, find_activation(self.activation), rng)
 
     def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
-        rows, columns = window_axes(self, input_shape)
-        shapes: dict[str, Any] = {"spare": (3, columns.outputs)}
-        if not self._rows_are_the_image(input_shape):
-            shapes["rows"] = shapes["drows"] = (
-                input_shape[0],
-                kernels.rows_needed(rows.outputs, rows.window, rows.stride),
-                columns.stride,
-                columns.outputs + (columns.window - 1) // columns.stride,
-            )
+        _, columns = window_axes(self, input_shape)
+        C, H, W = input_shape
+        shapes: dict[str, Any] = {"zeros": (W,)}
+        if columns.stride > 1:
+            per_phase = columns.outputs + (columns.window - 1) // columns.stride
+            shapes["zeros"] = (columns.stride * per_phase,)
+            shapes["rows"] = shapes["drows"] = (C, H, columns.stride, per_phase)
         if find_activation(self.activation).keeps_input:
             shapes["before_activation"] = self.output_shape(input_shape)
         return shapes
 
+    def scratch_shapes(self, input_shape: Shape) -> dict[str, Shape]:
+        C, K, (R, S) = input_shape[0], self.filters, pair(self, "kernel_size", self.kernel_size)
+        return {"packed": (max(kernels.packed_size(K, C, R, S), kernels.packed_size(C, K, R, S)),)}
+
     def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
+        # y may be smaller than output_shape says: then its first rows and columns are wanted, and no others.
         rows, columns = window_axes(self, x.shape[:-1])
-        n = x.shape[-1]
         image = x
-        if "rows" in cache:
+        if columns.stride > 1:
             image = cache["rows"]
-            kernels.arrange(x, rows.before, columns.before, columns.stride, image)
-        kernels.forward_kernel(rows.window, columns.window, rows.stride, columns.stride)(
+            kernels.arrange(x, columns.before, image)
+        kernels.forward_kernel(columns.window, columns.stride, self.filters)(
             _as_rows(image),
             params["weight"],
             params.get("bias", _NO_BIAS[y.dtype]),
-            image.shape[-2] * n,
-            n,
-            cache["spare"].reshape(3, columns.outputs * n),
+            cache["packed"],
+            rows.stride,
+            rows.before,
+            *_start_and_steps(columns, image),
             _as_rows(y),
         )
         find_activation(self.activation).forward(y, cache.get("before_activation"))
@@ -102,32 +106,50 @@ class Conv2D(Layer):
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
     ) -> None:
         rows, columns = window_axes(self, x.shape[:-1])
-        n = x.shape[-1]
-        image = cache.get("rows", x)
         find_activation(self.activation).backward(cache.get("before_activation", y), dy)
-        steps = (rows.stride, columns.stride, image.shape[-2] * n, n)
         if self.bias:
             kernels.conv2d_backward_bias(_as_rows(dy), grads["bias"])
-        is_3x3 = rows.window == columns.window == 3
-        backward_params = kernels.conv2d_backward_params_3x3 if is_3x3 else kernels.conv2d_backward_params
-        backward_params(_as_rows(image), _as_rows(dy), *steps, grads["weight"])
-        if dx is None:
-            return
-        spare = cache["spare"].reshape(3, columns.outputs * n)
-        dimage = cache.get("drows", dx)
-        kernels.conv2d_backward_input(_as_rows(dy), params["weight"], *steps, spare, _as_rows(dimage))
-        if "drows" in cache:
-            kernels.restore(dimage, rows.before, columns.before, columns.stride, dx)
-
-    def _rows_are_the_image(self, input_shape: Shape) -> bool:
-        """Whether the kernels can run over x itself: nothing in front, nothing behind, every column next to its own."""
-        rows, columns = window_axes(self, input_shape)
-        return (
-            rows.before == columns.before == 0
-            and kernels.rows_needed(rows.outputs, rows.window, rows.stride) <= input_shape[1]
-            and columns.needed <= input_shape[2]
-            and columns.stride == 1
+        image = x if columns.stride == 1 else cache["rows"]
+        weight = params["weight"]
+        K, C, R, S = weight.shape
+        kernels.weight_gradient_kernel(R, S, columns.stride, K, C)(
+            _as_rows(image),
+            _as_rows(dy),
+            cache["zeros"].reshape(-1) if x.size else _NO_BIAS[x.dtype],
+            rows.stride,
+            rows.before,
+            *_start_and_steps(columns, image),
+            grads["weight"],
         )
+        if dx is not None:
+            self._backward_input(weight, dy, dx, cache)
+
+    def _backward_input(self, weight: Array, dy: Array, dx: Array, cache: Arrays) -> None:
+        """A forward pass over dy, of stride 1, with the filters turned round and their two channel axes exchanged.
+
+        With strides of their own for rows and columns, each phase of dx, every second row or column for 2, takes every
+        second tap.
+        """
+        rows, columns = window_axes(self, dx.shape[:-1])
+        n, image = dx.shape[-1], dx if columns.stride == 1 else cache["drows"]
+        for row_phase in range(rows.stride):
+            skipped = max(0, -((row_phase - rows.before) // rows.stride))  # rows of this phase above the image
+            first_row = skipped * rows.stride + row_phase - rows.before
+            for phase in range(columns.stride):
+                to = image[:, first_row :: rows.stride]
+                to = _as_rows(to if columns.stride == 1 else to[:, :, phase])
+                taps = weight[:, :, row_phase :: rows.stride, phase :: columns.stride]
+                turned = taps.swapaxes(0, 1)[:, :, ::-1, ::-1]
+                _, _, R, S = turned.shape
+                if turned.size == 0:  # a stride longer than the window leaves something out
+                    to[...] = 0
+                    continue
+                left = S - 1 - (columns.before if columns.stride == 1 else 0)
+                kernels.forward_kernel(S, 1, len(turned))(
+                    _as_rows(dy), turned, _NO_BIAS[dx.dtype], cache["packed"], 1, R - 1 - skipped, left * n, 0, n, to
+                )
+        if columns.stride > 1:
+            kernels.restore(image, columns.before, dx)
 
 
 class WindowAxis(NamedTuple):
@@ -137,11 +159,6 @@ class WindowAxis(NamedTuple):
     stride: int
     before: int  # zeros in front of the image
     outputs: int  # windows
-
-    @property
-    def needed(self) -> int:
-        """Input rows (or columns), zeros included, that some window covers."""
-        return (self.outputs - 1) * self.stride + self.window
 
 
 @cache
@@ -170,7 +187,13 @@ def window_axes(layer: Conv2D, input_shape: Shape) -> tuple[WindowAxis, WindowAx
     return axes[0], axes[1]
 
 
+def _start_and_steps(columns: WindowAxis, image: Array) -> tuple[int, int, int]:
+    """Where a row's first tap begins, the length of a phase and that of a column, in numbers; see the kernels."""
+    n = image.shape[-1]
+    return (columns.before * n if columns.stride == 1 else 0, image.shape[-2] * n, n)
+
+
 def _as_rows(array: Array) -> Array:
     """(C, H, ..., n) seen as (C, H, one row's numbers). Written out, since -1 cannot be inferred where n = 0."""
     C, H = array.shape[:2]
-    return array.reshape(C, H, array[0, 0].size)
+    return array.reshape(C, H, math.prod(array.shape[2:]))

@@ -48,6 +48,12 @@ class MaxPool2D(Layer):
             )
         return (C, (H - R) // row_stride + 1, (W - S) // column_stride + 1)
 
+    def covers(self, input_shape: Shape) -> tuple[int, int]:
+        """How many rows and columns of such an image lie in some window."""
+        (R, S), (row_stride, column_stride) = window_and_stride(self)
+        _, P, Q = self.output_shape(input_shape)
+        return (P - 1) * row_stride + R, (Q - 1) * column_stride + S
+
     def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
         (R, S), _ = window_and_stride(self)
         output_shape = self.output_shape(input_shape)
