@@ -1,11 +1,10 @@
 """The NetworkHandler: a tuple of layers, their arrays, and the three motions forward, backward, update.
 
 Outside, images are samples first, (n, C, H, W) or (n, H, W). Inside, the samples are the last axis, (C, H, W, n):
-`load` is the door in.
+`load` is the door in. The motions themselves are a `Worker`'s: a network has one for each thread.
 """
 
 import hashlib
-import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,14 +14,13 @@ import numpy as np
 
 from parallelcnn.activations import find_activation
 from parallelcnn.errors import InputError, ShapeError
-from parallelcnn.kernels.load import all_within
-from parallelcnn.kernels.load import load as load_kernel
 from parallelcnn.kernels.losses import softmax
 from parallelcnn.layers import Conv2D, MaxPool2D
 from parallelcnn.layers.base import Array, Layer, Shape
 from parallelcnn.optimizers import SGD
 from parallelcnn.parameters import ParameterLayout
-from parallelcnn.workspace import Workspaces, check_memory
+from parallelcnn.worker import Worker
+from parallelcnn.workspace import check_memory
 
 _PREDICT_AT_ONCE = 100  # samples: few enough that what a layer writes is still in the cache when the next one reads
 
@@ -43,6 +41,7 @@ class NetworkHandler:
         params: all parameters, one flat vector.
         gradients: the loss differentiated by them, written by `backward`; a view into `message`.
         message: the vector that is summed over ranks: the gradients, and in its last place the loss.
+        worker: what `load`, `forward` and `backward` run on.
 
     Example:
         >>> network = NetworkHandler((Conv2D(6, 3, activation="relu"), Flatten(), Dense(10)), (1, 28, 28))
@@ -70,10 +69,7 @@ class NetworkHandler:
         check_memory("the network's parameters and gradients", 2 * self.layout.size * self.dtype.itemsize)
 
         self.params = np.zeros(self.layout.size, self.dtype)
-        self.message = np.zeros(self.layout.size + 1, self.dtype)
-        self.gradients = self.message[:-1]
         self._params = self.layout.views(self.params)
-        self._grads = self.layout.views(self.gradients)
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise InputError(f"seed must be an integer of at least 0, got {seed!r}")
         rng = np.random.default_rng(seed)
@@ -81,8 +77,10 @@ class NetworkHandler:
             layer.init_params(params, rng)
 
         self._optimizer_state: dict[str, Array] = {}
-        self._running, running_shapes = _as_they_run(self.layers, self.shapes)
-        self._workspaces = Workspaces(self._running, running_shapes, self.dtype)
+        self._running, self._running_shapes = _as_they_run(self.layers, self.shapes)
+        self._workers: list[Worker] = []
+        (self.worker,) = self.workers(1)
+        self.message, self.gradients = self.worker.message, self.worker.gradients
 
     @property
     def output_shape(self) -> Shape:
@@ -90,88 +88,26 @@ class NetworkHandler:
         return self.shapes[-1]
 
     def load(self, images: Array, indices: Array | None = None) -> Array:
-        """Gather samples, scale uint8 to [0, 1], and bring them into the layout inside.
-
-        Args:
-            images: (N, *input_shape); grey images also without their channel axis. uint8, or floats taken as they are.
-            indices: (n,), which of them; None: all.
-
-        Returns:
-            (*input_shape, n), valid until the next call.
-
-        Raises:
-            ShapeError: if the images are not of the network's input shape.
-            InputError: for images of another type, or indices outside them.
-        """
-        images = np.asarray(images)
-        shape = images.shape[1:]
-        if shape != self.input_shape and (1, *shape) != self.input_shape:
-            raise ShapeError(f"the network takes images of shape {self.input_shape}, got {shape}")
-        if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-            raise InputError(f"images must be uint8, or floats taken as they are, got {images.dtype}")
-        if indices is None:
-            indices = np.arange(len(images))
-        elif not all_within(indices, len(images)):
-            raise InputError(f"indices must lie in [0, {len(images)}), got {indices.min()} to {indices.max()}")
-        if images.dtype not in (np.uint8, self.dtype) or not images.flags.c_contiguous:
-            images = np.ascontiguousarray(images[indices], np.uint8 if images.dtype == np.uint8 else self.dtype)
-            indices = np.arange(len(images))
-        x = self._workspaces.get(len(indices)).activations[0]
-        features = math.prod(self.input_shape)
-        scale = self.dtype.type(1 / 255 if images.dtype == np.uint8 else 1)
-        load_kernel(images.reshape(len(images), features), indices, scale, x.reshape(features, len(indices)))
-        return x
+        """Gather samples and bring them into the layout inside; see `Worker.load`."""
+        return self.worker.load(images, indices)
 
     def forward(self, x: Array, *, training: bool = False) -> Array:
-        """Run the layers.
-
-        Args:
-            x: (*input_shape, n), as `load` returns it.
-            training: layers that behave differently in training do so.
-
-        Returns:
-            (*output_shape, n), valid until the next call.
-        """
-        workspace = self._workspaces.get(x.shape[-1])
-        activations = workspace.activations
-        if x is not activations[0]:
-            activations[0][...] = x
-        for i, layer in enumerate(self._running):
-            layer.forward(
-                self._params[i],
-                activations[i],
-                activations[i + 1],
-                workspace.caches[i],
-                training=training,
-            )
-        return activations[-1]
+        """Run the layers; see `Worker.forward`."""
+        return self.worker.forward(x, training=training)
 
     def backward(self, dy: Array) -> None:
-        """Run the layers in reverse, after `forward` of the same samples, and overwrite `gradients`.
-
-        Args:
-            dy: the loss differentiated by what `forward` returned, of the same shape. Overwritten.
-        """
-        workspace = self._workspaces.get(dy.shape[-1])
-        dx: Array | None = dy
-        for i in reversed(range(len(self.layers))):
-            assert dx is not None  # only the first layer has none
-            dy, dx = dx, workspace.dactivations[i]
-            self._running[i].backward(
-                self._params[i],
-                self._grads[i],
-                workspace.activations[i],
-                workspace.activations[i + 1],
-                workspace.caches[i],
-                dy,
-                dx,
-            )
+        """Run the layers in reverse and overwrite `gradients`; see `Worker.backward`."""
+        self.worker.backward(dy)
 
     def output_gradient(self, n: int) -> Array:
         """The array, (*output_shape, n), that a loss writes its derivative to."""
-        doutput = self._workspaces.get(n).dactivations[-1]
-        assert doutput is not None
-        return doutput
+        return self.worker.output_gradient(n)
+
+    def workers(self, count: int) -> list[Worker]:
+        """As many workers, one for each thread. The first is the one that the methods of this class run on."""
+        while len(self._workers) < count:
+            self._workers.append(Worker(self._running, self._running_shapes, self.layout, self._params, self.dtype))
+        return self._workers[:count]
 
     def update(self, optimizer: SGD) -> None:
         """Take one step of the optimiser along `gradients`; what it remembers is kept here, also for another rate."""
@@ -179,7 +115,7 @@ class NetworkHandler:
 
     def check_memory(self, n: int) -> None:
         """Raise ShapeError if what the layers write for n samples does not fit into this machine's memory."""
-        self._workspaces.check_memory(n)
+        self.worker.check_memory(n)
 
     def rest_optimizer(self) -> None:
         """Forget what the optimiser remembers of earlier steps."""

@@ -18,10 +18,12 @@ from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain, minibatches, shuffle
 from parallelcnn.errors import DivergenceError, InputError, ReplicaMismatchError, ShapeError
 from parallelcnn.evaluation import Evaluation, evaluate
+from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
 from parallelcnn.threads import one_blas_thread
+from parallelcnn.worker import Worker
 
 
 @dataclass
@@ -121,12 +123,7 @@ def train(
             resumed = time.perf_counter()
             for minibatch in minibatches(shuffle(len(train_set), seed, epoch), batch_size):
                 share = grain(minibatch, comm.rank, comm.size)
-                x = network.load(train_set.images, share)
-                output = network.forward(x, training=True)
-                doutput = network.output_gradient(len(share))
-                labels = train_set.labels[share]
-                network.message[-1] = loss.forward_backward(output, labels, len(minibatch), doutput)
-                network.backward(doutput)
+                compute_gradient(network.worker, train_set, share, len(minibatch), loss)
                 comm.sum_over_ranks(network.message)
                 network.update(optimizer)
 
@@ -142,18 +139,23 @@ def train(
     return history
 
 
+def compute_gradient(worker: Worker, dataset: Dataset, samples: Array, batch_size: int, loss: Loss) -> None:
+    """One worker's part of a step: its message becomes the sum over `samples` of gradient and loss, by `batch_size`."""
+    x = worker.load(dataset.images, samples)
+    output = worker.forward(x, training=True)
+    doutput = worker.output_gradient(len(samples))
+    worker.message[-1] = loss.forward_backward(output, dataset.labels[samples], batch_size, doutput)
+    worker.backward(doutput)
+
+
 def compile_kernels(network: NetworkHandler, dataset: Dataset, optimizer: SGD, loss: Loss) -> None:
     """Have every kernel of a training step compiled, or found in numba's cache, by running one sample through it.
 
     Changes no parameter.
     """
     one = np.zeros(1, np.intp)
-    labels = dataset.labels[one]
-    output = network.forward(network.load(dataset.images, one), training=True)
-    doutput = network.output_gradient(1)
-    loss.count_correct(output, labels)
-    loss.forward_backward(output, labels, 1, doutput)
-    network.backward(doutput)
+    loss.count_correct(network.forward(network.load(dataset.images, one)), dataset.labels[one])
+    compute_gradient(network.worker, dataset, one, 1, loss)
     optimizer.update(network.params.copy(), network.gradients, {})
 
 

@@ -18,6 +18,7 @@ FLOORS = [
     {"layers"},
     {"losses", "parameters"},
     {"optimizers", "workspace"},
+    {"worker"},
     {"network"},
     {"models", "gradients", "data", "comm", "checkpoint"},
     {"evaluation"},

@@ -1,0 +1,133 @@
+"""A worker: what one thread writes when it runs a network forwards and backwards. The parameters are shared."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from parallelcnn.errors import InputError, ShapeError
+from parallelcnn.kernels.load import all_within
+from parallelcnn.kernels.load import load as load_kernel
+from parallelcnn.layers.base import Array, Arrays, Layer, Shape
+from parallelcnn.parameters import ParameterLayout
+from parallelcnn.workspace import Workspaces
+
+
+class Worker:
+    """Activations, caches and gradients of its own, over parameters that all workers of a network read.
+
+    Args:
+        layers: the network, as it runs.
+        shapes: of one sample before, between and after the layers.
+        layout: of the parameters.
+        params: for each layer, its parameters by name.
+        dtype: of every array.
+
+    Attributes:
+        gradients: the loss differentiated by the parameters, one flat vector, written by `backward`; a view into
+            `message`.
+        message: the vector that is summed over workers and ranks: the gradients, and in its last place the loss.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        shapes: Sequence[Shape],
+        layout: ParameterLayout,
+        params: Sequence[Arrays],
+        dtype: np.dtype,
+    ) -> None:
+        self._layers, self._params, self._dtype = layers, params, dtype
+        self._input_shape = shapes[0]
+        self.message = np.zeros(layout.size + 1, dtype)
+        self.gradients = self.message[:-1]
+        self._grads = layout.views(self.gradients)
+        self._workspaces = Workspaces(layers, shapes, dtype)
+
+    def load(self, images: Array, indices: Array | None = None) -> Array:
+        """Gather samples, scale uint8 to [0, 1], and bring them into the layout inside.
+
+        Args:
+            images: (N, *input_shape); grey images also without their channel axis. uint8, or floats taken as they are.
+            indices: (n,), which of them; None: all.
+
+        Returns:
+            (*input_shape, n), valid until the next call.
+
+        Raises:
+            ShapeError: if the images are not of the network's input shape.
+            InputError: for images of another type, or indices outside them.
+        """
+        images = np.asarray(images)
+        shape = images.shape[1:]
+        if shape != self._input_shape and (1, *shape) != self._input_shape:
+            raise ShapeError(f"the network takes images of shape {self._input_shape}, got {shape}")
+        if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+            raise InputError(f"images must be uint8, or floats taken as they are, got {images.dtype}")
+        if indices is None:
+            indices = np.arange(len(images))
+        elif not all_within(indices, len(images)):
+            raise InputError(f"indices must lie in [0, {len(images)}), got {indices.min()} to {indices.max()}")
+        if images.dtype not in (np.uint8, self._dtype) or not images.flags.c_contiguous:
+            images = np.ascontiguousarray(images[indices], np.uint8 if images.dtype == np.uint8 else self._dtype)
+            indices = np.arange(len(images))
+        x = self._workspaces.get(len(indices)).activations[0]
+        features = math.prod(self._input_shape)
+        scale = self._dtype.type(1 / 255 if images.dtype == np.uint8 else 1)
+        load_kernel(images.reshape(len(images), features), indices, scale, x.reshape(features, len(indices)))
+        return x
+
+    def forward(self, x: Array, *, training: bool = False) -> Array:
+        """Run the layers.
+
+        Args:
+            x: (*input_shape, n), as `load` returns it.
+            training: layers that behave differently in training do so.
+
+        Returns:
+            (*output_shape, n), valid until the next call.
+        """
+        workspace = self._workspaces.get(x.shape[-1])
+        activations = workspace.activations
+        if x is not activations[0]:
+            activations[0][...] = x
+        for i, layer in enumerate(self._layers):
+            layer.forward(
+                self._params[i],
+                activations[i],
+                activations[i + 1],
+                workspace.caches[i],
+                training=training,
+            )
+        return activations[-1]
+
+    def backward(self, dy: Array) -> None:
+        """Run the layers in reverse, after `forward` of the same samples, and overwrite `gradients`.
+
+        Args:
+            dy: the loss differentiated by what `forward` returned, of the same shape. Overwritten.
+        """
+        workspace = self._workspaces.get(dy.shape[-1])
+        dx: Array | None = dy
+        for i in reversed(range(len(self._layers))):
+            assert dx is not None  # only the first layer has none
+            dy, dx = dx, workspace.dactivations[i]
+            self._layers[i].backward(
+                self._params[i],
+                self._grads[i],
+                workspace.activations[i],
+                workspace.activations[i + 1],
+                workspace.caches[i],
+                dy,
+                dx,
+            )
+
+    def output_gradient(self, n: int) -> Array:
+        """The array, (*output_shape, n), that a loss writes its derivative to."""
+        doutput = self._workspaces.get(n).dactivations[-1]
+        assert doutput is not None
+        return doutput
+
+    def check_memory(self, n: int) -> None:
+        """Raise ShapeError if what the layers write for n samples does not fit into this machine's memory."""
+        self._workspaces.check_memory(n)
