@@ -66,7 +66,9 @@ def gradient_check(
     subject.gradients[:] = np.nan
     subject.forward()
     subject.backward(dy, None)
-    _require_equal(layer, "the gradients differ when dx is None", subject.gradients, gradients)
+    # Up to rounding: a layer may sum in another order when it has less to do.
+    if not np.allclose(subject.gradients, gradients, rtol=1e-9, atol=1e-11, equal_nan=True):
+        raise GradientError(f"{layer}: the gradients differ when dx is None")
 
     largest, compared = 0.0, 0
     for name, numbers, analytic in [

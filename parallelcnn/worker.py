@@ -17,10 +17,10 @@ class Worker:
     """Activations, caches and gradients of its own, over parameters that all workers of a network read.
 
     Args:
-        layers: the network, as it runs.
-        shapes: of one sample before, between and after the layers.
+        layers: the network, as it runs, by the place of each layer in the layout of the parameters.
+        input_shape: of one sample.
         layout: of the parameters.
-        params: for each layer, its parameters by name.
+        params: for each place, the parameters by name.
         dtype: of every array.
 
     Attributes:
@@ -31,18 +31,23 @@ class Worker:
 
     def __init__(
         self,
-        layers: Sequence[Layer],
-        shapes: Sequence[Shape],
+        layers: dict[int, Layer],
+        input_shape: Shape,
         layout: ParameterLayout,
         params: Sequence[Arrays],
         dtype: np.dtype,
     ) -> None:
-        self._layers, self._params, self._dtype = layers, params, dtype
-        self._input_shape = shapes[0]
         self.message = np.zeros(layout.size + 1, dtype)
         self.gradients = self.message[:-1]
-        self._grads = layout.views(self.gradients)
-        self._workspaces = Workspaces(layers, shapes, dtype)
+        grads = layout.views(self.gradients)
+        self._layers = tuple(layers.values())
+        self._params = [params[place] for place in layers]
+        self._grads = [grads[place] for place in layers]
+        self._input_shape, self._dtype = input_shape, dtype
+        shapes = [input_shape]
+        for layer in self._layers:
+            shapes.append(layer.output_shape(shapes[-1]))
+        self._workspaces = Workspaces(self._layers, shapes, dtype)
 
     def load(self, images: Array, indices: Array | None = None) -> Array:
         """Gather samples, scale uint8 to [0, 1], and bring them into the layout inside.

@@ -1,6 +1,7 @@
 """Layers with inputs they take: the one list that every test of layers walks over."""
 
 from parallelcnn import Activation, Conv2D, Dense, Flatten, MaxPool2D
+from parallelcnn.layers.pooled_conv2d import PooledConv2D
 
 CONVOLUTIONS = [
     # channels: 1 and many, odd and even, and filters of every size that a kernel treats in its own way
@@ -49,6 +50,16 @@ POOLINGS = [
     (MaxPool2D((2, 3)), (2, 5, 7)),
     (MaxPool2D((3, 1), stride=(2, 1)), (2, 6, 4)),
     (MaxPool2D(17, stride=1), (1, 17, 18)),  # more taps than a byte can count
+]
+
+POOLED_CONVOLUTIONS = [
+    (PooledConv2D(Conv2D(6, 3), MaxPool2D(2)), (1, 8, 8)),
+    (PooledConv2D(Conv2D(7, 3), MaxPool2D(2, activation="relu")), (4, 7, 9)),  # rows and columns left over
+    (PooledConv2D(Conv2D(3, 3, padding="same"), MaxPool2D(2, activation="softplus")), (2, 6, 6)),
+    (PooledConv2D(Conv2D(4, 5, padding=2, bias=False), MaxPool2D((2, 3), activation="tanh")), (2, 7, 6)),
+    (PooledConv2D(Conv2D(2, (2, 3), stride=(1, 2)), MaxPool2D((3, 1))), (3, 7, 8)),
+    (PooledConv2D(Conv2D(9, 3, stride=2, padding=1), MaxPool2D(2)), (3, 9, 10)),
+    (PooledConv2D(Conv2D(5, 1), MaxPool2D(4)), (2, 8, 8)),
 ]
 
 OTHERS = [

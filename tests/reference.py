@@ -106,7 +106,7 @@ def activation(name, x):
     """f(x) from its definition, in float64."""
     x = np.asarray(x, np.float64)
     sigmoid = 1 / (1 + np.exp(-x))
-    erf = np.vectorize(math.erf)
+    erf = np.vectorize(math.erf, otypes=[np.float64])
     return {
         "identity": x,
         "relu": np.where(x > 0, x, 0),

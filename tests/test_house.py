@@ -68,7 +68,7 @@ def test_kernels_import_nothing_that_changes():
     for path in (PACKAGE / "kernels").glob("*.py"):
         for name in imports_of(path):
             standard = {"numba", "llvmlite", "numpy", "math", "functools", "collections", "contextlib", "typing"}
-            foundation = {"parallelcnn.kernels._jit", "parallelcnn.kernels._vectors"}
+            foundation = {f"parallelcnn.kernels.{name}" for name in ("_jit", "_vectors", "_tiles")}
             assert name.split(".")[0] in standard or name in foundation, f"{path.name} imports {name}"
 
 

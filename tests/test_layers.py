@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, dataclass
 
 import numpy as np
 import pytest
-from cases import LAYERS, name_of
+from cases import LAYERS, POOLED_CONVOLUTIONS, name_of
 from numba import njit
 
 from parallelcnn import Activation, ActivationFunction, Conv2D, Dense, Flatten, Layer, MaxPool2D, gradient_check
@@ -14,7 +14,7 @@ from parallelcnn.errors import GradientError, InputError, ShapeError
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
-@pytest.mark.parametrize(("layer", "input_shape"), LAYERS, ids=name_of)
+@pytest.mark.parametrize(("layer", "input_shape"), [*LAYERS, *POOLED_CONVOLUTIONS], ids=name_of)
 def test_backward_is_the_derivative_of_forward(layer, input_shape, n):
     check = gradient_check(layer, input_shape, n)
     assert check.largest_difference < 1e-6

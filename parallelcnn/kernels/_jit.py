@@ -3,8 +3,8 @@
 `reassoc` lets the compiler vectorise sums and `contract` use fused multiply-add. `nnan` and `ninf` stay off: with
 them `isnan` is compiled away, and a diverging run would go unnoticed.
 
-After changing this file, or `_vectors`, delete the `__pycache__` folders: numba's cache notices a change of the file
-that holds a kernel, not of the files it imports. For the same reason kernel files import nothing else of the package.
+After changing this file, `_vectors` or `_tiles`, delete the `__pycache__` folders: numba's cache notices a change of
+the file that holds a kernel, not of the files it imports. So kernel files import nothing else of the package.
 """
 
 from collections.abc import Callable

@@ -12,6 +12,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils, config
 
 _INDEX = ir.IntType(64)
@@ -49,6 +50,29 @@ class Vectors:
         """A constant to count or to address with."""
         return ir.Constant(_INDEX, value)
 
+    def times(self, factor: int, value: Any) -> Any:
+        """A constant times a number to count with."""
+        return self._builder.mul(self.index(factor), value)
+
+    def sum(self, *values: Any) -> Any:
+        """The sum of numbers to count with."""
+        total = values[0]
+        for value in values[1:]:
+            total = self._builder.add(total, value)
+        return total
+
+    def smaller(self, a: Any, b: Any) -> Any:
+        """The smaller of two numbers to count with."""
+        return self._builder.select(self._builder.icmp_signed("<", a, b), a, b)
+
+    def larger(self, a: Any, b: Any) -> Any:
+        """The larger of two numbers to count with."""
+        return self._builder.select(self._builder.icmp_signed(">", a, b), a, b)
+
+    def blocks(self, size: Any, block: Any) -> Any:
+        """How many blocks it takes to cover so many."""
+        return self._builder.sdiv(self.sum(size, block, self.index(-1)), block)
+
     def number(self, pointer: Any, i: int) -> Any:
         """The number i places behind the pointer."""
         return self._builder.load(self._builder.gep(pointer, [self.index(i)]))
@@ -59,7 +83,7 @@ class Vectors:
 
     def variable(self, vector: Any) -> Any:
         """A variable that starts as `vector`. The compiler keeps it in a register while there are enough."""
-        variable = cgutils.alloca_once(self._builder, self._vector)
+        variable = cgutils.alloca_once(self._builder, vector.type)
         self._builder.store(vector, variable)
         return variable
 
@@ -84,14 +108,70 @@ class Vectors:
         numbers = builder.add(self._splat(builder.trunc(first, _LANE), lanes), ir.Constant(lanes, [*range(self.lanes)]))
         return builder.icmp_unsigned("<", numbers, self._splat(builder.trunc(size, _LANE), lanes))
 
+    def masks(self, first: Any, size: Any, count: int, *, masked: bool) -> list[Any]:
+        """`within` for each of so many vectors, one behind the other; None for each where none is needed."""
+        places = [self.sum(first, self.index(i * self.lanes)) for i in range(count)]
+        return [self.within(place, size) if masked else None for place in places]
+
     def load(self, pointer: Any, i: int, mask: Any = None) -> Any:
         """The numbers i vectors behind the pointer; zero where a mask says no, and memory is not touched there."""
         pointer = self._vector_pointer(pointer, i)
         if mask is None:
             return self._builder.load(pointer, align=self._item_bytes)
         arguments = [pointer.type, _LANE, mask.type, self._vector]
-        function = self._function("masked.load", self._vector, arguments, pointer="p0")
+        function = self._function("masked.load", self._vector, arguments, suffix=f"{self._suffix}.p0")
         return self._builder.call(function, [pointer, self._alignment, mask, self.zero])
+
+    def integers(self, value: Any) -> Any:
+        """The same integer in every lane, of 32 bits."""
+        return self._splat(self._builder.trunc(value, _LANE), ir.VectorType(_LANE, self.lanes))
+
+    def load_integers(self, pointer: Any, mask: Any) -> Any:
+        """As many unsigned integers of the pointer's type, as 32 bits each; zero where a mask says no."""
+        kind = ir.VectorType(pointer.type.pointee, self.lanes)
+        pointer = self._builder.bitcast(pointer, kind.as_pointer())
+        arguments = [pointer.type, _LANE, mask.type, kind]
+        function = self._function("masked.load", kind, arguments, suffix=f"v{self.lanes}{kind.element}.p0")
+        zeros = ir.Constant(kind, [0] * self.lanes)
+        loaded = self._builder.call(function, [pointer, ir.Constant(_LANE, 1), mask, zeros])
+        return self._builder.zext(loaded, ir.VectorType(_LANE, self.lanes))
+
+    def store_integers(self, integers: Any, pointer: Any, mask: Any) -> None:
+        """Write integers as the pointer's type; where a mask says no, memory is not touched."""
+        kind = ir.VectorType(pointer.type.pointee, self.lanes)
+        pointer = self._builder.bitcast(pointer, kind.as_pointer())
+        arguments = [kind, pointer.type, _LANE, mask.type]
+        function = self._function("masked.store", ir.VoidType(), arguments, suffix=f"v{self.lanes}{kind.element}.p0")
+        narrow = self._builder.trunc(integers, kind) if kind.element != _LANE else integers
+        self._builder.call(function, [narrow, pointer, ir.Constant(_LANE, 1), mask])
+
+    def load_as(self, pointer: Any, kind: Any) -> Any:
+        """As many numbers of another type, uint8 or the vector's own, turned into the vector's."""
+        if kind is not types.uint8:
+            return self.load(pointer, 0)
+        bytes_ = ir.VectorType(ir.IntType(8), self.lanes)
+        loaded = self._builder.load(self._builder.bitcast(pointer, bytes_.as_pointer()), align=1)
+        return self._builder.uitofp(loaded, self._vector)
+
+    def transposed(self, rows: list[Any]) -> list[Any]:
+        """The columns of a square of numbers, `lanes` vectors, as vectors.
+
+        Pairs of rows exchange single numbers, then pairs, then fours, ... until all stand where they belong.
+        """
+        distance = 1
+        while distance < self.lanes:
+            exchanged = list(rows)
+            for a in range(self.lanes):
+                if not a & distance:
+                    b = a + distance
+                    lanes = range(self.lanes)
+                    low = [lane if not lane & distance else self.lanes + lane - distance for lane in lanes]
+                    high = [lane + distance if not lane & distance else self.lanes + lane for lane in lanes]
+                    exchanged[a] = self._shuffle(rows[a], rows[b], low)
+                    exchanged[b] = self._shuffle(rows[a], rows[b], high)
+            rows = exchanged
+            distance *= 2
+        return rows
 
     def store(self, vector: Any, pointer: Any, i: int, mask: Any = None) -> None:
         """Write the numbers i vectors behind the pointer; where a mask says no, memory is not touched."""
@@ -100,7 +180,7 @@ class Vectors:
             self._builder.store(vector, pointer, align=self._item_bytes)
             return
         arguments = [self._vector, pointer.type, _LANE, mask.type]
-        function = self._function("masked.store", ir.VoidType(), arguments, pointer="p0")
+        function = self._function("masked.store", ir.VoidType(), arguments, suffix=f"{self._suffix}.p0")
         self._builder.call(function, [vector, pointer, self._alignment, mask])
 
     def _vector_pointer(self, pointer: Any, i: int) -> Any:
@@ -111,16 +191,19 @@ class Vectors:
     def _alignment(self) -> Any:
         return ir.Constant(_LANE, self._item_bytes)
 
+    def _shuffle(self, a: Any, b: Any, picks: list[int]) -> Any:
+        """The vector of the picked numbers, counted through a and then b."""
+        return self._builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_LANE, self.lanes), picks))
+
     def _splat(self, number: Any, vector: Any) -> Any:
         undefined = ir.Constant(vector, ir.Undefined)
         first = self._builder.insert_element(undefined, number, ir.Constant(_LANE, 0))
         zeros = ir.Constant(ir.VectorType(_LANE, vector.count), [0] * vector.count)
         return self._builder.shuffle_vector(first, undefined, zeros)
 
-    def _function(self, name: str, result: Any, arguments: list[Any], pointer: str = "") -> Any:
-        suffix = f"{self._suffix}.{pointer}" if pointer else self._suffix
+    def _function(self, name: str, result: Any, arguments: list[Any], suffix: str = "") -> Any:
         kind = ir.FunctionType(result, arguments)
-        return cgutils.get_or_insert_function(self._builder.module, kind, f"llvm.{name}.{suffix}")
+        return cgutils.get_or_insert_function(self._builder.module, kind, f"llvm.{name}.{suffix or self._suffix}")
 
 
 class Strided:

@@ -22,17 +22,13 @@ The gradient by x is a forward pass over dy with the filters turned round, see `
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
-
-import numpy as np
-from numba import types
-from numba.core import config
-from numba.extending import intrinsic
 
 from ._jit import kernel
-from ._vectors import REGISTERS, VECTOR_BYTES, Strided, Vectors, loop, unpack
+from ._tiles import forward_row, pool_row, unpool_row, weight_gradient_tile
+from ._vectors import REGISTERS
 
 _SUMS = 24 if REGISTERS >= 32 else 12  # of a tile: the other registers hold what is multiplied
+_GRADIENT_SUMS = REGISTERS - 5  # of a tile of the weight gradient
 _LARGEST_BLOCK = _SUMS // 3  # channels of a tile: at least three vectors share a weight
 
 
@@ -90,46 +86,69 @@ def forward_kernel(filter_columns: int, column_stride: int, filters: int) -> Cal
 
 @cache
 def _forward_kernel(S: int, column_stride: int, KB: int) -> Callable[..., None]:
-    VB, border = min(_SUMS // KB, 4), 2  # vectors of a tile that lies inside, and of one that may not
+    VB = min(_SUMS // KB, 4)
 
     @kernel
     def conv2d_forward(x, weight, bias, packed, row_stride, top, left, phase, n, y):
         """x: (C, H, row), weight: (K, C, R, S), bias: (K,) or (0,), packed: (`packed_size`,), y: (K, P, row)."""
-        K, P, length = y.shape
-        C, H, row_length = x.shape
-        R = weight.shape[2]
-        blocks = -(-K // KB)
-        size = KB * (1 + C * R * S)
-        weights = packed[: blocks * size].reshape(blocks, size)
-        pack(weight, bias, KB, weights)
-        lanes = VECTOR_BYTES // y.itemsize
-        first_start, last_start = _outermost_starts(S, column_stride, left, phase, n)
-        for block in range(blocks):
+        K, P, _ = y.shape
+        H, R = x.shape[1], weight.shape[2]
+        weights = pack(weight, bias, KB, packed)
+        for block in range(len(weights)):
             k = min(block * KB, K - KB)
             for p in range(P):
                 row = p * row_stride - top
                 taps = (R, max(0, -row), max(0, min(R, H - row)), row)
-                j = 0
-                while j < length:
-                    tile, stop = (block, k, p, j), j + VB * lanes
-                    if j + first_start >= 0 and stop + last_start <= row_length and stop <= length:
-                        forward_tile(x, weights, y, tile, taps, (left, phase, n), S, column_stride, KB, VB, False)
-                        j = stop
-                    else:
-                        forward_tile(x, weights, y, tile, taps, (left, phase, n), S, column_stride, KB, border, True)
-                        j += border * lanes
+                forward_row(x, weights, y, (block, k, p), taps, (left, phase, n), S, column_stride, KB, VB)
 
     return conv2d_forward
 
 
+@cache
+def pooled_forward_kernel(
+    filter_columns: int, column_stride: int, filters: int, pool_rows: int, pool_columns: int
+) -> Callable[..., None]:
+    """The forward kernel of a convolution and of a max-pooling of windows side by side behind it."""
+    return _pooled_forward_kernel(filter_columns, column_stride, block_size(filters), pool_rows, pool_columns)
+
+
+@cache
+def _pooled_forward_kernel(S: int, column_stride: int, KB: int, PR: int, PS: int) -> Callable[..., None]:
+    VB = min(_SUMS // KB, 4)
+
+    @kernel
+    def conv2d_pooled_forward(x, weight, bias, packed, row_stride, top, left, phase, n, band, y, winner):
+        """As `conv2d_forward`, but what is pooled goes no further than the nearest cache, a band of rows.
+
+        band: (`block_size`, pool_rows, columns, n), y and winner: (K, P, Q, n) after pooling.
+        """
+        K, P, _, _ = y.shape
+        H, R = x.shape[1], weight.shape[2]
+        weights = pack(weight, bias, KB, packed)
+        band_rows = band.reshape(KB, PR, band.shape[2] * n)
+        for block in range(len(weights)):
+            k = min(block * KB, K - KB)
+            for p in range(P):
+                for r in range(PR):
+                    row = (p * PR + r) * row_stride - top
+                    taps = (R, max(0, -row), max(0, min(R, H - row)), row)
+                    forward_row(x, weights, band_rows, (block, 0, r), taps, (left, phase, n), S, column_stride, KB, VB)
+                for i in range(KB):
+                    pool_row(band, y, winner, (i, 0, k + i, p), PS, PR, PS)
+
+    return conv2d_pooled_forward
+
+
 @kernel
-def pack(weight, bias, KB, packed):
+def pack(weight, bias, KB, memory):
     """Weights in the order in which tiles read them: for each block of KB filters k its biases, and then for every
     c, r and s its weights[k, c, r, s]. The last block overlaps the one before it where it must.
 
-    packed: (blocks, KB * (1 + C * R * S)); bias: (K,), or (0,) for zeros.
+    bias: (K,), or (0,) for zeros; memory: (`packed_size`,). Returns (blocks, KB * (1 + C * R * S)).
     """
     K, C, R, S = weight.shape
+    blocks, size = -(-K // KB), KB * (1 + C * R * S)
+    packed = memory[: blocks * size].reshape(blocks, size)
     for block in range(packed.shape[0]):
         k0 = min(block * KB, K - KB)
         for k in range(KB):
@@ -141,87 +160,7 @@ def pack(weight, bias, KB, packed):
                     for k in range(KB):
                         packed[block, i] = weight[k0 + k, c, r, s]
                         i += 1
-
-
-@kernel
-def _outermost_starts(S, column_stride, left, phase, n):
-    """The smallest and the largest start(s)."""
-    first = last = -left
-    for s in range(1, S):
-        start = (s % column_stride) * phase + (s // column_stride) * n - left
-        first, last = min(first, start), max(last, start)
-    return first, last
-
-
-def _plain_forward_tile(x, packed, y, tile, taps, columns, S, column_stride, KB, VB, masked):
-    """y[k : k + KB, p, j : j + VB vectors], as far as there is so much of it.
-
-    tile: (block, k, p, j). taps: (R, first, last, row): of R taps [first, last) hit the image, tap r its row row + r.
-    columns: (left, phase, n). masked: whether some lanes lie outside of x or y.
-    """
-    block, k, p, j = tile
-    R, first, last, row = taps
-    left, phase, n = columns
-    C, _, row_length = x.shape
-    weight = packed[block, KB:].reshape(C, R, S, KB)
-    stop = min(j + VB * (VECTOR_BYTES // y.itemsize), y.shape[2])
-    sums = np.repeat(packed[block, :KB, np.newaxis], stop - j, axis=1)
-    for s in range(S):
-        start = j + (s % column_stride) * phase + (s // column_stride) * n - left
-        low, high = max(start, 0), min(start + stop - j, row_length)
-        if low < high and first < last:
-            seen = x[:, row + first : row + last, low:high]
-            sums[:, low - start : high - start] += np.tensordot(weight[:, first:last, s], seen, ((0, 1), (0, 1)))
-    y[k : k + KB, p, j:stop] = sums
-
-
-@intrinsic(prefer_literal=True)
-def _compiled_forward_tile(_, x, packed, y, tile, taps, columns, S, column_stride, KB, VB, masked):
-    signature = types.void(x, packed, y, tile, taps, columns, S, column_stride, KB, VB, masked)
-    S, column_stride, KB, VB, masked = (kind.literal_value for kind in (S, column_stride, KB, VB, masked))
-
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, packed, y = (Strided(context, builder, *array) for array in zip(signature.args[:3], arguments, strict=False))
-        block, k, p, j = unpack(builder, arguments[3])
-        R, first, last, row = unpack(builder, arguments[4])
-        left, phase, n = unpack(builder, arguments[5])
-        v = Vectors(context, builder, signature.args[2].dtype)
-        C, _, row_length = x.shape
-        starts = _starts(v, builder, S, column_stride, builder.sub(j, left), phase, n)
-        inside = [
-            [v.within(builder.add(start, v.index(b * v.lanes)), row_length) if masked else None for b in range(VB)]
-            for start in starts
-        ]
-        weights = packed.at(block, v.index(0))
-        sums = [[v.variable(v.splat(v.number(weights, i))) for _ in range(VB)] for i in range(KB)]
-        with loop(builder, v.index(0), C) as c, loop(builder, first, last) as r:
-            x_row = x.at(c, builder.add(row, r), v.index(0))
-            tap = builder.add(builder.mul(c, R), r)
-            tap_weights = builder.gep(weights, [builder.add(v.index(KB), builder.mul(tap, v.index(S * KB)))])
-            for s in range(S):
-                begin = builder.gep(x_row, [starts[s]])
-                seen = [v.load(begin, b, inside[s][b]) for b in range(VB)]
-                for i in range(KB):
-                    weight = v.splat(v.number(tap_weights, s * KB + i))
-                    for b in range(VB):
-                        v.add_product(sums[i][b], weight, seen[b])
-        wanted = [v.within(v.index(b * v.lanes), builder.sub(y.shape[2], j)) if masked else None for b in range(VB)]
-        for i in range(KB):
-            begin = y.at(builder.add(k, v.index(i)), p, j)
-            for b in range(VB):
-                v.store(v.value(sums[i][b]), begin, b, wanted[b])
-        return context.get_dummy_value()
-
-    return signature, write
-
-
-def _starts(v: Vectors, builder: Any, S: int, column_stride: int, origin: Any, phase: Any, n: Any) -> list[Any]:
-    """origin + (s mod column_stride) * phase + (s div column_stride) * n, for each s."""
-    starts = []
-    for s in range(S):
-        in_phase = builder.add(origin, builder.mul(v.index(s // column_stride), n))
-        starts.append(builder.add(in_phase, builder.mul(v.index(s % column_stride), phase)))
-    return starts
+    return packed
 
 
 @cache
@@ -234,11 +173,15 @@ def weight_gradient_kernel(
     less comes from outside the nearest cache (3 x 3 taps of three filters 102 GFLOP/s, 1 x 3 of eight 80; 64 -> 64
     channels of 16 x 16).
     """
-    sums = REGISTERS - 5
-    RB = max(min(filter_rows, (9 if REGISTERS >= 32 else 4) // filter_columns), 1)
-    KB = block_size(filters, sums // (RB * filter_columns))
-    CB = block_size(channels, sums // (RB * filter_columns * KB))
+    RB, KB = _gradient_blocks(filter_rows, filter_columns, filters)
+    CB = block_size(channels, _GRADIENT_SUMS // (RB * filter_columns * KB))
     return _weight_gradient_kernel(filter_columns, column_stride, KB, CB, RB)
+
+
+def _gradient_blocks(filter_rows: int, filter_columns: int, filters: int) -> tuple[int, int]:
+    fitting = (9 if REGISTERS >= 32 else 4) // filter_columns
+    RB = max((rows for rows in range(1, fitting + 1) if filter_rows % rows == 0), default=1)
+    return RB, block_size(filters, _GRADIENT_SUMS // (RB * filter_columns))
 
 
 @cache
@@ -250,114 +193,63 @@ def _weight_gradient_kernel(S: int, column_stride: int, KB: int, CB: int, RB: in
         x: (C, H, row), dy: (K, P, row), zeros: (row of x,), overwritten; dweight: (K, C, R, S).
         """
         K, C, R, _ = dweight.shape
-        length, row_length = dy.shape[2], x.shape[2]
         zeros[:] = 0
-        first_start, last_start = _outermost_starts(S, column_stride, left, phase, n)
-        inside = (max(0, -first_start), min(length, row_length - last_start))
-        for k in range(0, K, KB):
+        rows, columns = (row_stride, top), (left, phase, n)
+        for k0 in range(0, K, KB):
+            k = min(k0, K - KB)
             for c in range(0, C, CB):
                 for r in range(0, R, RB):
-                    tile = (min(k, K - KB), min(c, C - CB), min(r, R - RB))
+                    tile = (k, k, min(c, C - CB), r)
                     weight_gradient_tile(
-                        x,
-                        dy,
-                        zeros,
-                        dweight,
-                        tile,
-                        (row_stride, top),
-                        (left, phase, n),
-                        inside,
-                        S,
-                        column_stride,
-                        KB,
-                        CB,
-                        RB,
+                        x, dy, zeros, dweight, tile, rows, columns, False, S, column_stride, KB, CB, RB
                     )
 
     return conv2d_weight_gradient
 
 
-def _plain_weight_gradient_tile(x, dy, zeros, dweight, tile, rows, columns, inside, S, column_stride, KB, CB, RB):
-    """dweight[k : k + KB, c : c + CB, r : r + RB].
-
-    tile: (k, c, r). rows: (row_stride, top). columns: (left, phase, n). zeros: stands in for rows outside the image.
-    inside: for which j all taps lie inside of x and dy.
-    """
-    k, c, r = tile
-    row_stride, top = rows
-    left, phase, n = columns
-    length, (_, H, row_length) = dy.shape[2], x.shape
-    dweight[k : k + KB, c : c + CB, r : r + RB] = 0
-    for s in range(S):
-        start = (s % column_stride) * phase + (s // column_stride) * n - left
-        low, high = max(0, -start), min(length, row_length - start)
-        for p in range(dy.shape[1] if low < high else 0):
-            for tap in range(r, r + RB):
-                h = p * row_stride + tap - top
-                if 0 <= h < H:
-                    seen = x[c : c + CB, h, low + start : high + start]
-                    dweight[k : k + KB, c : c + CB, tap, s] += dy[k : k + KB, p, low:high] @ seen.T
+def pooled_weight_gradient_block(filter_rows: int, filter_columns: int, filters: int) -> int:
+    """Channels of the band of `pooled_weight_gradient_kernel`."""
+    return _gradient_blocks(filter_rows, filter_columns, filters)[1]
 
 
-@intrinsic(prefer_literal=True)
-def _compiled_weight_gradient_tile(_, x, dy, zeros, dweight, tile, rows, columns, inside, S, column_stride, KB, CB, RB):
-    signature = types.void(x, dy, zeros, dweight, tile, rows, columns, inside, S, column_stride, KB, CB, RB)
-    S, column_stride, KB, CB, RB = (kind.literal_value for kind in (S, column_stride, KB, CB, RB))
-
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, dy, zeros, dweight = (
-            Strided(context, builder, *array) for array in zip(signature.args[:4], arguments, strict=False)
-        )
-        k, c, r = unpack(builder, arguments[4])
-        row_stride, top = unpack(builder, arguments[5])
-        left, phase, n = unpack(builder, arguments[6])
-        inside_from, inside_to = unpack(builder, arguments[7])
-        v = Vectors(context, builder, signature.args[1].dtype)
-        zero, lanes = v.index(0), v.index(v.lanes)
-        ks, cs, rs = (
-            [builder.add(first, v.index(i)) for i in range(count)] for first, count in ((k, KB), (c, CB), (r, RB))
-        )
-        (_, P, length), (_, H, row_length) = dy.shape, x.shape
-        starts = _starts(v, builder, S, column_stride, builder.neg(left), phase, n)
-        sums = {(k, c, r, s): v.variable(v.zero) for k in ks for c in cs for r in rs for s in range(S)}
-
-        with loop(builder, zero, P) as p:
-            dy_rows = {k: dy.at(k, p, zero) for k in ks}
-            x_rows = {}
-            for r in rs:
-                h = builder.sub(builder.add(builder.mul(p, row_stride), r), top)
-                in_image = builder.icmp_unsigned("<", h, H)
-                x_rows.update({(c, r): builder.select(in_image, x.at(c, h, zero), zeros.at(zero)) for c in cs})
-
-            def add_products(j: Any, masked: bool) -> None:
-                wanted = v.within(zero, builder.sub(length, j)) if masked else None
-                dys = {k: v.load(builder.gep(dy_rows[k], [j]), 0, wanted) for k in ks}
-                for (c, r), x_row in x_rows.items():
-                    for s in range(S):
-                        at = builder.add(j, starts[s])
-                        seen_mask = builder.and_(v.within(at, row_length), wanted) if masked else None
-                        seen = v.load(builder.gep(x_row, [at]), 0, seen_mask)
-                        for k in ks:
-                            v.add_product(sums[k, c, r, s], dys[k], seen)
-
-            with loop(builder, zero, builder.sdiv(builder.add(length, v.index(v.lanes - 1)), lanes)) as vector:
-                j = builder.mul(vector, lanes)
-                starts_inside = builder.icmp_signed(">=", j, inside_from)
-                ends_inside = builder.icmp_signed("<=", builder.add(j, lanes), inside_to)
-                with builder.if_else(builder.and_(starts_inside, ends_inside)) as (then, otherwise):
-                    with then:
-                        add_products(j, masked=False)
-                    with otherwise:
-                        add_products(j, masked=True)
-        for (k, c, r, s), total in sums.items():
-            builder.store(v.total(v.value(total)), dweight.at(k, c, r, v.index(s)))
-        return context.get_dummy_value()
-
-    return signature, write
+@cache
+def pooled_weight_gradient_kernel(
+    filter_rows: int, filter_columns: int, column_stride: int, filters: int, pool_rows: int, pool_columns: int
+) -> Callable[..., None]:
+    """The kernel of the weight gradient of a convolution with a max-pooling of windows side by side behind it."""
+    RB, KB = _gradient_blocks(filter_rows, filter_columns, filters)
+    return _pooled_weight_gradient_kernel(filter_columns, column_stride, KB, RB, pool_rows, pool_columns)
 
 
-forward_tile = _plain_forward_tile if config.DISABLE_JIT else _compiled_forward_tile
-weight_gradient_tile = _plain_weight_gradient_tile if config.DISABLE_JIT else _compiled_weight_gradient_tile
+@cache
+def _pooled_weight_gradient_kernel(
+    S: int, column_stride: int, KB: int, RB: int, PR: int, PS: int
+) -> Callable[..., None]:
+    @kernel
+    def conv2d_pooled_weight_gradient(x, dy, winner, zeros, row_stride, top, left, phase, n, band, dweight):
+        """As `conv2d_weight_gradient`, from dy and winner, (K, P, Q, n), after pooling.
+
+        The gradient before pooling goes no further than the nearest cache, a band: (KB, pool_rows, columns, n).
+        """
+        K, C, R, _ = dweight.shape
+        P = dy.shape[1]
+        zeros[:] = 0
+        band_rows = band.reshape(KB, PR, band.shape[2] * n)
+        columns = (left, phase, n)
+        for k0 in range(0, K, KB):
+            k = min(k0, K - KB)
+            for p in range(P):
+                for i in range(KB):
+                    unpool_row(dy, winner, band, (i, 0, k + i, p), PS, False, PR, PS)
+                rows = (row_stride, top - p * PR * row_stride)
+                for c in range(C):
+                    for r in range(0, R, RB):
+                        tile = (0, k, c, r)
+                        weight_gradient_tile(
+                            x, band_rows, zeros, dweight, tile, rows, columns, p > 0, S, column_stride, KB, 1, RB
+                        )
+
+    return conv2d_pooled_weight_gradient
 
 
 @kernel

@@ -1,8 +1,14 @@
 """From a data set to the first layer: gather, scale, transpose, in one pass."""
 
+from typing import Any
+
 import numpy as np
+from numba import types
+from numba.core import config
+from numba.extending import intrinsic
 
 from ._jit import kernel
+from ._vectors import VECTOR_BYTES, Strided, Vectors, unpack
 
 _unsigned = np.uint64  # an index that needs no check for "counted from the end"
 
@@ -18,13 +24,52 @@ def all_within(indices, count):
 
 @kernel
 def load(images, indices, scale, x):
-    """x[f, i] = images[indices[i], f] * scale; images: (N, features), x: (features, n)."""
+    """x[f, i] = images[indices[i], f] * scale; images: (N, features), x: (features, n).
+
+    In squares of as many features as samples, turned round in registers: 12 us for 50 images of 28 x 28 picked from
+    60,000, instead of 28 number by number.
+    """
     features, N = x.shape
-    # A cache line of an image at a time: the 64 rows of x that it goes to stay in the cache while the images go by.
-    # 25 us for n = 50 images of 28 x 28; 37 us image by image.
-    for first in range(0, features, 64):
-        last = min(first + 64, features)
-        for i in range(N):
-            image = images[indices[i]]
-            for f in range(_unsigned(first), _unsigned(last)):
-                x[f, _unsigned(i)] = image[f] * scale
+    lanes = VECTOR_BYTES // x.itemsize
+    whole = features - features % lanes
+    for f in range(0, whole, lanes):
+        for i in range(0, N, lanes):
+            load_tile(images, indices, scale, x, (f, i))
+    for i in range(N):
+        for f in range(_unsigned(whole), _unsigned(features)):
+            x[f, _unsigned(i)] = images[indices[i], f] * scale
+
+
+def _plain_load_tile(images, indices, scale, x, tile):
+    """x[f : f + lanes, i : i + lanes], as far as there are so many samples."""
+    f, i = tile
+    lanes = VECTOR_BYTES // x.itemsize
+    x[f : f + lanes, i : i + lanes] = images[indices[i : i + lanes], f : f + lanes].T * scale
+
+
+@intrinsic
+def _compiled_load_tile(_, images, indices, scale, x, tile):
+    signature = types.void(images, indices, scale, x, tile)
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        images, indices, x = (Strided(context, builder, signature.args[at], arguments[at]) for at in (0, 1, 3))
+        f, i = unpack(builder, arguments[4])
+        v = Vectors(context, builder, signature.args[3].dtype)
+        N = x.shape[1]
+        last = builder.sub(N, v.index(1))
+        rows = []
+        for lane in range(v.lanes):
+            sample = builder.add(i, v.index(lane))
+            # There is no sample for some lanes: the last one stands in, and is not stored.
+            sample = builder.select(builder.icmp_signed("<", sample, last), sample, last)
+            index = context.cast(builder, builder.load(indices.at(sample)), signature.args[1].dtype, types.int64)
+            rows.append(v.load_as(images.at(index, f), signature.args[0].dtype))
+        wanted, factor = v.within(i, N), v.splat(arguments[2])
+        for lane, column in enumerate(v.transposed(rows)):
+            v.store(builder.fmul(column, factor), x.at(builder.add(f, v.index(lane)), i), 0, wanted)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+load_tile = _plain_load_tile if config.DISABLE_JIT else _compiled_load_tile

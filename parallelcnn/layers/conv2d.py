@@ -13,7 +13,7 @@ from parallelcnn.kernels import conv2d as kernels
 
 from .base import Array, Arrays, Layer, Shape, check_positive, draw_start_values, pair
 
-_NO_BIAS = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
+NO_BIAS = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,51 +84,56 @@ class Conv2D(Layer):
         return {"packed": (max(kernels.packed_size(K, C, R, S), kernels.packed_size(C, K, R, S)),)}
 
     def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
-        # y may be smaller than output_shape says: then its first rows and columns are wanted, and no others.
-        rows, columns = window_axes(self, x.shape[:-1])
-        image = x
-        if columns.stride > 1:
-            image = cache["rows"]
-            kernels.arrange(x, columns.before, image)
+        _, columns = window_axes(self, x.shape[:-1])
+        image = self.arrange(x, cache)
         kernels.forward_kernel(columns.window, columns.stride, self.filters)(
-            _as_rows(image),
+            as_rows(image),
             params["weight"],
-            params.get("bias", _NO_BIAS[y.dtype]),
+            params.get("bias", NO_BIAS[y.dtype]),
             cache["packed"],
-            rows.stride,
-            rows.before,
-            *_start_and_steps(columns, image),
-            _as_rows(y),
+            *self.steps(x, image),
+            as_rows(y),
         )
         find_activation(self.activation).forward(y, cache.get("before_activation"))
 
     def backward(
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
     ) -> None:
-        rows, columns = window_axes(self, x.shape[:-1])
         find_activation(self.activation).backward(cache.get("before_activation", y), dy)
         if self.bias:
-            kernels.conv2d_backward_bias(_as_rows(dy), grads["bias"])
-        image = x if columns.stride == 1 else cache["rows"]
-        weight = params["weight"]
-        K, C, R, S = weight.shape
-        kernels.weight_gradient_kernel(R, S, columns.stride, K, C)(
-            _as_rows(image),
-            _as_rows(dy),
-            cache["zeros"].reshape(-1) if x.size else _NO_BIAS[x.dtype],
-            rows.stride,
-            rows.before,
-            *_start_and_steps(columns, image),
-            grads["weight"],
-        )
+            kernels.conv2d_backward_bias(as_rows(dy), grads["bias"])
+        self.backward_weight(grads["weight"], x, dy, cache)
         if dx is not None:
-            self._backward_input(weight, dy, dx, cache)
+            self.backward_input(params["weight"], dy, dx, cache)
 
-    def _backward_input(self, weight: Array, dy: Array, dx: Array, cache: Arrays) -> None:
-        """A forward pass over dy, of stride 1, with the filters turned round and their two channel axes exchanged.
+    def arrange(self, x: Array, cache: Arrays) -> Array:
+        """The image as the kernels read it: x itself, or, for steps of several columns, its rows parted into phases."""
+        _, columns = window_axes(self, x.shape[:-1])
+        if columns.stride == 1:
+            return x
+        kernels.arrange(x, columns.before, cache["rows"])
+        return cache["rows"]
 
-        With strides of their own for rows and columns, each phase of dx, every second row or column for 2, takes every
-        second tap.
+    def steps(self, x: Array, image: Array) -> tuple[int, int, int, int, int]:
+        """row_stride, top, left, phase and n of the kernels, for x and what `arrange` made of it."""
+        rows, columns = window_axes(self, x.shape[:-1])
+        n = x.shape[-1]
+        left = columns.before * n if columns.stride == 1 else 0  # `arrange` has put the zeros in
+        return rows.stride, rows.before, left, image.shape[-2] * n, n
+
+    def backward_weight(self, dweight: Array, x: Array, dy: Array, cache: Arrays) -> None:
+        """Overwrite dweight, given dy and what forward left in the cache."""
+        _, columns = window_axes(self, x.shape[:-1])
+        K, C, R, S = dweight.shape
+        image = x if columns.stride == 1 else cache["rows"]
+        kernels.weight_gradient_kernel(R, S, columns.stride, K, C)(
+            as_rows(image), as_rows(dy), cache["zeros"].reshape(-1), *self.steps(x, image), dweight
+        )
+
+    def backward_input(self, weight: Array, dy: Array, dx: Array, cache: Arrays) -> None:
+        """Overwrite dx: a forward pass over dy with the filters turned round and their channel axes exchanged.
+
+        For a stride of 2 every second row, or column, of dx is a pass of its own, over every second tap.
         """
         rows, columns = window_axes(self, dx.shape[:-1])
         n, image = dx.shape[-1], dx if columns.stride == 1 else cache["drows"]
@@ -137,7 +142,7 @@ class Conv2D(Layer):
             first_row = skipped * rows.stride + row_phase - rows.before
             for phase in range(columns.stride):
                 to = image[:, first_row :: rows.stride]
-                to = _as_rows(to if columns.stride == 1 else to[:, :, phase])
+                to = as_rows(to if columns.stride == 1 else to[:, :, phase])
                 taps = weight[:, :, row_phase :: rows.stride, phase :: columns.stride]
                 turned = taps.swapaxes(0, 1)[:, :, ::-1, ::-1]
                 _, _, R, S = turned.shape
@@ -146,7 +151,7 @@ class Conv2D(Layer):
                     continue
                 left = S - 1 - (columns.before if columns.stride == 1 else 0)
                 kernels.forward_kernel(S, 1, len(turned))(
-                    _as_rows(dy), turned, _NO_BIAS[dx.dtype], cache["packed"], 1, R - 1 - skipped, left * n, 0, n, to
+                    as_rows(dy), turned, NO_BIAS[dx.dtype], cache["packed"], 1, R - 1 - skipped, left * n, 0, n, to
                 )
         if columns.stride > 1:
             kernels.restore(image, columns.before, dx)
@@ -187,13 +192,7 @@ def window_axes(layer: Conv2D, input_shape: Shape) -> tuple[WindowAxis, WindowAx
     return axes[0], axes[1]
 
 
-def _start_and_steps(columns: WindowAxis, image: Array) -> tuple[int, int, int]:
-    """Where a row's first tap begins, the length of a phase and that of a column, in numbers; see the kernels."""
-    n = image.shape[-1]
-    return (columns.before * n if columns.stride == 1 else 0, image.shape[-2] * n, n)
-
-
-def _as_rows(array: Array) -> Array:
+def as_rows(array: Array) -> Array:
     """(C, H, ..., n) seen as (C, H, one row's numbers). Written out, since -1 cannot be inferred where n = 0."""
     C, H = array.shape[:2]
     return array.reshape(C, H, math.prod(array.shape[2:]))

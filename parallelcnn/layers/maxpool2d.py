@@ -48,12 +48,6 @@ class MaxPool2D(Layer):
             )
         return (C, (H - R) // row_stride + 1, (W - S) // column_stride + 1)
 
-    def covers(self, input_shape: Shape) -> tuple[int, int]:
-        """How many rows and columns of such an image lie in some window."""
-        (R, S), (row_stride, column_stride) = window_and_stride(self)
-        _, P, Q = self.output_shape(input_shape)
-        return (P - 1) * row_stride + R, (Q - 1) * column_stride + S
-
     def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
         (R, S), _ = window_and_stride(self)
         output_shape = self.output_shape(input_shape)
@@ -73,7 +67,7 @@ class MaxPool2D(Layer):
         if dx is not None:
             window, stride = window_and_stride(self)
             find_activation(self.activation).backward(cache.get("before_activation", y), dy)
-            kernels.maxpool2d_backward(dy, cache["winner"], *window, *stride, dx)
+            kernels.backward_kernel(*window, window == stride)(dy, cache["winner"], *stride, dx)
 
 
 @cache

@@ -1,0 +1,285 @@
+"""Tiles: the innermost pieces of convolution and pooling, in vectors.
+
+Each stands here twice. The plain one says in numpy what it computes, and is what runs when compilation is off
+(NUMBA_DISABLE_JIT); the compiled one writes the same as vector instructions, with its sums in registers. Sizes in
+capitals (S, KB, VB, ...) are known when a kernel is compiled.
+
+For rows, phases and starts see `conv2d`.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core import config
+from numba.extending import intrinsic
+
+from ._vectors import Strided, Vectors, loop, unpack
+
+_BORDER = 2  # vectors of a tile of which a part may lie outside
+
+
+def _plain_forward_row(x, packed, y, place, taps, columns, S, column_stride, KB, VB):
+    """y[k : k + KB, p], from the weights and biases packed[block].
+
+    place: (block, k, p). taps: (R, first, last, row): of R taps [first, last) hit the image, tap r its row row + r.
+    columns: (left, phase, n).
+    """
+    block, k, p = place
+    R, first, last, row = taps
+    left, phase, n = columns
+    C, _, row_length = x.shape
+    weight = packed[block, KB:].reshape(C, R, S, KB)
+    y[k : k + KB, p] = packed[block, :KB, np.newaxis]
+    for s in range(S):
+        start = (s % column_stride) * phase + (s // column_stride) * n - left
+        low, high = max(0, -start), min(y.shape[2], row_length - start)
+        if low < high and first < last:
+            seen = x[:, row + first : row + last, low + start : high + start]
+            y[k : k + KB, p, low:high] += np.tensordot(weight[:, first:last, s], seen, ((0, 1), (0, 1)))
+
+
+@intrinsic(prefer_literal=True)
+def _compiled_forward_row(_, x, packed, y, place, taps, columns, S, column_stride, KB, VB):
+    signature = types.void(x, packed, y, place, taps, columns, S, column_stride, KB, VB)
+    S, column_stride, KB, VB = (kind.literal_value for kind in (S, column_stride, KB, VB))
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, packed, y = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
+        block, k, p = unpack(builder, arguments[3])
+        R, first, last, row = unpack(builder, arguments[4])
+        v = Vectors(context, builder, signature.args[2].dtype)
+        zero = v.index(0)
+        (C, _, row_length), length = x.shape, y.shape[2]
+        starts = _starts(v, S, column_stride, *unpack(builder, arguments[5]))
+        weights = packed.at(block, zero)
+
+        def tile(j: Any, vectors: int, *, masked: bool) -> None:
+            """`vectors` vectors of KB channels from place j of the row on."""
+            sums = [[v.variable(v.splat(v.number(weights, i))) for _ in range(vectors)] for i in range(KB)]
+            at = [builder.add(j, start) for start in starts]
+            inside = [v.masks(begin, row_length, vectors, masked=masked) for begin in at]
+            with loop(builder, zero, C) as c, loop(builder, first, last) as r:
+                x_row = x.at(c, builder.add(row, r), zero)
+                tap = builder.add(builder.mul(c, R), r)
+                tap_weights = builder.gep(weights, [builder.add(v.index(KB), builder.mul(tap, v.index(S * KB)))])
+                for s in range(S):
+                    begin = builder.gep(x_row, [at[s]])
+                    seen = [v.load(begin, b, inside[s][b]) for b in range(vectors)]
+                    for i in range(KB):
+                        weight = v.splat(v.number(tap_weights, s * KB + i))
+                        for b in range(vectors):
+                            v.add_product(sums[i][b], weight, seen[b])
+            wanted = v.masks(j, length, vectors, masked=masked)
+            for i in range(KB):
+                begin = y.at(builder.add(k, v.index(i)), p, j)
+                for b in range(vectors):
+                    v.store(v.value(sums[i][b]), begin, b, wanted[b])
+
+        # A border, whole tiles as long as all their taps lie inside, a border.
+        inside_from, inside_to = _inside(v, starts, row_length, length)
+        border, whole = v.index(_BORDER * v.lanes), v.index(VB * v.lanes)
+        before = v.blocks(v.smaller(inside_from, length), border)
+        whole_from = builder.mul(before, border)
+        count = v.larger(builder.sdiv(builder.sub(inside_to, whole_from), whole), zero)
+        whole_to = builder.add(whole_from, builder.mul(count, whole))
+        with loop(builder, zero, before) as number:
+            tile(builder.mul(number, border), _BORDER, masked=True)
+        with loop(builder, zero, count) as number:
+            tile(builder.add(whole_from, builder.mul(number, whole)), VB, masked=False)
+        with loop(builder, zero, v.blocks(builder.sub(length, whole_to), border)) as number:
+            tile(builder.add(whole_to, builder.mul(number, border)), _BORDER, masked=True)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+def _plain_weight_gradient_tile(x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB):
+    """dweight[k : k + KB, c : c + CB, r : r + RB], added to what stands there or not.
+
+    tile: (first channel of dy, k, c, r). rows: (row_stride, top). columns: (left, phase, n). zeros: stands in for rows
+    outside the image.
+    """
+    channel, k, c, r = tile
+    row_stride, top = rows
+    left, phase, n = columns
+    (_, H, row_length), (_, P, length) = x.shape, dy.shape
+    if not adds:
+        dweight[k : k + KB, c : c + CB, r : r + RB] = 0
+    for s in range(S):
+        start = (s % column_stride) * phase + (s // column_stride) * n - left
+        low, high = max(0, -start), min(length, row_length - start)
+        for p in range(P if low < high else 0):
+            for tap in range(r, r + RB):
+                h = p * row_stride + tap - top
+                if 0 <= h < H:
+                    seen = x[c : c + CB, h, low + start : high + start]
+                    dweight[k : k + KB, c : c + CB, tap, s] += dy[channel : channel + KB, p, low:high] @ seen.T
+
+
+@intrinsic(prefer_literal=True)
+def _compiled_weight_gradient_tile(_, x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB):
+    signature = types.void(x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB)
+    S, column_stride, KB, CB, RB = (kind.literal_value for kind in (S, column_stride, KB, CB, RB))
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, dy, zeros, dweight = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(4))
+        channel, k, c, r = unpack(builder, arguments[4])
+        row_stride, top = unpack(builder, arguments[5])
+        v = Vectors(context, builder, signature.args[1].dtype)
+        zero, lanes = v.index(0), v.index(v.lanes)
+        (_, H, row_length), (_, P, length) = x.shape, dy.shape
+        starts = _starts(v, S, column_stride, *unpack(builder, arguments[6]))
+        inside_from, inside_to = _inside(v, starts, row_length, length)
+        sums = {
+            (i, ci, ri, s): v.variable(v.zero)
+            for i in range(KB)
+            for ci in range(CB)
+            for ri in range(RB)
+            for s in range(S)
+        }
+
+        with loop(builder, zero, P) as p:
+            dy_rows = [dy.at(builder.add(channel, v.index(i)), p, zero) for i in range(KB)]
+            x_rows = {}
+            for ri in range(RB):
+                h = builder.sub(builder.add(builder.mul(p, row_stride), builder.add(r, v.index(ri))), top)
+                in_image = builder.icmp_unsigned("<", h, H)
+                for ci in range(CB):
+                    x_row = x.at(builder.add(c, v.index(ci)), h, zero)
+                    x_rows[ci, ri] = builder.select(in_image, x_row, zeros.at(zero))
+
+            def add_products(j: Any, *, masked: bool) -> None:
+                wanted = v.within(j, length) if masked else None
+                dys = [v.load(builder.gep(dy_row, [j]), 0, wanted) for dy_row in dy_rows]
+                at = [builder.add(j, start) for start in starts]
+                inside = [builder.and_(v.within(begin, row_length), wanted) if masked else None for begin in at]
+                for (ci, ri), x_row in x_rows.items():
+                    for s in range(S):
+                        seen = v.load(builder.gep(x_row, [at[s]]), 0, inside[s])
+                        for i in range(KB):
+                            v.add_product(sums[i, ci, ri, s], dys[i], seen)
+
+            with loop(builder, zero, v.blocks(length, lanes)) as number:
+                j = builder.mul(number, lanes)
+                begins_inside = builder.icmp_signed(">=", j, inside_from)
+                ends_inside = builder.icmp_signed("<=", builder.add(j, lanes), inside_to)
+                with builder.if_else(builder.and_(begins_inside, ends_inside)) as (then, otherwise):
+                    with then:
+                        add_products(j, masked=False)
+                    with otherwise:
+                        add_products(j, masked=True)
+        for (i, ci, ri, s), total in sums.items():
+            at = (k, i), (c, ci), (r, ri), (zero, s)
+            to = dweight.at(*(builder.add(first, v.index(further)) for first, further in at))
+            before = builder.select(arguments[7], builder.load(to), v.total(v.zero))
+            builder.store(builder.fadd(before, v.total(v.value(total))), to)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+def _starts(v: Vectors, S: int, column_stride: int, left: Any, phase: Any, n: Any) -> list[Any]:
+    """Where the taps of a row begin: start(s), for each s."""
+    return [
+        v.sum(v.times(s % column_stride, phase), v.times(s // column_stride, n), v.times(-1, left)) for s in range(S)
+    ]
+
+
+def _inside(v: Vectors, starts: list[Any], row_length: Any, length: Any) -> tuple[Any, Any]:
+    """From which to which j all taps lie inside of a row of x, and j in one of y."""
+    first = last = starts[0]
+    for start in starts[1:]:
+        first, last = v.smaller(first, start), v.larger(last, start)
+    return v.larger(v.times(-1, first), v.index(0)), v.smaller(length, v.sum(row_length, v.times(-1, last)))
+
+
+def _plain_pool_row(x, y, winner, place, pool_stride, R, S):
+    """y[c, p] and winner[c, p]: the largest of each window that begins in row h of x[channel], and its tap.
+
+    place: (channel, h, c, p). pool_stride: columns from one window to the next.
+    """
+    channel, h, c, p = place
+    for q in range(y.shape[2]):
+        w = q * pool_stride
+        taps = x[channel, h : h + R, w : w + S].reshape(R * S, -1)
+        winner[c, p, q] = np.where(np.isnan(taps), np.inf, taps).argmax(axis=0) if taps.size else 0
+        y[c, p, q] = taps.max(axis=0)
+
+
+@intrinsic(prefer_literal=True)
+def _compiled_pool_row(_, x, y, winner, place, pool_stride, R, S):
+    signature = types.void(x, y, winner, place, pool_stride, R, S)
+    R, S = (kind.literal_value for kind in (R, S))
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, y, winner = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
+        channel, h, c, p = unpack(builder, arguments[3])
+        v = Vectors(context, builder, signature.args[0].dtype)
+        zero, lanes = v.index(0), v.index(v.lanes)
+        _, _, Q, n = y.shape
+        with loop(builder, zero, Q) as q, loop(builder, zero, v.blocks(n, lanes)) as number:
+            i = builder.mul(number, lanes)
+            w = builder.mul(q, context.cast(builder, arguments[4], signature.args[4], types.int64))
+            wanted = v.within(i, n)
+            best = best_tap = None
+            for tap in range(R * S):
+                r, s = v.index(tap // S), v.index(tap % S)
+                seen = v.load(x.at(channel, builder.add(h, r), builder.add(w, s), i), 0, wanted)
+                number_of_tap = v.integers(v.index(tap))
+                if best is None:
+                    best, best_tap = seen, number_of_tap
+                    continue
+                is_nan = builder.fcmp_unordered("uno", seen, seen)
+                better = builder.or_(builder.fcmp_ordered(">", seen, best), is_nan)
+                best = builder.select(better, seen, best)
+                best_tap = builder.select(better, number_of_tap, best_tap)
+            v.store(best, y.at(c, p, q, i), 0, wanted)
+            v.store_integers(best_tap, winner.at(c, p, q, i), wanted)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+def _plain_unpool_row(dy, winner, dx, place, pool_stride, adds, R, S):
+    """The reverse of `pool_row`: each window of dx[channel] gets dy[c, p] where its winner was, and elsewhere zero.
+
+    place: (channel, h, c, p). adds: to what stands there.
+    """
+    channel, h, c, p = place
+    for q in range(dy.shape[2]):
+        for tap in range(R * S):
+            to = dx[channel, h + tap // S, q * pool_stride + tap % S]
+            to[...] = (to if adds else 0) + np.where(winner[c, p, q] == tap, dy[c, p, q], 0)
+
+
+@intrinsic(prefer_literal=True)
+def _compiled_unpool_row(_, dy, winner, dx, place, pool_stride, adds, R, S):
+    signature = types.void(dy, winner, dx, place, pool_stride, adds, R, S)
+    adds, R, S = (kind.literal_value for kind in (adds, R, S))
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        dy, winner, dx = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
+        channel, h, c, p = unpack(builder, arguments[3])
+        v = Vectors(context, builder, signature.args[0].dtype)
+        zero, lanes = v.index(0), v.index(v.lanes)
+        _, _, Q, n = dy.shape
+        with loop(builder, zero, Q) as q, loop(builder, zero, v.blocks(n, lanes)) as number:
+            i = builder.mul(number, lanes)
+            w = builder.mul(q, context.cast(builder, arguments[4], signature.args[4], types.int64))
+            wanted = v.within(i, n)
+            gradient = v.load(dy.at(c, p, q, i), 0, wanted)
+            won = v.load_integers(winner.at(c, p, q, i), wanted)
+            for tap in range(R * S):
+                to = dx.at(channel, builder.add(h, v.index(tap // S)), builder.add(w, v.index(tap % S)), i)
+                here = builder.select(builder.icmp_signed("==", won, v.integers(v.index(tap))), gradient, v.zero)
+                v.store(builder.fadd(v.load(to, 0, wanted), here) if adds else here, to, 0, wanted)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+forward_row = _plain_forward_row if config.DISABLE_JIT else _compiled_forward_row
+weight_gradient_tile = _plain_weight_gradient_tile if config.DISABLE_JIT else _compiled_weight_gradient_tile
+pool_row = _plain_pool_row if config.DISABLE_JIT else _compiled_pool_row
+unpool_row = _plain_unpool_row if config.DISABLE_JIT else _compiled_unpool_row

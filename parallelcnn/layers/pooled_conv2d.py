@@ -1,0 +1,111 @@
+"""A convolution and the max-pooling behind it, in one pass."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from parallelcnn.activations import find_activation
+from parallelcnn.errors import ShapeError
+from parallelcnn.kernels import conv2d as kernels
+from parallelcnn.kernels import maxpool2d as pooling_kernels
+
+from .base import Array, Arrays, Layer, Shape
+from .conv2d import NO_BIAS, Conv2D, as_rows, window_axes
+from .maxpool2d import MaxPool2D, window_and_stride
+
+
+@dataclass(frozen=True, repr=False)
+class PooledConv2D(Layer):
+    """What a `Conv2D` and a `MaxPool2D` of windows side by side do, without writing down what lies between them.
+
+    A network makes it of two such layers by itself. What the pooling does not look at is not computed, what it looks
+    at goes no further than the nearest cache, and so does its gradient in a first layer. A step of the paper's network
+    takes about 15 % less time than with two layers, and the largest of all its arrays is not there.
+
+    Args:
+        convolution: without an activation: max-pooling before an activation that never decreases gives the same.
+        pooling: with its activation.
+    """
+
+    convolution: Conv2D
+    pooling: MaxPool2D
+
+    def __post_init__(self) -> None:
+        window, stride = window_and_stride(self.pooling)
+        if self.convolution.activation != "identity" or window != stride:
+            raise ShapeError(f"{self} takes a convolution without activation and windows side by side")
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return self.pooling.output_shape(self.convolution.output_shape(input_shape))
+
+    def param_shapes(self, input_shape: Shape) -> dict[str, Shape]:
+        return self.convolution.param_shapes(input_shape)
+
+    def init_params(self, params: Arrays, rng: np.random.Generator) -> None:
+        self.convolution.init_params(params, rng)
+
+    def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
+        K, P, Q = self.output_shape(input_shape)
+        (R, S), _ = window_and_stride(self.pooling)
+        block = max(kernels.block_size(K), kernels.pooled_weight_gradient_block(*self._window(), K))
+        return {
+            **self.convolution.cache_shapes(input_shape),
+            **self.pooling.cache_shapes(self.convolution.output_shape(input_shape)),
+            "band": (block, R, Q * S),
+            "dunpooled": (K, P * R, Q * S),
+        }
+
+    def scratch_shapes(self, input_shape: Shape) -> dict[str, Shape]:
+        return self.convolution.scratch_shapes(input_shape)
+
+    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
+        _, columns = window_axes(self.convolution, x.shape[:-1])
+        window, _ = window_and_stride(self.pooling)
+        image = self.convolution.arrange(x, cache)
+        kernels.pooled_forward_kernel(columns.window, columns.stride, len(y), *window)(
+            as_rows(image),
+            params["weight"],
+            params.get("bias", NO_BIAS[y.dtype]),
+            cache["packed"],
+            *self.convolution.steps(x, image),
+            cache["band"][: kernels.block_size(len(y))],
+            y,
+            cache["winner"],
+        )
+        find_activation(self.pooling.activation).forward(y, cache.get("before_activation"))
+
+    def backward(
+        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
+    ) -> None:
+        find_activation(self.pooling.activation).backward(cache.get("before_activation", y), dy)
+        if "bias" in grads:
+            kernels.conv2d_backward_bias(as_rows(dy), grads["bias"])
+        if dx is None:
+            self._backward_weight(grads["weight"], x, dy, cache)
+            return
+        window, stride = window_and_stride(self.pooling)
+        dunpooled = cache["dunpooled"]
+        pooling_kernels.backward_kernel(*window, True)(dy, cache["winner"], *stride, dunpooled)
+        self.convolution.backward_weight(grads["weight"], x, dunpooled, cache)
+        self.convolution.backward_input(params["weight"], dunpooled, dx, cache)
+
+    def _backward_weight(self, dweight: Array, x: Array, dy: Array, cache: Arrays) -> None:
+        """Overwrite dweight in a first layer, where nobody wants dx, and so nobody the whole dy before pooling."""
+        _, columns = window_axes(self.convolution, x.shape[:-1])
+        window, _ = window_and_stride(self.pooling)
+        image = x if columns.stride == 1 else cache["rows"]
+        block = kernels.pooled_weight_gradient_block(*self._window(), len(dy))
+        kernels.pooled_weight_gradient_kernel(*self._window(), columns.stride, len(dy), *window)(
+            as_rows(image),
+            dy,
+            cache["winner"],
+            cache["zeros"].reshape(-1),
+            *self.convolution.steps(x, image),
+            cache["band"][:block],
+            dweight,
+        )
+
+    def _window(self) -> tuple[int, int]:
+        size = self.convolution.kernel_size
+        return size if isinstance(size, tuple) else (size, size)
