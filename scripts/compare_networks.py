@@ -1,0 +1,573 @@
+#!/usr/bin/env python3
+"""Times forward and backward passes of several networks in parallelcnn and in PyTorch, on the same cores, in turns.
+
+    pip install torch
+    scripts/compare_networks.py --cores 1 --out docs/networks-1-core.md
+    scripts/compare_networks.py --cores 2 --out docs/networks-2-cores.md
+    scripts/compare_networks.py --layers --only 3x3
+
+On one core: one process against torch.set_num_threads(1). On more: that many MPI ranks, which share the minibatch and
+sum their gradients (the sum counts as backward), against PyTorch with that many threads. PyTorch is run with both of
+its memory formats, of which the faster counts; its inputs lie in that format, ours in ours. Outputs and gradients
+must agree before anything is timed. Every round runs each of them in turn, within the same processes; a turn's time
+is the median of its steps, and the figures are medians over rounds, the ratio that of the ratios within a round.
+
+With --layers each convolution is timed alone: forward, the gradient by the weights (with that by the bias), and the
+gradient by the input, which in parallelcnn is the difference of a backward pass with it and one without.
+
+A rate counts the multiplications and additions of convolutions and matrix products by the layers' shapes, two for each
+product: forward, gradient by the weights, and gradient by the input except in a network's first layer. What a cleverer
+algorithm saves counts as if it had been done, on both sides.
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from measuring import (
+    Spread,
+    command_line,
+    markdown_table,
+    matrix_product_rate,
+    processor,
+    steps_within,
+    verdict,
+    versions,
+)
+
+import parallelcnn as pc
+from parallelcnn.comm import Communicator, abort_all_on_error, launched_ranks, mpi_library, mpirun, world
+from parallelcnn.data.sampler import grain
+from parallelcnn.losses import SoftmaxCrossEntropy
+from parallelcnn.parameters import ParameterLayout
+from parallelcnn.threads import one_blas_thread
+from parallelcnn.training import compile_in_turns
+from parallelcnn.workspace import Workspaces
+
+FORMATS = ("contiguous", "channels_last")
+
+
+def main() -> int:
+    options = _options()
+    if options.cores > 1 and launched_ranks()[0] == 1:
+        # Not --bind-to core, Open MPI's default: rank 0 lends its process to PyTorch's threads.
+        return subprocess.call([mpirun(), "-n", str(options.cores), sys.executable, *sys.argv])
+    comm = world()
+    with abort_all_on_error(comm), one_blas_thread():
+        page = compare_layers(options) if options.layers else compare_networks(options, comm)
+    if comm.rank == 0 and options.out:
+        options.out.write_text(page)
+    return 0
+
+
+# ---- networks
+
+
+def same(channels: int, size: int = 3) -> pc.Conv2D:
+    """A convolution that keeps the image's size, with relu."""
+    return pc.Conv2D(channels, size, padding="same", activation="relu")
+
+
+def halving(channels: int, size: int = 3) -> pc.Conv2D:
+    """A convolution of stride 2 that halves the image, with relu; its zeros lie as PyTorch can have them."""
+    return pc.Conv2D(channels, size, stride=2, padding=size // 2, activation="relu")
+
+
+CLASSIFIER = (pc.Flatten(), pc.Dense(10))
+NETWORKS: dict[str, tuple[tuple[pc.Layer, ...], tuple[int, int, int]]] = {
+    "paper": (pc.paper(), (1, 28, 28)),
+    "LeNet-5": (pc.lenet5(), (1, 28, 28)),
+    "CIFAR-size": (
+        (same(32), pc.MaxPool2D(2), same(64), pc.MaxPool2D(2), same(128), pc.MaxPool2D(2), *CLASSIFIER),
+        (3, 32, 32),
+    ),
+    "VGG-like": (
+        tuple(layer for channels in (64, 128, 256) for layer in (same(channels), same(channels), pc.MaxPool2D(2)))
+        + CLASSIFIER,
+        (3, 32, 32),
+    ),
+    "1x1 bottlenecks": (
+        (
+            *(same(64), pc.MaxPool2D(2)),
+            *(same(32, 1), same(32), same(128, 1), pc.MaxPool2D(2)),
+            *(same(64, 1), same(64), same(256, 1), pc.MaxPool2D(2)),
+            *CLASSIFIER,
+        ),
+        (3, 32, 32),
+    ),
+    "strided 3x3": ((same(32), halving(64), halving(128), halving(128), *CLASSIFIER), (3, 32, 32)),
+    "7x7 first": ((halving(64, 7), pc.MaxPool2D(2), same(64), halving(128), *CLASSIFIER), (3, 32, 32)),
+}
+
+
+def flop_per_sample(network: pc.NetworkHandler) -> float:
+    """Multiplications and additions of convolutions and matrix products, forward and backward, by shapes alone."""
+    total = 0
+    for position, (layer, shape, output) in enumerate(
+        zip(network.layers, network.shapes[:-1], network.shapes[1:], strict=True)
+    ):
+        weight = layer.param_shapes(shape).get("weight")
+        if weight is not None:
+            forward = 2 * math.prod(weight) * math.prod(output[1:])
+            total += forward * (3 if position > 0 else 2)
+    return total
+
+
+class OurNetwork:
+    """Passes of this rank's share of a minibatch through a network of parallelcnn."""
+
+    def __init__(self, network: pc.NetworkHandler, images: np.ndarray, labels: np.ndarray, comm: Communicator) -> None:
+        self.network, self.comm, self.n = network, comm, len(images)
+        share = grain(np.arange(self.n), comm.rank, comm.size)
+        self.labels = labels[share]
+        self.x = network.load(images, share)
+        self.loss = SoftmaxCrossEntropy()
+
+    def compute(self) -> float:
+        """Both passes; returns when the forward pass was done [s]."""
+        output = self.network.forward(self.x, training=True)
+        doutput = self.network.output_gradient(self.x.shape[-1])
+        self.network.message[-1] = self.loss.forward_backward(output, self.labels, self.n, doutput)
+        forward_done = time.perf_counter()
+        self.network.backward(doutput)
+        return forward_done
+
+    def step(self) -> tuple[float, float]:
+        """Seconds of the forward pass with the loss, and of the backward pass with the sum over ranks."""
+        started = time.perf_counter()
+        forward_done = self.compute()
+        self.comm.sum_over_ranks(self.network.message)
+        return forward_done - started, time.perf_counter() - forward_done
+
+
+class TheirNetwork:
+    """The same in PyTorch, for the whole minibatch."""
+
+    def __init__(self, network: pc.NetworkHandler, images: np.ndarray, labels: np.ndarray, memory_format: str) -> None:
+        import torch
+        from pytorch_twin import MEMORY_FORMATS, pytorch_twin
+
+        self.network = pytorch_twin(network, memory_format)
+        self.x = torch.from_numpy(images).to(memory_format=MEMORY_FORMATS[memory_format])
+        self.labels = torch.from_numpy(labels)
+        self.cross_entropy = torch.nn.functional.cross_entropy
+
+    def step(self) -> tuple[float, float]:
+        """Seconds of the forward pass with the loss, and of the backward pass."""
+        self.network.zero_grad()
+        started = time.perf_counter()
+        loss = self.cross_entropy(self.network(self.x), self.labels)
+        forward_done = time.perf_counter()
+        loss.backward()
+        return forward_done - started, time.perf_counter() - forward_done
+
+
+class Times(NamedTuple):
+    """Medians over the steps of one turn [s]."""
+
+    forward: float
+    backward: float
+    total: float
+
+
+def turn(step: Callable[[], tuple[float, float]], steps: int) -> Times:
+    """Run so many steps."""
+    times = np.array([step() for _ in range(steps)])
+    return Times(*np.median(times, axis=0), float(np.median(times.sum(axis=1))))
+
+
+def compare_networks(options: argparse.Namespace, comm: Communicator) -> str:
+    """Time all networks; the page, on rank 0."""
+    rows = []
+    rates: list[float] = []
+    header = (
+        "network",
+        "minibatch",
+        "MFLOP per sample",
+        "parallelcnn forward + backward [us per sample]",
+        "GFLOP/s",
+        "of the matrix product's rate",
+        "PyTorch forward + backward [us per sample]",
+        "GFLOP/s",
+        "format",
+        "parallelcnn is faster by",
+    )
+    for name, (layers, input_shape) in NETWORKS.items():
+        if options.only.lower() not in name.lower():
+            continue
+        for n in options.batch_sizes:
+            network = pc.NetworkHandler(layers, input_shape, seed=1)
+            ours, theirs = _run_rounds(network, n, options, comm, rates)
+            if comm.rank > 0:
+                continue
+            faster = min(FORMATS, key=lambda f: Spread.of(t.total for t in theirs[f]).median)
+            # In a round the faster of the two counts, so that no noise is on our side.
+            ratio = Spread.of(min(theirs[f][i].total for f in FORMATS) / ours[i].total for i in range(options.rounds))
+            flop = flop_per_sample(network)
+            our_columns = _columns(ours, n, flop)
+            rows.append(
+                (
+                    name,
+                    str(n),
+                    f"{flop / 1e6:.3g}",
+                    *our_columns[:2],
+                    f"{our_columns[2] / (np.median(rates) * options.cores):.0%}",
+                    *_columns(theirs[faster], n, flop)[:2],
+                    faster,
+                    verdict(ratio),
+                )
+            )
+            print(" | ".join(rows[-1]), flush=True)
+    if comm.rank > 0:
+        return ""
+    title = f"Networks, forward and backward, on {_count(options.cores, 'core')}"
+    return _page(title, options, Spread.of(rates), markdown_table(header, rows))
+
+
+def _run_rounds(
+    network: pc.NetworkHandler, n: int, options: argparse.Namespace, comm: Communicator, rates: list[float]
+) -> tuple[list[Times], dict[str, list[Times]]]:
+    """Times of every round, ours and, on rank 0, PyTorch's by memory format; adds to the matrix product's rates."""
+    rng = np.random.default_rng(0)
+    images = rng.random((n, *network.input_shape), np.float32)
+    labels = rng.integers(0, 10, n)
+    ours = OurNetwork(network, images, labels, comm)
+    compile_in_turns(comm, ours.compute)
+    theirs: dict[str, TheirNetwork] = {}
+    their_steps: dict[str, int] = {}
+    with _rank_0_alone(comm) as alone:
+        if alone:
+            _torch_threads(options.cores)
+            for memory_format in FORMATS:
+                theirs[memory_format] = TheirNetwork(network, images, labels, memory_format)
+                _require_same_results(ours, theirs[memory_format])
+                their_steps[memory_format] = steps_within(options.seconds, theirs[memory_format].step)
+    comm.barrier()
+    our_steps = comm.gather(steps_within(options.seconds, ours.compute))[0]
+    our_times: list[Times] = []
+    their_times: dict[str, list[Times]] = {memory_format: [] for memory_format in FORMATS}
+    for _ in range(options.rounds):
+        comm.barrier()
+        our_times.append(turn(ours.step, our_steps))
+        with _rank_0_alone(comm) as alone:
+            if alone:
+                for memory_format in FORMATS:
+                    their_times[memory_format].append(turn(theirs[memory_format].step, their_steps[memory_format]))
+                rates.append(matrix_product_rate(seconds=0.1))
+    return our_times, their_times
+
+
+def _require_same_results(ours: OurNetwork, theirs: TheirNetwork) -> None:
+    """Raise ParallelCNNError unless outputs and gradients of rank 0's share agree."""
+    from pytorch_twin import require_agreement
+
+    n = ours.x.shape[-1]
+    output = theirs.network(theirs.x[:n])
+    loss = theirs.cross_entropy(output, theirs.labels[:n])
+    theirs.network.zero_grad()
+    loss.backward()
+    ours.compute()
+    our_output = ours.network.forward(ours.x, training=True)
+    require_agreement("output", [our_output.T], [output.detach().numpy()], 1e-4)
+    # Ours are those of a share of a minibatch. They agree to 1e-6 until, of numbers in a pooling window that are equal
+    # but for rounding, another one wins: then its gradient goes elsewhere, 0.3 % of the whole in the VGG-like network
+    # (and as much between PyTorch's in float32 and in float64). The layers alone are held to 0.1 %.
+    gradients = ours.network.layout.views(ours.network.gradients * (ours.n / n))
+    require_agreement(
+        "gradient",
+        [gradient for layer in gradients for gradient in layer.values()],
+        [parameter.grad.numpy() for parameter in theirs.network.parameters() if parameter.grad is not None],
+        1e-2,
+    )
+
+
+@contextlib.contextmanager
+def _rank_0_alone(comm: Communicator) -> Iterator[bool]:
+    """True on rank 0, which has all cores of the ranks inside; the others wait, asleep, until it leaves."""
+    if comm.size == 1:
+        yield True
+        return
+    from mpi4py import MPI
+
+    own = os.sched_getaffinity(0)
+    everyones = set().union(*comm.gather(own))
+    if comm.rank == 0:
+        os.sched_setaffinity(0, everyones)
+    yield comm.rank == 0
+    if comm.rank == 0:
+        os.sched_setaffinity(0, own)
+    left = MPI.COMM_WORLD.Ibarrier()
+    while not left.Test():
+        time.sleep(0.001)  # a rank that waits in MPI would use up its core
+
+
+def _torch_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _columns(times: list[Times], n: int, flop: float) -> tuple[str, str, float]:
+    """Microseconds per sample as forward + backward = total, GFLOP/s as text, and as a number."""
+    medians = [float(np.median(values)) / n for values in zip(*times, strict=True)]
+    rate = flop / medians[2] / 1e9
+    return " + ".join(f"{1e6 * value:.3g}" for value in medians[:2]), f"{rate:.0f}", rate
+
+
+# ---- layers alone
+
+
+class LayerCase(NamedTuple):
+    """A convolution and the shape of its input."""
+
+    layer: pc.Conv2D
+    input_shape: tuple[int, int, int]
+
+    @property
+    def name(self) -> str:
+        size, _ = np.broadcast_to(self.layer.kernel_size, 2)
+        stride = f" stride {self.layer.stride}" if self.layer.stride != 1 else ""
+        valid = " valid" if self.layer.padding == "valid" else ""
+        channels, height, width = self.input_shape
+        return f"{channels}->{self.layer.filters} {height}x{width} {size}x{size}{stride}{valid}"
+
+
+def _case(
+    channels: int, filters: int, image: int, size: int, stride: int = 1, padding: int | str | None = None
+) -> LayerCase:
+    padding = size // 2 if padding is None else padding
+    return LayerCase(pc.Conv2D(filters, size, stride=stride, padding=padding), (channels, image, image))
+
+
+LAYERS = [
+    _case(1, 6, 28, 3, padding="valid"),
+    _case(6, 16, 13, 3, padding="valid"),
+    _case(1, 6, 28, 5),
+    _case(6, 16, 14, 5, padding="valid"),
+    _case(3, 32, 32, 3),
+    _case(32, 64, 16, 3),
+    _case(64, 128, 8, 3),
+    _case(64, 64, 32, 3),
+    _case(128, 128, 16, 3),
+    _case(256, 256, 8, 3),
+    _case(3, 64, 32, 7, stride=2),
+    _case(64, 64, 16, 1),
+    _case(64, 256, 16, 1),
+    _case(64, 128, 16, 3, stride=2),
+]
+OPERATIONS = ("forward", "dweight", "dx")
+
+
+class OurLayer:
+    """One convolution of parallelcnn with its arrays."""
+
+    def __init__(self, case: LayerCase, n: int, rng: np.random.Generator) -> None:
+        layer, shape = case
+        self.layer = layer
+        self.layout = ParameterLayout((layer.param_shapes(shape),))
+        self.params = rng.normal(size=self.layout.size).astype(np.float32)
+        self.gradients = np.empty_like(self.params)
+        (self.param_views,) = self.layout.views(self.params)
+        (self.gradient_views,) = self.layout.views(self.gradients)
+        output_shape = layer.output_shape(shape)
+        workspaces = Workspaces((shape, output_shape), [layer.cache_shapes(shape)], np.dtype(np.float32))
+        workspace = workspaces.get(n)
+        self.x, self.y = workspace.activations
+        (self.cache,) = workspace.caches
+        self.x[...] = rng.random(self.x.shape, np.float32)
+        self.dy = rng.random(self.y.shape, np.float32)
+        self.dx = np.empty_like(self.x)
+
+    def forward(self) -> None:
+        self.layer.forward(self.param_views, self.x, self.y, self.cache, training=True)
+
+    def backward(self, dx: np.ndarray | None) -> None:
+        self.layer.backward(self.param_views, self.gradient_views, self.x, self.y, self.cache, self.dy, dx)
+
+    def operations(self) -> dict[str, Callable[[], object]]:
+        return {
+            "forward": self.forward,
+            "dweight": lambda: self.backward(None),
+            "dweight and dx": lambda: self.backward(self.dx),
+        }
+
+
+class TheirLayer:
+    """The same in PyTorch; its gradients by the function that autograd calls."""
+
+    def __init__(self, ours: OurLayer, memory_format: str) -> None:
+        import torch
+        from pytorch_twin import MEMORY_FORMATS
+
+        def tensor(array: np.ndarray) -> Any:
+            return torch.from_numpy(np.ascontiguousarray(array)).contiguous(memory_format=MEMORY_FORMATS[memory_format])
+
+        self.weight = tensor(ours.param_views["weight"]).requires_grad_()
+        self.bias = torch.from_numpy(ours.param_views["bias"].copy()).requires_grad_()
+        self.x, self.dy = (tensor(np.moveaxis(array, -1, 0)) for array in (ours.x, ours.dy))
+        padding = 0 if ours.layer.padding == "valid" else ours.layer.padding
+        self.stride, self.padding = ([int(v) for v in np.broadcast_to(s, 2)] for s in (ours.layer.stride, padding))
+        self.conv2d = torch.nn.functional.conv2d
+        self.convolution_backward = torch.ops.aten.convolution_backward
+
+    def forward(self) -> Any:
+        return self.conv2d(self.x, self.weight, self.bias, self.stride, self.padding)
+
+    def backward(self, wanted: tuple[bool, bool, bool]) -> Any:
+        """Gradients by (input, weight, bias), those wanted."""
+        weight = self.weight.detach()
+        return self.convolution_backward(
+            self.dy, self.x, weight, [len(self.bias)], self.stride, self.padding, [1, 1], False, [0, 0], 1, wanted
+        )
+
+    def operations(self) -> dict[str, Callable[[], object]]:
+        return {
+            "forward": self.forward,
+            "dweight": lambda: self.backward((False, True, True)),
+            "dx": lambda: self.backward((True, False, False)),
+        }
+
+
+def compare_layers(options: argparse.Namespace) -> str:
+    """Time each convolution alone; the page."""
+    _torch_threads(1)
+    rates: list[float] = []
+    rows = []
+    rates_of = [f"{operation}: parallelcnn, PyTorch [GFLOP/s]" for operation in OPERATIONS]
+    ratios_of = ("as a first layer, without dx, faster by", "parallelcnn is faster by")
+    header = ("channels, image, filter", "samples", *rates_of, "format", *ratios_of)
+    for case in LAYERS:
+        if options.only.lower() not in case.name.lower():
+            continue
+        for n in options.batch_sizes:
+            ours, theirs = _run_layer_rounds(case, n, options, rates)
+            faster = min(FORMATS, key=lambda f: Spread.of(_total(times) for times in theirs[f]).median)
+            ratios = [
+                Spread.of(
+                    min(_total(theirs[f][i], without) for f in FORMATS) / _total(ours[i], without)
+                    for i in range(options.rounds)
+                )
+                for without in ("dx", None)
+            ]
+            weight = case.layer.param_shapes(case.input_shape)["weight"]
+            flop = 2 * n * math.prod(weight) * math.prod(case.layer.output_shape(case.input_shape)[1:])
+            rate = {
+                (who, operation): flop / Spread.of(times[operation] for times in turns).median / 1e9
+                for who, turns in (("ours", ours), ("theirs", theirs[faster]))
+                for operation in OPERATIONS
+            }
+            pairs = [f"{rate['ours', operation]:.0f}, {rate['theirs', operation]:.0f}" for operation in OPERATIONS]
+            rows.append((case.name, str(n), *pairs, faster, *map(verdict, ratios)))
+            print(" | ".join(rows[-1]), flush=True)
+    return _page("Convolutions alone, on 1 core", options, Spread.of(rates), markdown_table(header, rows))
+
+
+def _total(times: dict[str, float], without: str | None = None) -> float:
+    return sum(seconds for operation, seconds in times.items() if operation != without)
+
+
+def _run_layer_rounds(
+    case: LayerCase, n: int, options: argparse.Namespace, rates: list[float]
+) -> tuple[list[dict[str, float]], dict[str, list[dict[str, float]]]]:
+    """Seconds of each operation in every round, ours, and PyTorch's by memory format."""
+    from pytorch_twin import require_agreement
+
+    ours = OurLayer(case, n, np.random.default_rng(0))
+    theirs = {memory_format: TheirLayer(ours, memory_format) for memory_format in FORMATS}
+    ours.forward()
+    ours.backward(ours.dx)
+    for their in theirs.values():
+        dx, dweight, dbias = their.backward((True, True, True))
+        results = (their.forward().detach(), dx)
+        require_agreement(
+            f"{case.name}: output and gradient by the input, number",
+            [np.moveaxis(array, -1, 0) for array in (ours.y, ours.dx)],
+            [result.numpy() for result in results],
+            1e-4,
+        )
+        require_agreement(
+            f"{case.name}: gradient by weight and bias, number",
+            [ours.gradient_views["weight"], ours.gradient_views["bias"]],
+            [dweight.numpy(), dbias.numpy()],
+            1e-3,
+        )
+    subjects = {"ours": ours.operations(), **{f: theirs[f].operations() for f in FORMATS}}
+    steps = {
+        (who, name): steps_within(options.seconds, operation)
+        for who, operations in subjects.items()
+        for name, operation in operations.items()
+    }
+    turns: dict[str, list[dict[str, float]]] = {who: [] for who in subjects}
+    for _ in range(options.rounds):
+        for who, operations in subjects.items():
+            turns[who].append(
+                {name: _median_seconds(operation, steps[who, name]) for name, operation in operations.items()}
+            )
+        rates.append(matrix_product_rate(seconds=0.05))
+    for times in turns["ours"]:
+        # Too short a time to be told from noise is not negative.
+        times["dx"] = max(times.pop("dweight and dx") - times["dweight"], 1e-9)
+    return turns.pop("ours"), turns
+
+
+def _median_seconds(operation: Callable[[], object], steps: int) -> float:
+    times = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        operation()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+# ---- the page and the command
+
+
+def _page(title: str, options: argparse.Namespace, rate: Spread, table: str) -> str:
+    ours = f"{options.cores} MPI ranks ({mpi_library()})" if options.cores > 1 else "one process, one thread"
+    return f"""# {title}
+
+    {command_line()}
+
+{processor()}. A float32 matrix product of 512 x 512 runs at {rate.text(0)} GFLOP/s
+on one thread of it (numpy, in the same run). {versions("numpy", "numba", "torch")}.
+parallelcnn: {ours}; PyTorch: {_count(options.cores, "thread")}, the faster of contiguous and channels_last.
+Medians of {options.rounds} rounds in turns; ratios within a round, lowest and highest in brackets.
+Where parallelcnn is the slower one, the last column says so.
+
+{table}
+"""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Times networks in parallelcnn and in PyTorch on the same cores.")
+    parser.add_argument("--layers", action="store_true", help="time each convolution alone, on one core")
+    parser.add_argument("--cores", type=int, default=1, help="our ranks, PyTorch's threads (default: 1)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only networks or layers with TEXT in their names")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="samples (default: 100)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--seconds", type=float, help="length of a turn (default: 0.3, of a layer 0.1)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the page, Markdown, to FILE")
+    options = parser.parse_args()
+    options.batch_sizes = options.batch_sizes or [100]
+    options.seconds = options.seconds or (0.1 if options.layers else 0.3)
+    if min(options.cores, options.rounds, *options.batch_sizes) < 1 or options.seconds <= 0:
+        parser.error("--cores, --rounds, --batch-sizes and --seconds must be positive")
+    if options.layers and options.cores > 1:
+        parser.error(f"--layers takes --cores 1, got {options.cores}: ranks share minibatches, not layers")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
