@@ -39,6 +39,7 @@ from measuring import (
     matrix_product_rate,
     processor,
     steps_within,
+    three_digits,
     verdict,
     versions,
 )
@@ -217,7 +218,7 @@ def compare_networks(options: argparse.Namespace, comm: Communicator) -> str:
                 (
                     name,
                     str(n),
-                    f"{flop / 1e6:.3g}",
+                    three_digits(flop / 1e6),
                     *our_columns[:2],
                     f"{our_columns[2] / (np.median(rates) * options.cores):.0%}",
                     *_columns(theirs[faster], n, flop)[:2],
@@ -319,7 +320,7 @@ def _columns(times: list[Times], n: int, flop: float) -> tuple[str, str, float]:
     """Microseconds per sample as forward + backward = total, GFLOP/s as text, and as a number."""
     medians = [float(np.median(values)) / n for values in zip(*times, strict=True)]
     rate = flop / medians[2] / 1e9
-    return " + ".join(f"{1e6 * value:.3g}" for value in medians[:2]), f"{rate:.0f}", rate
+    return " + ".join(three_digits(1e6 * value) for value in medians[:2]), f"{rate:.0f}", rate
 
 
 # ---- layers alone

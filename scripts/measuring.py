@@ -32,6 +32,11 @@ class Spread(NamedTuple):
         return f"{self.median:.{digits}f}{unit} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
 
+def three_digits(value: float) -> str:
+    """A positive number with three significant digits, and all its digits before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
 def verdict(ratio: Spread) -> str:
     """The ratio as a table shows it: where we are the slower one, in words and in bold."""
     return ratio.text(unit="x") if ratio.median >= 1 else f"**slower: {ratio.text(unit='x')}**"
