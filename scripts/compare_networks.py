@@ -21,13 +21,11 @@ algorithm saves counts as if it had been done, on both sides.
 """
 
 import argparse
-import contextlib
 import math
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,11 +36,15 @@ from measuring import (
     markdown_table,
     matrix_product_rate,
     processor,
+    rank_0_alone,
+    require_agreement,
+    seconds_of,
     steps_within,
     three_digits,
     verdict,
     versions,
 )
+from networks import NETWORKS, flop_per_sample
 
 import parallelcnn as pc
 from parallelcnn.comm import Communicator, abort_all_on_error, launched_ranks, mpi_library, mpirun, world
@@ -70,56 +72,6 @@ def main() -> int:
 
 
 # ---- networks
-
-
-def same(channels: int, size: int = 3) -> pc.Conv2D:
-    """A convolution that keeps the image's size, with relu."""
-    return pc.Conv2D(channels, size, padding="same", activation="relu")
-
-
-def halving(channels: int, size: int = 3) -> pc.Conv2D:
-    """A convolution of stride 2 that halves the image, with relu; its zeros lie as PyTorch can have them."""
-    return pc.Conv2D(channels, size, stride=2, padding=size // 2, activation="relu")
-
-
-CLASSIFIER = (pc.Flatten(), pc.Dense(10))
-NETWORKS: dict[str, tuple[tuple[pc.Layer, ...], tuple[int, int, int]]] = {
-    "paper": (pc.paper(), (1, 28, 28)),
-    "LeNet-5": (pc.lenet5(), (1, 28, 28)),
-    "CIFAR-size": (
-        (same(32), pc.MaxPool2D(2), same(64), pc.MaxPool2D(2), same(128), pc.MaxPool2D(2), *CLASSIFIER),
-        (3, 32, 32),
-    ),
-    "VGG-like": (
-        tuple(layer for channels in (64, 128, 256) for layer in (same(channels), same(channels), pc.MaxPool2D(2)))
-        + CLASSIFIER,
-        (3, 32, 32),
-    ),
-    "1x1 bottlenecks": (
-        (
-            *(same(64), pc.MaxPool2D(2)),
-            *(same(32, 1), same(32), same(128, 1), pc.MaxPool2D(2)),
-            *(same(64, 1), same(64), same(256, 1), pc.MaxPool2D(2)),
-            *CLASSIFIER,
-        ),
-        (3, 32, 32),
-    ),
-    "strided 3x3": ((same(32), halving(64), halving(128), halving(128), *CLASSIFIER), (3, 32, 32)),
-    "7x7 first": ((halving(64, 7), pc.MaxPool2D(2), same(64), halving(128), *CLASSIFIER), (3, 32, 32)),
-}
-
-
-def flop_per_sample(network: pc.NetworkHandler) -> float:
-    """Multiplications and additions of convolutions and matrix products, forward and backward, by shapes alone."""
-    total = 0
-    for position, (layer, shape, output) in enumerate(
-        zip(network.layers, network.shapes[:-1], network.shapes[1:], strict=True)
-    ):
-        weight = layer.param_shapes(shape).get("weight")
-        if weight is not None:
-            forward = 2 * math.prod(weight) * math.prod(output[1:])
-            total += forward * (3 if position > 0 else 2)
-    return total
 
 
 class OurNetwork:
@@ -244,7 +196,7 @@ def _run_rounds(
     compile_in_turns(comm, ours.compute)
     theirs: dict[str, TheirNetwork] = {}
     their_steps: dict[str, int] = {}
-    with _rank_0_alone(comm) as alone:
+    with rank_0_alone(comm) as alone:
         if alone:
             _torch_threads(options.cores)
             for memory_format in FORMATS:
@@ -258,7 +210,7 @@ def _run_rounds(
     for _ in range(options.rounds):
         comm.barrier()
         our_times.append(turn(ours.step, our_steps))
-        with _rank_0_alone(comm) as alone:
+        with rank_0_alone(comm) as alone:
             if alone:
                 for memory_format in FORMATS:
                     their_times[memory_format].append(turn(theirs[memory_format].step, their_steps[memory_format]))
@@ -268,8 +220,6 @@ def _run_rounds(
 
 def _require_same_results(ours: OurNetwork, theirs: TheirNetwork) -> None:
     """Raise ParallelCNNError unless outputs and gradients of rank 0's share agree."""
-    from pytorch_twin import require_agreement
-
     n = ours.x.shape[-1]
     output = theirs.network(theirs.x[:n])
     loss = theirs.cross_entropy(output, theirs.labels[:n])
@@ -288,26 +238,6 @@ def _require_same_results(ours: OurNetwork, theirs: TheirNetwork) -> None:
         [parameter.grad.numpy() for parameter in theirs.network.parameters() if parameter.grad is not None],
         1e-2,
     )
-
-
-@contextlib.contextmanager
-def _rank_0_alone(comm: Communicator) -> Iterator[bool]:
-    """True on rank 0, which has all cores of the ranks inside; the others wait, asleep, until it leaves."""
-    if comm.size == 1:
-        yield True
-        return
-    from mpi4py import MPI
-
-    own = os.sched_getaffinity(0)
-    everyones = set().union(*comm.gather(own))
-    if comm.rank == 0:
-        os.sched_setaffinity(0, everyones)
-    yield comm.rank == 0
-    if comm.rank == 0:
-        os.sched_setaffinity(0, own)
-    left = MPI.COMM_WORLD.Ibarrier()
-    while not left.Test():
-        time.sleep(0.001)  # a rank that waits in MPI would use up its core
 
 
 def _torch_threads(threads: int) -> None:
@@ -479,8 +409,6 @@ def _run_layer_rounds(
     case: LayerCase, n: int, options: argparse.Namespace, rates: list[float]
 ) -> tuple[list[dict[str, float]], dict[str, list[dict[str, float]]]]:
     """Seconds of each operation in every round, ours, and PyTorch's by memory format."""
-    from pytorch_twin import require_agreement
-
     ours = OurLayer(case, n, np.random.default_rng(0))
     theirs = {memory_format: TheirLayer(ours, memory_format) for memory_format in FORMATS}
     ours.forward()
@@ -509,23 +437,13 @@ def _run_layer_rounds(
     turns: dict[str, list[dict[str, float]]] = {who: [] for who in subjects}
     for _ in range(options.rounds):
         for who, operations in subjects.items():
-            turns[who].append(
-                {name: _median_seconds(operation, steps[who, name]) for name, operation in operations.items()}
-            )
+            times = {name: seconds_of(operation, steps[who, name]) for name, operation in operations.items()}
+            turns[who].append({name: float(np.median(seconds)) for name, seconds in times.items()})
         rates.append(matrix_product_rate(seconds=0.05))
     for times in turns["ours"]:
         # Too short a time to be told from noise is not negative.
         times["dx"] = max(times.pop("dweight and dx") - times["dweight"], 1e-9)
     return turns.pop("ours"), turns
-
-
-def _median_seconds(operation: Callable[[], object], steps: int) -> float:
-    times = []
-    for _ in range(steps):
-        started = time.perf_counter()
-        operation()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))
 
 
 # ---- the page and the command

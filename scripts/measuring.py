@@ -1,18 +1,22 @@
 """What the comparing scripts share: the machine in a sentence, medians with their spread, Markdown tables."""
 
+import contextlib
 import os
 import platform
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
+
+from parallelcnn.comm import Communicator
+from parallelcnn.errors import ParallelCNNError
 
 
 class Spread(NamedTuple):
@@ -58,12 +62,53 @@ def matrix_product_rate(size: int = 512, seconds: float = 0.3) -> float:
     return 2 * size**3 / statistics.median(times) / 1e9
 
 
+def require_agreement(what: str, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], tolerance: float) -> None:
+    """Raise ParallelCNNError unless each pair of arrays differs by at most `tolerance` of its norm."""
+    for number, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        difference = float(np.linalg.norm(our - their) / max(np.linalg.norm(their), 1e-30))
+        if not difference <= tolerance:
+            raise ParallelCNNError(
+                f"{what} {number} differs from PyTorch's by {difference:.2g} of its norm, "
+                f"more than the {tolerance:g} allowed: there is nothing to compare"
+            )
+
+
+def seconds_of(call: Callable[[], object], times: int) -> list[float]:
+    """How long each of so many calls took [s]."""
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
 def steps_within(seconds: float, step: Callable[[], object], at_least: int = 3) -> int:
     """How many calls of `step` fit into so many seconds, by the second call: the first may compile."""
     step()
     started = time.perf_counter()
     step()
     return max(at_least, round(seconds / (time.perf_counter() - started)))
+
+
+@contextlib.contextmanager
+def rank_0_alone(comm: Communicator) -> Iterator[bool]:
+    """True on rank 0, which has all cores of the ranks inside; the others wait, asleep, until it leaves."""
+    if comm.size == 1:
+        yield True
+        return
+    from mpi4py import MPI
+
+    own = os.sched_getaffinity(0)
+    everyones = set().union(*comm.gather(own))
+    if comm.rank == 0:
+        os.sched_setaffinity(0, everyones)
+    yield comm.rank == 0
+    if comm.rank == 0:
+        os.sched_setaffinity(0, own)
+    left = MPI.COMM_WORLD.Ibarrier()
+    while not left.Test():
+        time.sleep(0.001)  # a rank that waits in MPI would use up its core
 
 
 def processor() -> str:
@@ -94,9 +139,10 @@ def versions(*packages: str) -> str:
 def command_line() -> str:
     """How this script was called, as one can repeat it from the clone."""
     words = sys.argv[1:]
-    if "--out" in words:  # where the page goes is no part of what it says
-        place = words.index("--out")
-        words = words[:place] + words[place + 2 :]
+    for option in ("--out", "--figure"):  # where the page goes is no part of what it says
+        if option in words:
+            place = words.index(option)
+            words = words[:place] + words[place + 2 :]
     return shlex.join([f"scripts/{Path(sys.argv[0]).name}", *words])
 
 

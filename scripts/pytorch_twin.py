@@ -1,7 +1,5 @@
 """The PyTorch module that computes what a network of parallelcnn computes, with copies of its parameters."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
@@ -49,14 +47,3 @@ def pytorch_twin(network: pc.NetworkHandler, memory_format: str = "contiguous") 
         if activation != "identity":
             modules.append(_ACTIVATIONS[activation]())
     return torch.nn.Sequential(*modules).to(memory_format=MEMORY_FORMATS[memory_format])
-
-
-def require_agreement(what: str, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], tolerance: float) -> None:
-    """Raise ParallelCNNError unless each pair of arrays differs by at most `tolerance` of its norm."""
-    for number, (our, their) in enumerate(zip(ours, theirs, strict=True)):
-        difference = float(np.linalg.norm(our - their) / max(np.linalg.norm(their), 1e-30))
-        if not difference <= tolerance:
-            raise pc.ParallelCNNError(
-                f"{what} {number} differs from PyTorch's by {difference:.2g} of its norm, "
-                f"more than the {tolerance:g} allowed: there is nothing to compare"
-            )
