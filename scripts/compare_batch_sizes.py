@@ -41,6 +41,7 @@ from measuring import (
     versions,
 )
 from networks import NETWORKS
+from training_turns import LEARNING_RATE, our_training, random_dataset, samples_within
 
 import parallelcnn as pc
 from parallelcnn.comm import Communicator, abort_all_on_error, launched_ranks, mpi_library, mpirun, world
@@ -50,7 +51,6 @@ from parallelcnn.threads import one_blas_thread
 BATCH_SIZES = [2**i for i in range(13)]
 FORMATS = ("contiguous", "channels_last")
 PEERS = {"training": ("PyTorch",), "prediction": ("PyTorch", "onnxruntime")}
-LEARNING_RATE = 0.01
 Rates = dict[str, list[float]]
 
 
@@ -78,11 +78,8 @@ def main() -> int:
 def measure(n: int, options: argparse.Namespace, comm: Communicator) -> tuple[Rates, Rates]:
     """Samples per second in each round with batch size n, by who ran; on rank 0."""
     layers, input_shape = NETWORKS[options.network]
-    rng = np.random.default_rng(0)
-    samples = max(3 * n, 4096)
-    images = rng.integers(0, 256, (samples, *input_shape), np.uint8)
-    train_set = pc.Dataset(images, rng.integers(0, 10, samples), 10)
-    batch = images[:n].astype(np.float32) / np.float32(255)
+    train_set = random_dataset(input_shape, max(3 * n, 4096))
+    batch = train_set.images[:n].astype(np.float32) / np.float32(255)
     network = pc.NetworkHandler(layers, input_shape, seed=1)
 
     # What a turn of each does: how many samples it handles, and the call, which returns the seconds.
@@ -106,20 +103,6 @@ def measure(n: int, options: argparse.Namespace, comm: Communicator) -> tuple[Ra
 
 
 Turn = tuple[int, Callable[[], float]]
-
-
-def our_training(network: pc.NetworkHandler, train_set: pc.Dataset, n: int, seconds: float, comm: Communicator) -> Turn:
-    """One epoch over as many samples as take so long. Collective, as is its turn."""
-
-    def train(samples: int) -> float:
-        some = pc.Dataset(train_set.images[:samples], train_set.labels[:samples], 10)
-        one = pc.Dataset(train_set.images[:1], train_set.labels[:1], 10)
-        return pc.train(network, some, one, pc.SGD(LEARNING_RATE), 1, n, comm=comm).train_seconds
-
-    train(n)  # compiles
-    least = max(n, 512 // n * n)
-    samples = comm.gather(_multiple(n, least, train(least), seconds, len(train_set)))[0]
-    return samples, lambda: train(samples)
 
 
 def our_prediction(network: pc.NetworkHandler, batch: np.ndarray, seconds: float, comm: Communicator) -> Turn:
@@ -164,9 +147,7 @@ def pytorch_training(
                 optimizer.step()
             return time.perf_counter() - started
 
-        train(n)
-        least = max(n, 512 // n * n)
-        samples = _multiple(n, least, train(least), options.seconds, len(train_set))
+        samples = samples_within(options.seconds, train, n, len(train_set))
         turns[memory_format] = samples, lambda train=train, samples=samples: train(samples)  # type: ignore[misc]
     return turns
 
@@ -204,12 +185,6 @@ def peers_predictions(network: pc.NetworkHandler, batch: np.ndarray, options: ar
     return turns
 
 
-def _multiple(n: int, done: int, took: float, seconds: float, limit: int) -> int:
-    """Samples, a multiple of n, that take so many seconds where `done` of them took `took`; at most `limit`."""
-    wanted = int(done * seconds / took) // n * n
-    return min(max(wanted, n), limit // n * n)
-
-
 def _fastest(measured: Rates, peer: str, i: int) -> float:
     """A peer's rate in round i; of PyTorch's memory formats the faster one's."""
     return max(measured[who][i] for who in (FORMATS if peer == "PyTorch" else (peer,)))
@@ -243,7 +218,8 @@ def draw(options: argparse.Namespace, rates: dict[str, list[Rates]]) -> None:
                 (line,) = panel.loglog(options.batch_sizes, medians, "o-", markersize=3, label=who)
                 panel.fill_between(options.batch_sizes, lows, highs, alpha=0.2, color=line.get_color())
         panel.set(title=f"{task}, {_cores(options)}", xlabel="batch size", ylabel="samples per second")
-        panel.set_xscale("log", base=2)
+        panel.set_xticks(options.batch_sizes, map(str, options.batch_sizes), rotation=45)
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend()
     figure.savefig(options.figure, dpi=120)
