@@ -51,6 +51,7 @@ from parallelcnn.threads import one_blas_thread
 BATCH_SIZES = [2**i for i in range(13)]
 FORMATS = ("contiguous", "channels_last")
 PEERS = {"training": ("PyTorch",), "prediction": ("PyTorch", "onnxruntime")}
+SETTLE = 0.02  # after a peer's turn its threads still spin for a while, waiting for work [s]
 Rates = dict[str, list[float]]
 
 
@@ -99,6 +100,7 @@ def measure(n: int, options: argparse.Namespace, comm: Communicator) -> tuple[Ra
                 for who, (handled, turn) in turns.items():
                     if alone and who != "parallelcnn":
                         measured[who].append(handled / turn())
+                        time.sleep(SETTLE)
     return rates
 
 
