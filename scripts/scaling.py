@@ -528,6 +528,9 @@ of weak scaling, in samples per second.
             panel.set_xticks(ranks, map(str, ranks), rotation=45)
             panel.minorticks_off()
             panel.grid(alpha=0.3)
+            if title == "weak scaling":  # at best a horizontal line, whose height a logarithm would exaggerate
+                panel.set_yscale("linear")
+                panel.set_ylim(bottom=0)
             panel.legend(fontsize=8)
         figure.savefig(file, dpi=120)
 
