@@ -308,14 +308,13 @@ class OurLayer:
         self.gradients = np.empty_like(self.params)
         (self.param_views,) = self.layout.views(self.params)
         (self.gradient_views,) = self.layout.views(self.gradients)
-        output_shape = layer.output_shape(shape)
-        workspaces = Workspaces((shape, output_shape), [layer.cache_shapes(shape)], np.dtype(np.float32))
-        workspace = workspaces.get(n)
+        shapes = (shape, layer.output_shape(shape))
+        workspace, gradients = (Workspaces((layer,), shapes, np.dtype(np.float32)).get(n) for _ in range(2))
         self.x, self.y = workspace.activations
         (self.cache,) = workspace.caches
+        self.dx, self.dy = gradients.activations
         self.x[...] = rng.random(self.x.shape, np.float32)
-        self.dy = rng.random(self.y.shape, np.float32)
-        self.dx = np.empty_like(self.x)
+        self.dy[...] = rng.random(self.y.shape, np.float32)
 
     def forward(self) -> None:
         self.layer.forward(self.param_views, self.x, self.y, self.cache, training=True)
