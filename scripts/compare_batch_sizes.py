@@ -23,18 +23,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measuring import (
     Spread,
     command_line,
+    file_to_write,
     markdown_table,
     matrix_product_rate,
+    positive_integer,
+    positive_number,
     processor,
     rank_0_alone,
     require_agreement,
+    require_packages,
     seconds_of,
     steps_within,
     verdict,
@@ -261,15 +264,18 @@ def _cores(options: argparse.Namespace) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Times batch sizes in parallelcnn, PyTorch and onnxruntime.")
     parser.add_argument("--network", default="paper", choices=NETWORKS, help="(default: paper)")
-    parser.add_argument("--cores", type=int, default=1, help="our ranks, the others' threads (default: 1)")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES, metavar="N", help="(1, 2, ... 4096)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--seconds", type=float, default=0.2, help="length of a turn (default: 0.2)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the page, Markdown, to FILE")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the picture, PNG, to FILE; needs matplotlib")
+    parser.add_argument("--cores", type=positive_integer, default=1, help="our ranks, the others' threads (default: 1)")
+    parser.add_argument(
+        "--batch-sizes", type=positive_integer, nargs="+", default=BATCH_SIZES, metavar="N", help="(1, 2, ... 4096)"
+    )
+    parser.add_argument("--rounds", type=positive_integer, default=5, help="(default: 5)")
+    parser.add_argument("--seconds", type=positive_number, default=0.2, help="length of a turn (default: 0.2)")
+    parser.add_argument("--out", type=file_to_write, metavar="FILE", help="write the page, Markdown, to FILE")
+    parser.add_argument(
+        "--figure", type=file_to_write, metavar="FILE", help="draw the picture, PNG, to FILE; needs matplotlib"
+    )
     options = parser.parse_args()
-    if min(options.cores, options.rounds, *options.batch_sizes) < 1 or options.seconds <= 0:
-        parser.error("--cores, --rounds, --batch-sizes and --seconds must be positive")
+    require_packages(parser, "torch", *(["matplotlib"] if options.figure else []))
     return options
 
 

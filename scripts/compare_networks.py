@@ -26,18 +26,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from measuring import (
     Spread,
     command_line,
+    file_to_write,
     markdown_table,
     matrix_product_rate,
+    positive_integer,
+    positive_number,
     processor,
     rank_0_alone,
     require_agreement,
+    require_packages,
     seconds_of,
     steps_within,
     three_digits,
@@ -471,19 +474,21 @@ def _count(number: int, what: str) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Times networks in parallelcnn and in PyTorch on the same cores.")
     parser.add_argument("--layers", action="store_true", help="time each convolution alone, on one core")
-    parser.add_argument("--cores", type=int, default=1, help="our ranks, PyTorch's threads (default: 1)")
+    parser.add_argument("--cores", type=positive_integer, default=1, help="our ranks, PyTorch's threads (default: 1)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only networks or layers with TEXT in their names")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="samples (default: 100)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--seconds", type=float, help="length of a turn (default: 0.3, of a layer 0.1)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the page, Markdown, to FILE")
+    parser.add_argument("--batch-sizes", type=positive_integer, nargs="+", metavar="N", help="samples (default: 100)")
+    parser.add_argument("--rounds", type=positive_integer, default=5, help="(default: 5)")
+    parser.add_argument("--seconds", type=positive_number, help="length of a turn (default: 0.3, of a layer 0.1)")
+    parser.add_argument("--out", type=file_to_write, metavar="FILE", help="write the page, Markdown, to FILE")
     options = parser.parse_args()
     options.batch_sizes = options.batch_sizes or [100]
     options.seconds = options.seconds or (0.1 if options.layers else 0.3)
-    if min(options.cores, options.rounds, *options.batch_sizes) < 1 or options.seconds <= 0:
-        parser.error("--cores, --rounds, --batch-sizes and --seconds must be positive")
+    names = [case.name for case in LAYERS] if options.layers else list(NETWORKS)
+    if not any(options.only.lower() in name.lower() for name in names):
+        parser.error(f"--only must be part of a name among {', '.join(names)}, got {options.only!r}")
     if options.layers and options.cores > 1:
         parser.error(f"--layers takes --cores 1, got {options.cores}: ranks share minibatches, not layers")
+    require_packages(parser, "torch")
     return options
 
 

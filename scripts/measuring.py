@@ -1,6 +1,9 @@
 """What the comparing scripts share: the machine in a sentence, medians with their spread, Markdown tables."""
 
+import argparse
 import contextlib
+import importlib.util
+import math
 import os
 import platform
 import shlex
@@ -144,6 +147,38 @@ def command_line() -> str:
             place = words.index(option)
             words = words[:place] + words[place + 2 :]
     return shlex.join([f"scripts/{Path(sys.argv[0]).name}", *words])
+
+
+def positive_integer(text: str) -> int:
+    """For argparse: an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """For argparse: a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return number
+
+
+def file_to_write(text: str) -> Path:
+    """For argparse: a file in a folder that is there, or all the measuring would be for nothing."""
+    if not Path(text).parent.is_dir() or Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text!r}")
+    return Path(text)
+
+
+def require_packages(parser: argparse.ArgumentParser, *packages: str) -> None:
+    """End the program with a sentence unless these packages, which parallelcnn itself does not need, are installed."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        parser.error(f"needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

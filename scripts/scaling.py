@@ -39,7 +39,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from measuring import Spread, command_line, markdown_table, processor, seconds_of, three_digits, versions
+from measuring import (
+    Spread,
+    command_line,
+    file_to_write,
+    markdown_table,
+    positive_integer,
+    positive_number,
+    processor,
+    require_packages,
+    seconds_of,
+    three_digits,
+    versions,
+)
 from networks import NETWORKS
 from training_turns import our_training, random_dataset
 
@@ -542,25 +554,38 @@ def _plural(number: int, what: str) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Strong and weak scaling, measured and modelled.")
     parser.add_argument("--network", default="paper", choices=NETWORKS, help="(default: paper)")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="P", help="(default: 1 2)")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1], metavar="T", help="per rank (default: 1)")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[100, 1600], metavar="N", help="(100 1600)")
-    parser.add_argument("--samples-per-core", type=int, default=50, metavar="N", help="for weak scaling (default: 50)")
+    parser.add_argument("--ranks", type=positive_integer, nargs="+", default=[1, 2], metavar="P", help="(default: 1 2)")
+    parser.add_argument(
+        "--threads", type=positive_integer, nargs="+", default=[1], metavar="T", help="per rank (default: 1)"
+    )
+    parser.add_argument(
+        "--batch-sizes", type=positive_integer, nargs="+", default=[100, 1600], metavar="N", help="(100 1600)"
+    )
+    parser.add_argument(
+        "--samples-per-core", type=positive_integer, default=50, metavar="N", help="for weak scaling (default: 50)"
+    )
     parser.add_argument("--launcher", help="what starts ranks, such as 'srun --mpi=pmi2' (default: see above)")
     parser.add_argument(
-        "--interconnect", type=float, nargs=2, metavar=("US", "GB_PER_S"), help="assume this network between nodes"
+        "--interconnect",
+        type=positive_number,
+        nargs=2,
+        metavar=("US", "GB_PER_S"),
+        help="assume this network between nodes",
     )
-    parser.add_argument("--ranks-per-node", type=int, metavar="P", help="of predictions (default: as measured)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--seconds", type=float, default=0.2, help="length of a turn (default: 0.2)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the page, Markdown, to FILE")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the picture, PNG, to FILE; needs matplotlib")
+    parser.add_argument(
+        "--ranks-per-node", type=positive_integer, metavar="P", help="of predictions (default: as measured)"
+    )
+    parser.add_argument("--rounds", type=positive_integer, default=5, help="(default: 5)")
+    parser.add_argument("--seconds", type=positive_number, default=0.2, help="length of a turn (default: 0.2)")
+    parser.add_argument("--out", type=file_to_write, metavar="FILE", help="write the page, Markdown, to FILE")
+    parser.add_argument(
+        "--figure", type=file_to_write, metavar="FILE", help="draw the picture, PNG, to FILE; needs matplotlib"
+    )
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if min(*options.ranks, *options.threads, *options.batch_sizes, options.samples_per_core, options.rounds) < 1:
-        parser.error("--ranks, --threads, --batch-sizes, --samples-per-core and --rounds must be at least 1")
     if max(options.threads) > 1 and "threads" not in inspect.signature(pc.train).parameters:
         parser.error(f"--threads {max(options.threads)}: this parallelcnn computes with one thread a rank")
+    require_packages(parser, *(["matplotlib"] if options.figure else []))
     options.ranks = sorted({1, *options.ranks})  # one rank tells what computing takes
     return options
 

@@ -1,0 +1,188 @@
+"""The scripts that compare and scale: what they compute is true, and each runs through at its smallest."""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launch import mpiexec, run
+
+import parallelcnn as pc
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+QUICK = ["--rounds", "1", "--seconds", "0.001"]
+
+
+@pytest.fixture(autouse=True)
+def _scripts_can_be_imported(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def run_script(name, *arguments, limit=120):
+    return run([sys.executable, str(SCRIPTS / name), *map(str, arguments)], limit)
+
+
+def columns_of(page):
+    """The cells of the rows of a page's first table."""
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def test_the_papers_network_costs_0_98_megaflop_a_sample():
+    from networks import flop_per_sample
+
+    network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
+    assert flop_per_sample(network) == 2 * (2 * 54 * 26 * 26 + 3 * 864 * 11 * 11 + 3 * 400 * 84 + 3 * 84 * 10)
+
+
+def test_a_table_says_plainly_where_parallelcnn_is_slower():
+    from measuring import Spread, verdict
+
+    assert verdict(Spread.of([0.8, 0.9, 0.7])) == "**slower: 0.80x (0.70 to 0.90)**"
+    assert verdict(Spread.of([2.0, 1.9, 2.2])) == "2.00x (1.90 to 2.20)"
+
+
+def test_results_that_differ_are_not_compared():
+    from measuring import require_agreement
+
+    ours = np.ones((3, 4), np.float32)
+    require_agreement("output", [ours], [ours * 1.00001], 1e-4)
+    for theirs in (ours * 1.001, ours * np.nan):
+        with pytest.raises(pc.ParallelCNNError, match="output 0 differs from PyTorch's"):
+            require_agreement("output", [ours], [theirs], 1e-4)
+
+
+@pytest.mark.parametrize("name", ["paper", "CIFAR-size", "1x1 bottlenecks", "strided 3x3", "7x7 first"])
+def test_onnxruntime_runs_the_same_network(name):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    from networks import NETWORKS
+    from onnx_twin import onnx_twin
+
+    layers, shape = NETWORKS[name]
+    network = pc.NetworkHandler(layers, shape, seed=2)
+    images = np.random.default_rng(0).random((3, *shape), np.float32)
+    (theirs,) = onnx_twin(network, 1).run(None, {"images": images})
+    np.testing.assert_allclose(network.predict(images), theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_networks_are_timed_on_one_core(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    page = tmp_path / "networks.md"
+    done = run_script("compare_networks.py", "--only", "paper", "--batch-sizes", 3, "--out", page, *QUICK)
+    assert done.code == 0, done.err
+    (row,) = columns_of(page.read_text())
+    assert row[:3] == ["paper", "3", "0.980"]
+    assert "x (" in row[-1]
+    assert "--out" not in page.read_text()
+
+
+@pytest.mark.mpi
+def test_networks_are_timed_on_two_ranks(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    mpiexec()
+    page = tmp_path / "networks.md"
+    options = ["--cores", 2, "--only", "paper", "--batch-sizes", 3, "--out", page]
+    done = run_script("compare_networks.py", *options, *QUICK)
+    assert done.code == 0, done.err
+    assert "2 MPI ranks" in page.read_text()
+    assert len(columns_of(page.read_text())) == 1
+
+
+def test_a_layer_is_timed_alone(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    page = tmp_path / "layers.md"
+    done = run_script("compare_networks.py", "--layers", "--only", "3->64", "--batch-sizes", 2, "--out", page, *QUICK)
+    assert done.code == 0, done.err
+    (row,) = columns_of(page.read_text())
+    assert row[:2] == ["3->64 32x32 7x7 stride 2", "2"]
+
+
+def test_batch_sizes_are_swept_in_training_and_prediction(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    page, figure = tmp_path / "batches.md", tmp_path / "batches.png"
+    options = ["--batch-sizes", 1, 6, "--out", page, "--figure", figure]
+    done = run_script("compare_batch_sizes.py", *options, *QUICK)
+    assert done.code == 0, done.err
+    training, prediction = page.read_text().split("## Training")[1].split("## Prediction")
+    for table in (training, prediction):
+        assert [row[0] for row in columns_of(table)] == ["1", "6"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "complaint"),
+    [
+        ("compare_networks.py", ["--cores", "0"], "--cores: must be an integer of at least 1, got '0'"),
+        ("compare_networks.py", ["--layers", "--cores", "2"], "--layers takes --cores 1, got 2"),
+        ("compare_networks.py", ["--only", "resnet"], "got 'resnet'"),
+        ("compare_batch_sizes.py", ["--seconds", "nan"], "--seconds: must be a number above 0, got 'nan'"),
+        (
+            "scaling.py",
+            ["--out", "no/such/folder.md"],
+            "must be a file in a folder that exists, got 'no/such/folder.md'",
+        ),
+    ],
+)
+def test_bad_options_are_refused_in_a_sentence(script, options, complaint):
+    done = run_script(script, *options)
+    assert done.code == 2
+    assert complaint in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_link_is_recovered_from_the_times_of_its_messages():
+    from scaling import MESSAGE_BYTES, fit_link
+
+    link = fit_link({str(size): [2e-6 + size / 5e9] for size in MESSAGE_BYTES})
+    assert link == pytest.approx((2e-6, 1 / 5e9), rel=1e-3)
+
+
+def test_the_allreduce_is_modelled_by_the_published_formulas():
+    from scaling import Link
+
+    link, addition = Link(1e-6, 1e-9), 1e-10
+    assert link.allreduce(10**6, 1, addition) == 0
+    # A short message travels whole; of a long one the parts.
+    assert link.allreduce(8, 1024, addition) == pytest.approx(10 * (1e-6 + 8 * 1.1e-9))
+    assert link.allreduce(10**8, 8, addition) == pytest.approx(6e-6 + 7 / 8 * 10**8 * (2e-9 + 1e-10))
+
+
+def test_the_model_takes_the_largest_share_and_sums_within_nodes_first():
+    from scaling import Link, Model
+
+    node, network = Link(1e-6, 0.0), Link(1e-3, 0.0)
+    model = Model({1: 1.0, 2: 2.0, 4: 4.0}, 8, 0.0, node, network, ranks_per_node=4)
+    assert model.step(4, 1) == 4.0
+    assert model.step(4, 3) == pytest.approx(2.0 + 2e-6)  # 3 ranks of 4 samples: one has two
+    assert model.allreduce(8) == pytest.approx(2e-6 + 1e-3)
+    assert math.isclose(model.per_sample, 1.0)
+
+
+@pytest.mark.mpi
+def test_scaling_is_measured_predicted_and_marked_where_ranks_share_a_core(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    mpiexec()
+    page, figure = tmp_path / "scaling.md", tmp_path / "scaling.png"
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        options = ["--ranks", 2, "--batch-sizes", 4, "--samples-per-core", 3, "--out", page, "--figure", figure]
+        done = run_script("scaling.py", *options, *QUICK)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert done.code == 0, done.err
+    measured = columns_of(page.read_text().split("## Measured")[1])[:4]
+    assert [row[:3] for row in measured] == [
+        ["strong, minibatch 4", "1 x 1", "4"],
+        ["strong, minibatch 4", "2 x 1", "4"],
+        ["weak, 3 samples a rank", "1 x 1", "3"],
+        ["weak, 3 samples a rank", "2 x 1", "6"],
+    ]
+    assert [row[-1] for row in measured] == ["", "OVERSUBSCRIBED"] * 2
+    predicted = columns_of(page.read_text().split("## Predicted")[1])
+    assert "1024" in [row[0] for row in predicted]
+    assert figure.read_bytes().startswith(b"\x89PNG")
