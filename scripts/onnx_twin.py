@@ -43,7 +43,8 @@ def _model(network: pc.NetworkHandler) -> onnx.ModelProto:
         if isinstance(layer, pc.Conv2D):
             axes = window_axes(layer, shape)
             # "same" may need one zero more below and to the right.
-            after = [max(axis.needed - axis.before - size, 0) for axis, size in zip(axes, shape[1:], strict=True)]
+            needed = [(axis.outputs - 1) * axis.stride + axis.window - axis.before for axis in axes]
+            after = [max(need - size, 0) for need, size in zip(needed, shape[1:], strict=True)]
             pads = [*(axis.before for axis in axes), *after]
             add("Conv", names, pads=pads, strides=[axis.stride for axis in axes])
         elif isinstance(layer, pc.Dense):

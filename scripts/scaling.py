@@ -38,6 +38,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mpi4py
 import numpy as np
 from measuring import (
     Spread,
@@ -68,6 +69,8 @@ def main() -> int:
     if options.job:
         run_job(options)
         return 0
+    # This process is none of the ranks: MPI is asked for its name, and not started.
+    mpi4py.rc.initialize = False
     jobs = run_jobs(options)
     study = Study(options, jobs)
     page = study.page()
@@ -204,7 +207,7 @@ def _start_job(options: argparse.Namespace, ranks: int, threads: int) -> dict[st
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # which other nodes see too
         found = Path(folder) / "found.json"
         command = [
-            *(_launcher(options, ranks, threads) if ranks > 1 else []),
+            *_launcher(options, ranks, threads),
             *(sys.executable, __file__, "--job", str(found), "--network", options.network),
             *("--threads", str(threads), "--seconds", str(options.seconds), "--batch-sizes"),
             *map(str, sorted(batch_sizes)),
@@ -222,6 +225,8 @@ def _launcher(options: argparse.Namespace, ranks: int, threads: int) -> list[str
     if "SLURM_JOB_ID" in os.environ:
         # SLURM's own protocol with MPI must be the library's, or each rank is alone in its world.
         return ["srun", f"--mpi={'pmi2' if is_mpich else 'pmix'}", "-n", str(ranks), f"--cpus-per-task={threads}"]
+    if ranks == 1:
+        return []
     # Open MPI would bind a rank to one core, and refuse more ranks than cores.
     return [mpirun(), "-n", str(ranks), *([] if is_mpich else ["--bind-to", "none", "--oversubscribe"])]
 
@@ -323,8 +328,8 @@ class Study:
         if options.interconnect:
             latency, rate = options.interconnect
             self.links["network"] = Link(latency * 1e-6, 1e-9 / rate)
-        most = max(max(map(job.rounds[0]["hosts"].count, job.rounds[0]["hosts"])) for job in jobs)
-        self.ranks_per_node: int = options.ranks_per_node or most
+        fitting = [job.rounds[0]["hosts"] for job in jobs if not job.oversubscribed] or [jobs[0].rounds[0]["hosts"]]
+        self.ranks_per_node: int = options.ranks_per_node or max(max(map(hosts.count, hosts)) for hosts in fitting)
         node = self.links.get("node") or self.links["network"]
         network = self.links.get("network") or node
         self.models = {
@@ -361,7 +366,7 @@ class Study:
     {command_line()}
 
 {processor()}; {usable_cores()} cores usable. {versions("numpy", "numba", "mpi4py")}, {mpi_library()}.
-Nodes: {self._nodes()}. Medians of {options.rounds} rounds in turns, lowest and highest in brackets.
+At most {self._nodes()}. Medians of {options.rounds} rounds in turns, lowest and highest in brackets.
 {self._what_could_be_measured()}
 {picture}
 ## What the model was given
@@ -387,19 +392,21 @@ of weak scaling, in samples per second.
 """
 
     def _nodes(self) -> str:
-        names = max((job.rounds[0]["hosts"] for job in self.jobs), key=lambda hosts: len(set(hosts)))
-        return f"{len(set(names))}, with up to {self.ranks_per_node} ranks on one"
+        most = max((job.rounds[0]["hosts"] for job in self.jobs), key=lambda hosts: (len(set(hosts)), len(hosts)))
+        return f"{len(most)} ranks on {len(set(most))} {_plural(len(set(most)), 'node')}"
 
     def _what_could_be_measured(self) -> str:
-        over = sorted({job.ranks * job.threads for job in self.jobs if job.oversubscribed})
-        measured = sorted({job.ranks * job.threads for job in self.jobs if not job.oversubscribed})
-        text = f"Measured with a core for each thread: {', '.join(map(str, measured))} (ranks x threads)."
+        fitting, over = (
+            ", ".join(f"{job.ranks} x {job.threads}" for job in self.jobs if job.oversubscribed == oversubscribed)
+            for oversubscribed in (False, True)
+        )
+        text = f"Measured with a core for each thread, ranks x threads: {fitting or 'none'}."
         if over:
             text += (
-                f" OVERSUBSCRIBED, more threads than cores, and marked as such: {', '.join(map(str, over))}; "
-                f"such times say that it works, and nothing about scaling."
+                f" OVERSUBSCRIBED, with more threads than\ncores, and marked as such: {over}; such times say that it "
+                f"works, and nothing about scaling."
             )
-        return f"{text} All larger numbers are predictions."
+        return f"{text}\nAll larger numbers are predictions."
 
     def _inputs(self) -> str:
         lines = []
