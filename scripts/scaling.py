@@ -546,6 +546,7 @@ of weak scaling, in samples per second.
             panel.set(title=title, xlabel="ranks", ylabel="time of a step [ms]")
             panel.set_xticks(ranks, map(str, ranks), rotation=45)
             panel.minorticks_off()
+            panel.yaxis.set_major_formatter("{x:g}")
             panel.grid(alpha=0.3)
             if title == "weak scaling":  # at best a horizontal line, whose height a logarithm would exaggerate
                 panel.set_yscale("linear")
