@@ -46,7 +46,7 @@ def three_digits(value: float) -> str:
 
 def verdict(ratio: Spread) -> str:
     """The ratio as a table shows it: where we are the slower one, in words and in bold."""
-    return ratio.text(unit="x") if ratio.median >= 1 else f"**slower: {ratio.text(unit='x')}**"
+    return ratio.text(unit="x") if round(ratio.median, 2) >= 1 else f"**slower: {ratio.text(unit='x')}**"
 
 
 def matrix_product_rate(size: int = 512, seconds: float = 0.3) -> float:
