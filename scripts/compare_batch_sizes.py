@@ -32,6 +32,7 @@ from measuring import (
     file_to_write,
     markdown_table,
     matrix_product_rate,
+    plain_axes,
     positive_integer,
     positive_number,
     processor,
@@ -223,9 +224,7 @@ def draw(options: argparse.Namespace, rates: dict[str, list[Rates]]) -> None:
                 (line,) = panel.loglog(options.batch_sizes, medians, "o-", markersize=3, label=who)
                 panel.fill_between(options.batch_sizes, lows, highs, alpha=0.2, color=line.get_color())
         panel.set(title=f"{task}, {_cores(options)}", xlabel="batch size", ylabel="samples per second")
-        panel.set_xticks(options.batch_sizes, map(str, options.batch_sizes), rotation=45)
-        panel.minorticks_off()
-        panel.grid(alpha=0.3)
+        plain_axes(panel, options.batch_sizes)
         panel.legend()
     figure.savefig(options.figure, dpi=120)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -147,6 +147,19 @@ def command_line() -> str:
             place = words.index(option)
             words = words[:place] + words[place + 2 :]
     return shlex.join([f"scripts/{Path(sys.argv[0]).name}", *words])
+
+
+def plain_axes(panel: Any, numbers: Sequence[int]) -> None:
+    """Write those numbers at matplotlib's horizontal axis, and 1, 2, 5, 10, ... at a logarithmic vertical one."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    panel.set_xticks(numbers, map(str, numbers), rotation=45)
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_minor_locator(NullLocator())
+    if panel.get_yscale() == "log":
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:,.10g}")
+    panel.grid(alpha=0.3)
 
 
 def positive_integer(text: str) -> int:

@@ -45,6 +45,7 @@ from measuring import (
     command_line,
     file_to_write,
     markdown_table,
+    plain_axes,
     positive_integer,
     positive_number,
     processor,
@@ -544,13 +545,10 @@ of weak scaling, in samples per second.
                         )
         for panel, title in zip(panels, ("strong scaling", "weak scaling"), strict=True):
             panel.set(title=title, xlabel="ranks", ylabel="time of a step [ms]")
-            panel.set_xticks(ranks, map(str, ranks), rotation=45)
-            panel.minorticks_off()
-            panel.yaxis.set_major_formatter("{x:g}")
-            panel.grid(alpha=0.3)
             if title == "weak scaling":  # at best a horizontal line, whose height a logarithm would exaggerate
                 panel.set_yscale("linear")
                 panel.set_ylim(bottom=0)
+            plain_axes(panel, ranks)
             panel.legend(fontsize=8)
         figure.savefig(file, dpi=120)
 
