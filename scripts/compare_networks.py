@@ -2,8 +2,8 @@
 """Times forward and backward passes of several networks in parallelcnn and in PyTorch, on the same cores, in turns.
 
     pip install torch
-    scripts/compare_networks.py --cores 1 --out docs/networks-1-core.md
-    scripts/compare_networks.py --cores 2 --out docs/networks-2-cores.md
+    scripts/compare_networks.py --cores 1 --out scripts/results/networks-1-core.md
+    scripts/compare_networks.py --cores 2 --out scripts/results/networks-2-cores.md
     scripts/compare_networks.py --layers --only 3x3
 
 On one core: one process against torch.set_num_threads(1). On more: that many MPI ranks, which share the minibatch and

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Strong and weak scaling over ranks x threads, on any cluster, beside a model of the time of a training step.
 
-    scripts/scaling.py --ranks 1 2 4 --out docs/scaling.md --figure docs/scaling.png
+    scripts/scaling.py --ranks 1 2 4 --out scripts/results/scaling.md --figure scripts/results/scaling.png
     sbatch --nodes=8 --ntasks-per-node=16 --wrap "scripts/scaling.py --ranks 1 2 4 8 16 32 64 128 --out scaling.md"
 
 For each number of ranks it starts a job: inside SLURM with srun, elsewhere with mpirun. Each job trains a network on
