@@ -24,6 +24,8 @@ What the recipe saves compute with:
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -139,7 +141,9 @@ def one_run(options: argparse.Namespace) -> None:
         if comm.rank == 0:
             seconds = time.perf_counter() - started
             epochs = samples_seen / len(train_set)
-            print(json.dumps({"training": seconds, "epochs": epochs, "accuracy": 100 * (result.accuracy or 0)}))
+            print(
+                json.dumps({"training": seconds, "epochs": epochs, "accuracy": round(100 * (result.accuracy or 0), 6)})
+            )
 
 
 def start_run(options: argparse.Namespace, seed: int, ranks: int) -> dict[str, float]:
@@ -153,7 +157,7 @@ def start_run(options: argparse.Namespace, seed: int, ranks: int) -> dict[str, f
     seconds = time.perf_counter() - started
     if done.returncode:
         sys.exit(done.returncode)  # it has said why
-    return {"seed": seed, "seconds": seconds, **json.loads(done.stdout)}
+    return {"seed": seed, "seconds": seconds, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def main() -> int:
@@ -166,63 +170,88 @@ def main() -> int:
             return 2
         return 0
     start_run(options, seed=0, ranks=1)  # compiles
-    lines = ["| seed | seconds | of these training and testing | epochs | test accuracy |", "|---|---|---|---|---|"]
-    print("\n".join(lines))
+    page: list[str] = []
+
+    def say(*lines: str) -> None:
+        print(*lines, sep="\n", flush=True)
+        page.extend(lines)
+
+    say("| seed | seconds | of these training and testing | epochs | test accuracy |", "|---:|---:|---:|---:|---:|")
     runs = []
     for seed in range(options.seeds):
         runs.append(start_run(options, seed, options.ranks))
-        lines.append("| {seed} | {seconds:.2f} | {training:.2f} | {epochs:.2f} | {accuracy:.2f} % |".format(**runs[-1]))
-        print(lines[-1], flush=True)
-    lines += ["", *summarize(runs, options)]
-    print("\n".join(lines[2 + len(runs) :]))
+        say("| {seed} | {seconds:.2f} | {training:.2f} | {epochs:.2f} | {accuracy:.2f} % |".format(**runs[-1]))
+    say("", *summarize(runs, options), "", f"`{command_line(options)}` on {processor()}.")
     if options.out:
-        Path(options.out).write_text("\n".join(lines) + "\n")
+        options.out.write_text("\n".join(page) + "\n")
     return 0 if all(run["accuracy"] >= options.target for run in runs) else 1
 
 
 def summarize(runs: list[dict[str, float]], options: argparse.Namespace) -> list[str]:
-    """Median and spread over the seeds, in sentences."""
+    """Medians and spread over the seeds, in sentences."""
     seconds = [run["seconds"] for run in runs]
     accuracies = [run["accuracy"] for run in runs]
     reached = sum(accuracy >= options.target for accuracy in accuracies)
-    how = "stopped when the test set said so" if options.stop_at_target else "of a fixed length"
+    length = "until a test showed the target" if options.stop_at_target else "of a length fixed beforehand"
     return [
-        f"Wall time of the whole command: median {statistics.median(seconds):.2f} s, {min(seconds):.2f} to "
-        f"{max(seconds):.2f} s, on {options.ranks} ranks, {how}.",
-        f"Test accuracy: median {statistics.median(accuracies):.2f} %, {min(accuracies):.2f} to "
-        f"{max(accuracies):.2f} %; {reached} of {len(runs)} seeds reach {options.target:g} %.",
+        f"Wall time of the whole command: median {statistics.median(seconds):.2f} s ({min(seconds):.2f} to "
+        f"{max(seconds):.2f} s), {len(runs)} runs, ranks: {options.ranks}, training {length}.",
+        f"Test accuracy: median {statistics.median(accuracies):.2f} % ({min(accuracies):.2f} to "
+        f"{max(accuracies):.2f} %); {reached} of {len(runs)} runs reached {options.target:g} %.",
     ]
+
+
+def command_line(options: argparse.Namespace) -> str:
+    """How anyone can repeat it from a clone; where MNIST lies is no part of it."""
+    line = f"scripts/time_to_accuracy.py --seeds {options.seeds} --ranks {options.ranks} --target {options.target:g}"
+    return f"{line} --stop-at-target" if options.stop_at_target else line
+
+
+def processor() -> str:
+    """Name of the processor and the number of cores of the machine."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="where MNIST lies; otherwise the cache, or downloaded into it"
+        "--data-dir", metavar="DIR", help="where MNIST lies; otherwise its cache, or downloaded into it"
     )
-    parser.add_argument("--seeds", type=positive, default=10, help="seeds 0, 1, ... (default: 10 of them)")
-    parser.add_argument("--ranks", type=positive, default=2, help="(default: 2)")
-    parser.add_argument("--target", type=percent, default=99.0, help="test accuracy to reach [%%] (default: 99)")
+    parser.add_argument("--seeds", type=positive_integer, default=10, help="seeds 0, 1, ... (default: 10 of them)")
+    parser.add_argument("--ranks", type=positive_integer, default=2, help="(default: 2)")
+    parser.add_argument("--target", type=percentage, default=99.0, help="test accuracy to reach [%%] (default: 99)")
     parser.add_argument("--stop-at-target", action="store_true", help="test after every round, and stop at the target")
-    parser.add_argument("--out", metavar="FILE.md", help="also write the table there")
+    parser.add_argument("--out", type=file_to_write, metavar="FILE.md", help="also write the table there")
     parser.add_argument("--one-run", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def positive(text: str) -> int:
+def positive_integer(text: str) -> int:
+    """For argparse: an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
     return int(text)
 
 
-def percent(text: str) -> float:
+def percentage(text: str) -> float:
+    """For argparse: a number from 0 to 100."""
     try:
-        value = float(text)
+        number = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
+        number = -1.0
+    if not 0 <= number <= 100:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 100, got {text!r}")
-    return value
+    return number
+
+
+def file_to_write(text: str) -> Path:
+    """For argparse: a file in a folder that is there, or all the measuring would be for nothing."""
+    if not Path(text).parent.is_dir() or Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text!r}")
+    return Path(text)
 
 
 if __name__ == "__main__":
