@@ -7,19 +7,20 @@ For every seed a fresh `mpirun` starts fresh processes, and everything counts: s
 kernels from its cache, reading and unpacking the data, training, evaluating, exit. Only the compilation does not: an
 untimed run on one rank comes first, which fills numba's cache (and downloads MNIST where it is nowhere at hand).
 
-The recipe is the same for all seeds and its length is fixed. It was chosen by its accuracy on the last 10,000 training
-images after training on the first 50,000. The test set is read once, after the last step, and decides nothing; with
-`--stop-at-target` it is also read after every round, and training ends when the target is reached, which is how
-benchmarks of this kind usually count, and flatters.
+The recipe is the same for all seeds and its length is fixed. The test set is read once, after the last step, and
+decides nothing. With `--stop-at-target` it is also read after every round, and training ends when the target is
+reached, as benchmarks of this kind usually count.
 
-What the recipe saves compute with:
-* The margin: digits lie within 20 x 20 of the 28 x 28 pixels; the network sees 22 x 22 of them.
-* Shifts: those 22 x 22 are cut out up to one pixel off the middle, at random, so that no image comes twice.
+The recipe was chosen by its accuracy on the last 10,000 training images after training on the first 50,000: 99.11 %
+there, the mean of 20 seeds (99.02 to 99.33 %). What it does, and what the same measure says without it:
 * Hard samples: after a first round over all images, each round takes the tenth that was furthest from right when last
-  seen. Most images are right soon, and teach nothing more (the idea, with another choice of samples, is that of
-  Loshchilov & Hutter 2015, "Online batch selection for faster training of neural networks", arXiv:1511.06343).
+  seen. Most images are right soon, and teach nothing more. 98.90 % with the same number of samples, all alike. (The
+  idea, with another choice, is that of Loshchilov & Hutter 2015, "Online batch selection for faster training of neural
+  networks", arXiv:1511.06343.)
+* Shifts: the network sees 22 x 22 of the 28 x 28 pixels, cut out up to one pixel off the middle, at random. 98.96 % if
+  always from the middle. Digits lie within 20 x 20, so the rest is margin: with it 99.16 %, in 1.4 times the time.
 * One cycle: the learning rate rises for a quarter of the steps and then falls to zero, in lines. Gradients that are
-  too long are shortened; without it one start in twenty diverges at this rate.
+  too long are shortened; otherwise one training in twenty diverges at this rate, and two more end below 98.8 %.
 """
 
 import argparse
