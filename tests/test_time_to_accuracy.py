@@ -1,0 +1,78 @@
+"""The script that times training to 99 %: it gets there, on a test set that decides nothing."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from idx_files import write_idx_folder
+from launch import mpiexec, run
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import time_to_accuracy
+
+    return time_to_accuracy
+
+
+def run_script(*arguments):
+    return run([sys.executable, str(SCRIPTS / "time_to_accuracy.py"), *map(str, arguments)])
+
+
+@pytest.mark.mpi
+def test_two_ranks_reach_99_percent_on_mnist(mnist_dir, tmp_path):
+    mpiexec()
+    page = tmp_path / "page.md"
+    done = run_script("--data-dir", mnist_dir, "--seeds", 1, "--out", page)
+    assert done.code == 0, done.err + done.out
+    assert "1 of 1 runs reached 99 %" in page.read_text()
+    assert page.read_text() == done.out
+
+
+def test_a_run_that_misses_the_target_is_shown_and_is_a_failure(tmp_path):
+    folder = write_idx_folder(tmp_path / "data", 300, 50)
+    done = run_script("--data-dir", folder, "--seeds", 1, "--ranks", 1, "--target", 100)
+    assert done.code == 1, done.err
+    assert "0 of 1 runs reached 100 %" in done.out
+
+
+def test_training_can_stop_at_the_target(tmp_path):
+    folder = write_idx_folder(tmp_path / "data", 300, 50)
+    done = run_script("--data-dir", folder, "--seeds", 1, "--ranks", 1, "--target", 0, "--stop-at-target")
+    assert done.code == 0, done.err
+    assert "| 1.00 |" in done.out  # epochs: the first test is enough
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data-dir", "nowhere"], "nowhere"),
+        (["--seeds", "0"], "--seeds: must be an integer of at least 1, got '0'"),
+        (["--target", "101"], "--target: must be a number from 0 to 100, got '101'"),
+        (["--out", "nowhere/page.md"], "--out: must be a file in a folder that exists, got 'nowhere/page.md'"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(arguments, said):
+    done = run_script(*arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert "Traceback" not in done.err
+
+
+def test_the_hardest_samples_have_the_largest_errors(script, rng):
+    errors = rng.random(1000)
+    chosen = script.hardest(errors)
+    assert len(chosen) == 100
+    assert errors[chosen].min() > np.delete(errors, chosen).max()
+    assert len(script.hardest(np.zeros(1000))) == 100
+
+
+def test_the_learning_rate_rises_to_its_peak_and_ends_at_zero(script):
+    rates = [script.learning_rate(progress) for progress in np.linspace(0, 1, 101)]
+    assert rates[0] == rates[-1] == 0
+    assert np.argmax(rates) == round(100 * script.WARM_UP)
+    assert max(rates) == script.LEARNING_RATE
