@@ -196,7 +196,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
         check_numbers(*numbers, train_set)
         check_fit(network, train_set)
         check_fit(network, test_set)
-        network.check_memory(-(-options.batch_size // comm.size))
+        network.check_memory()
         return network
 
     # Whatever can be wrong with the input is found before the first file is written.

@@ -12,8 +12,6 @@ from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.threads import one_blas_thread
 
-_SAMPLES_AT_ONCE = 100
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -48,7 +46,7 @@ def evaluate(network: NetworkHandler, dataset: Dataset, comm: Any = None, *, los
     loss.check(network.output_shape, dataset.labels, dataset.classes)
     sums = np.zeros(3)  # of losses, right answers, samples
     with one_blas_thread():
-        for samples in minibatches(grain(np.arange(len(dataset)), comm.rank, comm.size), _SAMPLES_AT_ONCE):
+        for samples in minibatches(grain(np.arange(len(dataset)), comm.rank, comm.size), network.worker.block_size):
             output = network.forward(network.load(dataset.images, samples))
             labels = dataset.labels[samples]
             correct = loss.count_correct(output, labels)

@@ -24,8 +24,6 @@ from parallelcnn.parameters import ParameterLayout
 from parallelcnn.worker import Worker
 from parallelcnn.workspace import check_memory
 
-_PREDICT_AT_ONCE = 100  # samples: few enough that what a layer writes is still in the cache when the next one reads
-
 
 class NetworkHandler:
     """Runs a tuple of layers forwards and backwards, and updates their parameters.
@@ -115,9 +113,9 @@ class NetworkHandler:
         """Take one step of the optimiser along `gradients`; what it remembers is kept here, also for another rate."""
         optimizer.update(self.params, self.gradients, self._optimizer_state)
 
-    def check_memory(self, n: int) -> None:
-        """Raise ShapeError if what the layers write for n samples does not fit into this machine's memory."""
-        self.worker.check_memory(n)
+    def check_memory(self) -> None:
+        """Raise ShapeError if what the layers write for a block of samples does not fit into this machine's memory."""
+        self.worker.check_memory()
 
     def rest_optimizer(self) -> None:
         """Forget what the optimiser remembers of earlier steps."""
@@ -136,8 +134,8 @@ class NetworkHandler:
         if len(self.output_shape) != 1:
             raise ShapeError(f"predict takes a network that ends in (classes,), got {self.output_shape}")
         probabilities = np.empty((len(images), *self.output_shape), self.dtype)
-        for start in range(0, max(len(images), 1), _PREDICT_AT_ONCE):
-            some = slice(start, start + _PREDICT_AT_ONCE)
+        for start in range(0, max(len(images), 1), self.worker.block_size):
+            some = slice(start, start + self.worker.block_size)
             softmax(self.forward(self.load(images[some])), probabilities[some])
         return probabilities
 

@@ -109,7 +109,7 @@ def train(
         check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
         check_fit(network, train_set, loss)
         check_fit(network, test_set, loss)
-        network.check_memory(-(-batch_size // comm.size))
+        network.check_memory()
 
     run_together(comm, check)
     _check_replicas(comm, plan, train_set, test_set)
@@ -141,11 +141,14 @@ def train(
 
 def compute_gradient(worker: Worker, dataset: Dataset, samples: Array, batch_size: int, loss: Loss) -> None:
     """One worker's part of a step: its message becomes the sum over `samples` of gradient and loss, by `batch_size`."""
-    x = worker.load(dataset.images, samples)
-    output = worker.forward(x, training=True)
-    doutput = worker.output_gradient(len(samples))
-    worker.message[-1] = loss.forward_backward(output, dataset.labels[samples], batch_size, doutput)
-    worker.backward(doutput)
+    blocks = worker.blocks(samples)
+    for number, block in enumerate(blocks):
+        x = worker.load(dataset.images, block)
+        output = worker.forward(x, training=True)
+        doutput = worker.output_gradient(len(block))
+        worker.message[-1] = loss.forward_backward(output, dataset.labels[block], batch_size, doutput)
+        worker.backward(doutput)
+        worker.sum_blocks(number, len(blocks))
 
 
 def compile_kernels(network: NetworkHandler, dataset: Dataset, optimizer: SGD, loss: Loss) -> None:

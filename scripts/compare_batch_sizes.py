@@ -2,8 +2,10 @@
 """Times training steps and predictions over batch sizes, in parallelcnn, PyTorch and onnxruntime, on the same cores.
 
     pip install torch onnx onnxruntime matplotlib
-    scripts/compare_batch_sizes.py --cores 1 --out scripts/results/batch-sizes-1-core.md --figure scripts/results/batch-sizes-1-core.png
-    scripts/compare_batch_sizes.py --cores 2 --out scripts/results/batch-sizes-2-cores.md --figure scripts/results/batch-sizes-2-cores.png
+    scripts/compare_batch_sizes.py --cores 1 --out scripts/results/batch-sizes-1-core.md \
+        --figure scripts/results/batch-sizes-1-core.png
+    scripts/compare_batch_sizes.py --cores 2 --out scripts/results/batch-sizes-2-cores.md \
+        --figure scripts/results/batch-sizes-2-cores.png
 
 A training step gathers the samples of a minibatch, runs both passes and takes a step of SGD. Ours is the loop of
 `train`, on uint8 images as data sets come; PyTorch's has its whole training set as a float32 tensor beforehand.

@@ -222,7 +222,7 @@ def test_a_model_function_keeps_its_own_defaults(train, own_model, tmp_path):
         ("OWN:leaves", "raised SystemExit: 0 (line 35)"),
         ("OWN:generator", "raised OSError: two lines (line 39)"),
         ("OWN:bad_activation", "activation 'bad': numba cannot compile its function: "),
-        ("OWN:too_large", "activations for 100 samples take"),
+        ("OWN:too_large", "activations for 32 samples take"),
         ("SYNTAX:network", "raised SyntaxError"),
         ("MISSING:network", "raised ModuleNotFoundError: No module named 'nowhere_to_be_found' (line 1)"),
     ],

@@ -9,6 +9,7 @@ import pytest
 import parallelcnn as pc
 from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.losses import SoftmaxCrossEntropy
+from parallelcnn.training import compute_gradient
 
 SMALL = (
     pc.Conv2D(3, 3, activation="tanh"),
@@ -76,6 +77,32 @@ def test_an_activation_that_moves_behind_a_pooling_changes_no_number(activation,
         results.append((y, network.gradients.copy()))
     for found, wanted in zip(*results, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 16, 17, 33, 70])
+def test_a_gradient_summed_over_blocks_of_samples_is_that_of_all_at_once(samples, rng):
+    dataset = pc.Dataset(rng.integers(0, 256, (90, 9, 9), dtype=np.uint8), rng.integers(0, 10, 90), 10)
+    messages = []
+    for block_size in (16, 32, 128):
+        network = pc.NetworkHandler((pc.Conv2D(3, 3), pc.MaxPool2D(2), pc.Flatten(), pc.Dense(10)), (1, 9, 9))
+        network.worker.block_size = block_size
+        blocks = network.worker.blocks(np.arange(samples))
+        assert [index for block in blocks for index in block] == list(range(samples))
+        assert all(len(block) <= block_size for block in blocks)
+        compute_gradient(network.worker, dataset, rng.permutation(90)[:0], 90, pc.SoftmaxCrossEntropy())
+        compute_gradient(network.worker, dataset, np.arange(samples), 90, pc.SoftmaxCrossEntropy())
+        messages.append(network.message.copy())
+    np.testing.assert_allclose(messages[0], messages[2], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(messages[1], messages[2], rtol=1e-4, atol=1e-6)
+
+
+def test_a_block_is_small_where_images_are_large_and_never_less_than_fills_vectors():
+    def block_size(*input_shape):
+        return pc.NetworkHandler((pc.Conv2D(4, 3), pc.Flatten(), pc.Dense(2)), input_shape).worker.block_size
+
+    assert block_size(1, 8, 8) == 128
+    assert block_size(1, 28, 28) == 64
+    assert block_size(8, 100, 100) == 32
 
 
 def test_huge_logits_still_give_probabilities():
@@ -190,7 +217,7 @@ class Liar(pc.Layer):
 )
 def test_a_network_that_cannot_be_built_says_why(layers, input_shape, message):
     with pytest.raises(ShapeError, match=message):
-        pc.NetworkHandler(layers, input_shape).check_memory(1)
+        pc.NetworkHandler(layers, input_shape).check_memory()
 
 
 def test_images_of_another_shape_or_type_and_indices_outside_are_refused():
