@@ -101,7 +101,7 @@ def test_a_block_is_small_where_images_are_large_and_never_less_than_fills_vecto
         return pc.NetworkHandler((pc.Conv2D(4, 3), pc.Flatten(), pc.Dense(2)), input_shape).worker.block_size
 
     assert block_size(1, 8, 8) == 128
-    assert block_size(1, 28, 28) == 64
+    assert block_size(1, 28, 28) == 48
     assert block_size(8, 100, 100) == 32
 
 

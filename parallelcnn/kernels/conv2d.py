@@ -45,16 +45,16 @@ def packed_size(filters: int, channels: int, rows: int, columns: int) -> int:
 
 
 @kernel
-def arrange(x, left, rows):
+def arrange(x, left, column_stride, rows):
     """rows[c, h, phase, i] = x[c, h, i * column_stride + phase - left], zero outside the image.
 
-    x: (C, H, W, n), rows: (C, H, column_stride, columns per phase, n); left: columns.
+    x: (C, H, W, n), rows: (C, H, phases, columns per phase, n), of as many phases as taps fall into; left: columns.
     """
     C, H, W, _ = x.shape
-    _, _, column_stride, columns, _ = rows.shape
+    _, _, phases, columns, _ = rows.shape
     for c in range(C):
         for h in range(H):
-            for phase in range(column_stride):
+            for phase in range(phases):
                 for i in range(columns):
                     w = i * column_stride + phase - left
                     if 0 <= w < W:
@@ -64,15 +64,15 @@ def arrange(x, left, rows):
 
 
 @kernel
-def restore(drows, left, dx):
+def restore(drows, left, column_stride, dx):
     """The reverse of `arrange`: dx[c, h, w] is the number that `arrange` would have put x[c, h, w] to, or zero."""
     C, H, W, _ = dx.shape
-    _, _, column_stride, columns, _ = drows.shape
+    _, _, phases, columns, _ = drows.shape
     for c in range(C):
         for h in range(H):
             for w in range(W):
                 i, phase = divmod(w + left, column_stride)
-                if i < columns:
+                if phase < phases and i < columns:
                     dx[c, h, w] = drows[c, h, phase, i]
                 else:
                     dx[c, h, w] = 0

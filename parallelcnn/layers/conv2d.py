@@ -73,8 +73,9 @@ class Conv2D(Layer):
         shapes: dict[str, Any] = {"zeros": (W,)}
         if columns.stride > 1:
             per_phase = columns.outputs + (columns.window - 1) // columns.stride
-            shapes["zeros"] = (columns.stride * per_phase,)
-            shapes["rows"] = shapes["drows"] = (C, H, columns.stride, per_phase)
+            phases = min(columns.stride, columns.window)
+            shapes["zeros"] = (phases * per_phase,)
+            shapes["rows"] = shapes["drows"] = (C, H, phases, per_phase)
         if find_activation(self.activation).keeps_input:
             shapes["before_activation"] = self.output_shape(input_shape)
         return shapes
@@ -111,7 +112,7 @@ class Conv2D(Layer):
         _, columns = window_axes(self, x.shape[:-1])
         if columns.stride == 1:
             return x
-        kernels.arrange(x, columns.before, cache["rows"])
+        kernels.arrange(x, columns.before, columns.stride, cache["rows"])
         return cache["rows"]
 
     def steps(self, x: Array, image: Array) -> tuple[int, int, int, int, int]:
@@ -140,7 +141,7 @@ class Conv2D(Layer):
         for row_phase in range(rows.stride):
             skipped = max(0, -((row_phase - rows.before) // rows.stride))  # rows of this phase above the image
             first_row = skipped * rows.stride + row_phase - rows.before
-            for phase in range(columns.stride):
+            for phase in range(min(columns.stride, columns.window)):
                 to = image[:, first_row :: rows.stride]
                 to = as_rows(to if columns.stride == 1 else to[:, :, phase])
                 taps = weight[:, :, row_phase :: rows.stride, phase :: columns.stride]
@@ -154,7 +155,7 @@ class Conv2D(Layer):
                     as_rows(dy), turned, NO_BIAS[dx.dtype], cache["packed"], 1, R - 1 - skipped, left * n, 0, n, to
                 )
         if columns.stride > 1:
-            kernels.restore(image, columns.before, dx)
+            kernels.restore(image, columns.before, columns.stride, dx)
 
 
 class WindowAxis(NamedTuple):
