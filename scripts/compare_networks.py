@@ -83,25 +83,31 @@ class OurNetwork:
     def __init__(self, network: pc.NetworkHandler, images: np.ndarray, labels: np.ndarray, comm: Communicator) -> None:
         self.network, self.comm, self.n = network, comm, len(images)
         share = grain(np.arange(self.n), comm.rank, comm.size)
-        self.labels = labels[share]
-        self.x = network.load(images, share)
+        self.images, self.labels = images[share], labels[share]
+        self.blocks = network.worker.blocks(np.arange(len(share)))
         self.loss = SoftmaxCrossEntropy()
 
-    def compute(self) -> float:
-        """Both passes; returns when the forward pass was done [s]."""
-        output = self.network.forward(self.x, training=True)
-        doutput = self.network.output_gradient(self.x.shape[-1])
-        self.network.message[-1] = self.loss.forward_backward(output, self.labels, self.n, doutput)
-        forward_done = time.perf_counter()
-        self.network.backward(doutput)
-        return forward_done
+    def compute(self) -> tuple[float, float]:
+        """Seconds of the forward pass, with loading and loss, and of the backward pass: block by block, as `train`."""
+        worker, forward, backward = self.network.worker, 0.0, 0.0
+        for number, block in enumerate(self.blocks):
+            started = time.perf_counter()
+            output = worker.forward(worker.load(self.images, block), training=True)
+            doutput = worker.output_gradient(len(block))
+            worker.message[-1] = self.loss.forward_backward(output, self.labels[block], self.n, doutput)
+            forward_done = time.perf_counter()
+            worker.backward(doutput)
+            worker.sum_blocks(number, len(self.blocks))
+            forward += forward_done - started
+            backward += time.perf_counter() - forward_done
+        return forward, backward
 
     def step(self) -> tuple[float, float]:
         """Seconds of the forward pass with the loss, and of the backward pass with the sum over ranks."""
+        forward, backward = self.compute()
         started = time.perf_counter()
-        forward_done = self.compute()
         self.comm.sum_over_ranks(self.network.message)
-        return forward_done - started, time.perf_counter() - forward_done
+        return forward, backward + time.perf_counter() - started
 
 
 class TheirNetwork:
@@ -223,14 +229,14 @@ def _run_rounds(
 
 def _require_same_results(ours: OurNetwork, theirs: TheirNetwork) -> None:
     """Raise ParallelCNNError unless outputs and gradients of rank 0's share agree."""
-    n = ours.x.shape[-1]
+    n = len(ours.labels)
     output = theirs.network(theirs.x[:n])
     loss = theirs.cross_entropy(output, theirs.labels[:n])
     theirs.network.zero_grad()
     loss.backward()
     ours.compute()
-    our_output = ours.network.forward(ours.x, training=True)
-    require_agreement("output", [our_output.T], [output.detach().numpy()], 1e-4)
+    blocks = [ours.network.forward(ours.network.load(ours.images, block)).T.copy() for block in ours.blocks]
+    require_agreement("output", [np.concatenate(blocks)], [output.detach().numpy()], 1e-4)
     # Ours are those of a share of a minibatch. They agree to 1e-6 until, of numbers in a pooling window that are equal
     # but for rounding, another one wins: then its gradient goes elsewhere, 0.3 % of the whole in the VGG-like network
     # (and as much between PyTorch's in float32 and in float64). The layers alone are held to 0.1 %.
