@@ -144,7 +144,8 @@ def compute_gradient(worker: Worker, dataset: Dataset, samples: Array, batch_siz
     x = worker.load(dataset.images, samples)
     output = worker.forward(x, training=True)
     doutput = worker.output_gradient(len(samples))
-    worker.message[-1] = loss.forward_backward(output, dataset.labels[samples], batch_size, doutput)
+    labels = worker.load_labels(dataset.labels, samples)
+    worker.message[-1] = loss.forward_backward(output, labels, batch_size, doutput)
     worker.backward(doutput)
 
 
