@@ -15,6 +15,7 @@ import os
 import sys
 import time
 import traceback
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -231,7 +232,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     peaks = comm.gather(_peak_rss_bytes())
 
     def write_results() -> None:
-        if folder is None:
+        if folder is None or reporter is None:
             return
         save_model(folder.path / "model.npz", network)
         folder.plot_losses(history)
@@ -239,8 +240,10 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
         summary = summarize(options, all_hosts, network, train_set, history, on_train_set)
         summary["peak_rss_bytes"] = max(peaks)
         summary["wall_seconds"] = _seconds_since_start()
+        summary["started"] = (datetime.now(UTC) - timedelta(seconds=summary["wall_seconds"])).isoformat()
+        summary["first_step_seconds"] = summary["wall_seconds"] - (time.perf_counter() - reporter.first_step_at)
         folder.write_summary(summary)
-        print(describe_result(folder, history, on_train_set), flush=True)
+        print(describe_result(folder, history, on_train_set, max(peaks)), flush=True)
 
     run_together(comm, write_results)
 

@@ -48,7 +48,7 @@ def evaluate(network: NetworkHandler, dataset: Dataset, comm: Any = None, *, los
     with one_blas_thread():
         for samples in minibatches(grain(np.arange(len(dataset)), comm.rank, comm.size), network.worker.block_size):
             output = network.forward(network.load(dataset.images, samples))
-            labels = dataset.labels[samples]
+            labels = network.worker.load_labels(dataset.labels, samples)
             correct = loss.count_correct(output, labels)
             unused = network.output_gradient(len(samples))
             sums += (loss.forward_backward(output, labels, 1, unused), correct or 0, len(samples))

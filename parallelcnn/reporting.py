@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -77,6 +78,9 @@ class RunReporter:
         epochs: how many there will be.
         samples: in an epoch.
         stream: where the bar or the lines go; stdout unless given.
+
+    Attributes:
+        first_step_at: when the first minibatch was done, by `time.perf_counter` [s].
     """
 
     def __init__(self, metrics: TextIO, epochs: int, samples: int, stream: TextIO | None = None) -> None:
@@ -87,8 +91,11 @@ class RunReporter:
         self._loss_sum = 0.0
         self._seconds_before = 0.0
         self._epoch_done = 0
+        self.first_step_at = math.nan
 
     def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
+        if step == 1:
+            self.first_step_at = time.perf_counter()
         # Written out, not json.dumps, which took 2 % of a step. JSON knows no NaN: null.
         number = f"{loss:.9g}" if math.isfinite(loss) else "null"
         self._write(f'{{"step": {step}, "epoch": {epoch}, "loss": {number}}}\n')
@@ -206,12 +213,17 @@ def summarize(
     }
 
 
-def describe_result(folder: RunFolder, history: History, on_train_set: Evaluation) -> str:
-    """What came of a run, in two lines."""
+def describe_result(folder: RunFolder, history: History, on_train_set: Evaluation, peak_rss_bytes: int) -> str:
+    """What came of a run, in two lines.
+
+    Args:
+        peak_rss_bytes: of the rank that held most memory.
+    """
     accuracies = [as_percent(result.accuracy) for result in (on_train_set, history.evaluations[-1][2])]
     return (
         f"done       train accuracy {accuracies[0]}, test accuracy {accuracies[1]}; "
-        f"{history.train_seconds:.2f} s of training, {history.compile_seconds:.2f} s of compilation\n"
+        f"{history.train_seconds:.2f} s of training, {history.compile_seconds:.2f} s of compilation, "
+        f"{peak_rss_bytes / 2**20:,.0f} MiB a rank\n"
         f"written    {folder.path}{os.sep}"
     )
 

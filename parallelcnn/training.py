@@ -146,7 +146,8 @@ def compute_gradient(worker: Worker, dataset: Dataset, samples: Array, batch_siz
         x = worker.load(dataset.images, block)
         output = worker.forward(x, training=True)
         doutput = worker.output_gradient(len(block))
-        worker.message[-1] = loss.forward_backward(output, dataset.labels[block], batch_size, doutput)
+        labels = worker.load_labels(dataset.labels, block)
+        worker.message[-1] = loss.forward_backward(output, labels, batch_size, doutput)
         worker.backward(doutput)
         worker.sum_blocks(number, len(blocks))
 

@@ -52,6 +52,7 @@ class Worker:
         for layer in self._layers:
             shapes.append(layer.output_shape(shapes[-1]))
         self._workspaces = Workspaces(self._layers, shapes, dtype)
+        self._labels = np.empty(0)
         self.block_size = _block_size(shapes, dtype)
         self._block_sums: Array | None = None
 
@@ -107,6 +108,22 @@ class Worker:
         scale = self._dtype.type(1 / 255 if images.dtype == np.uint8 else 1)
         load_kernel(images.reshape(len(images), features), indices, scale, x.reshape(features, len(indices)))
         return x
+
+    def load_labels(self, labels: Array, indices: Array) -> Array:
+        """Gather the labels of the samples that `load` has loaded, into memory that is allocated once.
+
+        Args:
+            labels: (N,) or (N, outputs).
+            indices: (n,), which of them; `load` has checked that they are there.
+
+        Returns:
+            (n,) or (n, outputs), valid until the next call.
+        """
+        n, kept = len(indices), self._labels
+        if len(kept) < n or kept.dtype != labels.dtype or kept.shape[1:] != labels.shape[1:]:
+            self._labels = np.empty((n, *labels.shape[1:]), labels.dtype)
+        # "clip" changes no index, but otherwise numpy gathers into an array of its own first.
+        return labels.take(indices, 0, self._labels[:n], "clip")
 
     def forward(self, x: Array, *, training: bool = False) -> Array:
         """Run the layers.

@@ -9,6 +9,8 @@ import shutil
 import struct
 import sys
 import termios
+import time
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -57,7 +59,10 @@ def test_training_writes_what_it_promises(train, folder, tmp_path):
     assert summary["test_loss"] == tests[-1]["test_loss"]
     assert 0 < summary["train_seconds"] < summary["wall_seconds"]
     assert 0 < summary["compile_seconds"] < summary["wall_seconds"]
+    assert 0 < summary["first_step_seconds"] < summary["wall_seconds"]
+    assert 0 <= time.time() - datetime.fromisoformat(summary["started"]).timestamp() - summary["wall_seconds"] < 60
     assert summary["peak_rss_bytes"] > 2**20
+    assert f"{summary['peak_rss_bytes'] / 2**20:,.0f} MiB a rank" in ran.out
     network = pc.load_model(out / "model.npz")
     assert summary["parameters_sha256"] == hashlib.sha256(network.params.tobytes()).hexdigest()
     train_set, test_set = pc.load_idx_folder(folder)

@@ -3,14 +3,17 @@
 `reassoc` lets the compiler vectorise sums and `contract` use fused multiply-add. `nnan` and `ninf` stay off: with
 them `isnan` is compiled away, and a diverging run would go unnoticed.
 
-After changing this file, `_vectors` or `_tiles`, delete the `__pycache__` folders: numba's cache notices a change of
-the file that holds a kernel, not of the files it imports. So kernel files import nothing else of the package.
+The cache of compiled kernels notices a change of the file that holds a kernel, and of the files of this folder that
+begin with an underscore. So kernel files import nothing else of the package.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from numba import njit
+
+from ._cache import SafeCache
 
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -34,7 +37,8 @@ def exact_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _cached(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    try:
-        return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
-    except RuntimeError:  # no folder to keep it in can be written to: compile in every process
-        return njit(nogil=True, error_model="numpy", **options)(function)
+    compiled = njit(nogil=True, error_model="numpy", **options)(function)
+    # Without a folder to keep it in that can be written to, every process compiles.
+    with contextlib.suppress(RuntimeError):
+        compiled._cache = SafeCache(function)  # as njit(cache=True) does, with a safer cache
+    return compiled

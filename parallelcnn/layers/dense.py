@@ -7,6 +7,7 @@ import numpy as np
 
 from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
+from parallelcnn.kernels import dense as kernels
 
 from .base import Array, Arrays, Layer, Shape, check_positive, draw_start_values
 
@@ -54,7 +55,7 @@ class Dense(Layer):
     def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
         np.matmul(params["weight"], x, out=y)
         if self.bias:
-            y += params["bias"][:, np.newaxis]
+            kernels.add_bias(params["bias"], y)
         find_activation(self.activation).forward(y, cache.get("before_activation"))
 
     def backward(
@@ -63,6 +64,6 @@ class Dense(Layer):
         find_activation(self.activation).backward(cache.get("before_activation", y), dy)
         np.matmul(dy, x.T, out=grads["weight"])
         if self.bias:
-            np.sum(dy, axis=1, out=grads["bias"])
+            kernels.dense_backward_bias(dy, grads["bias"])
         if dx is not None:
             np.matmul(params["weight"].T, dy, out=dx)

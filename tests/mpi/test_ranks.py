@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import small
+import traced
 
 import parallelcnn as pc
 from parallelcnn.comm import MPIRanks, run_together, share_on_node, world
@@ -234,3 +235,14 @@ def test_ranks_compile_in_turns(comm):
     compile_in_turns(comm, work)
     everyone = [clock for (clock,) in comm.gather(times)]
     assert all(clock >= everyone[0] + 0.05 for clock in everyone[1:])
+
+
+def test_a_step_allocates_no_memory_for_numbers_nor_does_the_sum_over_ranks(comm):
+    """Enough samples a rank for an array with one byte for each to be larger than the bound."""
+    bound = 4096
+    batch_size = (bound + 1) * comm.size
+    steps = traced.TracedSteps()
+    run_of = small.dataset(3 * batch_size), small.dataset(97, seed=1), pc.SGD(0.1), 2, batch_size
+    pc.train(small.network(), *run_of, comm=comm, reporter=steps)
+    assert steps.steps == 2
+    assert max(comm.gather(steps.peak)) <= bound

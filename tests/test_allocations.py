@@ -1,0 +1,93 @@
+"""After the first epoch has met every size of minibatch, a step allocates no memory for numbers.
+
+What is left are Python's own objects of a few hundred bytes, which a call makes and frees again: views, integers,
+tuples. What stays is the result: one float a step in `History.losses`.
+"""
+
+import numpy as np
+import pytest
+import small
+import traced
+
+import parallelcnn as pc
+
+# Bytes. An array with but one byte for each sample would be larger than all that a step may hold at once.
+PEAK = 4096
+SAMPLES = PEAK + 1
+# Bytes a step: a float of 24 and its place in a list, which grows by more places than it needs at once.
+GROWTH = 64
+
+EVERY_LAYER = (
+    pc.Conv2D(3, 3, activation="relu"),
+    pc.MaxPool2D(2),
+    pc.Conv2D(4, 3, stride=2, padding="same", activation="gelu"),
+    pc.Conv2D(5, 1, bias=False, activation="tanh"),
+    pc.Activation("sigmoid"),
+    pc.Flatten(),
+    pc.Dense(7, activation="swish"),
+    pc.Dense(5),
+)
+
+
+@pytest.mark.parametrize(
+    ("layers", "loss", "optimizer"),
+    [
+        (pc.paper(5)[-3:], pc.SoftmaxCrossEntropy(), pc.SGD(0.1)),
+        (small.LAYERS, pc.SoftmaxCrossEntropy(), pc.SGD(0.1)),
+        (EVERY_LAYER, pc.MeanSquaredError(), pc.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)),
+    ],
+    ids=["dense", "small", "every layer"],
+)
+def test_a_step_allocates_no_memory_for_numbers(layers, loss, optimizer):
+    # The second minibatch of each epoch is larger than the third and last one.
+    train_set = small.dataset(2 * (SAMPLES + 100) + SAMPLES)
+    steps = traced.TracedSteps()
+    network = pc.NetworkHandler(layers, (1, 11, 9))
+    pc.train(network, train_set, small.dataset(9), optimizer, 4, SAMPLES + 100, loss=loss, reporter=steps)
+    assert steps.steps == 6
+    assert steps.peak <= PEAK
+
+
+def test_a_step_of_the_papers_network_allocates_no_memory_for_numbers(rng):
+    train_set = pc.Dataset(rng.integers(0, 256, (3 * SAMPLES, 28, 28), np.uint8), rng.integers(0, 10, 3 * SAMPLES), 10)
+    steps = traced.TracedSteps()
+    network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
+    pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, reporter=steps)
+    assert steps.steps == 4
+    assert steps.peak <= PEAK
+
+
+def test_regression_allocates_no_memory_for_numbers_either(rng):
+    train_set = pc.Dataset(
+        rng.random((3 * SAMPLES, 6), np.float32), rng.random((3 * SAMPLES, 2), np.float32), None, "regression"
+    )
+    steps = traced.TracedSteps()
+    network = pc.NetworkHandler((pc.Dense(2),), (6,))
+    loss = pc.MeanSquaredError()
+    pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, loss=loss, reporter=steps)
+    assert steps.peak <= PEAK
+
+
+def test_steps_leave_nothing_behind_but_their_losses():
+    steps = traced.TracedSteps()
+    train_set = small.dataset(2000)
+    network = pc.NetworkHandler(EVERY_LAYER, (1, 11, 9))
+    pc.train(network, train_set, small.dataset(9), pc.SGD(0.01), 2, 10, reporter=steps)
+    assert steps.steps == 199
+    assert steps.growth <= GROWTH * steps.steps
+
+
+def test_the_tracer_sees_an_array_of_a_byte_for_each_sample():
+    class Layer(pc.Activation):
+        def forward(self, params, x, y, cache, *, training):
+            super().forward(params, x, y, cache, training=training)
+            np.ones(x.shape[-1], np.uint8)
+
+    steps = traced.TracedSteps()
+    network = pc.NetworkHandler((Layer("relu"), pc.Flatten(), pc.Dense(5)), (1, 11, 9))
+    pc.train(network, small.dataset(2 * SAMPLES), small.dataset(9), pc.SGD(0.1), 2, SAMPLES, reporter=steps)
+    assert steps.peak > PEAK
+
+
+def small_test_set(train_set):
+    return pc.Dataset(train_set.images[:9], train_set.labels[:9], train_set.classes)
