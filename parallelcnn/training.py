@@ -141,15 +141,13 @@ def train(
 
 def compute_gradient(worker: Worker, dataset: Dataset, samples: Array, batch_size: int, loss: Loss) -> None:
     """One worker's part of a step: its message becomes the sum over `samples` of gradient and loss, by `batch_size`."""
-    blocks = worker.blocks(samples)
-    for number, block in enumerate(blocks):
+    for block in worker.blocks(samples):
         x = worker.load(dataset.images, block)
         output = worker.forward(x, training=True)
         doutput = worker.output_gradient(len(block))
         labels = worker.load_labels(dataset.labels, block)
         worker.message[-1] = loss.forward_backward(output, labels, batch_size, doutput)
         worker.backward(doutput)
-        worker.sum_blocks(number, len(blocks))
 
 
 def compile_kernels(network: NetworkHandler, dataset: Dataset, optimizer: SGD, loss: Loss) -> None:

@@ -1,7 +1,7 @@
 """A worker: what one thread writes when it runs a network forwards and backwards. The parameters are shared."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -56,25 +56,23 @@ class Worker:
         self.block_size = _block_size(shapes, dtype)
         self._block_sums: Array | None = None
 
-    def blocks(self, samples: Array) -> list[Array]:
-        """The samples in blocks of about equal size, at most `block_size`: one where there are so few, or none."""
-        count = max(-(-len(samples) // self.block_size), 1)
-        size = -(-len(samples) // count)
-        size = min(-(-size // _LANES) * _LANES, self.block_size)
-        return [samples[start : start + size] for start in range(0, max(len(samples), 1), size or 1)]
+    def blocks(self, samples: Array) -> Iterator[Array]:
+        """The samples in blocks of about equal size, at most `block_size`: one where there are so few, or none.
 
-    def sum_blocks(self, number: int, count: int) -> None:
-        """Tell the worker that `message` is that of block `number` of `count`; after the last it is the sum of all."""
+        What `message` holds after each is added up; when there are no more, it holds the sum.
+        """
+        count = max(-(-len(samples) // self.block_size), 1)
         if count == 1:
+            yield samples
             return
+        size = min(_LANES * -(-len(samples) // (count * _LANES)), self.block_size)
         if self._block_sums is None:
             self._block_sums = np.empty_like(self.message)
-        if number == 0:
-            self._block_sums[...] = self.message
-        else:
+        self._block_sums[...] = 0
+        for start in range(0, len(samples), size):
+            yield samples[start : start + size]
             np.add(self._block_sums, self.message, out=self._block_sums)
-        if number == count - 1:
-            self.message[...] = self._block_sums
+        self.message[...] = self._block_sums
 
     def load(self, images: Array, indices: Array | None = None) -> Array:
         """Gather samples, scale uint8 to [0, 1], and bring them into the layout inside.

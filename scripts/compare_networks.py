@@ -84,20 +84,18 @@ class OurNetwork:
         self.network, self.comm, self.n = network, comm, len(images)
         share = grain(np.arange(self.n), comm.rank, comm.size)
         self.images, self.labels = images[share], labels[share]
-        self.blocks = network.worker.blocks(np.arange(len(share)))
         self.loss = SoftmaxCrossEntropy()
 
     def compute(self) -> tuple[float, float]:
         """Seconds of the forward pass, with loading and loss, and of the backward pass: block by block, as `train`."""
         worker, forward, backward = self.network.worker, 0.0, 0.0
-        for number, block in enumerate(self.blocks):
+        for block in worker.blocks(np.arange(len(self.labels))):
             started = time.perf_counter()
             output = worker.forward(worker.load(self.images, block), training=True)
             doutput = worker.output_gradient(len(block))
             worker.message[-1] = self.loss.forward_backward(output, self.labels[block], self.n, doutput)
             forward_done = time.perf_counter()
             worker.backward(doutput)
-            worker.sum_blocks(number, len(self.blocks))
             forward += forward_done - started
             backward += time.perf_counter() - forward_done
         return forward, backward
@@ -235,7 +233,10 @@ def _require_same_results(ours: OurNetwork, theirs: TheirNetwork) -> None:
     theirs.network.zero_grad()
     loss.backward()
     ours.compute()
-    blocks = [ours.network.forward(ours.network.load(ours.images, block)).T.copy() for block in ours.blocks]
+    blocks = [
+        ours.network.forward(ours.network.load(ours.images, block)).T.copy()
+        for block in ours.network.worker.blocks(np.arange(n))
+    ]
     require_agreement("output", [np.concatenate(blocks)], [output.detach().numpy()], 1e-4)
     # Ours are those of a share of a minibatch. They agree to 1e-6 until, of numbers in a pooling window that are equal
     # but for rounding, another one wins: then its gradient goes elsewhere, 0.3 % of the whole in the VGG-like network

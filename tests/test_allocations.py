@@ -43,6 +43,7 @@ def test_a_step_allocates_no_memory_for_numbers(layers, loss, optimizer):
     train_set = small.dataset(2 * (SAMPLES + 100) + SAMPLES)
     steps = traced.TracedSteps()
     network = pc.NetworkHandler(layers, (1, 11, 9))
+    network.worker.block_size = SAMPLES + 100  # in one block: what has a place for each sample is large, and seen
     pc.train(network, train_set, small.dataset(9), optimizer, 4, SAMPLES + 100, loss=loss, reporter=steps)
     assert steps.steps == 6
     assert steps.peak <= PEAK
@@ -52,6 +53,7 @@ def test_a_step_of_the_papers_network_allocates_no_memory_for_numbers(rng):
     train_set = pc.Dataset(rng.integers(0, 256, (3 * SAMPLES, 28, 28), np.uint8), rng.integers(0, 10, 3 * SAMPLES), 10)
     steps = traced.TracedSteps()
     network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
+    network.worker.block_size = SAMPLES
     pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, reporter=steps)
     assert steps.steps == 4
     assert steps.peak <= PEAK
@@ -63,8 +65,18 @@ def test_regression_allocates_no_memory_for_numbers_either(rng):
     )
     steps = traced.TracedSteps()
     network = pc.NetworkHandler((pc.Dense(2),), (6,))
+    network.worker.block_size = SAMPLES
     loss = pc.MeanSquaredError()
     pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, loss=loss, reporter=steps)
+    assert steps.peak <= PEAK
+
+
+def test_a_step_of_several_blocks_allocates_no_memory_for_numbers_either(rng):
+    train_set = pc.Dataset(rng.integers(0, 256, (2000, 28, 28), np.uint8), rng.integers(0, 10, 2000), 10)
+    steps = traced.TracedSteps()
+    network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
+    pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, 500, reporter=steps)
+    assert network.worker.block_size < 500
     assert steps.peak <= PEAK
 
 
@@ -85,6 +97,7 @@ def test_the_tracer_sees_an_array_of_a_byte_for_each_sample():
 
     steps = traced.TracedSteps()
     network = pc.NetworkHandler((Layer("relu"), pc.Flatten(), pc.Dense(5)), (1, 11, 9))
+    network.worker.block_size = SAMPLES
     pc.train(network, small.dataset(2 * SAMPLES), small.dataset(9), pc.SGD(0.1), 2, SAMPLES, reporter=steps)
     assert steps.peak > PEAK
 

@@ -86,7 +86,7 @@ def test_a_gradient_summed_over_blocks_of_samples_is_that_of_all_at_once(samples
     for block_size in (16, 32, 128):
         network = pc.NetworkHandler((pc.Conv2D(3, 3), pc.MaxPool2D(2), pc.Flatten(), pc.Dense(10)), (1, 9, 9))
         network.worker.block_size = block_size
-        blocks = network.worker.blocks(np.arange(samples))
+        blocks = list(network.worker.blocks(np.arange(samples)))
         assert [index for block in blocks for index in block] == list(range(samples))
         assert all(len(block) <= block_size for block in blocks)
         compute_gradient(network.worker, dataset, rng.permutation(90)[:0], 90, pc.SoftmaxCrossEntropy())
