@@ -140,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--evaluate-every", type=int, metavar="K", help="test after every K minibatches, and not only each epoch"
     )
+    _add_threads_option(train)
     train.add_argument("--out", metavar="DIR", help="folder for the results; otherwise runs/ and the UTC time")
 
     evaluate = commands.add_parser(
@@ -148,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
     evaluate.add_argument("file", metavar="MODEL", help="model.npz, or the folder that holds it")
     _add_data_options(evaluate)
+    _add_threads_option(evaluate)
     evaluate.add_argument(
         "--model", metavar="NAME|FILE.py:FUNCTION", help=f"the network, if its layers are your own: {_MODEL_HELP}"
     )
@@ -169,21 +171,29 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_threads_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="that a rank computes on; otherwise its part of the node's cores"
+    )
+
+
 def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.checkpoint import save_model
-    from parallelcnn.comm import hosts, run_together
+    from parallelcnn.comm import choose_threads, hosts, run_together
     from parallelcnn.evaluation import evaluate
     from parallelcnn.losses import SoftmaxCrossEntropy
     from parallelcnn.models import find_model
     from parallelcnn.network import NetworkHandler
     from parallelcnn.optimizers import SGD
     from parallelcnn.reporting import RunFolder, RunReporter, describe_result, describe_run, summarize
+    from parallelcnn.threads import check_threads
     from parallelcnn.training import check_fit, check_numbers, compile_in_turns, compile_kernels, train
 
     numbers = (options.epochs, options.batch_size, options.seed, options.evaluate_every)
 
     def check_options() -> SGD:
         check_numbers(*numbers)
+        check_threads(options.threads)
         if options.out == "":
             raise InputError("--out must name a folder, got ''")
         return SGD(options.learning_rate, options.momentum, options.nesterov, options.weight_decay)
@@ -204,14 +214,15 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     network = run_together(comm, build)
     loss = SoftmaxCrossEntropy()
     compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
-    all_hosts = hosts(comm)
+    threads = choose_threads(comm, options.threads)
+    all_hosts, all_threads = hosts(comm), comm.gather(threads)
     folder = run_together(comm, lambda: RunFolder(options.out) if comm.rank == 0 else None)
     reporter = None
     with contextlib.ExitStack() as cleanup:
         if folder is not None:
             if folder.moved_to is not None:
                 print(f"moved the files of an earlier run to {folder.moved_to}")
-            print(describe_run(options, all_hosts, network, train_set, test_set, optimizer), flush=True)
+            print(describe_run(options, all_hosts, all_threads, network, train_set, test_set, optimizer), flush=True)
             reporter = RunReporter(folder.metrics, options.epochs, len(train_set))
             cleanup.callback(folder.metrics.close)
             cleanup.callback(reporter.close)
@@ -227,8 +238,9 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
             loss=loss,
             evaluate_every=options.evaluate_every,
             reporter=reporter,
+            threads=threads,
         )
-    on_train_set = evaluate(network, train_set, comm, loss=loss)
+    on_train_set = evaluate(network, train_set, comm, loss=loss, threads=threads)
     peaks = comm.gather(_peak_rss_bytes())
 
     def write_results() -> None:
@@ -237,7 +249,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
         save_model(folder.path / "model.npz", network)
         folder.plot_losses(history)
         history.compile_seconds += compile_seconds
-        summary = summarize(options, all_hosts, network, train_set, history, on_train_set)
+        summary = summarize(options, all_hosts, all_threads, network, train_set, history, on_train_set)
         summary["peak_rss_bytes"] = max(peaks)
         summary["wall_seconds"] = _seconds_since_start()
         summary["started"] = (datetime.now(UTC) - timedelta(seconds=summary["wall_seconds"])).isoformat()
@@ -256,8 +268,10 @@ def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.models import find_model
     from parallelcnn.network import NetworkHandler
     from parallelcnn.reporting import as_percent
+    from parallelcnn.threads import check_threads
     from parallelcnn.training import check_fit, compile_in_turns
 
+    run_together(comm, lambda: check_threads(options.threads))
     _, test_set = _load_data(options, comm)
 
     def load() -> NetworkHandler:
@@ -271,8 +285,8 @@ def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
 
     network = run_together(comm, load)
     one_sample = Dataset(test_set.images[:1], test_set.labels[:1], test_set.classes)
-    compile_in_turns(comm, lambda: evaluate(network, one_sample, Serial()))
-    result = evaluate(network, test_set, comm)
+    compile_in_turns(comm, lambda: evaluate(network, one_sample, Serial(), threads=1))
+    result = evaluate(network, test_set, comm, threads=options.threads)
     if comm.rank == 0:
         print(f"{test_set.name}: test loss {result.loss:.4f}, test accuracy {as_percent(result.accuracy)}")
 
@@ -281,12 +295,14 @@ def _info(options: argparse.Namespace, comm: "Communicator") -> None:
     import numba
     import numpy as np
 
-    from parallelcnn.comm import hosts, launched_ranks, mpi_library
+    from parallelcnn.comm import choose_threads, hosts, launched_ranks, mpi_library
+    from parallelcnn.reporting import in_words
     from parallelcnn.threads import blas_threads, usable_cores
 
     _ = np.zeros((2, 2)) @ np.zeros((2, 2))  # brings numpy's BLAS into sight
     everywhere = hosts(comm)
-    cores = comm.gather(usable_cores())
+    cores = comm.gather(len(usable_cores()))
+    threads = comm.gather(choose_threads(comm, None))
     if comm.rank != 0:
         return
     launched, said_by = launched_ranks()
@@ -297,10 +313,11 @@ def _info(options: argparse.Namespace, comm: "Communicator") -> None:
     if launched > 1 and comm.size == 1:
         print(f"               but {said_by}: each rank is alone; `parallelcnn train` says which launcher is right")
     for rank, host in enumerate(everywhere):
-        print(f"    rank {rank:<6} {host}, may use {cores[rank]} core{'s' if cores[rank] != 1 else ''}")
-    print(f"numba threads  {numba.config.NUMBA_NUM_THREADS} (a rank computes on one)")
-    for library, threads in blas_threads():
-        print(f"BLAS threads   {threads} ({library}; one while a network trains)")
+        may_use, computes_on = in_words(cores[rank], "core"), in_words(threads[rank], "thread")
+        print(f"    rank {rank:<6} {host}, may use {may_use}, computes on {computes_on} unless told otherwise")
+    print(f"numba threads  {numba.config.NUMBA_NUM_THREADS} (not used: a rank has threads of its own)")
+    for library, count in blas_threads():
+        print(f"BLAS threads   {count} ({library}; one in each of a rank's threads)")
 
 
 def _load_data(options: argparse.Namespace, comm: "Communicator") -> "tuple[Dataset, Dataset]":

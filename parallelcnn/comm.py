@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from parallelcnn.errors import DataError, InputError, LaunchError, ParallelCNNError
+from parallelcnn.threads import core_quota, fair_share, usable_cores
 
 Array = np.ndarray
 T = TypeVar("T")
@@ -270,6 +271,15 @@ def mpi_library() -> str:
 def hosts(comm: Communicator) -> list[str]:
     """The host of every rank. Collective: every rank of `comm` must call it."""
     return comm.gather(os.environ.get("SLURMD_NODENAME") or socket.gethostname())
+
+
+def choose_threads(comm: Communicator, asked: int | None) -> int:
+    """How many threads this rank computes on: as many as asked for, or, for None, its part of the node's cores.
+
+    Collective: every rank of `comm` must call it, with whatever number.
+    """
+    cores = comm.gather(usable_cores())
+    return asked or fair_share(comm.rank, {rank: cores[rank] for rank in comm.ranks_on_node()}, core_quota())
 
 
 def run_together(comm: Communicator, work: Callable[[], T]) -> T:

@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.comm import as_communicator
+from parallelcnn.comm import Communicator, as_communicator, choose_threads
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain, minibatches
+from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
-from parallelcnn.threads import one_blas_thread
+from parallelcnn.team import Team
+from parallelcnn.threads import check_threads, one_blas_thread
+from parallelcnn.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -28,31 +31,57 @@ class Evaluation:
     samples: int
 
 
-def evaluate(network: NetworkHandler, dataset: Dataset, comm: Any = None, *, loss: Loss | None = None) -> Evaluation:
+def evaluate(
+    network: NetworkHandler,
+    dataset: Dataset,
+    comm: Any = None,
+    *,
+    loss: Loss | None = None,
+    threads: int | None = None,
+) -> Evaluation:
     """Loss and accuracy of a network, the same on every rank.
 
-    Each rank runs its share of the samples; losses, right answers and samples are summed over ranks, and only then
-    divided. Collective: every rank of `comm` must call it.
+    Collective: every rank of `comm` must call it.
 
     Args:
-        comm: see `train`.
+        comm, threads: see `train`.
         loss: softmax cross-entropy unless given.
 
     Raises:
         ShapeError: if data set, network and loss do not fit together.
+        InputError: for a number of threads below 1.
     """
+    check_threads(threads)
     comm = as_communicator(comm)
     loss = loss or SoftmaxCrossEntropy()
     loss.check(network.output_shape, dataset.labels, dataset.classes)
-    sums = np.zeros(3)  # of losses, right answers, samples
-    with one_blas_thread():
-        for samples in minibatches(grain(np.arange(len(dataset)), comm.rank, comm.size), network.worker.block_size):
-            output = network.forward(network.load(dataset.images, samples))
-            labels = network.worker.load_labels(dataset.labels, samples)
-            correct = loss.count_correct(output, labels)
-            unused = network.output_gradient(len(samples))
-            sums += (loss.forward_backward(output, labels, 1, unused), correct or 0, len(samples))
+    workers = network.workers(choose_threads(comm, threads))
+    with one_blas_thread(), Team(workers) as team:
+        _run_share(workers[0], dataset, np.zeros(1, np.intp), loss)  # compiles, and that is for one thread
+        return evaluate_by(team, dataset, comm, loss)
+
+
+def evaluate_by(team: Team, dataset: Dataset, comm: Communicator, loss: Loss) -> Evaluation:
+    """The same with a team of threads that is there already, for a data set that fits its network.
+
+    Each thread of each rank runs its share of the samples; losses, right answers and samples are summed, and only then
+    divided. Collective: every rank of `comm` must call it.
+    """
+    share = grain(np.arange(len(dataset)), comm.rank, comm.size)
+    sums = np.sum(team.run(lambda worker, samples: _run_share(worker, dataset, samples, loss), share), axis=0)
     comm.sum_over_ranks(sums)
     total_loss, total_correct, total_samples = sums
     accuracy = float(total_correct / total_samples) if dataset.classes is not None else None
     return Evaluation(float(total_loss / total_samples), accuracy, int(total_samples))
+
+
+def _run_share(worker: Worker, dataset: Dataset, share: Array, loss: Loss) -> Array:
+    """Sums over a share of losses, right answers and samples."""
+    sums = np.zeros(3)
+    for samples in minibatches(share, worker.block_size):
+        output = worker.forward(worker.load(dataset.images, samples))
+        labels = worker.load_labels(dataset.labels, samples)
+        correct = loss.count_correct(output, labels)
+        unused = worker.output_gradient(len(samples))
+        sums += (loss.forward_backward(output, labels, 1, unused), correct or 0, len(samples))
+    return sums

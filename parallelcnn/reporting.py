@@ -155,6 +155,7 @@ class RunReporter:
 def describe_run(
     options: Namespace,
     hosts: Sequence[str],
+    threads: Sequence[int],
     network: NetworkHandler,
     train_set: Dataset,
     test_set: Dataset,
@@ -164,10 +165,15 @@ def describe_run(
 
     Args:
         options: of the command: model, batch_size, epochs.
-        hosts: of every rank.
+        hosts, threads: of every rank.
     """
     ranks = ", ".join(f"{host} ({hosts.count(host)})" for host in dict.fromkeys(hosts))
-    shares = [len(grain(np.arange(options.batch_size), rank, len(hosts))) for rank in range(len(hosts))]
+    fewest, most = min(threads), max(threads)
+    each = f"{in_words(most, 'thread') if fewest == most else f'{fewest} to {most} threads'} each"
+    shares = []
+    for rank, count in enumerate(threads):
+        share = grain(np.arange(options.batch_size), rank, len(hosts))
+        shares += [len(grain(share, i, count)) for i in range(count)]
     classes = "" if train_set.classes is None else f", {train_set.classes} classes"
     steps = -(-len(train_set) // options.batch_size)
     return "\n".join(
@@ -175,7 +181,7 @@ def describe_run(
             network.summary(),
             f"network    {options.model}",
             f"data       {train_set.name}: {len(train_set):,} to train on, {len(test_set):,} to test on{classes}",
-            f"ranks      {len(hosts)} on {ranks}",
+            f"ranks      {len(hosts)} on {ranks}, {each}",
             f"minibatch  {options.batch_size} = {' + '.join(map(str, shares)) if len(shares) <= 8 else _short(shares)}",
             f"training   {options.epochs} epochs of {steps:,} minibatches, {optimizer}",
         ]
@@ -185,6 +191,7 @@ def describe_run(
 def summarize(
     options: Namespace,
     hosts: Sequence[str],
+    threads: Sequence[int],
     network: NetworkHandler,
     train_set: Dataset,
     history: History,
@@ -201,6 +208,7 @@ def summarize(
         "data": train_set.name,
         "ranks": len(hosts),
         "hosts": list(hosts),
+        "threads": list(threads),
         "mpi_library": mpi_library() if len(hosts) > 1 else None,
         "samples_seen": history.samples_seen,
         "train_seconds": history.train_seconds,
@@ -231,6 +239,11 @@ def describe_result(folder: RunFolder, history: History, on_train_set: Evaluatio
 def as_percent(accuracy: float | None) -> str:
     """An accuracy as people read it."""
     return "unknown" if accuracy is None else f"{100 * accuracy:.2f} %"
+
+
+def in_words(count: int, noun: str) -> str:
+    """A number of things as people write it."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def plot_losses(path: Path, history: History) -> None:

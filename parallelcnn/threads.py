@@ -1,17 +1,73 @@
-"""Threads that numpy's matrix product brings along."""
+"""How many threads: of a rank, and of the BLAS that numpy's matrix product brings along."""
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from parallelcnn.errors import InputError
 
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise InputError unless that is a number of threads, or None."""
+    if threads is None:
+        return
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
+        raise InputError(f"threads must be an integer of at least 1, got {threads!r}")
+
+
+def fair_share(rank: int, cores: Mapping[int, frozenset[int]], quota: int | None) -> int:
+    """How many threads a rank should compute on, at least 1, so that all ranks of a node leave no core to two threads.
+
+    A core that several ranks may use is divided among them, and each rank's sum is rounded down: so it does not matter
+    whether the launcher has bound the ranks to cores of their own (Open MPI, srun) or not (MPICH).
+
+    Args:
+        cores: for each rank of the node, the cores that it may use.
+        quota: cores that all of them together may use up; None: all.
+    """
+    parts = sum(Fraction(1, sum(core in others for others in cores.values())) for core in cores[rank])
+    if quota is not None:
+        parts = min(parts, Fraction(quota, len(cores)))
+    return max(1, int(parts))
+
+
+def usable_cores() -> frozenset[int]:
+    """The cores that this process may use: a launcher, SLURM or taskset may have left it fewer than the machine has."""
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
+def core_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """How many cores' time the ranks of this node may use up, at least 1; None: as much as there is.
+
+    What limits it is a container's quota, in version 1 or 2 of Linux's control groups, or a SLURM job's allocation,
+    which on some clusters binds no process.
+    """
+    limits: list[int] = []
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        version_1 = "cpu" in controllers.split(",")
+        folder = root / ("cpu" if version_1 else "") / path.strip("/")
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if version_1 else ("cpu.max",)
+        for group in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or no number in it: no limit
+                quota, period = " ".join((group / name).read_text() for name in names).split()
+                limits += [int(quota) // int(period)] if int(quota) > 0 else []
+    allocated = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    limits += [int(allocated)] if allocated.isdecimal() else []
+    return max(1, min(limits)) if limits else None
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Inside, a matrix product runs on one thread, unless the environment asks for a number of them.
 
-    The ranks already use the cores: with a thread per core in each, they would wait for one another.
+    The ranks and their threads already use the cores: with a thread per core in each, they would wait for one another.
     """
     if any(variable in os.environ for variable in _VARIABLES):
         yield
@@ -27,8 +83,3 @@ def blas_threads() -> list[tuple[str, int]]:
     from threadpoolctl import threadpool_info
 
     return [(pool["internal_api"], pool["num_threads"]) for pool in threadpool_info() if pool["user_api"] == "blas"]
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: the launcher may have bound it to fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """Synchronous data-parallel training: the loop.
 
 Every rank holds the same network and the same optimiser, computes the gradient of its share of each minibatch, and
-takes the same step along the sum.
+takes the same step along the sum. Within a rank, a team of threads computes that gradient.
 """
 
 import math
@@ -13,16 +13,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from parallelcnn.comm import Communicator, abort_all_on_error, as_communicator, run_together
+from parallelcnn.comm import Communicator, abort_all_on_error, as_communicator, choose_threads, run_together
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain, minibatches, shuffle
 from parallelcnn.errors import DivergenceError, InputError, ReplicaMismatchError, ShapeError
-from parallelcnn.evaluation import Evaluation, evaluate
+from parallelcnn.evaluation import Evaluation, evaluate_by
 from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
-from parallelcnn.threads import one_blas_thread
+from parallelcnn.team import Team
+from parallelcnn.threads import check_threads, one_blas_thread
 from parallelcnn.worker import Worker
 
 
@@ -68,10 +69,11 @@ def train(
     loss: Loss | None = None,
     evaluate_every: int | None = None,
     reporter: Reporter | None = None,
+    threads: int | None = None,
 ) -> History:
-    """Train a network, on one process or on many ranks.
+    """Train a network, on one process or on many ranks, each on one thread or several.
 
-    The result does not depend on the number of ranks, up to the rounding of float32 sums. It starts from rank 0's
+    The result does not depend on how many they are, up to the rounding of float32 sums. It starts from rank 0's
     parameters, with the optimiser at rest. Collective: every rank of `comm` must call it, with the same arguments.
 
     Args:
@@ -82,6 +84,7 @@ def train(
         loss: softmax cross-entropy unless given.
         evaluate_every: evaluate on the test set after so many minibatches, and not only after each epoch.
         reporter: is told what happens, on the rank that hands one over.
+        threads: of this rank; ranks may differ. None: its part of the cores that the ranks of its node may use.
 
     Raises:
         InputError: for arguments outside their range, or a data set that does not fit network and loss.
@@ -107,6 +110,7 @@ def train(
             if not isinstance(value, kind):
                 raise InputError(f"train takes a {kind.__name__}, got {value!r}")
         check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
+        check_threads(threads)
         check_fit(network, train_set, loss)
         check_fit(network, test_set, loss)
         network.check_memory()
@@ -115,15 +119,17 @@ def train(
     _check_replicas(comm, plan, train_set, test_set)
     seed = _start_from_rank_0(comm, network, seed)
     history = History()
+    workers = network.workers(choose_threads(comm, threads))
     # An overflow needs no warning: the loss shows it.
-    with abort_all_on_error(comm), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+    quiet = np.errstate(over="ignore", invalid="ignore")
+    with abort_all_on_error(comm), one_blas_thread(), quiet, Team(workers) as team:
         history.compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
         step = 0
         for epoch in range(1, epochs + 1):
             resumed = time.perf_counter()
             for minibatch in minibatches(shuffle(len(train_set), seed, epoch), batch_size):
                 share = grain(minibatch, comm.rank, comm.size)
-                compute_gradient(network.worker, train_set, share, len(minibatch), loss)
+                compute_gradient_by(team, train_set, share, len(minibatch), loss)
                 comm.sum_over_ranks(network.message)
                 network.update(optimizer)
 
@@ -131,16 +137,22 @@ def train(
                 _record_minibatch(history, reporter, step, epoch, float(network.message[-1]), len(minibatch))
                 if evaluate_every and step % evaluate_every == 0:
                     history.train_seconds += time.perf_counter() - resumed
-                    _record_evaluation(history, reporter, step, epoch, evaluate(network, test_set, comm, loss=loss))
+                    _record_evaluation(history, reporter, step, epoch, evaluate_by(team, test_set, comm, loss))
                     resumed = time.perf_counter()
             history.train_seconds += time.perf_counter() - resumed
             if not (history.evaluations and history.evaluations[-1][0] == step):
-                _record_evaluation(history, reporter, step, epoch, evaluate(network, test_set, comm, loss=loss))
+                _record_evaluation(history, reporter, step, epoch, evaluate_by(team, test_set, comm, loss))
     return history
 
 
+def compute_gradient_by(team: Team, dataset: Dataset, samples: Array, batch_size: int, loss: Loss) -> None:
+    """A rank's part of a step: each worker its grain, and the first one's message, the network's, becomes the sum."""
+    team.run(lambda worker, some: compute_gradient(worker, dataset, some, batch_size, loss), samples)
+    team.sum_messages()
+
+
 def compute_gradient(worker: Worker, dataset: Dataset, samples: Array, batch_size: int, loss: Loss) -> None:
-    """One worker's part of a step: its message becomes the sum over `samples` of gradient and loss, by `batch_size`."""
+    """One worker's part: its message becomes the sum over `samples` of gradient and loss, by `batch_size`."""
     for block in worker.blocks(samples):
         x = worker.load(dataset.images, block)
         output = worker.forward(x, training=True)
@@ -153,6 +165,7 @@ def compute_gradient(worker: Worker, dataset: Dataset, samples: Array, batch_siz
 def compile_kernels(network: NetworkHandler, dataset: Dataset, optimizer: SGD, loss: Loss) -> None:
     """Have every kernel of a training step compiled, or found in numba's cache, by running one sample through it.
 
+    On one thread, before others start: what is compiled here serves all workers, whose arrays are of the same types.
     Changes no parameter.
     """
     one = np.zeros(1, np.intp)

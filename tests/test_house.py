@@ -13,14 +13,15 @@ PACKAGE = Path(parallelcnn.__file__).parent
 
 # From the ground up; a module imports only from floors below its own, or, within a folder, from its neighbours.
 FLOORS = [
-    {"_version", "errors", "kernels", "files", "threads"},
-    {"activations"},
+    {"_version", "errors", "kernels", "files"},
+    {"activations", "data", "threads"},
     {"layers"},
     {"losses", "parameters"},
     {"optimizers", "workspace"},
     {"worker"},
+    {"team"},
     {"network"},
-    {"models", "gradients", "data", "comm", "checkpoint"},
+    {"models", "gradients", "comm", "checkpoint"},
     {"evaluation"},
     {"training"},
     {"reporting"},
