@@ -11,7 +11,7 @@ import traced
 
 import parallelcnn as pc
 
-# Bytes. An array with but one byte for each sample would be larger than all that a step may hold at once.
+# Bytes. An array with but two bytes for each sample would be larger than all that a step may hold at once.
 PEAK = 4096
 SAMPLES = PEAK + 1
 # Bytes a step: a float of 24 and its place in a list, which grows by more places than it needs at once.
@@ -89,11 +89,11 @@ def test_steps_leave_nothing_behind_but_their_losses():
     assert steps.growth <= GROWTH * steps.steps
 
 
-def test_the_tracer_sees_an_array_of_a_byte_for_each_sample():
+def test_the_tracer_sees_an_array_of_two_bytes_for_each_sample():
     class Layer(pc.Activation):
         def forward(self, params, x, y, cache, *, training):
             super().forward(params, x, y, cache, training=training)
-            np.ones(x.shape[-1], np.uint8)
+            np.ones(2 * x.shape[-1], np.uint8)
 
     steps = traced.TracedSteps()
     network = pc.NetworkHandler((Layer("relu"), pc.Flatten(), pc.Dense(5)), (1, 11, 9))
