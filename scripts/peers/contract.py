@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
@@ -44,6 +45,7 @@ def parse_options(framework: str, variants: Sequence[str]) -> argparse.Namespace
     )
     parser.add_argument("--data", default="digits", help="digits, mnist or a folder with the four IDX files")
     parser.add_argument("--data-dir", help="where mnist lies")
+    parser.add_argument("--samples", type=int, metavar="N", help="train on the first N only; otherwise on all")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=100, help="samples in a minibatch, over all processes")
     parser.add_argument("--learning-rate", type=float, default=0.1)
@@ -52,9 +54,10 @@ def parse_options(framework: str, variants: Sequence[str]) -> argparse.Namespace
     parser.add_argument("--variant", choices=variants, default=variants[0])
     parser.add_argument("--losses", metavar="FILE", help="write the loss of every minibatch, one a line")
     options = parser.parse_args()
-    for name, least in (("epochs", 1), ("batch_size", 1), ("threads", 1), ("seed", 0)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+    for name, least in (("epochs", 1), ("batch_size", 1), ("threads", 1), ("seed", 0), ("samples", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     options.framework = framework
     return options
 
@@ -100,7 +103,8 @@ def load_sets(options: argparse.Namespace) -> tuple[Dataset, Dataset]:
     except InputError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
-    return train_set, test_set
+    first = slice(options.samples)
+    return replace(train_set, images=train_set.images[first], labels=train_set.labels[first]), test_set
 
 
 def start_values(seed: int) -> list[dict[str, Array]]:
@@ -174,7 +178,7 @@ def print_result(
     """
     if options.losses and losses is not None:
         Path(options.losses).write_text("".join(f"{loss:.9g}\n" for loss in losses))
-    names = ("framework", "variant", "data", "epochs", "batch_size", "learning_rate", "seed", "threads")
+    names = ("framework", "variant", "data", "samples", "epochs", "batch_size", "learning_rate", "seed", "threads")
     line = {
         **{name: getattr(options, name) for name in names},
         "train_seconds": training.seconds,

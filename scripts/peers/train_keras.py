@@ -33,7 +33,7 @@ def main() -> None:
     tf = require("tensorflow", options)
     keras = require("keras", options)
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(options.threads)
 
     with Meter() as loading:
         data = load(options)

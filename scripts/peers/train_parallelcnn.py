@@ -15,14 +15,18 @@ from parallelcnn.comm import Communicator, world
 
 
 def main() -> None:
-    options = parse_options("parallelcnn", ("train",))
+    run(parse_options("parallelcnn", ("train",)), pc.paper())
+
+
+def run(options: argparse.Namespace, layers: tuple[pc.Layer, ...]) -> None:
+    """Train a network of these layers; rank 0 prints the result."""
     comm = world()
     with Meter() as loading:
         train_set, test_set = load_sets(options)
     first = pc.Dataset(train_set.images[:1], train_set.labels[:1], train_set.classes)
-    train(first, first, 1, 1, options, comm)  # compiles
+    train(layers, first, first, options, comm)  # compiles
     with Meter() as training:
-        network, history = train(train_set, test_set, options.epochs, options.batch_size, options, comm)
+        network, history = train(layers, train_set, test_set, options, comm)
     training.seconds = history.train_seconds
     figures = comm.gather((peak_rss_bytes(), loading.allocated_bytes, training.allocated_bytes))
     on_train_set = pc.evaluate(network, train_set, comm)
@@ -47,20 +51,23 @@ def main() -> None:
 
 
 def train(
+    layers: tuple[pc.Layer, ...],
     train_set: pc.Dataset,
     test_set: pc.Dataset,
-    epochs: int,
-    batch_size: int,
     options: argparse.Namespace,
     comm: Communicator,
 ) -> tuple[pc.NetworkHandler, pc.History]:
     """A new network, and what its training tells."""
-    network = pc.NetworkHandler(pc.paper(), train_set.input_shape, options.seed)
-    optimizer = pc.SGD(options.learning_rate)
+    network = pc.NetworkHandler(layers, train_set.input_shape, options.seed)
+    batch_size = min(options.batch_size, len(train_set))
     threads = {}
     if "threads" in inspect.signature(pc.train).parameters:
         threads["threads"] = options.threads // comm.size
-    return network, pc.train(network, train_set, test_set, optimizer, epochs, batch_size, options.seed, comm, **threads)
+    optimizer = pc.SGD(options.learning_rate)
+    history = pc.train(
+        network, train_set, test_set, optimizer, options.epochs, batch_size, options.seed, comm, **threads
+    )
+    return network, history
 
 
 if __name__ == "__main__":
