@@ -15,39 +15,33 @@ numpy's float32 matrix product. Ratios are taken within a round; figures are med
 """
 
 import argparse
-import contextlib
 import json
-import os
 import shlex
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from measuring import Spread, command_line, markdown_table, matrix_product_rate, processor, versions
+from launching import (
+    PEERS,
+    as_elsewhere,
+    command_has_threads,
+    matrix_product_rate_of,
+    on_cores,
+    on_ranks,
+    options_as_words,
+    peer_command,
+    run,
+    run_program,
+)
+from measuring import Spread, command_line, markdown_table, processor, versions
 from networks import flop_per_sample
 from tqdm import tqdm
 
 import parallelcnn as pc
-from parallelcnn.comm import mpirun
 from parallelcnn.threads import usable_cores
 
-CLONE = Path(__file__).resolve().parents[1]
-PROGRAMS = CLONE / "scripts" / "peers"
-# Ways to set each framework up, in its program's words; each is explained there.
-PEERS = {
-    "PyTorch": ("pytorch", ("channels_last", "eager", "compiled", "ddp", "ddp_channels_last")),
-    "Keras": ("keras", ("fit_many_steps", "function", "fit", "fit_xla", "function_xla")),
-    "JAX": ("jax", ("step", "reduce_window", "scan")),
-    "Flux": ("flux", ("withgradient",)),
-}
-# Whoever calls may have set them for something else; each program asks for as many threads as it gets cores.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 Result = dict[str, Any]
 
 
@@ -72,15 +66,10 @@ class Contender:
         """
         with tempfile.TemporaryDirectory() as folder:
             command = [*self.command, *shared_options(options, epochs)]
-            if self.ours:
-                command += ["--out", folder]
-            environment = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode != 0:
-                sys.exit(f"{shlex.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
-            if self.ours:
-                return json.loads(Path(folder, "summary.json").read_text())
-            return json.loads(done.stdout.splitlines()[-1])
+            if not self.ours:
+                return run_program(command)
+            run([*command, "--out", folder])
+            return json.loads(Path(folder, "summary.json").read_text())
 
 
 def main() -> int:
@@ -115,14 +104,11 @@ def qualify(options: argparse.Namespace, cores: int) -> tuple[list[Contender], l
     """The quickest way to set up each framework, by one epoch of each way, and a line about every trial."""
     chosen, lines = [], []
     for framework in options.peers:
-        program, variants = PEERS[framework]
         seconds: dict[Contender, float] = {}
-        for variant in variants:
+        for variant in PEERS[framework][1]:
             if cores == 1 and variant.startswith("ddp"):
                 continue
-            path = PROGRAMS / f"train_{program}.py"
-            command = (sys.executable, str(path), "--variant", variant, "--threads", str(cores))
-            contender = Contender(f"{framework}, {variant}", command)
+            contender = Contender(f"{framework}, {variant}", tuple(peer_command(framework, variant, cores)))
             result = contender.train(options, epochs=1)
             if "skipped" in result:
                 lines.append(f"{framework}, {variant}: {result['skipped']}")
@@ -139,21 +125,15 @@ def qualify(options: argparse.Namespace, cores: int) -> tuple[list[Contender], l
 
 def our_contenders(cores: int) -> list[Contender]:
     """parallelcnn with a rank a core, and, where the command has threads, with a thread a core."""
-    train = (sys.executable, "-m", "parallelcnn", "train")
-    ranks = (mpirun(), "-n", str(cores), *train) if cores > 1 else train
+    train = [sys.executable, "-m", "parallelcnn", "train"]
+    ranks = on_ranks(cores, train)
     name = f"parallelcnn, {cores} rank{'s' if cores > 1 else ''}"
-    if not _command_has_threads():
-        return [Contender(name, ranks, ours=True)]
+    if not command_has_threads():
+        return [Contender(name, tuple(ranks), ours=True)]
     contenders = [Contender(name, (*ranks, "--threads", "1"), ours=True)]
     if cores > 1:
         contenders.append(Contender(f"parallelcnn, {cores} threads", (*train, "--threads", str(cores)), ours=True))
     return contenders
-
-
-@cache
-def _command_has_threads() -> bool:
-    told = subprocess.run([sys.executable, "-m", "parallelcnn", "train", "--help"], capture_output=True, text=True)
-    return "--threads" in told.stdout
 
 
 def section(
@@ -195,7 +175,7 @@ def section(
                 f"{memory:,.0f}" if processes == 1 else f"{processes} x {memory:,.0f}",
             ]
         )
-    commands = [_as_elsewhere([*contender.command, *shared_options(options)], options) for contender in results]
+    commands = [as_elsewhere([*contender.command, *shared_options(options)]) for contender in results]
     return "\n".join(
         [
             f"## On {cores} core{'s' if cores > 1 else ''}",
@@ -219,7 +199,7 @@ def section(
 def describe(options: argparse.Namespace) -> str:
     """The head of the page: machine, versions, method."""
     packages = versions("numpy", "numba", "mpi4py", "torch", "tensorflow-cpu", "keras", "jax")
-    command = _as_elsewhere(command_line().split(), options)
+    command = as_elsewhere(shlex.split(command_line()))
     epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
     return f"""# parallelcnn against its peers
 
@@ -235,46 +215,7 @@ taken within a round; figures are medians over rounds, (lowest to highest). Memo
 def shared_options(options: argparse.Namespace, epochs: int | None = None) -> list[str]:
     """The options that parallelcnn's command and the peers' programs have in common."""
     names = ("data", "data_dir", "epochs", "batch_size", "learning_rate", "seed")
-    given = {name: getattr(options, name) for name in names}
-    given["epochs"] = epochs or options.epochs
-    return [
-        word
-        for name, value in given.items()
-        if value is not None
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
-
-
-def _as_elsewhere(command: Sequence[str], options: argparse.Namespace) -> str:
-    """A command as one would type it in a clone somewhere else."""
-    folder = Path(options.data_dir).resolve() if options.data_dir else None
-    words = []
-    for word in command:
-        path = Path(word)
-        if folder is not None and path.resolve() == folder:
-            word = "FOLDER"
-        elif path.is_absolute():
-            inside = path.is_relative_to(CLONE) and path.suffix == ".py"
-            word = str(path.relative_to(CLONE)) if inside else path.name
-        words.append(word)
-    return shlex.join(words)
-
-
-@contextlib.contextmanager
-def on_cores(cores: int) -> Iterator[None]:
-    """Inside, this process and those it starts run on so many of its cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(before)[:cores])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def matrix_product_rate_of(cores: int) -> float:
-    """What so many processes together, each on one thread, reach in numpy's float32 matrix product [GFLOP/s]."""
-    with ProcessPoolExecutor(cores) as pool:
-        return sum(pool.map(matrix_product_rate, [512] * cores, [1.0] * cores))
+    return options_as_words({name: getattr(options, name) for name in names} | {"epochs": epochs or options.epochs})
 
 
 def say(line: str) -> None:
