@@ -41,7 +41,7 @@ def train_with_library(layers, folder):
     return history.losses, network.params
 
 
-@pytest.mark.parametrize("name", ["naive", "loops", "rows", "passes", "pool first"])
+@pytest.mark.parametrize("name", ["naive", "loops", "rows", "passes", "pool first", "tiles"])
 def test_every_rung_of_the_ladder_takes_the_librarys_steps(name, ladder, folder):
     rung = ladder.RUNGS[name]
     losses, params = train_with_library(pc.paper(), folder)
