@@ -2,7 +2,7 @@
 """Times the training of the paper's network with parallelcnn and with every framework installed, on the same cores.
 
     scripts/peers.sh                                        # makes .venv-peers, where the frameworks are
-    .venv-peers/bin/python scripts/compare_with_peers.py --data mnist --cores 2 1 --rounds 5 --out comparison.md
+    scripts/peers.sh scripts/compare_with_peers.py --data mnist --cores 2 1 --rounds 5 --out scripts/results/peers.md
 
 All train the same network from the same start, by plain SGD, over minibatches of the same size in float32, and the
 time is that of the training loop alone: no start-up, no compilation, no loading of data, no evaluation. Frameworks
@@ -35,7 +35,16 @@ from launching import (
     run,
     run_program,
 )
-from measuring import Spread, command_line, markdown_table, processor, versions
+from measuring import (
+    Spread,
+    command_line,
+    file_to_write,
+    markdown_table,
+    positive_integer,
+    positive_number,
+    processor,
+    versions,
+)
 from networks import flop_per_sample
 from tqdm import tqdm
 
@@ -81,7 +90,7 @@ def main() -> int:
     page = describe(options) + "\n\n" + "\n\n".join(sections) + "\n"
     print(page)
     if options.out:
-        Path(options.out).write_text(page)
+        options.out.write_text(page)
     return 0
 
 
@@ -228,21 +237,24 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="mnist", help="digits, mnist or a folder (default: mnist)")
     parser.add_argument("--data-dir", help="where mnist lies")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--learning-rate", type=float, default=0.1)
+    parser.add_argument("--epochs", type=positive_integer, default=3)
+    parser.add_argument("--batch-size", type=positive_integer, default=100)
+    parser.add_argument("--learning-rate", type=positive_number, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cores", type=int, nargs="+", default=[usable, 1], help="a table each (default: all, and 1)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--cores",
+        type=positive_integer,
+        nargs="+",
+        metavar="N",
+        default=list(dict.fromkeys([usable, 1])),
+        help="a table for each number of cores (default: all, and one)",
+    )
+    parser.add_argument("--rounds", type=positive_integer, default=5)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="(default: all)")
-    parser.add_argument("--out", metavar="FILE.md", help="write the page there, too")
+    parser.add_argument("--out", type=file_to_write, metavar="FILE.md", help="write the page there, too")
     options = parser.parse_args()
-    for cores in options.cores:
-        if not 1 <= cores <= usable:
-            parser.error(f"--cores must lie between 1 and {usable}, the cores that this process may use, got {cores}")
-    if options.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {options.rounds}")
-    options.cores = list(dict.fromkeys(options.cores))
+    if max(options.cores) > usable:
+        parser.error(f"--cores must be at most {usable}, the cores that this process may use, got {max(options.cores)}")
     return options
 
 

@@ -54,10 +54,13 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
         environment: variables added to this process's.
 
     Raises:
-        SystemExit: if it fails, with what it said.
+        SystemExit: if it fails, with what it said; with exit code 2 if it was called with bad input.
     """
     variables = {name: value for name, value in os.environ.items() if name not in _THREAD_VARIABLES}
     done = subprocess.run(command, capture_output=True, text=True, env={**variables, **(environment or {})})
+    if done.returncode == 2:  # bad input, told in the last line
+        print(done.stderr.strip().rpartition("\n")[2], file=sys.stderr)
+        sys.exit(2)
     if done.returncode != 0:
         sys.exit(f"{shlex.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
     return done.stdout

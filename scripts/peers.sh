@@ -17,6 +17,6 @@ fi
 cat <<END
 Timings, and the paper's tables and figures:
 
-    scripts/peers.sh scripts/compare_with_peers.py --data mnist --out comparison.md
-    scripts/peers.sh scripts/reproduce_paper.py --out report
+    scripts/peers.sh scripts/compare_with_peers.py --data mnist --out scripts/results/peers.md
+    scripts/peers.sh scripts/reproduce_paper.py --data mnist --out scripts/results/paper
 END

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes a report that stands side by side with the paper's: its Tables I to IV and its figures of the training loss.
 
-    scripts/peers.sh                                                          # makes .venv-peers
-    scripts/peers.sh scripts/reproduce_paper.py --data mnist --rounds 3 --out report
+    scripts/peers.sh                                                                # makes .venv-peers
+    scripts/peers.sh scripts/reproduce_paper.py --data mnist --rounds 3 --out scripts/results/paper
 
 The paper is M. Guryn, "Efficient Automatic Differentiation Library for Convolutional Neural Networks in Julia
 Language"; PAPER holds its numbers. The report, in Markdown with PNG figures, also shows what each optimisation brought
@@ -32,7 +32,16 @@ from launching import (
     peer_command,
     run_program,
 )
-from measuring import Spread, command_line, markdown_table, processor, three_digits, versions
+from measuring import (
+    Spread,
+    command_line,
+    markdown_table,
+    positive_integer,
+    processor,
+    require_packages,
+    three_digits,
+    versions,
+)
 from networks import flop_per_sample
 from tqdm import tqdm
 
@@ -80,14 +89,10 @@ class Trainer:
 
 def main() -> int:
     options = _options()
-    try:
-        import matplotlib
-    except ImportError:
-        print("reproduce_paper.py: error: needs matplotlib: pip install parallelcnn[plot]", file=sys.stderr)
-        return 2
+    import matplotlib
+
     matplotlib.use("Agg")
-    folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = options.out
     with tempfile.TemporaryDirectory() as scratch, on_cores(options.cores):
         counter = build_counter(scratch)
         runs, counted, losses = run_trainers(options, counter, Path(scratch))
@@ -378,22 +383,25 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="mnist", help="digits, mnist or a folder (default: mnist)")
     parser.add_argument("--data-dir", help="where mnist lies")
-    parser.add_argument("--samples", type=int, help="train on the first so many only, for a trial")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--cores", type=int, default=usable, help="(default: all that may be used)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ladder-samples", type=int, default=6000, help="that a rung trains on (default: 6000)")
-    parser.add_argument("--out", metavar="FOLDER", default="report", help="receives report.md and its figures")
+    parser.add_argument("--samples", type=positive_integer, help="train on the first so many only, for a trial")
+    parser.add_argument("--epochs", type=positive_integer, default=3)
+    parser.add_argument("--batch-size", type=positive_integer, default=100)
+    parser.add_argument("--cores", type=positive_integer, default=usable, help="(default: all that may be used)")
+    parser.add_argument("--rounds", type=positive_integer, default=3)
+    parser.add_argument(
+        "--ladder-samples", type=positive_integer, default=6000, help="that a rung trains on (default: 6000)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", default="report", help="receives report.md and its figures"
+    )
     options = parser.parse_args()
-    if not 1 <= options.cores <= usable:
-        parser.error(
-            f"--cores must lie between 1 and {usable}, the cores that this process may use, got {options.cores}"
-        )
-    for name in ("rounds", "epochs", "batch_size", "ladder_samples", "samples"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_packages(parser, "matplotlib")
+    if options.cores > usable:
+        parser.error(f"--cores must be at most {usable}, the cores that this process may use, got {options.cores}")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {options.out} cannot be made: {error.strerror}")
     return options
 
 

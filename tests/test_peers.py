@@ -104,6 +104,37 @@ def test_flux_is_skipped_where_there_is_no_julia(tmp_path):
     assert "no julia on the PATH" in run_program("train_flux.py", PATH=str(tmp_path))["skipped"]
 
 
+def test_the_comparison_writes_a_page_without_the_peers_that_are_not_there(folder, tmp_path):
+    page = tmp_path / "page.md"
+    options = f"--data {folder} --epochs 1 --batch-size 10 --cores 1 --rounds 2 --peers Flux --out {page}".split()
+    ran = subprocess.run(
+        [sys.executable, SCRIPTS / "compare_with_peers.py", *options],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PATH": str(tmp_path)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    written = page.read_text()
+    assert written in ran.stdout
+    assert "Flux is not installed here" in written
+    (row,) = (line for line in written.splitlines() if line.startswith("| parallelcnn"))
+    assert row.startswith("| parallelcnn, 1 rank | 0.0")
+    assert str(folder.parent) not in written
+
+
+def test_the_comparison_refuses_bad_input_in_a_sentence(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, SCRIPTS / "compare_with_peers.py", "--data", "nowhere", "--cores", "1", "--peers"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 2
+    assert "no data set and no folder is named 'nowhere'" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 def test_the_counter_counts_what_is_allocated(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(PROGRAMS)

@@ -7,6 +7,7 @@ its framework is not installed, one that holds the reason.
 """
 
 import argparse
+import contextlib
 import ctypes
 import importlib
 import json
@@ -89,22 +90,34 @@ class Data(NamedTuple):
 def load(options: argparse.Namespace) -> Data:
     """The training and the test set; ends the program with exit code 2 where they cannot be had."""
     arrays: list[Array] = []
-    for dataset in load_sets(options):
+    with exit_on_bad_input():
+        sets = load_sets(options)
+    for dataset in sets:
         arrays += [np.multiply(dataset.images, 1 / 255, dtype=np.float32), dataset.labels]
     return Data(*arrays)
 
 
 def load_sets(options: argparse.Namespace) -> tuple[Dataset, Dataset]:
-    """The same as parallelcnn has them: images uint8."""
-    try:
-        train_set, test_set = load_data(options.data, options.data_dir)
-        if train_set.images.shape[1:] != (28, 28) or train_set.classes != 10:
-            raise InputError(f"{train_set.name}: the peers' networks take images of 28 x 28 in 10 classes")
-    except InputError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """The same as parallelcnn has them: images uint8; InputError where they cannot be had."""
+    train_set, test_set = load_data(options.data, options.data_dir)
+    if train_set.images.shape[1:] != (28, 28) or train_set.classes != 10:
+        raise InputError(
+            f"{train_set.name}: images must be 28 x 28 in 10 classes, "
+            f"got {train_set.images.shape[1:]} in {train_set.classes}"
+        )
     first = slice(options.samples)
     return replace(train_set, images=train_set.images[first], labels=train_set.labels[first]), test_set
+
+
+@contextlib.contextmanager
+def exit_on_bad_input(rank: int = 0) -> Iterator[None]:
+    """End the program with exit code 2 on an InputError inside; rank 0 says why."""
+    try:
+        yield
+    except InputError as error:
+        if rank == 0:
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
 
 
 def start_values(seed: int) -> list[dict[str, Array]]:

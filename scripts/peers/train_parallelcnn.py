@@ -8,7 +8,7 @@ tell, the bytes allocated in a training, counted as those of the peers are.
 import argparse
 import inspect
 
-from contract import Meter, load_sets, parse_options, peak_rss_bytes, print_result
+from contract import Meter, exit_on_bad_input, load_sets, parse_options, peak_rss_bytes, print_result
 
 import parallelcnn as pc
 from parallelcnn.comm import Communicator, share_on_node, world
@@ -21,7 +21,7 @@ def main() -> None:
 def run(options: argparse.Namespace, layers: tuple[pc.Layer, ...]) -> None:
     """Train a network of these layers; rank 0 prints the result."""
     comm = world()
-    with Meter() as loading:
+    with Meter() as loading, exit_on_bad_input(comm.rank):
         train_set, test_set = share_on_node(comm, lambda: load_sets(options))
     first = pc.Dataset(train_set.images[:1], train_set.labels[:1], train_set.classes)
     train(layers, first, first, options, comm)  # compiles
