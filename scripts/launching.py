@@ -23,7 +23,7 @@ PEERS = {
     "PyTorch": ("pytorch", ("channels_last", "eager", "compiled", "ddp", "ddp_channels_last")),
     "Keras": ("keras", ("fit_many_steps", "function", "fit", "fit_xla", "function_xla")),
     "JAX": ("jax", ("step", "reduce_window", "scan")),
-    "Flux": ("flux", ("withgradient",)),
+    "Flux": ("flux", ("julia_threads", "blas_threads", "both_threads")),
 }
 # Whoever calls may have set them for something else; each program asks for as many threads as it gets cores.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")

@@ -127,7 +127,11 @@ def trainers(options: argparse.Namespace) -> dict[str, list[Trainer]]:
         ],
         "II": [Trainer(f"parallelcnn, {ranks}", ours, OPTIMISED_STEP)],
         "III": [peer("Keras", "fit_many_steps"), peer("Keras", "fit")],
-        "IV": [peer("Flux", "withgradient"), peer("PyTorch", PEERS["PyTorch"][1][0]), peer("JAX", PEERS["JAX"][1][0])],
+        "IV": [
+            peer("Flux", PEERS["Flux"][1][0]),
+            peer("PyTorch", PEERS["PyTorch"][1][0]),
+            peer("JAX", PEERS["JAX"][1][0]),
+        ],
     }
 
 

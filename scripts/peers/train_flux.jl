@@ -1,6 +1,6 @@
 # The paper's network in Flux.jl. Started by train_flux.py, with a folder of raw arrays:
 #
-#     julia --threads=THREADS train_flux.jl FOLDER EPOCHS BATCH_SIZE LEARNING_RATE SEED THREADS
+#     julia --threads=THREADS train_flux.jl FOLDER EPOCHS BATCH_SIZE LEARNING_RATE SEED BLAS_THREADS
 #
 # Prints lines of "name value", and writes the loss of every minibatch into FOLDER/losses.
 
@@ -48,8 +48,8 @@ function evaluate(model, x, y)
     Flux.logitcrossentropy(outputs, y), mean(Flux.onecold(outputs) .== Flux.onecold(y))
 end
 
-function main(folder, epochs, batch_size, learning_rate, seed, threads)
-    BLAS.set_num_threads(threads)
+function main(folder, epochs, batch_size, learning_rate, seed, blas_threads)
+    BLAS.set_num_threads(blas_threads)
     Random.seed!(seed)
     loading = @timed (load(folder, "images", "labels"), load(folder, "test_images", "test_labels"))
     (x, y), (test_x, test_y) = loading.value
