@@ -21,7 +21,7 @@ CLONE = Path(__file__).resolve().parents[1]
 # quickest where this was written comes first.
 PEERS = {
     "PyTorch": ("pytorch", ("channels_last", "eager", "compiled", "ddp", "ddp_channels_last")),
-    "Keras": ("keras", ("fit_many_steps", "function", "fit", "fit_xla", "function_xla")),
+    "Keras": ("keras", ("function", "fit_many_steps", "fit", "fit_xla", "function_xla")),
     "JAX": ("jax", ("step", "reduce_window", "scan")),
     "Flux": ("flux", ("julia_threads", "blas_threads", "both_threads")),
 }

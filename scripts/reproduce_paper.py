@@ -126,7 +126,7 @@ def trainers(options: argparse.Namespace) -> dict[str, list[Trainer]]:
             Trainer(f"parallelcnn, {ranks}", ours, FIRST_STEP),
         ],
         "II": [Trainer(f"parallelcnn, {ranks}", ours, OPTIMISED_STEP)],
-        "III": [peer("Keras", "fit_many_steps"), peer("Keras", "fit")],
+        "III": [peer("Keras", PEERS["Keras"][1][0]), peer("Keras", "fit")],
         "IV": [
             peer("Flux", PEERS["Flux"][1][0]),
             peer("PyTorch", PEERS["PyTorch"][1][0]),
