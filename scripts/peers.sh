@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Makes .venv-peers, with parallelcnn, an MPI runtime and the frameworks that it is compared with, and runs a command
+# in it:
+#
+#     scripts/peers.sh                                                  # says what can be run
+#     scripts/peers.sh scripts/compare_with_peers.py --data mnist
+#
+# PyTorch comes with its GPU libraries unless PIP_EXTRA_INDEX_URL names an index that has its builds for CPUs.
+set -euo pipefail
+# shellcheck source=scripts/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+make_environment "$ROOT/.venv-peers" mpich,plot,peers
+if (($#)); then
+    exec "$ROOT/.venv-peers/bin/python" "$@"
+fi
+cat <<END
+Timings, and the paper's tables and figures:
+
+    scripts/peers.sh scripts/compare_with_peers.py --data mnist --out scripts/results/peers.md
+    scripts/peers.sh scripts/reproduce_paper.py --data mnist --out scripts/results/paper
+END
