@@ -22,6 +22,7 @@ from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
+from parallelcnn.profiling import Profiler
 from parallelcnn.threads import one_blas_thread
 from parallelcnn.worker import Worker
 
@@ -68,6 +69,7 @@ def train(
     loss: Loss | None = None,
     evaluate_every: int | None = None,
     reporter: Reporter | None = None,
+    profiler: Profiler | None = None,
 ) -> History:
     """Train a network, on one process or on many ranks.
 
@@ -82,6 +84,7 @@ def train(
         loss: softmax cross-entropy unless given.
         evaluate_every: evaluate on the test set after so many minibatches, and not only after each epoch.
         reporter: is told what happens, on the rank that hands one over.
+        profiler: measures where the time goes.
 
     Raises:
         InputError: for arguments outside their range, or a data set that does not fit network and loss.
@@ -100,12 +103,15 @@ def train(
         "batch_size": batch_size,
         "evaluate_every": evaluate_every,
         "loss": loss,
+        "profiler": profiler,
     }
 
     def check() -> None:
         for value, kind in ((train_set, Dataset), (test_set, Dataset), (optimizer, SGD)):
             if not isinstance(value, kind):
                 raise InputError(f"train takes a {kind.__name__}, got {value!r}")
+        if not isinstance(profiler, Profiler | None):
+            raise InputError(f"train takes a Profiler or None, got {profiler!r}")
         check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
         check_fit(network, train_set, loss)
         check_fit(network, test_set, loss)
@@ -118,13 +124,16 @@ def train(
     # An overflow needs no warning: the loss shows it.
     with abort_all_on_error(comm), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         history.compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
+        (worker,), ranks = network.workers(1), comm
+        if profiler is not None:
+            (worker,), ranks, reporter = profiler.watch(network, [worker], comm, reporter)
         step = 0
         for epoch in range(1, epochs + 1):
             resumed = time.perf_counter()
             for minibatch in minibatches(shuffle(len(train_set), seed, epoch), batch_size):
                 share = grain(minibatch, comm.rank, comm.size)
-                compute_gradient(network.worker, train_set, share, len(minibatch), loss)
-                comm.sum_over_ranks(network.message)
+                compute_gradient(worker, train_set, share, len(minibatch), loss)
+                ranks.sum_over_ranks(network.message)
                 network.update(optimizer)
 
                 step += 1
@@ -136,6 +145,8 @@ def train(
             history.train_seconds += time.perf_counter() - resumed
             if not (history.evaluations and history.evaluations[-1][0] == step):
                 _record_evaluation(history, reporter, step, epoch, evaluate(network, test_set, comm, loss=loss))
+        if profiler is not None:
+            profiler.finish()
     return history
 
 

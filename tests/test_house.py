@@ -21,7 +21,7 @@ FLOORS = [
     {"worker"},
     {"network"},
     {"models", "gradients", "data", "comm", "checkpoint"},
-    {"evaluation"},
+    {"evaluation", "profiling"},
     {"training"},
     {"reporting"},
     {"cli"},
