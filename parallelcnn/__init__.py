@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from parallelcnn.models import paper as paper
     from parallelcnn.network import NetworkHandler as NetworkHandler
     from parallelcnn.optimizers import SGD as SGD
+    from parallelcnn.profiling import Profiler as Profiler
     from parallelcnn.training import History as History
     from parallelcnn.training import train as train
 
@@ -57,6 +58,7 @@ _MODULES = {
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],
     "optimizers": ["SGD"],
+    "profiling": ["Profiler"],
     "training": ["History", "train"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -141,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
         "--evaluate-every", type=int, metavar="K", help="test after every K minibatches, and not only each epoch"
     )
     _add_threads_option(train)
+    train.add_argument(
+        "--profile", action="store_true", help="measure where the time goes: a table, and a time line in trace.json"
+    )
     train.add_argument("--out", metavar="DIR", help="folder for the results; otherwise runs/ and the UTC time")
 
     evaluate = commands.add_parser(
@@ -185,6 +188,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.models import find_model
     from parallelcnn.network import NetworkHandler
     from parallelcnn.optimizers import SGD
+    from parallelcnn.profiling import Profiler
     from parallelcnn.reporting import RunFolder, RunReporter, describe_result, describe_run, summarize
     from parallelcnn.threads import check_threads
     from parallelcnn.training import check_fit, check_numbers, compile_in_turns, compile_kernels, train
@@ -218,6 +222,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     all_hosts, all_threads = hosts(comm), comm.gather(threads)
     folder = run_together(comm, lambda: RunFolder(options.out) if comm.rank == 0 else None)
     reporter = None
+    profiler = Profiler() if options.profile else None
     with contextlib.ExitStack() as cleanup:
         if folder is not None:
             if folder.moved_to is not None:
@@ -239,6 +244,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
             evaluate_every=options.evaluate_every,
             reporter=reporter,
             threads=threads,
+            profiler=profiler,
         )
     on_train_set = evaluate(network, train_set, comm, loss=loss, threads=threads)
     peaks = comm.gather(_peak_rss_bytes())
@@ -248,6 +254,9 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
             return
         save_model(folder.path / "model.npz", network)
         folder.plot_losses(history)
+        if profiler is not None:
+            folder.write_profile(profiler)
+            print(f"\n{profiler.table()}\n")
         history.compile_seconds += compile_seconds
         summary = summarize(options, all_hosts, all_threads, network, train_set, history, on_train_set)
         summary["peak_rss_bytes"] = max(peaks)

@@ -27,6 +27,9 @@ from parallelcnn.threads import core_quota, fair_share, usable_cores
 Array = np.ndarray
 T = TypeVar("T")
 
+_CLOCK_TRIPS = 50  # by the tenth or so one of them met nothing on its way
+_CLOCK_TAG = 1989  # no other message of ours goes from one rank to one other
+
 
 class Communicator(Protocol):
     """The ranks that train together. Every method but `abort` is collective: every rank must call it."""
@@ -37,6 +40,9 @@ class Communicator(Protocol):
     def sum_over_ranks(self, array: Array) -> None:
         """Replace `array`, on every rank, by its sum over ranks."""
 
+    def largest_over_ranks(self, array: Array) -> None:
+        """Replace `array`, on every rank, by its largest over ranks, element by element."""
+
     def broadcast(self, array: Array) -> None:
         """Replace `array`, on every rank, by rank 0's."""
 
@@ -45,6 +51,9 @@ class Communicator(Protocol):
 
     def barrier(self) -> None:
         """Return when every rank has come here."""
+
+    def clock_offset(self, clock: Callable[[], int]) -> tuple[int, int]:
+        """What to add to this rank's clock to get rank 0's, and by how much that may be wrong, in the clock's unit."""
 
     def ranks_on_node(self) -> list[int]:
         """The ranks that share this rank's memory, itself included, ascending."""
@@ -62,6 +71,9 @@ class Serial:
     def sum_over_ranks(self, array: Array) -> None:
         pass
 
+    def largest_over_ranks(self, array: Array) -> None:
+        pass
+
     def broadcast(self, array: Array) -> None:
         pass
 
@@ -70,6 +82,9 @@ class Serial:
 
     def barrier(self) -> None:
         pass
+
+    def clock_offset(self, clock: Callable[[], int]) -> tuple[int, int]:
+        return 0, 0
 
     def ranks_on_node(self) -> list[int]:
         return [0]
@@ -92,6 +107,7 @@ class MPIRanks:
 
         self._comm = mpi_comm
         self._in_place = MPI.IN_PLACE
+        self._largest = MPI.MAX
         self.rank: int = mpi_comm.Get_rank()
         self.size: int = mpi_comm.Get_size()
         on_node = mpi_comm.Split_type(MPI.COMM_TYPE_SHARED)
@@ -100,6 +116,9 @@ class MPIRanks:
 
     def sum_over_ranks(self, array: Array) -> None:
         self._comm.Allreduce(self._in_place, array)
+
+    def largest_over_ranks(self, array: Array) -> None:
+        self._comm.Allreduce(self._in_place, array, self._largest)
 
     def broadcast(self, array: Array) -> None:
         self._comm.Bcast(array)
@@ -115,6 +134,27 @@ class MPIRanks:
         while not request.Test():
             time.sleep(pause)
             pause = min(pause + 1e-4, 5e-3)  # [s]
+
+    def clock_offset(self, clock: Callable[[], int]) -> tuple[int, int]:
+        # Cristian 1989, "Probabilistic clock synchronization": rank 0's answer was given between question and return,
+        # so the middle is wrong by at most half the round trip. Of many trips the quickest tells most.
+        offset, quickest = 0, 0
+        time_of_0 = np.zeros(1, np.int64)
+        for rank in range(1, self.size):
+            for trip in range(_CLOCK_TRIPS):
+                if self.rank == 0:
+                    self._comm.Recv(time_of_0, rank, _CLOCK_TAG)
+                    time_of_0[0] = clock()
+                    self._comm.Send(time_of_0, rank, _CLOCK_TAG)
+                elif self.rank == rank:
+                    asked = clock()
+                    self._comm.Send(time_of_0, 0, _CLOCK_TAG)
+                    self._comm.Recv(time_of_0, 0, _CLOCK_TAG)
+                    answered = clock()
+                    if trip == 0 or answered - asked < quickest:
+                        quickest = answered - asked
+                        offset = int(time_of_0[0]) - (asked + answered) // 2
+        return offset, (quickest + 1) // 2
 
     def ranks_on_node(self) -> list[int]:
         return self._ranks_on_node

@@ -87,6 +87,11 @@ class NetworkHandler:
         """Shape of one output sample."""
         return self.shapes[-1]
 
+    @property
+    def as_it_runs(self) -> list[tuple[Layer, Shape]]:
+        """The layers that run, of which one may stand for two of `layers`, each with the shape of its input."""
+        return [(layer, self.shapes[place]) for place, layer in self._running.items()]
+
     def load(self, images: Array, indices: Array | None = None) -> Array:
         """Gather samples and bring them into the layout inside; see `Worker.load`."""
         return self.worker.load(images, indices)

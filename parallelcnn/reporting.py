@@ -23,9 +23,10 @@ from parallelcnn.evaluation import Evaluation
 from parallelcnn.files import write_atomically
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
+from parallelcnn.profiling import Profiler
 from parallelcnn.training import History
 
-_FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json")
+_FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json")
 
 
 class RunFolder:
@@ -58,6 +59,11 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Put `summary.json` into the folder."""
         write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+
+    def write_profile(self, profiler: Profiler) -> None:
+        """Put `profile.txt`, the table, and `trace.json`, the time line, into the folder."""
+        write_atomically(self.path / "profile.txt", f"{profiler.table()}\n".encode())
+        profiler.save_trace(self.path / "trace.json")
 
     def plot_losses(self, history: History) -> bool:
         """Put `loss.png` into the folder; False where matplotlib is not installed."""

@@ -22,6 +22,7 @@ from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
+from parallelcnn.profiling import Profiler
 from parallelcnn.team import Team
 from parallelcnn.threads import check_threads, one_blas_thread
 from parallelcnn.worker import Worker
@@ -70,6 +71,7 @@ def train(
     evaluate_every: int | None = None,
     reporter: Reporter | None = None,
     threads: int | None = None,
+    profiler: Profiler | None = None,
 ) -> History:
     """Train a network, on one process or on many ranks, each on one thread or several.
 
@@ -85,6 +87,7 @@ def train(
         evaluate_every: evaluate on the test set after so many minibatches, and not only after each epoch.
         reporter: is told what happens, on the rank that hands one over.
         threads: of this rank; ranks may differ. None: its part of the cores that the ranks of its node may use.
+        profiler: measures where the time goes.
 
     Raises:
         InputError: for arguments outside their range, or a data set that does not fit network and loss.
@@ -103,12 +106,15 @@ def train(
         "batch_size": batch_size,
         "evaluate_every": evaluate_every,
         "loss": loss,
+        "profiler": profiler,
     }
 
     def check() -> None:
         for value, kind in ((train_set, Dataset), (test_set, Dataset), (optimizer, SGD)):
             if not isinstance(value, kind):
                 raise InputError(f"train takes a {kind.__name__}, got {value!r}")
+        if not isinstance(profiler, Profiler | None):
+            raise InputError(f"train takes a Profiler or None, got {profiler!r}")
         check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
         check_threads(threads)
         check_fit(network, train_set, loss)
@@ -120,28 +126,33 @@ def train(
     seed = _start_from_rank_0(comm, network, seed)
     history = History()
     workers = network.workers(choose_threads(comm, threads))
+    ranks = comm
     # An overflow needs no warning: the loss shows it.
-    quiet = np.errstate(over="ignore", invalid="ignore")
-    with abort_all_on_error(comm), one_blas_thread(), quiet, Team(workers) as team:
+    with abort_all_on_error(comm), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         history.compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
-        step = 0
-        for epoch in range(1, epochs + 1):
-            resumed = time.perf_counter()
-            for minibatch in minibatches(shuffle(len(train_set), seed, epoch), batch_size):
-                share = grain(minibatch, comm.rank, comm.size)
-                compute_gradient_by(team, train_set, share, len(minibatch), loss)
-                comm.sum_over_ranks(network.message)
-                network.update(optimizer)
+        if profiler is not None:
+            workers, ranks, reporter = profiler.watch(network, workers, comm, reporter)
+        with Team(workers) as team:
+            step = 0
+            for epoch in range(1, epochs + 1):
+                resumed = time.perf_counter()
+                for minibatch in minibatches(shuffle(len(train_set), seed, epoch), batch_size):
+                    share = grain(minibatch, comm.rank, comm.size)
+                    compute_gradient_by(team, train_set, share, len(minibatch), loss)
+                    ranks.sum_over_ranks(network.message)
+                    network.update(optimizer)
 
-                step += 1
-                _record_minibatch(history, reporter, step, epoch, float(network.message[-1]), len(minibatch))
-                if evaluate_every and step % evaluate_every == 0:
-                    history.train_seconds += time.perf_counter() - resumed
+                    step += 1
+                    _record_minibatch(history, reporter, step, epoch, float(network.message[-1]), len(minibatch))
+                    if evaluate_every and step % evaluate_every == 0:
+                        history.train_seconds += time.perf_counter() - resumed
+                        _record_evaluation(history, reporter, step, epoch, evaluate_by(team, test_set, comm, loss))
+                        resumed = time.perf_counter()
+                history.train_seconds += time.perf_counter() - resumed
+                if not (history.evaluations and history.evaluations[-1][0] == step):
                     _record_evaluation(history, reporter, step, epoch, evaluate_by(team, test_set, comm, loss))
-                    resumed = time.perf_counter()
-            history.train_seconds += time.perf_counter() - resumed
-            if not (history.evaluations and history.evaluations[-1][0] == step):
-                _record_evaluation(history, reporter, step, epoch, evaluate_by(team, test_set, comm, loss))
+        if profiler is not None:
+            profiler.finish()
     return history
 
 

@@ -22,7 +22,7 @@ FLOORS = [
     {"team"},
     {"network"},
     {"models", "gradients", "comm", "checkpoint"},
-    {"evaluation"},
+    {"evaluation", "profiling"},
     {"training"},
     {"reporting"},
     {"cli"},

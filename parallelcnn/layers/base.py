@@ -57,6 +57,14 @@ class Layer(ABC):
         """
         return {}
 
+    def multiply_adds(self, input_shape: Shape) -> int:
+        """Multiplications with addition that the outputs of one sample take by definition, whatever the algorithm.
+
+        The gradient by the parameters takes as many again, and so does the gradient by the input. Only profiles ask;
+        0, unless overridden, for layers that do not multiply by parameters.
+        """
+        return 0
+
     @abstractmethod
     def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
         """Write y, the output for x, and what backward needs into cache. Any number of samples, 0 included."""

@@ -84,6 +84,10 @@ class Conv2D(Layer):
         C, K, (R, S) = input_shape[0], self.filters, pair(self, "kernel_size", self.kernel_size)
         return {"packed": (max(kernels.packed_size(K, C, R, S), kernels.packed_size(C, K, R, S)),)}
 
+    def multiply_adds(self, input_shape: Shape) -> int:
+        R, S = pair(self, "kernel_size", self.kernel_size)
+        return math.prod(self.output_shape(input_shape)) * input_shape[0] * R * S
+
     def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
         _, columns = window_axes(self, x.shape[:-1])
         image = self.arrange(x, cache)

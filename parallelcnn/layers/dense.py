@@ -52,6 +52,9 @@ class Dense(Layer):
             return {"before_activation": (self.units,)}
         return {}
 
+    def multiply_adds(self, input_shape: Shape) -> int:
+        return self.units * input_shape[0]
+
     def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
         np.matmul(params["weight"], x, out=y)
         if self.bias:

@@ -1,5 +1,6 @@
 """A convolution and the max-pooling behind it, in one pass."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,11 @@ class PooledConv2D(Layer):
 
     def scratch_shapes(self, input_shape: Shape) -> dict[str, Shape]:
         return self.convolution.scratch_shapes(input_shape)
+
+    def multiply_adds(self, input_shape: Shape) -> int:
+        K, P, Q = self.output_shape(input_shape)
+        (R, S), _ = window_and_stride(self.pooling)
+        return K * P * R * Q * S * input_shape[0] * math.prod(self._window())
 
     def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
         _, columns = window_axes(self.convolution, x.shape[:-1])

@@ -16,6 +16,7 @@ import traced
 import parallelcnn as pc
 from parallelcnn.comm import MPIRanks, run_together, share_on_node, world
 from parallelcnn.errors import DataError, DivergenceError, InputError, ParallelCNNError, ReplicaMismatchError
+from parallelcnn.profiling.stamps import ARRIVED, SUMMED
 from parallelcnn.training import compile_in_turns
 
 # The bound that we hold: every loss and every parameter of the run on N ranks is that of the run on one, up to
@@ -105,6 +106,7 @@ def test_ranks_that_were_called_with_different_arguments_are_told_so(comm):
         ({"train_set": small.dataset(49)}, r"rank 0 has train_set uint8 of shape \(50, 11, 9\)"),
         ({"train_set": small.dataset(50, seed=9)}, "labels with CRC-32"),
         ({"evaluate_every": 3}, "rank 0 has evaluate_every None, but"),
+        ({"profiler": pc.Profiler()}, r"rank 0 has profiler None, but"),
         ({"loss": pc.MeanSquaredError()}, r"rank 0 has loss SoftmaxCrossEntropy\(\), but"),
         ({"network": small.network(dtype=np.float64)}, "rank 0 has dtype dtype"),
         ({"network": pc.NetworkHandler((pc.Flatten(), pc.Dense(5)), (1, 11, 9))}, "rank 0 has layers"),
@@ -246,3 +248,56 @@ def test_a_step_allocates_no_memory_for_numbers_nor_does_the_sum_over_ranks(comm
     pc.train(small.network(), *run_of, comm=comm, reporter=steps)
     assert steps.steps == 2
     assert max(comm.gather(steps.peak)) <= bound
+
+
+def test_the_distance_of_two_clocks_of_one_machine_is_nothing_within_the_error_it_names(comm):
+    """The ranks of these tests share one machine and its clock, so a clock that is set wrong is found out."""
+    wrong = 10**12 * comm.rank + 17
+    offset, error = comm.clock_offset(lambda: time.perf_counter_ns() + wrong)
+    wanted = comm.gather(wrong)[0] - wrong
+    assert abs(offset - wanted) <= error
+    assert error < 10**7  # 10 ms, on cores that are shared
+    assert (error == 0) == (comm.rank == 0)
+
+
+def test_the_largest_over_ranks_is_taken_element_by_element(comm):
+    array = np.array([comm.rank, -comm.rank, 7])
+    comm.largest_over_ranks(array)
+    np.testing.assert_array_equal(array, [comm.size - 1, 0, 7])
+
+
+class SlowReporter:
+    """Keeps its rank back, 5 ms a step."""
+
+    def minibatch(self, step, epoch, loss, samples):
+        time.sleep(0.005)
+
+    def evaluation(self, step, epoch, result, history):
+        pass
+
+
+def test_a_profile_shows_who_waits_for_whom(comm):
+    profiler = pc.Profiler(trace_steps=6)
+    plain, _ = run(comm, 25)
+    reporter = SlowReporter() if comm.rank == comm.size - 1 else None
+    network, history = run(comm, 25, reporter=reporter, profiler=profiler)
+    assert network.parameters_sha256() == plain.parameters_sha256()
+
+    profile = profiler.profile
+    assert [rank.steps for rank in profile.ranks] == [27] * comm.size
+    assert sum(rank.samples for rank in profile.ranks) == 3 * 211
+    seconds = comm.gather(history.train_seconds)
+    for rank, found in enumerate(profile.ranks):
+        assert found.total.sum() == pytest.approx(seconds[rank], rel=0.05)
+        median = dict(zip(profile.phases, found.median, strict=True))
+        last = rank == comm.size - 1
+        assert (median["wait"] < 0.002) if last else (median["wait"] > 0.003)
+        assert (median["report"] >= 0.005) if last else (median["report"] < 0.002)
+
+    # One clock for all: nobody leaves a sum before the last has come to it.
+    ends = [found.trace_steps[:, SUMMED] for found in profile.ranks]
+    arrivals = [found.trace_steps[:, ARRIVED] for found in profile.ranks]
+    error = 1e9 * sum(found.clock_error for found in profile.ranks)
+    assert (np.min(ends, axis=0) >= np.max(arrivals, axis=0) - error).all()
+    assert len(ends[0]) == 6
+    assert len(set(comm.gather(profiler.table()))) == 1

@@ -1,0 +1,5 @@
+"""Where the time of a training goes: by layer, by phase of a step and by rank; as a table and as a time line."""
+
+from .profile import Profile as Profile
+from .profile import RankProfile as RankProfile
+from .profiler import Profiler as Profiler
