@@ -383,7 +383,7 @@ def _say(line: str) -> None:
 
 
 def _options() -> argparse.Namespace:
-    usable = usable_cores()
+    usable = len(usable_cores())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="mnist", help="digits, mnist or a folder (default: mnist)")
     parser.add_argument("--data-dir", help="where mnist lies")

@@ -366,7 +366,7 @@ class Study:
 
     {command_line()}
 
-{processor()}; {usable_cores()} cores usable. {versions("numpy", "numba", "mpi4py")}, {mpi_library()}.
+{processor()}; {len(usable_cores())} cores usable. {versions("numpy", "numba", "mpi4py")}, {mpi_library()}.
 At most {self._nodes()}. Medians of {options.rounds} rounds in turns, lowest and highest in brackets.
 {self._what_could_be_measured()}
 {picture}

@@ -23,7 +23,9 @@ from parallelcnn.profiling.trace import trace
 def train(network=None, profiler=None, epochs=3, **options):
     network = network or small.network()
     sets = small.dataset(211), small.dataset(97, seed=1)
-    history = pc.train(network, *sets, pc.SGD(0.1), epochs, 25, comm=pc.Serial(), profiler=profiler, **options)
+    history = pc.train(
+        network, *sets, pc.SGD(0.1), epochs, 25, comm=pc.Serial(), profiler=profiler, **{"threads": 1, **options}
+    )
     return network, history
 
 
