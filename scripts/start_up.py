@@ -79,9 +79,8 @@ def train_command(options: argparse.Namespace, ranks: int, folder: str) -> list[
 
 
 def train_arguments(options: argparse.Namespace, folder: str) -> list[str]:
-    batch = ["--batch-size", "6000"]  # what is measured ends with the first step
     data = ["--data", options.data, *(["--data-dir", options.data_dir] if options.data_dir else [])]
-    return ["train", "--epochs", "1", *batch, "--out", folder, *data]
+    return ["train", "--epochs", "1", "--out", folder, *data]
 
 
 _PHASES = """
@@ -165,9 +164,10 @@ def run_cold(options: argparse.Namespace, jobs: int, ranks: int) -> list[dict | 
         environment = {**os.environ, "NUMBA_CACHE_DIR": os.path.join(folder, "cache")}
         outs = [os.path.join(folder, str(job)) for job in range(jobs)]
         program = [sys.executable, "-c", _TRAIN_AND_COUNT]
+        few_steps = ["--batch-size", "6000"]  # they are not what is tried here
         running = [
             subprocess.Popen(
-                [mpirun(), "-n", str(ranks), *program, *train_arguments(options, out)],
+                [mpirun(), "-n", str(ranks), *program, *train_arguments(options, out), *few_steps],
                 env=environment,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -59,6 +59,15 @@ def test_a_step_of_the_papers_network_allocates_no_memory_for_numbers(rng):
     assert steps.peak <= PEAK
 
 
+def test_threads_allocate_no_memory_for_numbers_either():
+    steps = traced.TracedSteps()
+    sets = small.dataset(4 * SAMPLES), small.dataset(9)
+    network = pc.NetworkHandler(small.LAYERS, (1, 11, 9))
+    pc.train(network, *sets, pc.SGD(0.1), 3, 2 * SAMPLES, reporter=steps, threads=2)
+    assert steps.steps == 2
+    assert steps.peak <= PEAK
+
+
 def test_regression_allocates_no_memory_for_numbers_either(rng):
     train_set = pc.Dataset(
         rng.random((3 * SAMPLES, 6), np.float32), rng.random((3 * SAMPLES, 2), np.float32), None, "regression"

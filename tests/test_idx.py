@@ -82,6 +82,18 @@ def test_an_idx_file_is_read_as_it_was_written(tmp_path, rng_bytes, shape, compr
     np.testing.assert_array_equal(read, values)
 
 
+@pytest.mark.parametrize("cut", [1, 7, 9, 40_000])
+@pytest.mark.parametrize("zeros", [0, 1, 40_000])
+def test_gzip_files_that_were_joined_are_read_as_one_and_zeros_behind_them_mean_nothing(
+    tmp_path, rng_bytes, cut, zeros
+):
+    values = rng_bytes((70, 30, 40))
+    content = idx_bytes(values)
+    path = tmp_path / "joined"
+    path.write_bytes(gzip.compress(content[:cut]) + gzip.compress(content[cut:]) + bytes(zeros))
+    np.testing.assert_array_equal(read_idx(path), values)
+
+
 def test_a_file_that_a_browser_unpacked_may_keep_its_gz_name(tmp_path, images):
     path = tmp_path / "images.gz"
     path.write_bytes(idx_bytes(images))

@@ -5,7 +5,6 @@ dimensions, one big-endian 32-bit length per dimension, then the values, last di
 A header is a claim: nothing is allocated on its word alone.
 """
 
-import gzip
 import os
 import stat
 import zlib
@@ -15,6 +14,7 @@ from math import prod
 import numpy as np
 
 from parallelcnn.data.dataset import Array, Dataset
+from parallelcnn.data.inflate import Inflated
 from parallelcnn.errors import DataError
 
 PathLike = str | os.PathLike[str]
@@ -29,7 +29,9 @@ _OTHER_TYPES = {
 }
 _MAX_DIMENSIONS = 4
 _GZIP_MAGIC = b"\x1f\x8b"
-_CHUNK_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 15
+# No more bytes than so many can come out of one byte of gzip's (zlib technical details, "maximum compression factor").
+_MOST_INFLATED = 1032
 
 # The files of a folder: their names up to the ending, and their number of dimensions.
 _PARTS = (
@@ -60,7 +62,7 @@ def read_idx(path: PathLike) -> Array:
     try:
         with open_content(path) as content:
             return _read_array(path, content)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (zlib.error, EOFError) as error:
         raise DataError(f"{path}: its gzip compression is damaged: {_reason(error)}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {_reason(error)}") from error
@@ -68,7 +70,7 @@ def read_idx(path: PathLike) -> Array:
         raise DataError(f"{path}: what it holds does not fit into memory") from error
 
 
-def open_content(path: PathLike) -> gzip.GzipFile | BufferedReader:
+def open_content(path: PathLike) -> Inflated | BufferedReader:
     """Open a plain or gzipped file for reading what it holds.
 
     Raises:
@@ -81,7 +83,7 @@ def open_content(path: PathLike) -> gzip.GzipFile | BufferedReader:
     with open(path, "rb") as file:
         start = file.read(2)
     if start == _GZIP_MAGIC:
-        return gzip.open(path, "rb")
+        return Inflated(path)
     if os.fspath(path).endswith(".gz") and start not in (b"", b"\0\0"):
         raise DataError(
             f"{path}: is no gzip file: one starts with the bytes {_GZIP_MAGIC.hex(' ')}, this one with {start.hex(' ')}"
@@ -164,7 +166,7 @@ def find_idx_files(folder: PathLike) -> list[str]:
     return paths
 
 
-def _read_array(path: PathLike, content: gzip.GzipFile | BufferedReader) -> Array:
+def _read_array(path: PathLike, content: Inflated | BufferedReader) -> Array:
     shape = _read_shape(path, content)
     claimed = prod(shape)
     if isinstance(content, BufferedReader):
@@ -172,17 +174,20 @@ def _read_array(path: PathLike, content: gzip.GzipFile | BufferedReader) -> Arra
         if held != claimed:
             raise DataError(_wrong_length(path, shape, held, f"{held:,}"))
         return np.fromfile(content, np.uint8).reshape(shape)
-    values = bytearray()
-    # One byte beyond the claim shows surplus, and makes gzip compare its checksum at the end.
-    while chunk := content.read(min(_CHUNK_BYTES, claimed + 1 - len(values))):
-        values += chunk
-    held = len(values)
-    if held != claimed:
-        raise DataError(_wrong_length(path, shape, held, f"{held:,}" if held < claimed else "more"))
-    return np.frombuffer(values, np.uint8).reshape(shape)
+    possible = _MOST_INFLATED * os.fstat(content.fileno()).st_size
+    values = np.empty(min(claimed, possible), np.uint8)
+    held = 0
+    while held < len(values) and (piece := content.read1(min(_PIECE_BYTES, len(values) - held))):
+        values[held : held + len(piece)] = np.frombuffer(piece, np.uint8)
+        held += len(piece)
+    # To read on shows surplus, and has gzip's checksum, which is the last, compared.
+    surplus = content.read(1)
+    if held < claimed or surplus:
+        raise DataError(_wrong_length(path, shape, held, "more" if surplus else f"{held:,}"))
+    return values.reshape(shape)
 
 
-def _read_shape(path: PathLike, content: gzip.GzipFile | BufferedReader) -> tuple[int, ...]:
+def _read_shape(path: PathLike, content: Inflated | BufferedReader) -> tuple[int, ...]:
     """The shape from the header, of which every byte is checked."""
     magic = content.read(4)
     if not magic:

@@ -1,0 +1,69 @@
+"""Reading gzip files with few allocations: `gzip.GzipFile` copies what it has inflated twice on the way."""
+
+import os
+import zlib
+from typing import Self
+
+# Compressed bytes at a time: they inflate to about what is asked for at once, so that little is left over and copied.
+_COMPRESSED_BYTES = 1 << 14
+_GZIP_FORMAT = 16 + zlib.MAX_WBITS
+
+
+class Inflated:
+    """What a gzip file holds, from its start to its end. Files that were joined are one, as for the program gzip, and
+    zeros behind them mean nothing.
+
+    Raises:
+        OSError: if the file cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._inflating = zlib.decompressobj(_GZIP_FORMAT)
+        self._compressed = b""  # read and not inflated yet
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes; fewer at the end. Raises what `read1` does."""
+        content = self.read1(size)
+        while len(content) < size and (more := self.read1(size - len(content))):
+            content += more
+        return content
+
+    def read1(self, size: int) -> bytes:
+        """The next bytes, at least one and at most `size`, which is at least one; none at the end.
+
+        Raises:
+            zlib.error: if the compression is damaged.
+            EOFError: if the file ends before its compression does.
+        """
+        while True:
+            if self._inflating.eof:
+                if not self._find_another():
+                    return b""
+                self._inflating = zlib.decompressobj(_GZIP_FORMAT)
+            compressed = self._compressed or self._file.read(_COMPRESSED_BYTES)
+            content = self._inflating.decompress(compressed, size)
+            self._compressed = self._inflating.unconsumed_tail
+            if content:
+                return content
+            if not compressed:
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+
+    def _find_another(self) -> bool:
+        """Whether more than zeros follows what has been inflated: then it is `_compressed`."""
+        following = self._inflating.unused_data
+        while not (rest := following.lstrip(b"\0")):
+            following = self._file.read(_COMPRESSED_BYTES)
+            if not following:
+                break
+        self._compressed = rest
+        return bool(rest)

@@ -1,0 +1,73 @@
+"""How long it takes until something happens. `scripts/start_up.py` measures it; the bounds here leave room for a noisy
+machine, except that of cold compilation, which has enough.
+"""
+
+import json
+import subprocess
+import sys
+
+import launch
+import pytest
+from conftest import ROOT
+from idx_files import write_idx_folder
+
+NOISE = 2
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Trains the paper's network for an epoch, and returns the summary."""
+
+    def train(*arguments, **options):
+        ran = launch.parallelcnn("train", "--epochs", 1, "--out", tmp_path / "out", *arguments, **options)
+        assert ran.code == 0, ran.err
+        return json.loads((tmp_path / "out" / "summary.json").read_text())
+
+    return train
+
+
+def test_help_is_there_within_a_fifth_of_a_second():
+    assert min(launch.parallelcnn("train", "--help").seconds for _ in range(5)) < 0.2 * NOISE
+
+
+def test_with_a_warm_cache_the_first_step_is_done_within_one_and_a_half_seconds(train):
+    train()
+    assert min(train()["first_step_seconds"] for _ in range(2)) < 1.5 * NOISE
+
+
+def test_all_kernels_of_the_papers_network_are_compiled_within_fifteen_seconds(train, tmp_path):
+    folder = write_idx_folder(tmp_path / "data", n_train=200, n_test=100)
+    cache = tmp_path / "cache"
+    summary = train("--data", folder, NUMBA_CACHE_DIR=str(cache))
+    assert list(cache.rglob("*.nbc"))
+    assert summary["compile_seconds"] < 15
+
+
+_IMPORTED_AT_THE_FIRST_STEP = """
+import sys
+from parallelcnn import cli, reporting
+
+def minibatch(self, *step):
+    print(*sys.modules)
+    sys.exit()
+
+reporting.RunReporter.minibatch = minibatch
+cli.main(sys.argv[1:])
+"""
+
+
+def test_before_the_first_step_nothing_is_imported_that_only_the_end_needs(tmp_path):
+    folder = write_idx_folder(tmp_path / "data", n_train=200, n_test=100)
+    arguments = ["train", "--data", str(folder), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-c", _IMPORTED_AT_THE_FIRST_STEP, *arguments]
+    imported = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120).stdout.splitlines()[-1].split()
+    assert "numba" in imported
+    assert not {"matplotlib", "tqdm", "mpi4py", "urllib.request"} & set(imported)
+
+
+@pytest.mark.mpi
+def test_of_eight_ranks_that_start_cold_one_compiles_and_two_jobs_at_once_do_not_disturb_each_other():
+    launch.mpiexec()
+    ran = launch.run([sys.executable, str(ROOT / "scripts" / "start_up.py"), "--cold-starts", "1"], limit=240)
+    assert ran.code == 0, ran.out + ran.err
+    assert "0 of 2 starts went wrong" in ran.out
