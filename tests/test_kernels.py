@@ -11,9 +11,9 @@ import pytest
 import reference
 from cases import CONVOLUTIONS, POOLED_CONVOLUTIONS, POOLINGS, name_of
 
-from parallelcnn import Conv2D
+from parallelcnn import Conv2D, Dense
 from parallelcnn.activations import ACTIVATIONS
-from parallelcnn.kernels import conv2d, losses, maxpool2d, sgd
+from parallelcnn.kernels import conv2d, dense, losses, maxpool2d, sgd
 from parallelcnn.kernels.load import load
 from parallelcnn.layers.maxpool2d import window_and_stride
 from parallelcnn.parameters import ParameterLayout
@@ -115,6 +115,41 @@ def test_convolution_neither_reads_nor_writes_beside_its_arrays(S, stride, top, 
     assert np.isfinite(dweight).all()
 
 
+@DTYPES
+@SAMPLES
+@pytest.mark.parametrize(("units", "features"), [(1, 1), (5, 3), (6, 64), (10, 84), (13, 65), (84, 400), (131, 9000)])
+def test_a_dense_layer_agrees_with_the_products_of_numpy(units, features, n, dtype, rng):
+    for bias in (True, False):
+        ran = run_layer(Dense(units, bias=bias), (features,), n, dtype, rng)
+        weight = ran.params["weight"]
+        np.testing.assert_allclose(
+            ran.y, weight @ ran.x + (ran.params["bias"][:, np.newaxis] if bias else 0), **TOLERANCE[dtype]
+        )
+        np.testing.assert_allclose(ran.grads["weight"], ran.dy @ ran.x.T, **TOLERANCE[dtype])
+        np.testing.assert_allclose(ran.dx, weight.T @ ran.dy, **TOLERANCE[dtype])
+        if bias:
+            np.testing.assert_allclose(ran.grads["bias"], ran.dy.sum(axis=1), **TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("n", [1, 7, 50])
+def test_a_dense_layer_neither_reads_nor_writes_beside_its_arrays(n, dtype, rng):
+    units, features, beside = 7, 70, 128
+    weight, x, y = (surrounded(shape, beside, dtype) for shape in ((units, features), (features, n), (units, n)))
+    dweight, dy, dx = (surrounded(array.inside.shape, beside, dtype) for array in (weight, y, x))
+    bias, dbias = surrounded((units,), beside, dtype), surrounded((units,), beside, dtype)
+    panel = surrounded((n, dense.PANEL), beside, dtype)
+    for read in (weight, x, dy, bias):
+        read.inside[...] = rng.normal(size=read.inside.shape)
+    dense.dense_forward(weight.inside, x.inside, bias.inside, False, y.inside)
+    dense.dense_backward_params(dy.inside, x.inside, panel.inside, dweight.inside, dbias.inside)
+    dense.dense_backward_input(weight.inside, dy.inside, panel.inside, dx.inside)
+    for written in (y, dweight, dbias, dx):
+        assert np.isfinite(written.inside).all()  # a number from beside what it reads would have made it NaN
+    for array in (y, dweight, dbias, dx, panel):
+        assert np.isnan(array.outside).all()
+
+
 def surrounded(shape, beside, dtype):
     """An array of zeros with NaN before and behind it."""
     memory = np.full(np.prod(shape) + 2 * beside, np.nan, dtype)
@@ -214,13 +249,13 @@ def test_mean_squared_error_agrees_with_its_definition(n, dtype, rng):
     outputs = rng.normal(size=(3, n)).astype(dtype)
     targets = rng.normal(size=(n, 3)).astype(dtype)
     labels = rng.integers(0, 3, n)
-    for kernel, given, dense in (
+    for kernel, given, onehot in (
         (losses.mean_squared_error, targets, targets),
         (losses.mean_squared_error_onehot, labels, np.eye(3, dtype=dtype)[labels]),
     ):
         doutputs = np.full_like(outputs, 7)
         total = kernel(outputs, given, 11, doutputs)
-        wanted, dwanted = reference.mean_squared_error(outputs, dense, 11)
+        wanted, dwanted = reference.mean_squared_error(outputs, onehot, 11)
         np.testing.assert_allclose(total, wanted, **TOLERANCE[dtype])
         np.testing.assert_allclose(doutputs, dwanted, **TOLERANCE[dtype])
 
@@ -256,7 +291,7 @@ def test_sgd_takes_the_step_of_its_formula(dtype, rng):
 _COUNT_SIGNATURES = """
 import numpy as np
 import parallelcnn as pc
-from parallelcnn.kernels import activations, conv2d, losses, maxpool2d, sgd
+from parallelcnn.kernels import activations, conv2d, dense, losses, maxpool2d, sgd
 from parallelcnn.kernels.load import load
 
 rng = np.random.default_rng(0)
@@ -276,6 +311,9 @@ for kernel in (
     conv2d.weight_gradient_kernel(3, 3, 1, 4, 3),
     conv2d.pooled_forward_kernel(3, 1, 3, 2, 2),
     conv2d.pooled_weight_gradient_kernel(3, 3, 1, 3, 2, 2),
+    dense.dense_forward,
+    dense.dense_backward_params,
+    dense.dense_backward_input,
     losses.softmax_cross_entropy,
     losses.count_correct,
     load,

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import config
 from numba.extending import intrinsic
 
-from ._vectors import Strided, Vectors, loop, unpack
+from ._vectors import REGISTERS, Strided, Vectors, loop, unpack
 
 _BORDER = 2  # vectors of a tile of which a part may lie outside
 
@@ -283,3 +283,101 @@ forward_row = _plain_forward_row if config.DISABLE_JIT else _compiled_forward_ro
 weight_gradient_tile = _plain_weight_gradient_tile if config.DISABLE_JIT else _compiled_weight_gradient_tile
 pool_row = _plain_pool_row if config.DISABLE_JIT else _compiled_pool_row
 unpool_row = _plain_unpool_row if config.DISABLE_JIT else _compiled_unpool_row
+
+
+# Tiles of a matrix product, 24 sums of 32 registers or 12 of 16. Wider ones load less: of a, a number for each row, of
+# b a vector; and a tile of 4 vectors covers the 50 samples of a rank in one.
+_PRODUCT_ROWS = 6
+_PRODUCT_VECTORS = 4 if REGISTERS >= 32 else 2
+
+
+def _plain_product(a, b, start, c):
+    """c = start + a b. start: (rows of c,), or None for zeros. The rows of b and c are contiguous."""
+    c[...] = a @ b
+    if start is not None:
+        c += start[:, np.newaxis]
+
+
+@intrinsic
+def _compiled_product(_, a, b, start, c):
+    signature = types.void(a, b, start, c)
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a, b, c = (Strided(context, builder, signature.args[at], arguments[at]) for at in (0, 1, 3))
+        has_start = signature.args[2] is not types.none
+        start = Strided(context, builder, signature.args[2], arguments[2]) if has_start else None
+        v = Vectors(context, builder, signature.args[3].dtype)
+        zero, (K, N), products = v.index(0), c.shape, a.shape[1]
+
+        def tile(k: Any, j: Any, KB: int, VB: int) -> None:
+            """VB vectors of KB rows, from c[k, j] on."""
+            rows = [builder.add(k, v.index(i)) for i in range(KB)]
+            starts = [v.splat(builder.load(start.at(row))) if start else v.zero for row in rows]
+            sums = [[v.variable(starts[i]) for _ in range(VB)] for i in range(KB)]
+            inside = v.masks(j, N, VB, masked=True)
+            with loop(builder, zero, products) as i:
+                begin = b.at(i, j)
+                factors = [v.load(begin, vector, inside[vector]) for vector in range(VB)]
+                for row, row_sums in zip(rows, sums, strict=True):
+                    factor = v.splat(builder.load(a.at(row, i)))
+                    for vector in range(VB):
+                        v.add_product(row_sums[vector], factor, factors[vector])
+            for row, row_sums in zip(rows, sums, strict=True):
+                begin = c.at(row, j)
+                for vector in range(VB):
+                    v.store(v.value(row_sums[vector]), begin, vector, inside[vector])
+
+        def tiles(j: Any, VB: int) -> None:
+            """VB vectors of all rows. The last block of rows overlaps the one before it where it must."""
+            block = v.index(_PRODUCT_ROWS)
+            with builder.if_else(builder.icmp_signed(">=", K, block)) as (then, otherwise):
+                with then, loop(builder, zero, v.blocks(K, block)) as number:
+                    k = v.smaller(builder.mul(number, block), builder.sub(K, block))
+                    tile(k, j, _PRODUCT_ROWS, VB)
+                with otherwise, loop(builder, zero, K) as k:
+                    tile(k, j, 1, VB)
+
+        # Tiles of as many vectors as fit into the registers, and one of what is left.
+        vectors, most = v.blocks(N, v.index(v.lanes)), v.index(_PRODUCT_VECTORS)
+        whole = builder.sdiv(vectors, most)
+        with loop(builder, zero, whole) as number:
+            tiles(v.times(_PRODUCT_VECTORS * v.lanes, number), _PRODUCT_VECTORS)
+        for VB in range(1, _PRODUCT_VECTORS):
+            with builder.if_then(builder.icmp_signed("==", builder.srem(vectors, most), v.index(VB))):
+                tiles(v.times(_PRODUCT_VECTORS * v.lanes, whole), VB)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+def _plain_transpose(x, turned):
+    """turned = x^T. The rows of both are contiguous."""
+    turned[...] = x.T
+
+
+@intrinsic
+def _compiled_transpose(_, x, turned):
+    signature = types.void(x, turned)
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, turned = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(2))
+        v = Vectors(context, builder, signature.args[0].dtype)
+        zero, lanes = v.index(0), v.index(v.lanes)
+        count, length = x.shape
+        last = builder.sub(count, v.index(1))
+        with loop(builder, zero, v.blocks(count, lanes)) as row, loop(builder, zero, v.blocks(length, lanes)) as column:
+            i, j = builder.mul(row, lanes), builder.mul(column, lanes)
+            i_inside, j_inside = v.within(i, count), v.within(j, length)
+            # For rows that are not there the last one stands in, and is not stored.
+            rows = [v.load(x.at(v.smaller(v.sum(i, v.index(lane)), last), j), 0, j_inside) for lane in range(v.lanes)]
+            for lane, turned_row in enumerate(v.transposed(rows)):
+                to = v.sum(j, v.index(lane))
+                with builder.if_then(builder.icmp_signed("<", to, length)):
+                    v.store(turned_row, turned.at(to, i), 0, i_inside)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+product = _plain_product if config.DISABLE_JIT else _compiled_product
+transpose = _plain_transpose if config.DISABLE_JIT else _compiled_transpose

@@ -11,6 +11,14 @@ from parallelcnn.kernels import dense as kernels
 
 from .base import Array, Arrays, Layer, Shape, check_positive, draw_start_values
 
+# The kernels read arrays as they lie. Where these do not fit into the caches, numpy's products, which copy them into
+# blocks first, are faster. Milliseconds of one core with a second cache of 2 MiB, units x features x samples:
+#     forward:        1000 x 1000 x  256: 3.4 (numpy 3.5), 512 x 4096 x 512: 33 (15), 64 x 25088 x 32: 1.40 (1.07)
+#     input gradient: 84 x 400 x 50: 0.028 (0.034), 84 x 400 x 400: 0.20 (0.19), 512 x 1024 x 50: 0.69 (0.52)
+# The weight gradient goes through panels: 512 x 4096 x 512: 13.7 (13.5), 84 x 400 x 1024: 0.52 (0.67).
+_MOST_INPUT_BYTES = 2**20
+_MOST_UNITS, _MOST_SAMPLES = 128, 64
+
 
 @dataclass(frozen=True, repr=False)
 class Dense(Layer):
@@ -48,25 +56,31 @@ class Dense(Layer):
         draw_start_values(params["weight"], features, units, find_activation(self.activation), rng)
 
     def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
+        shapes = {"panel": (kernels.PANEL,)}
         if find_activation(self.activation).keeps_input:
-            return {"before_activation": (self.units,)}
-        return {}
+            shapes["before_activation"] = (self.units,)
+        return shapes
 
     def multiply_adds(self, input_shape: Shape) -> int:
         return self.units * input_shape[0]
 
     def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
-        np.matmul(params["weight"], x, out=y)
-        if self.bias:
-            kernels.add_bias(params["bias"], y)
+        multiplied = x.nbytes > _MOST_INPUT_BYTES
+        if multiplied:
+            np.matmul(params["weight"], x, out=y)
+        kernels.dense_forward(params["weight"], x, params.get("bias"), multiplied, y)
         find_activation(self.activation).forward(y, cache.get("before_activation"))
 
     def backward(
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
     ) -> None:
         find_activation(self.activation).backward(cache.get("before_activation", y), dy)
-        np.matmul(dy, x.T, out=grads["weight"])
-        if self.bias:
-            kernels.dense_backward_bias(dy, grads["bias"])
-        if dx is not None:
+        panel = cache["panel"].reshape(-1, kernels.PANEL)
+        kernels.dense_backward_params(dy, x, panel, grads["weight"], grads.get("bias"))
+        if dx is None:
+            return
+        units, n = dy.shape
+        if units <= _MOST_UNITS and n <= _MOST_SAMPLES:
+            kernels.dense_backward_input(params["weight"], dy, panel, dx)
+        else:
             np.matmul(params["weight"].T, dy, out=dx)
