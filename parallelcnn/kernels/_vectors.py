@@ -153,6 +153,13 @@ class Vectors:
         loaded = self._builder.load(self._builder.bitcast(pointer, bytes_.as_pointer()), align=1)
         return self._builder.uitofp(loaded, self._vector)
 
+    def prefetch(self, pointer: Any) -> None:
+        """Have the cache line of this address brought near; also an address outside every array does no harm."""
+        byte = ir.IntType(8).as_pointer()
+        flags = [ir.Constant(_LANE, flag) for flag in (0, 3, 1)]  # to read, soon and often, data
+        prefetch = self._function("prefetch", ir.VoidType(), [byte, *[_LANE] * 3], suffix="p0")
+        self._builder.call(prefetch, [self._builder.bitcast(pointer, byte), *flags])
+
     def transposed(self, rows: list[Any]) -> list[Any]:
         """The columns of a square of numbers, `lanes` vectors, as vectors.
 
