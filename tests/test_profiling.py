@@ -221,6 +221,21 @@ def test_a_share_that_goes_through_the_layers_in_blocks_adds_up_too():
     assert [event["args"]["samples"] for event in loads] == 3 * ([16, 9] * 8 + [11])
 
 
+def test_two_threads_are_two_rows_of_the_time_line_and_what_they_do_adds_up():
+    profiler = pc.Profiler()
+    _, history = train(profiler=profiler, threads=2, reporter=SlowReporter())
+    (rank,) = profiler.profile.ranks
+    assert rank.threads == 2
+    assert rank.samples == 3 * 211
+    assert rank.total.sum() == pytest.approx(history.train_seconds, rel=0.03)
+    events = check_time_line(trace(profiler.profile), ranks=1, steps=range(1, 28))
+    for thread, samples in ((0, 12), (1, 13)):
+        loads = [event for event in events if event["name"] == "load" and event["tid"] == thread]
+        assert len(loads) == 27
+        assert loads[0]["args"]["samples"] == samples
+    assert {event["name"] for event in events if event["tid"] == 1}.isdisjoint({"join", "reduce", "update", "report"})
+
+
 def test_a_long_training_is_digested_in_parts_and_nothing_is_lost(monkeypatch):
     monkeypatch.setattr(profiler_module, "_STEPS_AT_ONCE", 5)
     profiler = pc.Profiler(trace_steps=12)

@@ -100,7 +100,7 @@ class Profiler:
         self._digest()
         layers = self._network.as_it_runs
         passes_a_step = self._passes_done / self._steps_done
-        events_a_step = self._comm.size * (8 + passes_a_step * (4 + 2 * len(layers)))
+        events_a_step = sum(self._comm.gather(8 + passes_a_step * (4 + 2 * len(layers))))
         shown = min(len(self._trace_steps), max(1, int(_TRACE_EVENTS / events_a_step)))
         steps = self._trace_steps[-shown:]
         # After the training: freeing large arrays before it changes where its own lie. All ranks at once, since they

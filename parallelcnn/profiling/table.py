@@ -37,11 +37,12 @@ def _overview(profile: Profile) -> str:
     rate = np.mean([profile.rate(rank) for rank in ranks])
     share = np.mean([profile.rate(rank) / rank.matrix_rate for rank in ranks])
     own = np.mean([rank.stamps * rank.stamp_seconds / rank.median_step for rank in ranks])
+    threads = max(rank.threads for rank in ranks)
     pauses = max(rank.pauses for rank in ranks)
     return "\n".join(
         [
             f"profile    {first.steps:,} steps, {samples:,} samples, {_count(len(ranks), 'rank')} "
-            f"of {_count(first.threads, 'thread')}",
+            f"of {_range([rank.threads for rank in ranks])} {'thread' if threads == 1 else 'threads'}",
             f"machine    a float32 matrix product (512 x 512) on one thread of each rank at once: "
             f"{_range(rates)} GFLOP/s",
             f"network    {profile.flops_as_written / 1e6:.3f} MFLOP per sample forwards and backwards "
@@ -108,7 +109,7 @@ def _digits(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 
-def _range(values: list[float]) -> str:
+def _range(values: Sequence[float]) -> str:
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return low if low == high else f"{low} to {high}"
 

@@ -17,6 +17,7 @@ import parallelcnn as pc
 from parallelcnn.comm import MPIRanks, run_together, share_on_node, world
 from parallelcnn.errors import DataError, DivergenceError, InputError, ParallelCNNError, ReplicaMismatchError
 from parallelcnn.profiling.stamps import ARRIVED, SUMMED
+from parallelcnn.profiling.trace import trace
 from parallelcnn.training import compile_in_turns
 
 # The bound that we hold: every loss and every parameter of the run on N ranks is that of the run on one, up to
@@ -274,6 +275,17 @@ class SlowReporter:
 
     def evaluation(self, step, epoch, result, history):
         pass
+
+
+def test_a_profile_of_ranks_with_different_numbers_of_threads_shows_the_same_steps_of_all(comm, monkeypatch):
+    profiler = pc.Profiler()
+    monkeypatch.setattr("parallelcnn.profiling.profiler._TRACE_EVENTS", 200)
+    run(comm, 25, epochs=1, threads=1 + comm.rank % 2, profiler=profiler)
+    assert [found.threads for found in profiler.profile.ranks] == [1 + rank % 2 for rank in range(comm.size)]
+    shown = {(found.first_step, len(found.trace_steps)) for found in profiler.profile.ranks}
+    assert len(shown) == 1
+    assert len(trace(profiler.profile)["traceEvents"]) <= 200
+    assert f"of 1{' to 2' if comm.size > 1 else ''} thread" in profiler.table()
 
 
 def test_a_profile_shows_who_waits_for_whom(comm):
