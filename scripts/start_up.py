@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Times how `parallelcnn` starts, and prints Markdown tables: to --help, to the first step, and where the time goes.
+"""Times how `parallelcnn` starts: to --help, to the first step, and where the time goes, cold and warm.
 
-    scripts/start_up.py --data mnist --data-dir FOLDER
+    scripts/start_up.py --data mnist --data-dir FOLDER --out scripts/results/start-up.md
     scripts/start_up.py --cold-starts 20     # so often: eight ranks, then two jobs at once, start with an empty cache
 
 Every time is counted from the moment when the command was given, so that the launcher and the start of Python are
@@ -12,7 +12,6 @@ in it. The kernels' cache is a temporary folder of this script's own: "warm" is 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from parallelcnn.comm import mpirun
+from launching import on_ranks
+from measuring import Spread, command_line, file_to_write, markdown_table, positive_integer, processor, versions
+
+from parallelcnn.comm import mpi_library
 
 HELP, FIRST_STEP, COLD = 0.2, 1.5, 15.0  # what is promised [s]
 
@@ -30,20 +32,48 @@ HELP, FIRST_STEP, COLD = 0.2, 1.5, 15.0  # what is promised [s]
 def main() -> int:
     options = _options()
     if options.cold_starts:
-        return start_cold_together(options)
+        title, (table, failures) = "Starts with an empty cache", start_cold_together(options)
+    else:
+        title, table, failures = "Start-up", time_starts(options), 0
+    page = f"""# {title}
+
+    {command_line()}
+
+{processor()}. {versions("numpy", "numba", "mpi4py")}, {mpi_library()}.
+
+{table}
+"""
+    print(page)
+    if options.out:
+        options.out.write_text(page)
+    return 1 if failures else 0
+
+
+def time_starts(options: argparse.Namespace) -> str:
+    """Tables of how long starts take, and of where a warm one's time goes."""
     with numba_cache():
         cold = [run_train(options, 1, empty_the_cache=True) for _ in range(options.cold_rounds)]
+        run_train(options, 1)
         rounds = [one_round(options) for _ in range(options.rounds)]
-    print("| from the command | median | least | most | promised |\n|---|--:|--:|--:|--:|")
-    print_row("to the end of `--help`", [each["help"] for each in rounds], HELP)
+    times = [("to the end of `--help`", [each["help"] for each in rounds], HELP)]
     for ranks in options.ranks:
-        starts = [each[ranks] for each in rounds]
-        print_row(f"to the end of the first step, {ranks} rank{'s' * (ranks > 1)}", starts, FIRST_STEP)
-    print_row("of which compiling all kernels, cold", [run["compile_seconds"] for run in cold], COLD)
-    print("\n| one rank, warm | ends after, median |\n|---|--:|")
-    for phase in rounds[0]["phases"]:
-        print(f"| {phase} | {statistics.median(each['phases'][phase] for each in rounds):.3f} s |")
-    return 0
+        what = f"to the end of the first step of `train` on {ranks} rank{'s' * (ranks > 1)}, warm"
+        times.append((what, [each[ranks] for each in rounds], FIRST_STEP))
+    times.append(("to the end of the first step of `train` on 1 rank, cold", [run["first_step"] for run in cold], COLD))
+    times.append(("of that, the compilation of all kernels", [run["compile_seconds"] for run in cold], COLD))
+    phases = [(phase, [each["phases"][phase] for each in rounds]) for phase in rounds[0]["phases"]]
+    return (
+        f"From the command; medians of {options.rounds} starts in turns ({options.cold_rounds} cold ones), lowest and "
+        f"highest in brackets.\n\n"
+        + markdown_table(
+            ["", "time", "promised: at most"],
+            [[what, Spread.of(seconds).text(unit=" s"), f"{promised:g} s"] for what, seconds, promised in times],
+        )
+        + "\n\nWhere the time of a warm start on one rank goes, in a program that does what the command does:\n\n"
+        + markdown_table(
+            ["when", "after"], [[phase, Spread.of(seconds).text(3, unit=" s")] for phase, seconds in phases]
+        )
+    )
 
 
 def one_round(options: argparse.Namespace) -> dict:
@@ -74,8 +104,7 @@ def run_train(options: argparse.Namespace, ranks: int, empty_the_cache: bool = F
 
 
 def train_command(options: argparse.Namespace, ranks: int, folder: str) -> list[str]:
-    launcher = [mpirun(), "-n", str(ranks)] if ranks > 1 else []
-    return [*launcher, sys.executable, "-m", "parallelcnn", *train_arguments(options, folder)]
+    return on_ranks(ranks, [sys.executable, "-m", "parallelcnn", *train_arguments(options, folder)])
 
 
 def train_arguments(options: argparse.Namespace, folder: str) -> list[str]:
@@ -130,14 +159,17 @@ sys.exit(code)
 """
 
 
-def start_cold_together(options: argparse.Namespace) -> int:
-    """Many starts with an empty cache: of one job on eight ranks, and of two jobs on two ranks each; 0 if all is well.
+def start_cold_together(options: argparse.Namespace) -> tuple[str, int]:
+    """Many starts with an empty cache: of one job on eight ranks, and of two jobs at once on two ranks each.
 
-    All is well if no rank failed, of each job rank 0 alone compiled, and all jobs ended with the same parameters as
-    those on as many ranks.
+    All is well if no rank failed, no rank but rank 0 compiled anything, and all jobs on as many ranks ended with the
+    same parameters. Of two jobs each compiles what the other has not kept yet.
+
+    Returns:
+        a table of them, and how many went wrong.
     """
-    failures, parameters = 0, {}
-    print("| start | jobs x ranks | kernels compiled by each rank | seconds | |\n|--:|---|---|--:|---|")
+    rows, failures = [], 0
+    parameters: dict[int, str] = {}
     for start in range(1, options.cold_starts + 1):
         for jobs, ranks in ((1, 8), (2, 2)):
             started = time.perf_counter()
@@ -145,17 +177,17 @@ def start_cold_together(options: argparse.Namespace) -> int:
             seconds = time.perf_counter() - started
             well = all(
                 job is not None
-                and job["counts"][0] > 0
                 and not any(job["counts"][1:])
                 and parameters.setdefault(ranks, job["parameters_sha256"]) == job["parameters_sha256"]
                 for job in ended
-            )
+            ) and any(job["counts"][0] > 0 for job in ended)
             failures += not well
             counts = " and ".join("failed" if job is None else " ".join(map(str, job["counts"])) for job in ended)
-            verdict = "as it should" if well else "WRONG"
-            print(f"| {start} | {jobs} x {ranks} | {counts} | {seconds:.1f} | {verdict} |", flush=True)
-    print(f"\n{failures} of {2 * options.cold_starts} starts went wrong")
-    return 1 if failures else 0
+            what = f"{jobs} job{'s' * (jobs > 1)} on {ranks} ranks"
+            rows.append([what, str(start), counts, f"{seconds:.1f} s", "yes" if well else "**no**"])
+    header = ["", "start", "kernels that each rank compiled", "from start to end", "as it should be"]
+    went_wrong = f"{failures} of {len(rows)} starts went wrong."
+    return f"{went_wrong}\n\n{markdown_table(header, rows)}", failures
 
 
 def run_cold(options: argparse.Namespace, jobs: int, ranks: int) -> list[dict | None]:
@@ -167,7 +199,7 @@ def run_cold(options: argparse.Namespace, jobs: int, ranks: int) -> list[dict | 
         few_steps = ["--batch-size", "6000"]  # they are not what is tried here
         running = [
             subprocess.Popen(
-                [mpirun(), "-n", str(ranks), *program, *train_arguments(options, out), *few_steps],
+                on_ranks(ranks, [*program, *train_arguments(options, out), *few_steps]),
                 env=environment,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -191,19 +223,19 @@ def numba_cache() -> Iterator[None]:
         yield
 
 
-def print_row(what: str, seconds: list[float], promised: float) -> None:
-    columns = [f"{value:.2f} s" for value in (statistics.median(seconds), min(seconds), max(seconds))]
-    print(f"| {what} | {' | '.join(columns)} | {promised:g} s |")
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Times how `parallelcnn` starts, cold and warm.")
     parser.add_argument("--data", default="digits", help="digits, mnist or a folder (default: digits)")
     parser.add_argument("--data-dir", help="where mnist lies")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
-    parser.add_argument("--rounds", type=int, default=7, help="warm starts of each kind (default: 7)")
-    parser.add_argument("--cold-rounds", type=int, default=3, help="starts with an empty cache (default: 3)")
-    parser.add_argument("--cold-starts", type=int, help="start many ranks with an empty cache, so many times")
+    parser.add_argument("--ranks", type=positive_integer, nargs="+", default=[1, 2], help="(default: 1 2)")
+    parser.add_argument("--rounds", type=positive_integer, default=7, help="warm starts of each kind (default: 7)")
+    parser.add_argument(
+        "--cold-rounds", type=positive_integer, default=3, help="starts with an empty cache (default: 3)"
+    )
+    parser.add_argument(
+        "--cold-starts", type=positive_integer, help="start many ranks with an empty cache, so many times"
+    )
+    parser.add_argument("--out", type=file_to_write, metavar="FILE", help="write the page, Markdown, to FILE")
     return parser.parse_args()
 
 

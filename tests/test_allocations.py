@@ -4,10 +4,15 @@ What is left are Python's own objects of a few hundred bytes, which a call makes
 tuples. What stays is the result: one float a step in `History.losses`.
 """
 
+import json
+import sys
+
+import launch
 import numpy as np
 import pytest
 import small
 import traced
+from conftest import ROOT
 
 import parallelcnn as pc
 
@@ -63,6 +68,8 @@ def test_threads_allocate_no_memory_for_numbers_either():
     steps = traced.TracedSteps()
     sets = small.dataset(4 * SAMPLES), small.dataset(9)
     network = pc.NetworkHandler(small.LAYERS, (1, 11, 9))
+    for worker in network.workers(2):
+        worker.block_size = SAMPLES
     pc.train(network, *sets, pc.SGD(0.1), 3, 2 * SAMPLES, reporter=steps, threads=2)
     assert steps.steps == 2
     assert steps.peak <= PEAK
@@ -109,6 +116,28 @@ def test_the_tracer_sees_an_array_of_two_bytes_for_each_sample():
     network.worker.block_size = SAMPLES
     pc.train(network, small.dataset(2 * SAMPLES), small.dataset(9), pc.SGD(0.1), 2, SAMPLES, reporter=steps)
     assert steps.peak > PEAK
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_three_epochs_of_mnist_allocate_at_most_three_tenths_of_a_gibibyte_with_the_data_set(
+    threads, mnist_dir, tmp_path, monkeypatch
+):
+    """All that the process asks of the C library, freed or not, every Python object included. Not with several ranks:
+    MPICH allocates the size of the message anew for every sum over ranks.
+    """
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "peers")
+    from allocations import build_counter
+
+    counter = build_counter(tmp_path)
+    if counter is None:
+        pytest.skip("no C compiler")
+    program = [sys.executable, ROOT / "scripts" / "peers" / "train_parallelcnn.py"]
+    options = ["--data", "mnist", "--data-dir", mnist_dir, "--epochs", 3, "--threads", threads]
+    ran = launch.run([str(word) for word in [*program, *options]], **counter)
+    assert ran.code == 0, ran.err
+    figures = json.loads(ran.out)
+    assert figures["loading_allocated_bytes"] > 60_000 * 28 * 28  # it counts
+    assert figures["loading_allocated_bytes"] + figures["allocated_bytes"] <= 0.3 * 2**30
 
 
 def small_test_set(train_set):
