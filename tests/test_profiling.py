@@ -343,7 +343,7 @@ def test_the_command_prints_the_table_once_and_leaves_it_and_the_time_line(ranks
     whole = [row.split() for row in table.split("rank, s of training")[1].splitlines()[1:]]
     assert [row[0] for row in whole] == [str(rank) for rank in range(ranks)]
     for row in whole:
-        assert float(row[-1]) == pytest.approx(seconds, rel=0.1, abs=0.002)
+        assert float(row[-1]) == pytest.approx(seconds, rel=0.1, abs=0.05)  # ranks enter the loop one by one
     check_time_line(json.loads((out / "trace.json").read_text()), ranks, range(1, 11))
 
     ran = parallelcnn(*line, ranks=ranks)
