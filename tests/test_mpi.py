@@ -81,15 +81,17 @@ import small
 import parallelcnn as pc
 from parallelcnn.comm import world
 
+comm = world()
+
 @dataclass(frozen=True, repr=False)
 class Fails(pc.Activation):
     def backward(self, *arrays):
-        if world().rank == 1 and threading.current_thread() is not threading.main_thread():
+        if comm.rank == 1 and threading.current_thread() is not threading.main_thread():
             raise ZeroDivisionError("on purpose")
         super().backward(*arrays)
 
 network = pc.NetworkHandler((*small.LAYERS, Fails("relu")), (1, 11, 9))
-pc.train(network, small.dataset(211), small.dataset(97), pc.SGD(0.1), 1000, 25, threads=2)
+pc.train(network, small.dataset(211), small.dataset(97), pc.SGD(0.1), 1000, 25, comm=comm, threads=2)
 """
 
 
