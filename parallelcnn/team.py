@@ -77,7 +77,11 @@ class Team:
 
 
 class _OtherThread:
-    """A thread that does a worker's work when told to."""
+    """A thread that does a worker's work when told to.
+
+    Between steps it sleeps. Looking out for the next one without sleep, in a kernel, brought 1 to 5 % of a step of the
+    paper's network on two threads.
+    """
 
     def __init__(self, worker: Worker, errstate: Any) -> None:
         self._worker, self._errstate = worker, errstate
