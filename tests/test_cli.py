@@ -78,6 +78,23 @@ def test_training_writes_what_it_promises(train, folder, tmp_path):
         assert line in ran.out
 
 
+def test_threads_share_a_rank_and_are_told(train, folder, tmp_path):
+    found = []
+    for threads in (1, 3):
+        ran = train("--epochs", 2, "--batch-size", 50, "--threads", threads)
+        assert ran.code == 0, ran.err
+        found.append(json.loads((tmp_path / "out" / "summary.json").read_text()))
+        assert found[-1]["threads"] == [threads]
+    assert ", 3 threads each\nminibatch  50 = 16 + 17 + 17\n" in ran.out
+    for name in ("train_loss", "test_loss"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4)
+    ran = parallelcnn("evaluate", tmp_path / "out", "--data", folder, "--threads", 2)
+    assert f"test loss {found[1]['test_loss']:.4f}" in ran.out
+    ran = parallelcnn("evaluate", tmp_path / "out", "--data", folder, "--threads", 0)
+    assert ran.code == 2
+    assert ran.err == "parallelcnn: error: threads must be an integer of at least 1, got 0\n"
+
+
 def test_the_same_seed_twice_gives_the_same_hash_and_the_earlier_files_are_kept(train, tmp_path):
     hashes = []
     for seed in (7, 7, 8):
@@ -256,6 +273,9 @@ def refused(ran, message):
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["--batch-size", "0"], "batch_size must be an integer of at least 1, got 0"),
         (["--batch-size", "231"], "batch_size must be at most 230"),
+        (["--threads", "0"], "threads must be an integer of at least 1, got 0"),
+        (["--threads", "-2"], "threads must be an integer of at least 1, got -2"),
+        (["--threads", "many"], "argument --threads: invalid int value: 'many'"),
         (["--learning-rate", "nan"], "learning_rate must be a finite number of at least 0, got nan"),
         (["--learning-rate", "1e39"], "learning_rate must be a finite number of at least 0, got 1e+39"),
         (["--momentum", "1"], "momentum must be less than 1, got 1.0"),
@@ -395,7 +415,15 @@ def test_help_version_and_no_command():
 def test_info_names_version_library_ranks_and_threads():
     ran = parallelcnn("info")
     assert ran.code == 0, ran.err
-    for word in (pc.__version__, "MPI library", "ranks          1", "core", "numba threads", "BLAS threads"):
+    for word in (
+        pc.__version__,
+        "MPI library",
+        "ranks          1",
+        "core",
+        "computes on ",
+        "numba threads",
+        "BLAS threads",
+    ):
         assert word in ran.out
 
 

@@ -74,6 +74,35 @@ def test_a_rank_that_dies_in_the_middle_of_an_epoch_ends_the_job_within_ten_seco
         assert "on purpose" in ran.err
 
 
+_FAILS_IN_A_THREAD = """
+import threading
+from dataclasses import dataclass
+import small
+import parallelcnn as pc
+from parallelcnn.comm import world
+
+comm = world()
+
+@dataclass(frozen=True, repr=False)
+class Fails(pc.Activation):
+    def backward(self, *arrays):
+        if comm.rank == 1 and threading.current_thread() is not threading.main_thread():
+            raise ZeroDivisionError("on purpose")
+        super().backward(*arrays)
+
+network = pc.NetworkHandler((*small.LAYERS, Fails("relu")), (1, 11, 9))
+pc.train(network, small.dataset(211), small.dataset(97), pc.SGD(0.1), 1000, 25, comm=comm, threads=2)
+"""
+
+
+def test_a_thread_of_a_rank_that_fails_ends_the_job():
+    ran = launch.run_ranks(3, ["-c", _FAILS_IN_A_THREAD], limit=60, PYTHONPATH=str(HERE))
+    assert ran.code != 0
+    assert ran.seconds < 15, ran.err
+    assert "rank 1 of 3 failed" in ran.err
+    assert "ZeroDivisionError: on purpose" in ran.err
+
+
 _FAILS_OUTSIDE = """
 import small
 import parallelcnn as pc
@@ -137,6 +166,7 @@ def test_two_ranks_train_the_papers_network_on_the_real_mnist(mnist_dir, tmp_pat
     [
         ["train", "--data", "nowhere"],
         ["train", "--batch-size", "0"],
+        ["train", "--threads", "0"],
         ["train", "--model", "papr"],
         ["train", "--learning-rate", "-1"],
         ["train", "--speed", "high"],

@@ -14,10 +14,11 @@ import small
 import traced
 
 import parallelcnn as pc
-from parallelcnn.comm import MPIRanks, run_together, share_on_node, world
+from parallelcnn.comm import MPIRanks, choose_threads, run_together, share_on_node, world
 from parallelcnn.errors import DataError, DivergenceError, InputError, ParallelCNNError, ReplicaMismatchError
 from parallelcnn.profiling.stamps import ARRIVED, SUMMED
 from parallelcnn.profiling.trace import trace
+from parallelcnn.threads import usable_cores
 from parallelcnn.training import compile_in_turns
 
 # The bound that we hold: every loss and every parameter of the run on N ranks is that of the run on one, up to
@@ -58,6 +59,33 @@ def test_losses_and_parameters_are_those_of_one_process(comm, batch_size, optimi
         assert step == step_alone
         assert result.samples == result_alone.samples == 97
         assert result.loss == pytest.approx(result_alone.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("threads", [2, "as many as the rank"])
+@pytest.mark.parametrize("batch_size", [101, 7, 1])
+def test_ranks_of_several_threads_are_one_process(comm, batch_size, threads):
+    """Ranks may differ in threads; those without a number take part in it too."""
+    mine = 2 if threads == 2 else comm.rank or None
+    network, history = run(comm, batch_size, evaluate_every=5, threads=mine)
+    alone, history_alone = run(pc.Serial(), batch_size, evaluate_every=5, threads=1)
+    np.testing.assert_allclose(network.params, alone.params, **BOUND)
+    np.testing.assert_allclose(history.losses, history_alone.losses, **BOUND)
+    for (_, _, result), (_, _, wanted) in zip(history.evaluations, history_alone.evaluations, strict=True):
+        assert result.samples == 97
+        assert result.loss == pytest.approx(wanted.loss, rel=1e-5)
+    again, _ = run(comm, batch_size, evaluate_every=5, threads=mine)
+    assert len(set(comm.gather(network.parameters_sha256()) + comm.gather(again.parameters_sha256()))) == 1
+
+
+def test_all_threads_of_a_node_together_are_no_more_than_its_cores(comm):
+    cores = len(frozenset.union(*comm.gather(usable_cores())))
+    assert sum(comm.gather(choose_threads(comm, None))) <= max(cores, comm.size)
+    assert choose_threads(comm, 5) == 5
+
+
+def test_a_number_of_threads_that_only_one_rank_has_wrong_is_an_error_on_all(comm):
+    with pytest.raises(InputError, match="threads must be an integer of at least 1, got 0"):
+        run(comm, 10, threads=0 if comm.rank == comm.size - 1 else 1)
 
 
 def test_ranks_that_start_from_different_seeds_end_with_equal_parameters(comm):

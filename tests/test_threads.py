@@ -1,0 +1,289 @@
+"""Threads within a rank: they do what one does, leave with the training, and are as many as there are cores for."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import small
+from launch import environment
+from numba.core import event
+
+import parallelcnn as pc
+from parallelcnn.errors import DivergenceError, InputError
+from parallelcnn.kernels.losses import count_correct
+from parallelcnn.team import Team
+from parallelcnn.threads import core_quota, fair_share, usable_cores
+
+# As for ranks: see tests/mpi/test_ranks.py.
+BOUND = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def train(threads, batch_size=25, epochs=3, layers=small.LAYERS, optimizer=None, **options):
+    network = pc.NetworkHandler(layers, (1, 11, 9))
+    sets = small.dataset(211), small.dataset(97, seed=1)
+    optimizer = optimizer or pc.SGD(0.1)
+    history = pc.train(network, *sets, optimizer, epochs, batch_size, comm=pc.Serial(), threads=threads, **options)
+    return network, history
+
+
+@pytest.mark.parametrize("threads", [2, 3, 30])
+@pytest.mark.parametrize("batch_size", [100, 7, 1, 211])
+def test_losses_and_parameters_are_those_of_one_thread(threads, batch_size):
+    """211 samples are a multiple of nothing, and with 30 threads there are more than samples in the last minibatch."""
+    network, history = train(threads, batch_size, evaluate_every=5)
+    alone, history_alone = train(1, batch_size, evaluate_every=5)
+    np.testing.assert_allclose(network.params, alone.params, **BOUND)
+    np.testing.assert_allclose(history.losses, history_alone.losses, **BOUND)
+    results = [result for _, _, result in history.evaluations]
+    for result, wanted in zip(results, [result for _, _, result in history_alone.evaluations], strict=True):
+        assert result.samples == 97
+        assert result.loss == pytest.approx(wanted.loss, rel=1e-5)
+
+
+def test_the_same_number_of_threads_twice_gives_the_same_bits():
+    first, second = (train(3)[0].parameters_sha256() for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_evaluation_on_threads_is_exact(threads):
+    network, _ = train(1, epochs=1)
+    for n in (1, 2, 97, 250):
+        dataset = small.dataset(n, seed=3)
+        alone = pc.evaluate(network, dataset, pc.Serial(), threads=1)
+        result = pc.evaluate(network, dataset, pc.Serial(), threads=threads)
+        assert result.accuracy == alone.accuracy
+        assert result.samples == n
+        assert result.loss == pytest.approx(alone.loss, rel=1e-6)
+
+
+def test_each_thread_works_on_its_own_grain_at_the_same_time():
+    network = small.network()
+    everyone = threading.Barrier(3, timeout=10)
+
+    def work(worker, samples):
+        everyone.wait()  # would break if one did its work after the other
+        return worker, samples.tolist()
+
+    with Team(network.workers(3)) as team:
+        outcomes = team.run(work, np.arange(8))
+    assert outcomes == list(zip(network.workers(3), [[0, 1], [2, 3, 4], [5, 6, 7]], strict=True))
+    assert outcomes[0][0] is network.worker
+
+
+@dataclass(frozen=True, repr=False)
+class Fails(pc.Activation):
+    """Raises an error on one of the threads, in the middle of the second epoch."""
+
+    error: type = ValueError
+    main: bool = False
+    passes = []  # noqa: RUF012
+
+    def backward(self, params, grads, x, y, cache, dy, dx):
+        if (threading.current_thread() is threading.main_thread()) == self.main:
+            Fails.passes.append(1)
+            if len(Fails.passes) == 12:
+                raise self.error("on purpose")
+        super().backward(params, grads, x, y, cache, dy, dx)
+
+
+@pytest.mark.parametrize("main", [True, False])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, pc.ParallelCNNError])
+def test_what_a_layer_raises_on_any_thread_ends_the_training_and_the_threads(main, error):
+    Fails.passes.clear()
+    before = threading.enumerate()
+    with pytest.raises(error, match="on purpose"):
+        train(3 if main else 2, layers=(*small.LAYERS, Fails("identity", error, main)))
+    assert len(Fails.passes) == 12
+    assert threading.enumerate() == before
+
+
+def test_of_several_errors_the_first_workers_is_raised():
+    def work(worker, samples):
+        if samples[0] > 0:
+            raise ValueError(f"of {samples[0]}")
+
+    with Team(small.network().workers(3)) as team, pytest.raises(ValueError, match="of 2"):
+        team.run(work, np.arange(8))
+
+
+def test_a_team_whose_thread_has_failed_is_not_out_of_step():
+    """The outcome of a failed run must not be taken for that of the next one."""
+    with Team(small.network().workers(2)) as team:
+        for main_fails in (True, False):
+
+            def work(worker, samples, main_fails=main_fails):
+                if main_fails == (samples[0] == 0):
+                    raise ValueError("on purpose")
+
+            with pytest.raises(ValueError, match="on purpose"):
+                team.run(work, np.arange(4))
+            assert team.run(lambda worker, samples: int(samples[0]), np.arange(10, 14)) == [10, 12]
+
+
+def test_no_thread_is_left_after_training_and_evaluation():
+    before = threading.enumerate()
+    network, _ = train(4)
+    pc.evaluate(network, small.dataset(9), pc.Serial(), threads=4)
+    assert threading.enumerate() == before
+
+
+@dataclass(frozen=True, repr=False)
+class Overflows(pc.Activation):
+    """Numbers too large for float32, and a division by zero, if asked to."""
+
+    by_zero: bool = False
+
+    def forward(self, params, x, y, cache, *, training):
+        one_sample = x.shape[-1] == 1  # with which the kernels are compiled, before there are threads
+        y[...] = x / np.float32(0 if self.by_zero and not one_sample else 1)
+        if training:
+            y *= np.float32(1e38)
+            y *= np.float32(1e38)
+
+
+def test_numpy_treats_errors_on_threads_as_on_the_main_thread():
+    """An overflow is told by the loss; everything else as the caller has set it, here by conftest.py: raise."""
+    for threads in (1, 3):
+        with pytest.raises(DivergenceError):
+            train(threads, layers=(*small.LAYERS, Overflows("identity")))
+        with pytest.raises(FloatingPointError, match="divide by zero"):
+            train(threads, layers=(*small.LAYERS, Overflows("identity", by_zero=True)))
+
+
+class CompilingThreads(event.Listener):
+    def __init__(self):
+        self.seen = set()
+
+    def on_start(self, event):
+        self.seen.add(threading.current_thread())
+
+    def on_end(self, event):
+        pass
+
+
+def test_nothing_is_compiled_on_two_threads_at_once():
+    """The activation is new, and compiled in any case."""
+    new = pc.ActivationFunction("new", lambda x: x + abs(x) / 3, lambda x: 4 / 3 if x > 0 else 2 / 3)
+    listener = CompilingThreads()
+    event.register("numba:compile", listener)
+    try:
+        network, _ = train(3, layers=(pc.Conv2D(2, 3, activation=new), pc.Flatten(), pc.Dense(5)), epochs=1)
+        pc.evaluate(network, small.dataset(9), pc.Serial(), threads=3)
+    finally:
+        event.unregister("numba:compile", listener)
+    assert listener.seen == {threading.main_thread()}
+    assert len(count_correct.signatures) == 1
+
+
+def test_an_interrupt_ends_the_command_within_seconds(tmp_path):
+    command = [sys.executable, "-m", "parallelcnn", "train", "--threads", "2", "--epochs", "1000"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    process.send_signal(signal.SIGINT)
+    sent = time.perf_counter()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "parallelcnn: interrupted\n"
+    assert time.perf_counter() - sent < 5
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_what_is_no_number_of_threads_is_refused(threads):
+    message = f"threads must be an integer of at least 1, got {threads!r}"
+    with pytest.raises(InputError, match=message):
+        train(threads)
+    with pytest.raises(InputError, match=message):
+        pc.evaluate(small.network(), small.dataset(9), pc.Serial(), threads=threads)
+
+
+def test_more_threads_than_the_machine_starts_are_refused_and_those_that_were_started_leave(monkeypatch):
+    before, start = threading.enumerate(), threading.Thread.start
+
+    def start_three(thread):
+        if len(threading.enumerate()) - len(before) == 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_three)
+    with pytest.raises(InputError, match="threads must be at most 4, more do not start on this machine, got 9"):
+        train(9)
+    assert threading.enumerate() == before
+
+
+def everyone(ranks, cores):
+    return {rank: frozenset(range(cores)) for rank in range(ranks)}
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "wanted"),
+    [
+        (everyone(1, 8), None, [8]),
+        (everyone(2, 8), None, [4, 4]),
+        (everyone(3, 8), None, [2, 2, 2]),  # 9 would be more than there are
+        (everyone(8, 8), None, [1] * 8),
+        (everyone(9, 8), None, [1] * 9),  # at least one
+        (everyone(2, 8), 5, [2, 2]),
+        (everyone(2, 8), 1, [1, 1]),
+        (everyone(2, 8), 100, [4, 4]),
+        ({0: frozenset({0}), 1: frozenset({1})}, None, [1, 1]),  # bound to cores of their own
+        ({4: frozenset({0, 1, 2, 3}), 5: frozenset({4, 5, 6, 7})}, None, [4, 4]),
+        ({0: frozenset({0, 1, 2, 3}), 1: frozenset({3})}, None, [3, 1]),  # half of a core is none
+    ],
+)
+def test_a_rank_has_as_many_threads_as_its_part_of_the_cores(cores, quota, wanted):
+    assert [fair_share(rank, cores, quota) for rank in cores] == wanted
+
+
+def test_without_a_number_there_is_a_thread_for_each_core(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 5, 7})
+    monkeypatch.setattr("parallelcnn.comm.core_quota", lambda: None)
+    assert usable_cores() == {2, 5, 7}
+    before, most = threading.active_count(), []
+
+    class Counts:
+        def minibatch(self, *_):
+            most.append(threading.active_count())
+
+        def evaluation(self, *_):
+            pass
+
+    train(None, epochs=1, reporter=Counts())
+    assert set(most) == {before + 2}
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "wanted"),
+    [
+        ("0::/\n", {"cpu.max": "max 100000"}, None),
+        ("0::/\n", {"cpu.max": "400000 100000"}, 4),
+        ("0::/\n", {"cpu.max": "250000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000"}, 1),
+        ("0::/outer/inner\n", {"outer/cpu.max": "300000 100000", "outer/inner/cpu.max": "max 100000"}, 3),
+        ("0::/outer/inner\n", {"outer/cpu.max": "300000 100000", "outer/inner/cpu.max": "200000 100000"}, 2),
+        ("3:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "600000", "cpu/cpu.cfs_period_us": "100000"}, 6),
+        ("3:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("0::/\n", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_the_quota_of_a_container_is_read(groups, files, wanted, tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
+    if groups is not None:
+        (tmp_path / "cgroup").write_text(groups)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    assert core_quota(tmp_path / "cgroup", tmp_path) == wanted
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "3")
+    assert core_quota(tmp_path / "cgroup", tmp_path) == min(wanted or 3, 3)
