@@ -179,7 +179,8 @@ def test_nothing_is_compiled_on_two_threads_at_once():
     finally:
         event.unregister("numba:compile", listener)
     assert listener.seen == {threading.main_thread()}
-    assert len(count_correct.signatures) == 1
+    # Once for each type of arrays, of which other tests may have used others in this process.
+    assert len(set(count_correct.signatures)) == len(count_correct.signatures)
 
 
 def test_an_interrupt_ends_the_command_within_seconds(tmp_path):
