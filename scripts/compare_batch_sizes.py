@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 from measuring import (
+    FORMATS,
     Spread,
     command_line,
     file_to_write,
@@ -55,7 +56,6 @@ from parallelcnn.data.sampler import grain, shuffle
 from parallelcnn.threads import one_blas_thread
 
 BATCH_SIZES = [2**i for i in range(13)]
-FORMATS = ("contiguous", "channels_last")
 PEERS = {"training": ("PyTorch",), "prediction": ("PyTorch", "onnxruntime")}
 SETTLE = 0.02  # after a peer's turn its threads still spin for a while, waiting for work [s]
 Rates = dict[str, list[float]]
@@ -90,7 +90,7 @@ def measure(n: int, options: argparse.Namespace, comm: Communicator) -> tuple[Ra
     network = pc.NetworkHandler(layers, input_shape, seed=1)
 
     # What a turn of each does: how many samples it handles, and the call, which returns the seconds.
-    training = {"parallelcnn": our_training(network, train_set, n, options.seconds, comm)}
+    training = {"parallelcnn": our_training(network, train_set, n, options.seconds, comm, threads=1)}
     prediction = {"parallelcnn": our_prediction(network, batch, options.seconds, comm)}
     with rank_0_alone(comm) as alone:
         if alone:

@@ -26,7 +26,6 @@ from typing import Any
 from launching import (
     PEERS,
     as_elsewhere,
-    command_has_threads,
     matrix_product_rate_of,
     on_cores,
     on_ranks,
@@ -133,12 +132,10 @@ def qualify(options: argparse.Namespace, cores: int) -> tuple[list[Contender], l
 
 
 def our_contenders(cores: int) -> list[Contender]:
-    """parallelcnn with a rank a core, and, where the command has threads, with a thread a core."""
+    """parallelcnn with a rank a core, and with a thread a core."""
     train = [sys.executable, "-m", "parallelcnn", "train"]
     ranks = on_ranks(cores, train)
     name = f"parallelcnn, {cores} rank{'s' if cores > 1 else ''}"
-    if not command_has_threads():
-        return [Contender(name, tuple(ranks), ours=True)]
     contenders = [Contender(name, (*ranks, "--threads", "1"), ours=True)]
     if cores > 1:
         contenders.append(Contender(f"parallelcnn, {cores} threads", (*train, "--threads", str(cores)), ours=True))

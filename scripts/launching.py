@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,6 @@ def peer_command(framework: str, variant: str, cores: int) -> list[str]:
 def on_ranks(ranks: int, command: Sequence[str]) -> list[str]:
     """The command on so many ranks; on one, as it is."""
     return [mpirun(), "-n", str(ranks), *command] if ranks > 1 else list(command)
-
-
-@cache
-def command_has_threads() -> bool:
-    """Whether `parallelcnn train` can be told how many threads a rank computes on."""
-    told = subprocess.run([sys.executable, "-m", "parallelcnn", "train", "--help"], capture_output=True, text=True)
-    return "--threads" in told.stdout
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:

@@ -21,6 +21,8 @@ from threadpoolctl import threadpool_limits
 from parallelcnn.comm import Communicator
 from parallelcnn.errors import ParallelCNNError
 
+FORMATS = ("contiguous", "channels_last")  # PyTorch's ways to lay out images, see pytorch_twin
+
 
 class Spread(NamedTuple):
     """Median, lowest and highest of several measurements."""

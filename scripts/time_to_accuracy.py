@@ -25,15 +25,13 @@ there, the mean of 20 seeds (99.02 to 99.33 %). What it does, and what the same 
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
+from measuring import file_to_write, positive_integer, processor
 
 from parallelcnn import NetworkHandler
 from parallelcnn.comm import Communicator, abort_all_on_error, mpirun, run_together, world
@@ -208,13 +206,6 @@ def command_line(options: argparse.Namespace) -> str:
     return f"{line} --stop-at-target" if options.stop_at_target else line
 
 
-def processor() -> str:
-    """Name of the processor and the number of cores of the machine."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-
-
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
@@ -230,13 +221,6 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def positive_integer(text: str) -> int:
-    """For argparse: an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
-    return int(text)
-
-
 def percentage(text: str) -> float:
     """For argparse: a number from 0 to 100."""
     try:
@@ -246,13 +230,6 @@ def percentage(text: str) -> float:
     if not 0 <= number <= 100:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 100, got {text!r}")
     return number
-
-
-def file_to_write(text: str) -> Path:
-    """For argparse: a file in a folder that is there, or all the measuring would be for nothing."""
-    if not Path(text).parent.is_dir() or Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text!r}")
-    return Path(text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Trainings of a given length, on random images: what the scripts time when they time a training step."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -31,9 +30,9 @@ def our_training(
     batch_size: int,
     seconds: float,
     comm: Communicator,
-    **arguments: Any,
+    threads: int,
 ) -> tuple[int, Callable[[], float]]:
-    """Training with parallelcnn for about so long. Collective, as is what it returns.
+    """Training with parallelcnn for about so long, a rank on so many threads. Collective, as is what it returns.
 
     Returns:
         how many samples a training handles; a function that trains, and returns the seconds of the loop alone.
@@ -42,7 +41,7 @@ def our_training(
     def train(samples: int) -> float:
         some, one = (pc.Dataset(train_set.images[:n], train_set.labels[:n], 10) for n in (samples, 1))
         optimizer = pc.SGD(LEARNING_RATE)
-        return pc.train(network, some, one, optimizer, 1, batch_size, comm=comm, **arguments).train_seconds
+        return pc.train(network, some, one, optimizer, 1, batch_size, comm=comm, threads=threads).train_seconds
 
     # Rank 0 decides for all.
     samples = samples_within(seconds, lambda n: comm.gather(train(n))[0], batch_size, len(train_set))

@@ -6,7 +6,6 @@ tell, the bytes allocated in a training, counted as those of the peers are.
 """
 
 import argparse
-import inspect
 
 from contract import Meter, exit_on_bad_input, load_sets, parse_options, peak_rss_bytes, print_result
 
@@ -63,12 +62,10 @@ def train(
     """A new network, and what its training tells."""
     network = pc.NetworkHandler(layers, train_set.input_shape, options.seed)
     batch_size = min(options.batch_size, len(train_set))
-    threads = {}
-    if "threads" in inspect.signature(pc.train).parameters:
-        threads["threads"] = options.threads // comm.size
+    threads = max(options.threads // comm.size, 1)
     optimizer = pc.SGD(options.learning_rate)
     history = pc.train(
-        network, train_set, test_set, optimizer, options.epochs, batch_size, options.seed, comm, **threads
+        network, train_set, test_set, optimizer, options.epochs, batch_size, options.seed, comm, threads=threads
     )
     return network, history
 
