@@ -43,7 +43,7 @@ class SafeCache(FunctionCache):
                 super().save_overload(sig, data)
             except OSError:
                 raise
-            except Exception:
+            except Exception:  # again of unpickling: the index that the kernel was to be added to
                 self.flush()
                 super().save_overload(sig, data)
 

@@ -7,6 +7,8 @@ capitals (S, KB, VB, ...) are known when a kernel is compiled.
 For rows, phases and starts see `conv2d`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -216,12 +218,8 @@ def _compiled_pool_row(_, x, y, winner, place, pool_stride, R, S):
         x, y, winner = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
         channel, h, c, p = unpack(builder, arguments[3])
         v = Vectors(context, builder, signature.args[0].dtype)
-        zero, lanes = v.index(0), v.index(v.lanes)
-        _, _, Q, n = y.shape
-        with loop(builder, zero, Q) as q, loop(builder, zero, v.blocks(n, lanes)) as number:
-            i = builder.mul(number, lanes)
-            w = builder.mul(q, context.cast(builder, arguments[4], signature.args[4], types.int64))
-            wanted = v.within(i, n)
+        pool_stride = context.cast(builder, arguments[4], signature.args[4], types.int64)
+        with _each_vector(v, builder, y, pool_stride) as (q, w, i, wanted):
             best = best_tap = None
             for tap in range(R * S):
                 r, s = v.index(tap // S), v.index(tap % S)
@@ -262,12 +260,8 @@ def _compiled_unpool_row(_, dy, winner, dx, place, pool_stride, adds, R, S):
         dy, winner, dx = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
         channel, h, c, p = unpack(builder, arguments[3])
         v = Vectors(context, builder, signature.args[0].dtype)
-        zero, lanes = v.index(0), v.index(v.lanes)
-        _, _, Q, n = dy.shape
-        with loop(builder, zero, Q) as q, loop(builder, zero, v.blocks(n, lanes)) as number:
-            i = builder.mul(number, lanes)
-            w = builder.mul(q, context.cast(builder, arguments[4], signature.args[4], types.int64))
-            wanted = v.within(i, n)
+        pool_stride = context.cast(builder, arguments[4], signature.args[4], types.int64)
+        with _each_vector(v, builder, dy, pool_stride) as (q, w, i, wanted):
             gradient = v.load(dy.at(c, p, q, i), 0, wanted)
             won = v.load_integers(winner.at(c, p, q, i), wanted)
             for tap in range(R * S):
@@ -277,6 +271,18 @@ def _compiled_unpool_row(_, dy, winner, dx, place, pool_stride, adds, R, S):
         return context.get_dummy_value()
 
     return signature, write
+
+
+@contextmanager
+def _each_vector(v: Vectors, builder: Any, y: Strided, pool_stride: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """Loops over the windows q of a row of y, (C, P, Q, n), and over vectors of samples; gives q, the column in which
+    the window begins, the first sample and the mask of the samples that there are.
+    """
+    _, _, Q, n = y.shape
+    zero, lanes = v.index(0), v.index(v.lanes)
+    with loop(builder, zero, Q) as q, loop(builder, zero, v.blocks(n, lanes)) as number:
+        i = builder.mul(number, lanes)
+        yield q, builder.mul(q, pool_stride), i, v.within(i, n)
 
 
 forward_row = _plain_forward_row if config.DISABLE_JIT else _compiled_forward_row
