@@ -1,8 +1,8 @@
 """Activations by name, and the value that a user's own becomes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import FunctionType
 
 import numpy as np
@@ -47,24 +47,37 @@ class ActivationFunction:
 
     def forward(self, y: Array, kept: Array | None) -> None:
         """Replace y by f(y). `kept`, like y, receives what `backward` needs; see `keeps_input`."""
-        if kept is not None:
-            kept[...] = y
-        self._run(0, y.reshape(y.size))
+        for call in self.forward_calls(y, kept):
+            call()
 
     def backward(self, kept: Array, dy: Array) -> None:
         """Multiply dy by the derivative; `kept` is the output, or the input if `keeps_input`."""
-        self._run(1, kept.reshape(kept.size), dy.reshape(dy.size))
+        for call in self.backward_calls(kept, dy):
+            call()
+
+    def forward_calls(self, y: Array, kept: Array | None) -> Iterator[Callable[[], object]]:
+        """What `forward` does, one after the other."""
+        if kept is not None:
+            yield partial(np.copyto, kept, y)
+        yield partial(self._kernel(0), y.reshape(y.size))
+
+    def backward_calls(self, kept: Array, dy: Array) -> Iterator[Callable[[], object]]:
+        """What `backward` does, one after the other."""
+        yield partial(self._kernel(1), kept.reshape(kept.size), dy.reshape(dy.size))
 
     @property
     def keeps_input(self) -> bool:
         """Whether `backward` needs the input x, rather than the output y."""
         return not self.derivative_of_output
 
-    def _run(self, direction: int, *arrays: Array) -> None:
-        """Apply the function (0) or the derivative (1)."""
+    def _kernel(self, direction: int) -> Callable[..., None]:
+        """What applies the function (0) or the derivative (1)."""
         if getattr(self.function, "__module__", None) == kernels.__name__:
-            kernels.builtin_kernels(self.function, self.derivative)[direction](*arrays)
-            return
+            return kernels.builtin_kernels(self.function, self.derivative)[direction]
+        return partial(self._run, direction)
+
+    def _run(self, direction: int, *arrays: Array) -> None:
+        """Apply a user's function or derivative."""
         try:
             kernels.user_kernels(_plain(self.function), _plain(self.derivative))[direction](*arrays)
         except NumbaError as error:
@@ -88,11 +101,11 @@ def _plain(function: Callable[[float], float]) -> Callable[[float], float]:
 class _Identity(ActivationFunction):
     """f(x) = x: nothing to do, nothing to keep."""
 
-    def forward(self, y: Array, kept: Array | None) -> None:
-        pass
+    def forward_calls(self, y: Array, kept: Array | None) -> Iterator[Callable[[], object]]:
+        return iter(())
 
-    def backward(self, kept: Array, dy: Array) -> None:
-        pass
+    def backward_calls(self, kept: Array, dy: Array) -> Iterator[Callable[[], object]]:
+        return iter(())
 
 
 ACTIVATIONS: dict[str, ActivationFunction] = {

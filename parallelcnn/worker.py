@@ -9,9 +9,9 @@ import numpy as np
 from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.kernels.load import all_within
 from parallelcnn.kernels.load import load as load_kernel
-from parallelcnn.layers.base import Array, Arrays, Layer, Shape
+from parallelcnn.layers.base import Array, Arrays, Call, Layer, Shape
 from parallelcnn.parameters import ParameterLayout
-from parallelcnn.workspace import Workspaces
+from parallelcnn.workspace import Workspace, Workspaces
 
 _CACHE_BYTES = 1 << 20  # of a core's own, which holds what a layer reads and writes
 _LANES = 16  # samples: multiples of it fill a vector, and begin where a cache line begins
@@ -137,42 +137,55 @@ class Worker:
         activations = workspace.activations
         if x is not activations[0]:
             activations[0][...] = x
-        for i, layer in enumerate(self._layers):
-            layer.forward(
-                self._params[i],
-                activations[i],
-                activations[i + 1],
-                workspace.caches[i],
-                training=training,
-            )
+        name = "training" if training else "forward"
+        if name not in workspace.calls:
+            workspace.calls[name] = self._bind_forward(workspace, training=training)
+        self._run(workspace.calls[name])
         return activations[-1]
 
     def backward(self, dy: Array) -> None:
         """Run the layers in reverse, after `forward` of the same samples, and overwrite `gradients`.
 
         Args:
-            dy: the loss differentiated by what `forward` returned, of the same shape. Overwritten.
+            dy: the loss differentiated by what `forward` returned, of the same shape; best in
+                `output_gradient`, which is overwritten.
         """
         workspace = self._workspaces.get(dy.shape[-1])
-        dx: Array | None = dy
-        for i in reversed(range(len(self._layers))):
-            assert dx is not None  # only the first layer has none
-            dy, dx = dx, workspace.dactivations[i]
-            self._layers[i].backward(
-                self._params[i],
-                self._grads[i],
-                workspace.activations[i],
-                workspace.activations[i + 1],
-                workspace.caches[i],
-                dy,
-                dx,
-            )
+        doutput = self.output_gradient(dy.shape[-1])
+        if dy is not doutput:
+            doutput[...] = dy
+        if "backward" not in workspace.calls:
+            workspace.calls["backward"] = self._bind_backward(workspace)
+        self._run(workspace.calls["backward"])
 
     def output_gradient(self, n: int) -> Array:
         """The array, (*output_shape, n), that a loss writes its derivative to."""
         doutput = self._workspaces.get(n).dactivations[-1]
         assert doutput is not None
         return doutput
+
+    def _bind_forward(self, workspace: Workspace, *, training: bool) -> list[list[Call]]:
+        """For each layer its calls."""
+        calls = []
+        for i, layer in enumerate(self._layers):
+            x, y, cache = workspace.activations[i], workspace.activations[i + 1], workspace.caches[i]
+            calls.append(layer.bind_forward(self._params[i], x, y, cache, training=training))
+        return calls
+
+    def _bind_backward(self, workspace: Workspace) -> list[list[Call]]:
+        """For each layer, the last one first, its calls."""
+        calls = []
+        for i, layer in reversed(list(enumerate(self._layers))):
+            x, y, cache = workspace.activations[i], workspace.activations[i + 1], workspace.caches[i]
+            dx, dy = workspace.dactivations[i], workspace.dactivations[i + 1]
+            assert dy is not None  # only the first layer has no dx
+            calls.append(layer.bind_backward(self._params[i], self._grads[i], x, y, cache, dy, dx))
+        return calls
+
+    def _run(self, calls: list[list[Call]]) -> None:
+        for calls_of_layer in calls:
+            for call in calls_of_layer:
+                call()
 
     def check_memory(self) -> None:
         """Raise ShapeError if what the layers write for a block of samples does not fit into this machine's memory."""

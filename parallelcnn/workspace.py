@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.errors import ShapeError
-from parallelcnn.layers.base import Array, Layer, Shape
+from parallelcnn.layers.base import Array, Call, Layer, Shape
 
 _CACHE_LINE = 64  # bytes
 
@@ -24,6 +24,7 @@ class Workspace:
         activations: before, between and after the layers, each (*shape, n).
         dactivations: the loss differentiated by them; None for the input, which nobody asks for.
         caches: for each layer, the arrays that its `cache_shapes` asked for.
+        calls: kept here by those who run the layers, by name of the pass: for each layer the calls that it consists of.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Workspace:
         self.activations = activations
         self.dactivations = dactivations
         self.caches = caches
+        self.calls: dict[str, list[list[Call]]] = {}
 
 
 class Workspaces:

@@ -1,14 +1,18 @@
 """An activation as a layer of its own."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
 
 from parallelcnn.activations import ActivationFunction, find_activation
 
-from .base import Array, Arrays, Layer, Shape
+from .base import Array, Arrays, BoundLayer, Call, Shape
 
 
 @dataclass(frozen=True, repr=False)
-class Activation(Layer):
+class Activation(BoundLayer):
     """y = f(x), element by element.
 
     Args:
@@ -25,14 +29,14 @@ class Activation(Layer):
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
-        y[...] = x
-        find_activation(self.activation).forward(y, None)  # the input is at hand: it is x
+    def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
+        yield partial(np.copyto, y, x)
+        yield from find_activation(self.activation).forward_calls(y, None)  # the input is at hand: it is x
 
-    def backward(
+    def backward_calls(
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> None:
+    ) -> Iterator[Call]:
         if dx is not None:
             function = find_activation(self.activation)
-            dx[...] = dy
-            function.backward(x if function.keeps_input else y, dx)
+            yield partial(np.copyto, dx, dy)
+            yield from function.backward_calls(x if function.keeps_input else y, dx)

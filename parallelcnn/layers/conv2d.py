@@ -1,8 +1,9 @@
 """Two-dimensional convolution."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,13 +12,13 @@ from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import conv2d as kernels
 
-from .base import Array, Arrays, Layer, Shape, check_positive, draw_start_values, pair
+from .base import Array, Arrays, BoundLayer, Call, Shape, check_positive, draw_start_values, pair
 
 NO_BIAS = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 
 
 @dataclass(frozen=True, repr=False)
-class Conv2D(Layer):
+class Conv2D(BoundLayer):
     """Slide filters over an image: y[k] = f(bias[k] + sum over c of weight[k, c] correlated with x[c]).
 
     Args:
@@ -88,10 +89,12 @@ class Conv2D(Layer):
         R, S = pair(self, "kernel_size", self.kernel_size)
         return math.prod(self.output_shape(input_shape)) * input_shape[0] * R * S
 
-    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
+    def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
         _, columns = window_axes(self, x.shape[:-1])
-        image = self.arrange(x, cache)
-        kernels.forward_kernel(columns.window, columns.stride, self.filters)(
+        image = self.arranged(x, cache)
+        yield from self.arrange_calls(x, image)
+        yield partial(
+            kernels.forward_kernel(columns.window, columns.stride, self.filters),
             as_rows(image),
             params["weight"],
             params.get("bias", NO_BIAS[y.dtype]),
@@ -99,44 +102,47 @@ class Conv2D(Layer):
             *self.steps(x, image),
             as_rows(y),
         )
-        find_activation(self.activation).forward(y, cache.get("before_activation"))
+        yield from find_activation(self.activation).forward_calls(y, cache.get("before_activation"))
 
-    def backward(
+    def backward_calls(
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> None:
-        find_activation(self.activation).backward(cache.get("before_activation", y), dy)
+    ) -> Iterator[Call]:
+        yield from find_activation(self.activation).backward_calls(cache.get("before_activation", y), dy)
         if self.bias:
-            kernels.conv2d_backward_bias(as_rows(dy), grads["bias"])
-        self.backward_weight(grads["weight"], x, dy, cache)
+            yield partial(kernels.conv2d_backward_bias, as_rows(dy), grads["bias"])
+        yield self.weight_gradient_call(grads["weight"], x, dy, cache)
         if dx is not None:
-            self.backward_input(params["weight"], dy, dx, cache)
+            yield from self.input_gradient_calls(params["weight"], dy, dx, cache)
 
-    def arrange(self, x: Array, cache: Arrays) -> Array:
+    def arranged(self, x: Array, cache: Arrays) -> Array:
         """The image as the kernels read it: x itself, or, for steps of several columns, its rows parted into phases."""
         _, columns = window_axes(self, x.shape[:-1])
-        if columns.stride == 1:
-            return x
-        kernels.arrange(x, columns.before, columns.stride, cache["rows"])
-        return cache["rows"]
+        return x if columns.stride == 1 else cache["rows"]
+
+    def arrange_calls(self, x: Array, image: Array) -> Iterator[Call]:
+        """What makes of x the image that the kernels read."""
+        if image is not x:
+            _, columns = window_axes(self, x.shape[:-1])
+            yield partial(kernels.arrange, x, columns.before, columns.stride, image)
 
     def steps(self, x: Array, image: Array) -> tuple[int, int, int, int, int]:
-        """row_stride, top, left, phase and n of the kernels, for x and what `arrange` made of it."""
+        """row_stride, top, left, phase and n of the kernels, for x and how it is arranged."""
         rows, columns = window_axes(self, x.shape[:-1])
         n = x.shape[-1]
         left = columns.before * n if columns.stride == 1 else 0  # `arrange` has put the zeros in
         return rows.stride, rows.before, left, image.shape[-2] * n, n
 
-    def backward_weight(self, dweight: Array, x: Array, dy: Array, cache: Arrays) -> None:
-        """Overwrite dweight, given dy and what forward left in the cache."""
+    def weight_gradient_call(self, dweight: Array, x: Array, dy: Array, cache: Arrays) -> Call:
+        """What overwrites dweight, given dy and what forward left in the cache."""
         _, columns = window_axes(self, x.shape[:-1])
         K, C, R, S = dweight.shape
-        image = x if columns.stride == 1 else cache["rows"]
-        kernels.weight_gradient_kernel(R, S, columns.stride, K, C)(
-            as_rows(image), as_rows(dy), cache["zeros"].reshape(-1), *self.steps(x, image), dweight
-        )
+        image = self.arranged(x, cache)
+        kernel = kernels.weight_gradient_kernel(R, S, columns.stride, K, C)
+        zeros = cache["zeros"].reshape(-1)
+        return partial(kernel, as_rows(image), as_rows(dy), zeros, *self.steps(x, image), dweight)
 
-    def backward_input(self, weight: Array, dy: Array, dx: Array, cache: Arrays) -> None:
-        """Overwrite dx: a forward pass over dy with the filters turned round and their channel axes exchanged.
+    def input_gradient_calls(self, weight: Array, dy: Array, dx: Array, cache: Arrays) -> Iterator[Call]:
+        """What overwrites dx: a forward pass over dy with the filters turned round and their channel axes exchanged.
 
         For a stride of 2 every second row, or column, of dx is a pass of its own, over every second tap.
         """
@@ -152,14 +158,14 @@ class Conv2D(Layer):
                 turned = taps.swapaxes(0, 1)[:, :, ::-1, ::-1]
                 _, _, R, S = turned.shape
                 if turned.size == 0:  # a stride longer than the window leaves something out
-                    to[...] = 0
+                    yield partial(to.fill, 0)
                     continue
+                kernel = kernels.forward_kernel(S, 1, len(turned))
                 left = S - 1 - (columns.before if columns.stride == 1 else 0)
-                kernels.forward_kernel(S, 1, len(turned))(
-                    as_rows(dy), turned, NO_BIAS[dx.dtype], cache["packed"], 1, R - 1 - skipped, left * n, 0, n, to
-                )
+                steps = 1, R - 1 - skipped, left * n, 0, n
+                yield partial(kernel, as_rows(dy), turned, NO_BIAS[dx.dtype], cache["packed"], *steps, to)
         if columns.stride > 1:
-            kernels.restore(image, columns.before, columns.stride, dx)
+            yield partial(kernels.restore, image, columns.before, columns.stride, dx)
 
 
 class WindowAxis(NamedTuple):

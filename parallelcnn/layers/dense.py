@@ -1,6 +1,8 @@
 """Fully connected layer."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import dense as kernels
 
-from .base import Array, Arrays, Layer, Shape, check_positive, draw_start_values
+from .base import Array, Arrays, BoundLayer, Call, Shape, check_positive, draw_start_values
 
 # The kernels read arrays as they lie. Where these do not fit into the caches, numpy's products, which copy them into
 # blocks first, are faster. Milliseconds of one core with a second cache of 2 MiB, units x features x samples:
@@ -21,7 +23,7 @@ _MOST_UNITS, _MOST_SAMPLES = 128, 64
 
 
 @dataclass(frozen=True, repr=False)
-class Dense(Layer):
+class Dense(BoundLayer):
     """y = f(weight x + bias), one matrix product.
 
     Args:
@@ -64,23 +66,23 @@ class Dense(Layer):
     def multiply_adds(self, input_shape: Shape) -> int:
         return self.units * input_shape[0]
 
-    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
+    def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
         multiplied = x.nbytes > _MOST_INPUT_BYTES
         if multiplied:
-            np.matmul(params["weight"], x, out=y)
-        kernels.dense_forward(params["weight"], x, params.get("bias"), multiplied, y)
-        find_activation(self.activation).forward(y, cache.get("before_activation"))
+            yield partial(np.matmul, params["weight"], x, out=y)
+        yield partial(kernels.dense_forward, params["weight"], x, params.get("bias"), multiplied, y)
+        yield from find_activation(self.activation).forward_calls(y, cache.get("before_activation"))
 
-    def backward(
+    def backward_calls(
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> None:
-        find_activation(self.activation).backward(cache.get("before_activation", y), dy)
+    ) -> Iterator[Call]:
+        yield from find_activation(self.activation).backward_calls(cache.get("before_activation", y), dy)
         panel = cache["panel"].reshape(-1, kernels.PANEL)
-        kernels.dense_backward_params(dy, x, panel, grads["weight"], grads.get("bias"))
+        yield partial(kernels.dense_backward_params, dy, x, panel, grads["weight"], grads.get("bias"))
         if dx is None:
             return
         units, n = dy.shape
         if units <= _MOST_UNITS and n <= _MOST_SAMPLES:
-            kernels.dense_backward_input(params["weight"], dy, panel, dx)
+            yield partial(kernels.dense_backward_input, params["weight"], dy, panel, dx)
         else:
-            np.matmul(params["weight"].T, dy, out=dx)
+            yield partial(np.matmul, params["weight"].T, dy, out=dx)

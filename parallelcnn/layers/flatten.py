@@ -1,13 +1,17 @@
 """From images to vectors."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from .base import Array, Arrays, Layer, Shape
+import numpy as np
+
+from .base import Array, Arrays, BoundLayer, Call, Shape
 
 
 @dataclass(frozen=True, repr=False)
-class Flatten(Layer):
+class Flatten(BoundLayer):
     """The numbers of an image in one line, channel by channel, row by row.
 
     Shapes: any -> (its size,).
@@ -16,11 +20,11 @@ class Flatten(Layer):
     def output_shape(self, input_shape: Shape) -> Shape:
         return (math.prod(input_shape),)
 
-    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
-        y[...] = x.reshape(y.shape)
+    def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
+        yield partial(np.copyto, y, x.reshape(y.shape))
 
-    def backward(
+    def backward_calls(
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> None:
+    ) -> Iterator[Call]:
         if dx is not None:
-            dx[...] = dy.reshape(dx.shape)
+            yield partial(np.copyto, dx, dy.reshape(dx.shape))

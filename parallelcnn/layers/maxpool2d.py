@@ -1,7 +1,8 @@
 """Max-pooling."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import maxpool2d as kernels
 
-from .base import Array, Arrays, Layer, Shape, pair
+from .base import Array, Arrays, BoundLayer, Call, Shape, pair
 
 
 @dataclass(frozen=True, repr=False)
-class MaxPool2D(Layer):
+class MaxPool2D(BoundLayer):
     """The largest number of each window.
 
     Args:
@@ -56,18 +57,18 @@ class MaxPool2D(Layer):
             shapes["before_activation"] = output_shape
         return shapes
 
-    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
+    def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
         window, stride = window_and_stride(self)
-        kernels.forward_kernel(*window)(x, *stride, y, cache["winner"])
-        find_activation(self.activation).forward(y, cache.get("before_activation"))
+        yield partial(kernels.forward_kernel(*window), x, *stride, y, cache["winner"])
+        yield from find_activation(self.activation).forward_calls(y, cache.get("before_activation"))
 
-    def backward(
+    def backward_calls(
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> None:
+    ) -> Iterator[Call]:
         if dx is not None:
             window, stride = window_and_stride(self)
-            find_activation(self.activation).backward(cache.get("before_activation", y), dy)
-            kernels.backward_kernel(*window, window == stride)(dy, cache["winner"], *stride, dx)
+            yield from find_activation(self.activation).backward_calls(cache.get("before_activation", y), dy)
+            yield partial(kernels.backward_kernel(*window, window == stride), dy, cache["winner"], *stride, dx)
 
 
 @cache

@@ -1,7 +1,9 @@
 """A convolution and the max-pooling behind it, in one pass."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,13 @@ from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import conv2d as kernels
 from parallelcnn.kernels import maxpool2d as pooling_kernels
 
-from .base import Array, Arrays, Layer, Shape
+from .base import Array, Arrays, BoundLayer, Call, Shape
 from .conv2d import NO_BIAS, Conv2D, as_rows, window_axes
 from .maxpool2d import MaxPool2D, window_and_stride
 
 
 @dataclass(frozen=True, repr=False)
-class PooledConv2D(Layer):
+class PooledConv2D(BoundLayer):
     """What a `Conv2D` and a `MaxPool2D` of windows side by side do, without writing down what lies between them.
 
     A network makes it of two such layers by itself. What the pooling does not look at is not computed, what it looks
@@ -65,11 +67,13 @@ class PooledConv2D(Layer):
         (R, S), _ = window_and_stride(self.pooling)
         return K * P * R * Q * S * input_shape[0] * math.prod(self._window())
 
-    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
+    def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
         _, columns = window_axes(self.convolution, x.shape[:-1])
         window, _ = window_and_stride(self.pooling)
-        image = self.convolution.arrange(x, cache)
-        kernels.pooled_forward_kernel(columns.window, columns.stride, len(y), *window)(
+        image = self.convolution.arranged(x, cache)
+        yield from self.convolution.arrange_calls(x, image)
+        yield partial(
+            kernels.pooled_forward_kernel(columns.window, columns.stride, len(y), *window),
             as_rows(image),
             params["weight"],
             params.get("bias", NO_BIAS[y.dtype]),
@@ -79,30 +83,31 @@ class PooledConv2D(Layer):
             y,
             cache["winner"],
         )
-        find_activation(self.pooling.activation).forward(y, cache.get("before_activation"))
+        yield from find_activation(self.pooling.activation).forward_calls(y, cache.get("before_activation"))
 
-    def backward(
+    def backward_calls(
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> None:
-        find_activation(self.pooling.activation).backward(cache.get("before_activation", y), dy)
+    ) -> Iterator[Call]:
+        yield from find_activation(self.pooling.activation).backward_calls(cache.get("before_activation", y), dy)
         if "bias" in grads:
-            kernels.conv2d_backward_bias(as_rows(dy), grads["bias"])
+            yield partial(kernels.conv2d_backward_bias, as_rows(dy), grads["bias"])
         if dx is None:
-            self._backward_weight(grads["weight"], x, dy, cache)
+            yield self._weight_gradient_call(grads["weight"], x, dy, cache)
             return
         window, stride = window_and_stride(self.pooling)
         dunpooled = cache["dunpooled"]
-        pooling_kernels.backward_kernel(*window, True)(dy, cache["winner"], *stride, dunpooled)
-        self.convolution.backward_weight(grads["weight"], x, dunpooled, cache)
-        self.convolution.backward_input(params["weight"], dunpooled, dx, cache)
+        yield partial(pooling_kernels.backward_kernel(*window, True), dy, cache["winner"], *stride, dunpooled)
+        yield self.convolution.weight_gradient_call(grads["weight"], x, dunpooled, cache)
+        yield from self.convolution.input_gradient_calls(params["weight"], dunpooled, dx, cache)
 
-    def _backward_weight(self, dweight: Array, x: Array, dy: Array, cache: Arrays) -> None:
-        """Overwrite dweight in a first layer, where nobody wants dx, and so nobody the whole dy before pooling."""
+    def _weight_gradient_call(self, dweight: Array, x: Array, dy: Array, cache: Arrays) -> Call:
+        """What overwrites dweight in a first layer, where nobody wants dx, so nobody the whole dy before pooling."""
         _, columns = window_axes(self.convolution, x.shape[:-1])
         window, _ = window_and_stride(self.pooling)
-        image = x if columns.stride == 1 else cache["rows"]
+        image = self.convolution.arranged(x, cache)
         block = kernels.pooled_weight_gradient_block(*self._window(), len(dy))
-        kernels.pooled_weight_gradient_kernel(*self._window(), columns.stride, len(dy), *window)(
+        return partial(
+            kernels.pooled_weight_gradient_kernel(*self._window(), columns.stride, len(dy), *window),
             as_rows(image),
             dy,
             cache["winner"],

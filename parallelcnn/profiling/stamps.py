@@ -8,12 +8,14 @@ import threading
 import time
 from array import array
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from parallelcnn.comm import Communicator
-from parallelcnn.layers.base import Array, Arrays, Layer
+from parallelcnn.layers import Flatten
+from parallelcnn.layers.base import Array, Call
+from parallelcnn.parameters import ParameterLayout
 from parallelcnn.worker import Worker
 
 clock = time.perf_counter_ns  # the system's monotonic clock: one for all processes of a machine
@@ -64,26 +66,6 @@ class Log:
         return rows
 
 
-class WatchedLayer:
-    """A layer that notes when it is done."""
-
-    def __init__(self, layer: Layer, log: Log, forward_column: int, backward_column: int) -> None:
-        self._layer, self._log = layer, log
-        self._forward_column, self._backward_column = forward_column, backward_column
-
-    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
-        self._layer.forward(params, x, y, cache, training=training)
-        log = self._log
-        log.numbers[log.begin + self._forward_column] = clock()
-
-    def backward(
-        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> None:
-        self._layer.backward(params, grads, x, y, cache, dy, dx)
-        log = self._log
-        log.numbers[log.begin + self._backward_column] = clock()
-
-
 class WatchedWorker(Worker):
     """A worker that notes when it loads, and when each of its layers is done. Its arrays are those of the one it wraps.
 
@@ -96,12 +78,6 @@ class WatchedWorker(Worker):
     def __init__(self, worker: Worker, log: Log, steps: Log) -> None:
         self.__dict__.update(worker.__dict__)
         self._log, self._steps = log, steps
-        n = len(worker._layers)
-        self._backward_began = LOADED + n + 1
-        watched = [
-            WatchedLayer(layer, log, LOADED + 1 + i, LOADED + 1 + 2 * n - i) for i, layer in enumerate(worker._layers)
-        ]
-        self._layers = cast(tuple[Layer, ...], tuple(watched))
 
     def load(self, images: Array, indices: Array | None = None) -> Array:
         began = clock()
@@ -111,13 +87,24 @@ class WatchedWorker(Worker):
         numbers[begin + SAMPLES] = x.shape[-1]
         numbers[begin + LOAD_BEGAN] = began
         numbers[begin + LOADED] = clock()
+        self._next_column = LOADED + 1
         return x
 
     def backward(self, dy: Array) -> None:
-        log = self._log
-        log.numbers[log.begin + self._backward_began] = clock()
+        self._stamp()
         super().backward(dy)
-        log.next_row()
+        self._log.next_row()
+
+    def _run(self, calls: list[list[Call]]) -> None:
+        for calls_of_layer in calls:
+            for call in calls_of_layer:
+                call()
+            self._stamp()
+
+    def _stamp(self) -> None:
+        log, column = self._log, self._next_column
+        log.numbers[log.begin + column] = clock()
+        self._next_column = column + 1
 
 
 class WatchedRanks:
@@ -176,25 +163,20 @@ class WatchedReporter:
         self.training_begins()
 
 
-class _Nothing:
-    def forward(self, params: Any, x: Any, y: Any, cache: Any, *, training: bool) -> None:
-        pass
-
-
 def stamp_seconds() -> float:
-    """What a stamp costs: a layer that does nothing, watched against not watched, the median.
+    """What a stamp costs: a pass through a layer that does nothing, watched against not watched, the median.
 
-    Called as a worker does, and after something that uses the caches as a kernel does, which makes it three times as
+    Called as in training, and after something that uses the caches as a kernel does, which makes it three times as
     much as one stamp after the other.
     """
-    plain: Any = _Nothing()
-    watched = WatchedLayer(plain, Log(1, 1), 0, 0)
+    worker = Worker({0: Flatten()}, (1,), ParameterLayout(({},)), ({},), np.dtype(np.float32))
+    watched = WatchedWorker(worker, Log(pass_columns(1), 1), Log(STEP_COLUMNS, 1))
     other = np.empty(2**20, np.float32)
     seconds: list[list[int]] = [[], []]
     for number in range(400):
-        layer: Any = watched if number % 2 else plain
+        watched._next_column = LOADED + 1
         other[...] = number
         began = clock()
-        layer.forward(None, None, None, None, training=True)
+        (watched if number % 2 else worker)._run([[]])
         seconds[number % 2].append(clock() - began)
     return max(float(np.median(seconds[1]) - np.median(seconds[0])), 0.0) / 1e9
