@@ -17,6 +17,7 @@ from numba.core import event
 import parallelcnn as pc
 from parallelcnn.errors import DivergenceError, InputError
 from parallelcnn.kernels.losses import count_correct
+from parallelcnn.kernels.waiting import tell_and_wait
 from parallelcnn.team import Team
 from parallelcnn.threads import core_quota, fair_share, usable_cores
 
@@ -155,6 +156,33 @@ def test_numpy_treats_errors_on_threads_as_on_the_main_thread():
             train(threads, layers=(*small.LAYERS, Overflows("identity")))
         with pytest.raises(FloatingPointError, match="divide by zero"):
             train(threads, layers=(*small.LAYERS, Overflows("identity", by_zero=True)))
+
+
+def test_a_thread_that_waits_without_sleep_sees_what_another_thread_tells():
+    flags = np.zeros(9, np.int64)
+    tell_and_wait(flags, 0, 0, 8, 0, 0, 0)
+    forever = 10**9  # some seconds
+    other = threading.Thread(target=lambda: tell_and_wait(flags, 8, 7, 0, 5, forever, 0))
+    other.start()
+    tell_and_wait(flags, 0, 4, 8, 7, forever, 0)
+    assert other.is_alive()
+    tell_and_wait(flags, 0, 5, 8, 7, forever, 0)
+    other.join(10)
+    assert not other.is_alive()
+
+
+def test_a_thread_that_waits_without_sleep_gives_up_after_as_many_pauses_as_it_was_told():
+    flags = np.zeros(9, np.int64)
+    tell_and_wait(flags, 0, 3, 8, 1, 1000, 10)
+    assert flags[0] == 3
+
+
+def test_threads_that_have_fallen_asleep_go_on():
+    team_of_two = [pc.NetworkHandler(small.LAYERS, (1, 11, 9)).worker for _ in range(2)]
+    with Team(team_of_two) as team:
+        for _ in range(3):
+            time.sleep(0.05)  # far longer than threads look out before they sleep
+            assert team.run(lambda worker, samples: len(samples), np.arange(5)) == [2, 3]
 
 
 class CompilingThreads(event.Listener):
