@@ -176,7 +176,10 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_threads_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="that a rank computes on; otherwise its part of the node's cores"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="that a rank computes on; otherwise its part of the node's cores, as far as it has work for them",
     )
 
 
@@ -218,7 +221,8 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     network = run_together(comm, build)
     loss = SoftmaxCrossEntropy()
     compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
-    threads = choose_threads(comm, options.threads)
+    work = network.multiply_adds(-(-options.batch_size // comm.size), training=True)
+    threads = choose_threads(comm, options.threads, work)
     all_hosts, all_threads = hosts(comm), comm.gather(threads)
     folder = run_together(comm, lambda: RunFolder(options.out) if comm.rank == 0 else None)
     reporter = None

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from parallelcnn.errors import DataError, InputError, LaunchError, ParallelCNNError
-from parallelcnn.threads import core_quota, fair_share, usable_cores
+from parallelcnn.threads import core_quota, fair_share, usable_cores, worth_waking
 
 Array = np.ndarray
 T = TypeVar("T")
@@ -313,13 +313,20 @@ def hosts(comm: Communicator) -> list[str]:
     return comm.gather(os.environ.get("SLURMD_NODENAME") or socket.gethostname())
 
 
-def choose_threads(comm: Communicator, asked: int | None) -> int:
-    """How many threads this rank computes on: as many as asked for, or, for None, its part of the node's cores.
+def choose_threads(comm: Communicator, asked: int | None, multiply_adds: int | None = None) -> int:
+    """How many threads this rank computes on: as many as asked for, or, for None, its part of the node's cores, as far
+    as it has work for them.
 
-    Collective: every rank of `comm` must call it, with whatever number.
+    Collective: every rank of `comm` must call it, with whatever numbers.
+
+    Args:
+        multiply_adds: of this rank, from one meeting of its threads to the next; None: more than enough.
     """
     cores = comm.gather(usable_cores())
-    return asked or fair_share(comm.rank, {rank: cores[rank] for rank in comm.ranks_on_node()}, core_quota())
+    if asked is not None:
+        return asked
+    share = fair_share(comm.rank, {rank: cores[rank] for rank in comm.ranks_on_node()}, core_quota())
+    return share if multiply_adds is None else min(share, worth_waking(multiply_adds))
 
 
 def run_together(comm: Communicator, work: Callable[[], T]) -> T:

@@ -55,7 +55,8 @@ def evaluate(
     comm = as_communicator(comm)
     loss = loss or SoftmaxCrossEntropy()
     loss.check(network.output_shape, dataset.labels, dataset.classes)
-    workers = network.workers(choose_threads(comm, threads))
+    work = network.multiply_adds(-(-len(dataset) // comm.size), training=False)
+    workers = network.workers(choose_threads(comm, threads, work))
     with one_blas_thread(), Team(workers) as team:
         _run_share(workers[0], dataset, np.zeros(1, np.intp), loss)  # compiles, and that is for one thread
         return evaluate_by(team, dataset, comm, loss)

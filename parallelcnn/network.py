@@ -92,6 +92,11 @@ class NetworkHandler:
         """The layers that run, of which one may stand for two of `layers`, each with the shape of its input."""
         return [(layer, self.shapes[place]) for place, layer in self._running.items()]
 
+    def multiply_adds(self, samples: int, *, training: bool) -> int:
+        """Multiplications with addition of so many samples, forwards, in training also back; see `Layer`."""
+        forward = samples * sum(layer.multiply_adds(shape) for layer, shape in self.as_it_runs)
+        return 3 * forward if training else forward
+
     def load(self, images: Array, indices: Array | None = None) -> Array:
         """Gather samples and bring them into the layout inside; see `Worker.load`."""
         return self.worker.load(images, indices)

@@ -86,7 +86,8 @@ def train(
         loss: softmax cross-entropy unless given.
         evaluate_every: evaluate on the test set after so many minibatches, and not only after each epoch.
         reporter: is told what happens, on the rank that hands one over.
-        threads: of this rank; ranks may differ. None: its part of the cores that the ranks of its node may use.
+        threads: of this rank; ranks may differ. None: its part of the cores that the ranks of its node may use, or
+            fewer where a step has too little work for them.
         profiler: measures where the time goes.
 
     Raises:
@@ -125,7 +126,8 @@ def train(
     _check_replicas(comm, plan, train_set, test_set)
     seed = _start_from_rank_0(comm, network, seed)
     history = History()
-    workers = network.workers(choose_threads(comm, threads))
+    work = network.multiply_adds(-(-batch_size // comm.size), training=True)
+    workers = network.workers(choose_threads(comm, threads, work))
     ranks = comm
     # An overflow needs no warning: the loss shows it.
     with abort_all_on_error(comm), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):

@@ -63,8 +63,8 @@ class Layer(ABC):
     def multiply_adds(self, input_shape: Shape) -> int:
         """Multiplications with addition that the outputs of one sample take by definition, whatever the algorithm.
 
-        The gradient by the parameters takes as many again, and so does the gradient by the input. Only profiles ask;
-        0, unless overridden, for layers that do not multiply by parameters.
+        The gradient by the parameters takes as many again, and so does the gradient by the input. Profiles ask, and
+        whoever decides on how many threads to run. 0, unless overridden, for layers that do not multiply by parameters.
         """
         return 0
 

@@ -80,7 +80,9 @@ def test_ranks_of_several_threads_are_one_process(comm, batch_size, threads):
 def test_all_threads_of_a_node_together_are_no_more_than_its_cores(comm):
     cores = len(frozenset.union(*comm.gather(usable_cores())))
     assert sum(comm.gather(choose_threads(comm, None))) <= max(cores, comm.size)
-    assert choose_threads(comm, 5) == 5
+    assert choose_threads(comm, 5) == choose_threads(comm, 5, multiply_adds=1) == 5
+    assert choose_threads(comm, None, multiply_adds=1) == 1
+    assert choose_threads(comm, None, multiply_adds=10**15) == choose_threads(comm, None)
 
 
 def test_a_number_of_threads_that_only_one_rank_has_wrong_is_an_error_on_all(comm):
