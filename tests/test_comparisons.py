@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launch import mpiexec, run
+from idx_files import write_idx_folder
+from launch import mpiexec, run, run_ranks
 
 import parallelcnn as pc
 
@@ -125,6 +126,9 @@ def test_batch_sizes_are_swept_in_training_and_prediction(tmp_path):
             ["--out", "no/such/folder.md"],
             "must be a file in a folder that exists, got 'no/such/folder.md'",
         ),
+        ("overlap.py", ["--out", "no/such/folder"], "--out: must be a folder that exists, got 'no/such/folder'"),
+        ("overlap.py", ["--steps", "0"], "--steps: must be an integer of at least 1, got '0'"),
+        ("overlap.py", [], "one rank has nobody to sum with"),
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(script, options, complaint):
@@ -186,3 +190,68 @@ def test_scaling_is_measured_predicted_and_marked_where_ranks_share_a_core(tmp_p
     predicted = columns_of(page.read_text().split("## Predicted")[1])
     assert "1024" in [row[0] for row in predicted]
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_message_is_cut_behind_the_last_convolution_or_where_one_says():
+    from overlap import Cut
+
+    network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
+    convolutions = 6 * 9 + 6 + 16 * 6 * 9 + 16
+    cut = Cut(network)
+    # Layer 3, Flatten, has no parameters: what comes early is there once the first dense layer, layer 4, is done.
+    assert (cut.first, cut.names[cut.ready], cut.start) == (2, "4 Dense", convolutions)
+    assert Cut(network, 5).start == convolutions + 400 * 84 + 84
+    assert Cut(network, 2).start == 6 * 9 + 6
+    for first in (1, 6):
+        with pytest.raises(pc.ParallelCNNError, match=rf"--from-layer must lie in \[2, 5\], .* got {first}"):
+            Cut(network, first)
+
+
+def cells_by_row(page):
+    """The cells of the rows of all tables of a page, by the first one."""
+    return {row[0]: row[1:] for row in columns_of(page)}
+
+
+@pytest.mark.mpi
+def test_the_time_line_shows_the_sum_that_begins_before_the_convolutions_are_done(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    mpiexec()
+    data = write_idx_folder(tmp_path / "data", 60, 10)
+    options = ["--samples-per-rank", 20, "--steps", 5, "--rounds", 2, "--data-dir", data, "--out", tmp_path]
+    done = run_ranks(2, [str(SCRIPTS / "overlap.py"), *map(str, options)])
+    assert done.code == 0, done.err
+    (page,) = tmp_path.glob("overlap-*.md")
+    assert "--data-dir FOLDER" in page.read_text()
+    found = cells_by_row(page.read_text())
+    assert all("(" in found[variant][0] for variant in ("begun early", "begun early, with tests", "no sum"))
+    # Columns: one sum, begun early, with tests, no sum.
+    begun, known = found["early sum: begun"], found["early sum: seen to be done"]
+    convolutions = found["backward pass of 1 PooledConv2D done"]
+    assert [begun[0], begun[3], known[0], known[3]] == [""] * 4
+    for variant in (1, 2):
+        assert float(begun[variant]) < float(convolutions[variant])
+        assert float(begun[variant]) < float(known[variant])
+    assert float(known[1]) >= float(convolutions[1])
+    one_sum = found["sum of the rest, or of all: begun"]
+    assert float(one_sum[0]) >= float(convolutions[0])
+    assert one_sum[3] == ""
+    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.mpi
+def test_hiding_is_measured_on_three_ranks_with_another_network_and_another_cut():
+    mpiexec()
+    options = "--network CIFAR-size --from-layer 3 --samples-per-rank 2 --steps 2 --rounds 1"
+    done = run_ranks(3, [str(SCRIPTS / "overlap.py"), *options.split()])
+    assert done.code == 0, done.err
+    assert "3 ranks on 1 node, a thread each, 2 samples each." in done.out
+    assert "what layers 3 to 5 contribute, 83% of it" in done.out  # 94,346 of 113,739 numbers
+
+
+@pytest.mark.mpi
+def test_more_samples_than_a_network_takes_at_once_are_refused_before_hiding_is_measured():
+    mpiexec()
+    done = run_ranks(2, [str(SCRIPTS / "overlap.py"), "--network", "VGG-like", "--samples-per-rank", "1000"])
+    assert done.code == 2
+    assert done.err.count("--samples-per-rank must be at most 32, what this network takes at once, got 1000") == 1
+    assert "Traceback" not in done.err
