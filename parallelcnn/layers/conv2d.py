@@ -11,6 +11,7 @@ import numpy as np
 from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import conv2d as kernels
+from parallelcnn.kernels import winograd
 
 from .base import Array, Arrays, BoundLayer, Call, Shape, check_positive, draw_start_values, pair
 
@@ -83,26 +84,38 @@ class Conv2D(BoundLayer):
 
     def scratch_shapes(self, input_shape: Shape) -> dict[str, Shape]:
         C, K, (R, S) = input_shape[0], self.filters, pair(self, "kernel_size", self.kernel_size)
-        return {"packed": (max(kernels.packed_size(K, C, R, S), kernels.packed_size(C, K, R, S)),)}
+        size = max(kernels.packed_size(K, C, R, S), kernels.packed_size(C, K, R, S))
+        rows, columns = window_axes(self, input_shape)
+        if winograd.suits((K, C, R, S), (rows.stride, columns.stride)):
+            size = max(size, winograd.memory_size(K, C))
+        return {"packed": (size,)}
 
     def multiply_adds(self, input_shape: Shape) -> int:
         R, S = pair(self, "kernel_size", self.kernel_size)
         return math.prod(self.output_shape(input_shape)) * input_shape[0] * R * S
 
     def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
-        _, columns = window_axes(self, x.shape[:-1])
+        yield from self.convolution_calls(params, x, y, cache)
+        yield from find_activation(self.activation).forward_calls(y, cache.get("before_activation"))
+
+    def convolution_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
+        """What overwrites y, before the activation; y may leave out the last rows and columns."""
+        rows, columns = window_axes(self, x.shape[:-1])
+        weight, bias = params["weight"], params.get("bias", NO_BIAS[y.dtype])
+        if self.takes_winograd(x, y):
+            kernel = winograd.forward_kernel(self.filters)
+            yield partial(kernel, x, weight, bias, cache["packed"], rows.before, columns.before, y)
+            return
         image = self.arranged(x, cache)
         yield from self.arrange_calls(x, image)
-        yield partial(
-            kernels.forward_kernel(columns.window, columns.stride, self.filters),
-            as_rows(image),
-            params["weight"],
-            params.get("bias", NO_BIAS[y.dtype]),
-            cache["packed"],
-            *self.steps(x, image),
-            as_rows(y),
-        )
-        yield from find_activation(self.activation).forward_calls(y, cache.get("before_activation"))
+        kernel = kernels.forward_kernel(columns.window, columns.stride, self.filters)
+        yield partial(kernel, as_rows(image), weight, bias, cache["packed"], *self.steps(x, image), as_rows(y))
+
+    def takes_winograd(self, x: Array, outputs: Array) -> bool:
+        """Whether `outputs`, computed from or for an input x, come from Winograd's kernels."""
+        rows, columns = window_axes(self, x.shape[:-1])
+        weight = (self.filters, len(x), rows.window, columns.window)
+        return winograd.pays(weight, (rows.stride, columns.stride), outputs.shape)
 
     def backward_calls(
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
@@ -134,8 +147,11 @@ class Conv2D(BoundLayer):
 
     def weight_gradient_call(self, dweight: Array, x: Array, dy: Array, cache: Arrays) -> Call:
         """What overwrites dweight, given dy and what forward left in the cache."""
-        _, columns = window_axes(self, x.shape[:-1])
+        rows, columns = window_axes(self, x.shape[:-1])
         K, C, R, S = dweight.shape
+        if self.takes_winograd(x, dy):
+            kernel = winograd.weight_gradient_kernel(K, C)
+            return partial(kernel, x, dy, cache["packed"], rows.before, columns.before, dweight)
         image = self.arranged(x, cache)
         kernel = kernels.weight_gradient_kernel(R, S, columns.stride, K, C)
         zeros = cache["zeros"].reshape(-1)
@@ -147,6 +163,11 @@ class Conv2D(BoundLayer):
         For a stride of 2 every second row, or column, of dx is a pass of its own, over every second tap.
         """
         rows, columns = window_axes(self, dx.shape[:-1])
+        if self.takes_winograd(dx, dx):
+            turned, no_bias = weight.swapaxes(0, 1)[:, :, ::-1, ::-1], NO_BIAS[dx.dtype]
+            zeros_before = 2 - rows.before, 2 - columns.before
+            yield partial(winograd.forward_kernel(len(dx)), dy, turned, no_bias, cache["packed"], *zeros_before, dx)
+            return
         n, image = dx.shape[-1], dx if columns.stride == 1 else cache["drows"]
         for row_phase in range(rows.stride):
             skipped = max(0, -((row_phase - rows.before) // rows.stride))  # rows of this phase above the image

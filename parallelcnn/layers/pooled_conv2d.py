@@ -68,6 +68,16 @@ class PooledConv2D(BoundLayer):
         return K * P * R * Q * S * input_shape[0] * math.prod(self._window())
 
     def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
+        if self.convolution.takes_winograd(x, cache["dunpooled"]):
+            yield from self.convolution.convolution_calls(params, x, cache["dunpooled"], cache)
+            window, stride = window_and_stride(self.pooling)
+            yield partial(pooling_kernels.forward_kernel(*window), cache["dunpooled"], *stride, y, cache["winner"])
+        else:
+            yield from self._pooled_calls(params, x, y, cache)
+        yield from find_activation(self.pooling.activation).forward_calls(y, cache.get("before_activation"))
+
+    def _pooled_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
+        """Convolution and pooling, before the activation, in one pass."""
         _, columns = window_axes(self.convolution, x.shape[:-1])
         window, _ = window_and_stride(self.pooling)
         image = self.convolution.arranged(x, cache)
@@ -83,7 +93,6 @@ class PooledConv2D(BoundLayer):
             y,
             cache["winner"],
         )
-        yield from find_activation(self.pooling.activation).forward_calls(y, cache.get("before_activation"))
 
     def backward_calls(
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None

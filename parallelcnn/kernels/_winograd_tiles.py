@@ -1,0 +1,263 @@
+"""Tiles of Winograd's convolution, in vectors. See `winograd` for what they are for, and `_tiles` for why each stands
+here twice, in numpy and in vector instructions.
+
+A square of 4 x 4 vectors is `lanes` samples of 4 x 4 places; place (row, column) of it is number 4 * row + column.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core import config
+from numba.extending import intrinsic
+
+from ._vectors import VECTOR_BYTES, Strided, Vectors, loop, unpack
+
+# Sums and differences, taken along the rows of a square and then along its columns.
+_OF_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])  # 4 x 4 places of an image
+_OF_PRODUCTS = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])  # to 2 x 2 of the output
+_OF_GRADIENT = _OF_PRODUCTS.T  # and back: 2 x 2 gradients to 4 x 4
+
+
+def _plain_input_square(x, place, seen, slot):
+    """seen[:, c, lanes of the slot]: the square of x that begins at place, transformed, for all channels c.
+
+    x: (C, H, W, n), zero outside. place: (row, column, sample). seen: (16, C or more, slots * lanes).
+    """
+    lanes = VECTOR_BYTES // x.itemsize
+    square = np.zeros((4, 4, len(x), lanes), x.dtype)
+    for to, row, column, samples in _inside(square, x, place):
+        square[(*to, slice(None), slice(samples))] = x[:, row, column, place[2] : place[2] + samples]
+    seen[:, : len(x), slot * lanes : (slot + 1) * lanes] = _transformed(_OF_INPUT, square)
+
+
+@intrinsic
+def _compiled_input_square(_, x, place, seen, slot):
+    signature = types.void(x, place, seen, slot)
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, seen = (Strided(context, builder, signature.args[at], arguments[at]) for at in (0, 2))
+        h, w, i = unpack(builder, arguments[1])
+        v = Vectors(context, builder, signature.args[0].dtype)
+        zero, (C, H, W, n) = v.index(0), x.shape
+        first = v.times(v.lanes, arguments[3])
+        places = _places(v, h, w, 4)
+        masks = _masks(v, builder, places, i, x.shape)
+
+        def transform(masks: Any) -> None:
+            with loop(builder, zero, C) as c:
+                square = [
+                    v.load(x.at(c, row, column, i), 0, mask) for (row, column), mask in zip(places, masks, strict=True)
+                ]
+                for e, vector in enumerate(_written(builder, _OF_INPUT, square)):
+                    v.store(vector, seen.at(v.index(e), c, first), 0)
+
+        whole = builder.icmp_signed("<=", v.sum(i, v.index(v.lanes)), n)
+        for begin, size in ((h, H), (w, W)):
+            whole = builder.and_(whole, builder.icmp_signed(">=", begin, zero))
+            whole = builder.and_(whole, builder.icmp_signed("<=", v.sum(begin, v.index(4)), size))
+        with builder.if_else(whole) as (then, otherwise):
+            with then:
+                transform([None] * 16)
+            with otherwise:
+                transform(masks)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+def _plain_square_products(weights, seen, sums, KB, VB):
+    """sums = weights^T seen. weights: (C, KB), seen: (C or more, VB * lanes), sums: (KB, VB * lanes)."""
+    sums[...] = weights.T @ seen[: len(weights)]
+
+
+@intrinsic(prefer_literal=True)
+def _compiled_square_products(_, weights, seen, sums, KB, VB):
+    signature = types.void(weights, seen, sums, KB, VB)
+    KB, VB = KB.literal_value, VB.literal_value
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        weights, seen, sums = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
+        v = Vectors(context, builder, signature.args[1].dtype)
+        zero = v.index(0)
+        totals = [[v.variable(v.zero) for _ in range(VB)] for _ in range(KB)]
+        with loop(builder, zero, weights.shape[0]) as c:
+            begin, channel_weights = seen.at(c, zero), weights.at(c, zero)
+            vectors = [v.load(begin, b) for b in range(VB)]
+            for i in range(KB):
+                weight = v.splat(v.number(channel_weights, i))
+                for b in range(VB):
+                    v.add_product(totals[i][b], weight, vectors[b])
+        for i in range(KB):
+            for b in range(VB):
+                v.store(v.value(totals[i][b]), sums.at(v.index(i), zero), b)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+def _plain_output_square(sums, slot, bias, y, place):
+    """y[k + i], 2 x 2 places, for all i, of the products sums[:, i, lanes of the slot].
+
+    place: (k, row, column, sample); what lies outside y is left out. sums: (16, KB, slots * lanes), bias: (K,).
+    """
+    k, *place = place
+    lanes, KB = VECTOR_BYTES // y.itemsize, sums.shape[1]
+    square = sums[:, :, slot * lanes : (slot + 1) * lanes].reshape(4, 4, KB, lanes)
+    outputs = _transformed(_OF_PRODUCTS, square).reshape(2, 2, KB, lanes) + bias[k : k + KB, np.newaxis]
+    for at, row, column, samples in _inside(outputs, y, place):
+        y[k : k + KB, row, column, place[2] : place[2] + samples] = outputs[at][:, :samples]
+
+
+@intrinsic
+def _compiled_output_square(_, sums, slot, bias, y, place):
+    signature = types.void(sums, slot, bias, y, place)
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums, bias, y = (Strided(context, builder, signature.args[at], arguments[at]) for at in (0, 2, 3))
+        first_k, p, q, i = unpack(builder, arguments[4])
+        v = Vectors(context, builder, signature.args[3].dtype)
+        places = _places(v, p, q, 2)
+        masks = _masks(v, builder, places, i, y.shape)
+        first = v.times(v.lanes, arguments[1])
+        with loop(builder, v.index(0), sums.shape[1]) as number:
+            k = v.sum(first_k, number)
+            square = [v.load(sums.at(v.index(e), number, first), 0) for e in range(16)]
+            k_bias = v.splat(builder.load(bias.at(k)))
+            outputs = _written(builder, _OF_PRODUCTS, square)
+            for output, (row, column), mask in zip(outputs, places, masks, strict=True):
+                v.store(builder.fadd(output, k_bias), y.at(k, row, column, i), 0, mask)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+def _plain_gradient_square(dy, place, turned, to):
+    """turned[:, t + lane, column + i]: the 2 x 2 gradients dy[k + i] that begin at place, back from output to products,
+    for each lane a sample and for as many filters i as there are lanes.
+
+    place: (k, row, column, sample), zero outside. to: (t, column). For filters that are not there the last stands in.
+    """
+    (k, *place), (t, column_to), K = place, to, len(dy)
+    lanes = VECTOR_BYTES // dy.itemsize
+    filters = np.minimum(np.arange(k, k + lanes), K - 1)
+    square = np.zeros((2, 2, lanes, lanes), dy.dtype)
+    for at, row, column, samples in _inside(square, dy, place):
+        square[(*at, slice(None), slice(samples))] = dy[filters, row, column, place[2] : place[2] + samples]
+    turned[:, t : t + lanes, column_to : column_to + lanes] = _transformed(_OF_GRADIENT, square).swapaxes(1, 2)
+
+
+@intrinsic
+def _compiled_gradient_square(_, dy, place, turned, to):
+    signature = types.void(dy, place, turned, to)
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        dy, turned = (Strided(context, builder, signature.args[at], arguments[at]) for at in (0, 2))
+        first_k, p, q, i = unpack(builder, arguments[1])
+        t, column_to = unpack(builder, arguments[3])
+        v = Vectors(context, builder, signature.args[0].dtype)
+        last = v.sum(dy.shape[0], v.index(-1))
+        filters = [v.smaller(v.sum(first_k, v.index(lane)), last) for lane in range(v.lanes)]
+        places = _places(v, p, q, 2)
+        masks = _masks(v, builder, places, i, dy.shape)
+        by_sample = [
+            v.transposed([v.load(dy.at(k, row, column, i), 0, mask) for k in filters])
+            for (row, column), mask in zip(places, masks, strict=True)
+        ]
+        for sample, square in enumerate(zip(*by_sample, strict=True)):
+            for e, vector in enumerate(_written(builder, _OF_GRADIENT, square)):
+                v.store(vector, turned.at(v.index(e), v.sum(t, v.index(sample)), column_to), 0)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+def _plain_add_gradient_products(seen, turned, totals, CB, VB):
+    """totals += seen turned. seen: (CB, T), turned: (T, VB * lanes), totals: (CB, VB * lanes)."""
+    totals += seen @ turned
+
+
+@intrinsic(prefer_literal=True)
+def _compiled_add_gradient_products(_, seen, turned, totals, CB, VB):
+    signature = types.void(seen, turned, totals, CB, VB)
+    CB, VB = CB.literal_value, VB.literal_value
+
+    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        seen, turned, totals = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
+        v = Vectors(context, builder, signature.args[1].dtype)
+        zero = v.index(0)
+        sums = [[v.variable(v.load(totals.at(v.index(c), zero), b)) for b in range(VB)] for c in range(CB)]
+        with loop(builder, zero, turned.shape[0]) as t:
+            begin = turned.at(t, zero)
+            vectors = [v.load(begin, b) for b in range(VB)]
+            for c in range(CB):
+                number = v.splat(builder.load(seen.at(v.index(c), t)))
+                for b in range(VB):
+                    v.add_product(sums[c][b], number, vectors[b])
+        for c in range(CB):
+            for b in range(VB):
+                v.store(v.value(sums[c][b]), totals.at(v.index(c), zero), b)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+def _transformed(matrix, square):
+    """matrix square matrix^T, of a square (rows, columns, ...), as (places, ...)."""
+    result = np.einsum("ea,ab...,fb->ef...", matrix.astype(square.dtype), square, matrix.astype(square.dtype))
+    return result.reshape(-1, *square.shape[2:])
+
+
+def _written(builder: Any, matrix: Any, square: Any) -> list[Any]:
+    """The same in vector instructions; the square and the result as lists of vectors, row by row."""
+    size = matrix.shape[1]
+
+    def combined(vectors: list[Any]) -> list[Any]:
+        results = []
+        for factors in matrix:
+            added = [vector for factor, vector in zip(factors, vectors, strict=True) if factor > 0]
+            result = None
+            for vector in added:
+                result = vector if result is None else builder.fadd(result, vector)
+            for factor, vector in zip(factors, vectors, strict=True):
+                if factor < 0:
+                    result = builder.fneg(vector) if result is None else builder.fsub(result, vector)
+            results.append(result)
+        return results
+
+    columns = [combined([square[size * row + column] for row in range(size)]) for column in range(size)]
+    return [vector for row in range(len(matrix)) for vector in combined([column[row] for column in columns])]
+
+
+def _inside(square, image, place):
+    """For each place of the square inside the image: where in the square, row and column of the image, and how many
+    samples there are.
+    """
+    _, H, W, n = image.shape
+    h, w, i = place
+    samples = max(0, min(square.shape[-1], n - i))
+    for a, b in np.ndindex(*square.shape[:2]):
+        if 0 <= h + a < H and 0 <= w + b < W:
+            yield (a, b), h + a, w + b, samples
+
+
+def _places(v: Vectors, h: Any, w: Any, size: int) -> list[tuple[Any, Any]]:
+    """Row and column of each place of a square that begins at (h, w)."""
+    return [(v.sum(h, v.index(a)), v.sum(w, v.index(b))) for a in range(size) for b in range(size)]
+
+
+def _masks(v: Vectors, builder: Any, places: list[tuple[Any, Any]], i: Any, shape: Any) -> list[Any]:
+    """For each place, which samples from i on there are; none outside the image."""
+    _, H, W, n = shape
+    masks = []
+    for row, column in places:
+        inside = builder.and_(builder.icmp_unsigned("<", row, H), builder.icmp_unsigned("<", column, W))
+        masks.append(v.within(i, builder.select(inside, n, v.index(0))))
+    return masks
+
+
+input_square = _plain_input_square if config.DISABLE_JIT else _compiled_input_square
+square_products = _plain_square_products if config.DISABLE_JIT else _compiled_square_products
+output_square = _plain_output_square if config.DISABLE_JIT else _compiled_output_square
+gradient_square = _plain_gradient_square if config.DISABLE_JIT else _compiled_gradient_square
+add_gradient_products = _plain_add_gradient_products if config.DISABLE_JIT else _compiled_add_gradient_products
