@@ -173,7 +173,10 @@ def _compiled_gradient_square(_, dy, place, turned, to):
 
 
 def _plain_add_gradient_products(seen, turned, totals, CB, VB):
-    """totals += seen turned. seen: (CB, T), turned: (T, VB * lanes), totals: (CB, VB * lanes)."""
+    """totals += seen turned. seen: (CB, T), turned: (T, VB * lanes), totals: (CB, VB * lanes).
+
+    Summed by itself first: sums of sums of T are more exact than one of all samples.
+    """
     totals += seen @ turned
 
 
@@ -186,7 +189,7 @@ def _compiled_add_gradient_products(_, seen, turned, totals, CB, VB):
         seen, turned, totals = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
         v = Vectors(context, builder, signature.args[1].dtype)
         zero = v.index(0)
-        sums = [[v.variable(v.load(totals.at(v.index(c), zero), b)) for b in range(VB)] for c in range(CB)]
+        sums = [[v.variable(v.zero) for _ in range(VB)] for _ in range(CB)]
         with loop(builder, zero, turned.shape[0]) as t:
             begin = turned.at(t, zero)
             vectors = [v.load(begin, b) for b in range(VB)]
@@ -195,8 +198,9 @@ def _compiled_add_gradient_products(_, seen, turned, totals, CB, VB):
                 for b in range(VB):
                     v.add_product(sums[c][b], number, vectors[b])
         for c in range(CB):
+            begin = totals.at(v.index(c), zero)
             for b in range(VB):
-                v.store(v.value(sums[c][b]), totals.at(v.index(c), zero), b)
+                v.store(builder.fadd(v.load(begin, b), v.value(sums[c][b])), begin, b)
         return context.get_dummy_value()
 
     return signature, write

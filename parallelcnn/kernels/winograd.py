@@ -16,9 +16,17 @@ With the samples innermost, all transforms add and subtract whole vectors, `lane
 squares is transformed, multiplied and transformed back while it is in the nearest caches, so nothing larger than the
 filters is ever written down.
 
-The products that are not done count as done in GFLOP/s. Measured on one core whose float32 matrix product of
-512 x 512 runs at 150, n = 32, forward and gradient by the weights; and how the same is done directly: MEASURED.
-Sums are of C products instead of 9 * C, so results differ from exact ones by no more than those of `conv2d` do: ERROR.
+Measured on one core whose float32 matrix product of 512 x 512 runs at 150 GFLOP/s, n = 32, counting what a direct
+convolution multiplies: forward, and gradient by the weights; in brackets by the kernels of `conv2d`.
+
+    64 -> 64 channels, 32 x 32    278 (143)   213 (137) GFLOP/s
+    128 -> 128, 16 x 16           287 (151)   246 (134)
+    256 -> 256, 8 x 8             273 (161)   233 (130)
+    32 -> 64, 16 x 16             277 (168)   202 (137)
+    16 -> 16, 32 x 32             194 (170)    95 (137)
+
+As exact as `conv2d`: 256 -> 256 channels in float32 differ from float64, in the norm, by 5.1e-7 forwards and 2.9e-7 in
+the gradient by the weights, there by 8.1e-7 and 2.0e-7.
 """
 
 from collections.abc import Callable
@@ -31,7 +39,7 @@ from ._winograd_tiles import add_gradient_products, gradient_square, input_squar
 _SUMS = 24 if REGISTERS >= 32 else 12  # of a tile: the other registers hold what is multiplied
 _MOST_VECTORS = 4  # of a panel, and of a tile
 _LANES = VECTOR_BYTES // 4  # of float32, of which a vector holds the most
-_FEWEST_CHANNELS = 32
+_FEWEST_CHANNELS = 32  # with 16 the transforms cost what the products save
 _MOST_WASTE = 1.6  # computed for each number that is asked for
 
 
