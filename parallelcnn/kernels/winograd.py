@@ -85,7 +85,7 @@ def _forward_blocks(filters: int) -> tuple[int, int]:
 def _forward_size(filters: int, channels: int) -> int:
     KB, VB = _forward_blocks(filters)
     weights = -(-filters // KB) * 16 * channels * KB
-    return weights + 16 * (channels + 1 + KB) * VB * _LANES + 28 * channels + filters
+    return weights + 16 * (channels + 1 + KB) * VB * _LANES + 16 * channels + filters
 
 
 @cache
