@@ -3,7 +3,7 @@
 import json
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -41,11 +41,15 @@ def check_time_line(found, ranks, steps):
     events = [event for event in found["traceEvents"] if event["ph"] == "X"]
     names = [event for event in found["traceEvents"] if event["ph"] == "M"]
     assert len(events) + len(names) == len(found["traceEvents"])
-    assert {event["pid"] for event in events} == set(range(ranks))
-    assert {event["pid"] for event in names if event["name"] == "process_name"} == set(range(ranks))
-    assert {(event["pid"], event["tid"]) for event in names if event["name"] == "thread_name"} == {
-        (event["pid"], event["tid"]) for event in events
-    }
+    processes = {event["pid"]: event["args"]["name"] for event in names if event["name"] == "process_name"}
+    assert {event["pid"] for event in events} == set(processes)
+    assert [processes[pid].split()[:2] for pid in sorted(processes)] == [["rank", str(rank)] for rank in range(ranks)]
+    threads = [(event["pid"], event["tid"]) for event in names if event["name"] == "thread_name"]
+    assert set(threads) == {(event["pid"], event["tid"]) for event in events}
+    # What Perfetto needs to tell the threads apart.
+    assert 0 not in processes
+    assert len({tid for _, tid in threads}) == len(threads)
+    assert set(processes) == {min(tid for of, tid in threads if of == pid) for pid in processes}
     assert [event["ts"] for event in events] == sorted(event["ts"] for event in events)
     assert events[0]["ts"] == 0
     open_until = defaultdict(list)
@@ -57,8 +61,8 @@ def check_time_line(found, ranks, steps):
             around.pop()
         assert not around or end <= around[-1] + 1e-6, event
         around.append(end)
-    for rank in range(ranks):
-        shown = [event["name"] for event in events if event["pid"] == rank and event["name"].startswith("step ")]
+    for process in processes:
+        shown = [event["name"] for event in events if event["pid"] == process and event["name"].startswith("step ")]
         assert shown == [f"step {number}" for number in steps]
     return events
 
@@ -229,11 +233,20 @@ def test_two_threads_are_two_rows_of_the_time_line_and_what_they_do_adds_up():
     assert rank.samples == 3 * 211
     assert rank.total.sum() == pytest.approx(history.train_seconds, rel=0.03)
     events = check_time_line(trace(profiler.profile), ranks=1, steps=range(1, 28))
-    for thread, samples in ((0, 12), (1, 13)):
+    for thread, samples in ((1, 12), (2, 13)):
         loads = [event for event in events if event["name"] == "load" and event["tid"] == thread]
         assert len(loads) == 27
         assert loads[0]["args"]["samples"] == samples
-    assert {event["name"] for event in events if event["tid"] == 1}.isdisjoint({"join", "reduce", "update", "report"})
+    assert {event["name"] for event in events if event["tid"] == 2}.isdisjoint({"join", "reduce", "update", "report"})
+
+
+def test_the_threads_of_all_ranks_are_rows_of_their_own():
+    profile = profiled(threads=3)
+    twice = replace(profile, ranks=profile.ranks * 2)
+    events = check_time_line(trace(twice), ranks=2, steps=range(1, 28))
+    loads = [(event["pid"], event["tid"]) for event in events if event["name"] == "load"]
+    rows = [(1, 1), (1, 2), (1, 3), (4, 4), (4, 5), (4, 6)]
+    assert {row: loads.count(row) for row in loads} == dict.fromkeys(rows, 27)
 
 
 def test_a_long_training_is_digested_in_parts_and_nothing_is_lost(monkeypatch):

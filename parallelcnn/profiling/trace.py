@@ -15,20 +15,27 @@ Event = dict[str, Any]
 
 
 def trace(profile: Profile) -> dict[str, Any]:
-    """The steps that were kept, as JSON takes them: a process for each rank, all on rank 0's clock, in microseconds."""
+    """The steps that were kept, as JSON takes them: a process for each rank, all on rank 0's clock, in microseconds.
+
+    The threads of all ranks are numbered through from 1, and a process has the number of its first thread, as on Linux.
+    Perfetto looks for a thread by its number alone, and takes thread 0 for the process: with threads 0, 1, ... in
+    every rank it threw the rows of different threads together.
+    """
     zero = min(int(rank.trace_steps[0, BEGAN]) for rank in profile.ranks)
     latest = np.max([rank.trace_steps[:, ARRIVED] for rank in profile.ranks], axis=0)
     names: list[Event] = []
     events: list[Event] = []
+    process = 1
     for number, rank in enumerate(profile.ranks):
         threads = sorted({0, *rank.trace_passes[:, THREAD].tolist()})
-        names.append(_name("process", number, 0, f"rank {number} on {rank.host}"))
-        names += [_name("thread", number, thread, f"thread {thread}") for thread in threads]
+        names.append(_name("process", process, process, f"rank {number} on {rank.host}"))
+        names += [_name("thread", process, process + thread, f"thread {thread}") for thread in threads]
         for name, thread, began, ended, about in _spans(rank, profile.layers, latest):
             if ended > began or name.startswith("step "):
                 event = {"name": name, "ph": "X", "ts": (began - zero) / 1e3, "dur": (ended - began) / 1e3}
-                event |= {"pid": number, "tid": thread}
+                event |= {"pid": process, "tid": process + thread}
                 events.append(event | {"args": about} if about else event)
+        process += threads[-1] + 1
     # Of two that begin together, the one that holds the other comes first.
     events.sort(key=lambda event: (event["ts"], -event["dur"]))
     return {
@@ -38,8 +45,8 @@ def trace(profile: Profile) -> dict[str, Any]:
     }
 
 
-def _name(what: str, rank: int, thread: int, name: str) -> Event:
-    return {"name": f"{what}_name", "ph": "M", "pid": rank, "tid": thread, "args": {"name": name}}
+def _name(what: str, process: int, thread: int, name: str) -> Event:
+    return {"name": f"{what}_name", "ph": "M", "pid": process, "tid": thread, "args": {"name": name}}
 
 
 Span = tuple[str, int, int, int, dict[str, int]]  # name, thread, begin, end, what else there is to know
