@@ -214,7 +214,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
         check_numbers(*numbers, train_set)
         check_fit(network, train_set)
         check_fit(network, test_set)
-        network.check_memory()
+        network.check_memory(options.threads or 1)
         return network
 
     # Whatever can be wrong with the input is found before the first file is written.

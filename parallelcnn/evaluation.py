@@ -48,10 +48,11 @@ def evaluate(
         loss: softmax cross-entropy unless given.
 
     Raises:
-        ShapeError: if data set, network and loss do not fit together.
-        InputError: for a number of threads below 1.
+        ShapeError: if data set, network and loss do not fit together, or not into this machine's memory.
+        InputError: for a number of threads below 1, or larger than machines have.
     """
     check_threads(threads)
+    network.check_memory(threads or 1)
     comm = as_communicator(comm)
     loss = loss or SoftmaxCrossEntropy()
     loss.check(network.output_shape, dataset.labels, dataset.classes)

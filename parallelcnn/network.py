@@ -123,9 +123,12 @@ class NetworkHandler:
         """Take one step of the optimiser along `gradients`; what it remembers is kept here, also for another rate."""
         optimizer.update(self.params, self.gradients, self._optimizer_state)
 
-    def check_memory(self) -> None:
-        """Raise ShapeError if what the layers write for a block of samples does not fit into this machine's memory."""
+    def check_memory(self, threads: int = 1) -> None:
+        """Raise ShapeError unless this machine's memory holds what the layers write for a block of samples, and the
+        gradients of so many threads, each of which has its own.
+        """
         self.worker.check_memory()
+        check_memory(f"the gradients of {threads} threads", threads * self.message.nbytes)
 
     def rest_optimizer(self) -> None:
         """Forget what the optimiser remembers of earlier steps."""

@@ -12,6 +12,7 @@ from parallelcnn.errors import InputError
 
 _LEAST_MULTIPLY_ADDS = 12_000_000  # of a thread between two meetings: a fifth of a millisecond
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+_MOST_THREADS = 4096  # twice what the largest machines with one memory have
 
 
 def check_threads(threads: int | None) -> None:
@@ -20,6 +21,10 @@ def check_threads(threads: int | None) -> None:
         return
     if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
         raise InputError(f"threads must be an integer of at least 1, got {threads!r}")
+    if threads > _MOST_THREADS:
+        raise InputError(
+            f"threads must be at most {_MOST_THREADS:,}, which is more cores than machines have, got {threads}"
+        )
 
 
 def fair_share(rank: int, cores: Mapping[int, frozenset[int]], quota: int | None) -> int:

@@ -120,7 +120,7 @@ def train(
         check_threads(threads)
         check_fit(network, train_set, loss)
         check_fit(network, test_set, loss)
-        network.check_memory()
+        network.check_memory(threads or 1)
 
     run_together(comm, check)
     _check_replicas(comm, plan, train_set, test_set)

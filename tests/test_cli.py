@@ -276,6 +276,10 @@ def refused(ran, message):
         (["--threads", "0"], "threads must be an integer of at least 1, got 0"),
         (["--threads", "-2"], "threads must be an integer of at least 1, got -2"),
         (["--threads", "many"], "argument --threads: invalid int value: 'many'"),
+        (
+            ["--threads", "1000000"],
+            "threads must be at most 4,096, which is more cores than machines have, got 1000000",
+        ),
         (["--learning-rate", "nan"], "learning_rate must be a finite number of at least 0, got nan"),
         (["--learning-rate", "1e39"], "learning_rate must be a finite number of at least 0, got 1e+39"),
         (["--momentum", "1"], "momentum must be less than 1, got 1.0"),

@@ -251,6 +251,24 @@ def test_what_is_no_number_of_threads_is_refused(threads):
         pc.evaluate(small.network(), small.dataset(9), pc.Serial(), threads=threads)
 
 
+@pytest.mark.parametrize(
+    ("threads", "message"),
+    [
+        (4097, "threads must be at most 4,096, which is more cores than machines have, got 4097"),
+        (4000, "the gradients of 4000 threads take .* MiB, more than the 64 MiB of this machine"),
+    ],
+)
+def test_threads_for_which_there_is_no_room_are_refused_before_room_is_made_for_them(threads, message, monkeypatch):
+    network = pc.NetworkHandler((pc.Flatten(), pc.Dense(100), pc.Dense(5)), (1, 11, 9))
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**13)  # pages, and their size
+    monkeypatch.setattr(network, "workers", lambda count: pytest.fail(f"made room for {count} threads"))
+    sets = small.dataset(9), small.dataset(9)
+    with pytest.raises(InputError, match=message):
+        pc.train(network, *sets, pc.SGD(0.1), 1, 9, comm=pc.Serial(), threads=threads)
+    with pytest.raises(InputError, match=message):
+        pc.evaluate(network, sets[0], pc.Serial(), threads=threads)
+
+
 def test_more_threads_than_the_machine_starts_are_refused_and_those_that_were_started_leave(monkeypatch):
     before, start = threading.enumerate(), threading.Thread.start
 
