@@ -256,11 +256,12 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     def write_results() -> None:
         if folder is None or reporter is None:
             return
-        save_model(folder.path / "model.npz", network)
-        folder.plot_losses(history)
         if profiler is not None:
-            folder.write_profile(profiler)
             print(f"\n{profiler.table()}\n")
+        if not folder.make_again():
+            print(f"parallelcnn: metrics.jsonl was removed from {folder.path} while this run wrote it", file=sys.stderr)
+        # A disk may become full: what cannot be had again comes first.
+        save_model(folder.path / "model.npz", network)
         history.compile_seconds += compile_seconds
         summary = summarize(options, all_hosts, all_threads, network, train_set, history, on_train_set)
         summary["peak_rss_bytes"] = max(peaks)
@@ -268,6 +269,9 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
         summary["started"] = (datetime.now(UTC) - timedelta(seconds=summary["wall_seconds"])).isoformat()
         summary["first_step_seconds"] = summary["wall_seconds"] - (time.perf_counter() - reporter.first_step_at)
         folder.write_summary(summary)
+        folder.plot_losses(history)
+        if profiler is not None:
+            folder.write_profile(profiler)
         print(describe_result(folder, history, on_train_set, max(peaks)), flush=True)
 
     run_together(comm, write_results)
@@ -284,6 +288,7 @@ def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.threads import check_threads
     from parallelcnn.training import check_fit, compile_in_turns
 
+    _catch_interrupts()
     run_together(comm, lambda: check_threads(options.threads))
     _, test_set = _load_data(options, comm)
 

@@ -20,13 +20,14 @@ from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain
 from parallelcnn.errors import InputError
 from parallelcnn.evaluation import Evaluation
-from parallelcnn.files import write_atomically
+from parallelcnn.files import naming, write_atomically
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
 from parallelcnn.profiling import Profiler
 from parallelcnn.training import History
 
 _FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json")
+_LINES_AT_ONCE = 100  # of metrics.jsonl: they fit into Python's buffer of 8 KiB, which would empty itself in mid-line
 
 
 class RunFolder:
@@ -55,6 +56,16 @@ class RunFolder:
             self.metrics: TextIO = (self.path / "metrics.jsonl").open("w", encoding="utf-8")
         except OSError as error:
             raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Close the file of metrics, with what has not been written yet."""
+        with naming(self.path / "metrics.jsonl"):
+            self.metrics.close()
+
+    def make_again(self) -> bool:
+        """Make the folder again if it has been removed since, for what is still to come; False if metrics are lost."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return (self.path / "metrics.jsonl").exists()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Put `summary.json` into the folder."""
@@ -104,7 +115,7 @@ class RunReporter:
             self.first_step_at = time.perf_counter()
         # Written out, not json.dumps, which took 2 % of a step. JSON knows no NaN: null.
         number = f"{loss:.9g}" if math.isfinite(loss) else "null"
-        self._write(f'{{"step": {step}, "epoch": {epoch}, "loss": {number}}}\n')
+        self._write(f'{{"step": {step}, "epoch": {epoch}, "loss": {number}}}\n', flush=step % _LINES_AT_ONCE == 0)
         self._loss_sum += loss * samples
         self._epoch_done += samples
         if self._on_terminal:

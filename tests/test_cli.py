@@ -6,7 +6,9 @@ import json
 import os
 import pty
 import shutil
+import signal
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from idx_files import write_idx, write_idx_folder
-from launch import parallelcnn, run
+from launch import environment, mpiexec, parallelcnn, run
 
 import parallelcnn as pc
 
@@ -347,13 +349,63 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_samples(train, tmp_path):
     assert f"epoch 1/1   loss {mean:.4f} " in ran.out
 
 
+def with_files_of_at_most(kib, line):
+    """A limit on the size of files stands for a full disk."""
+    return run(["bash", "-c", f"ulimit -f {kib}; trap '' XFSZ; {sys.executable} -m parallelcnn {line}"])
+
+
 def test_a_full_disk_at_the_end_is_a_sentence_and_1(folder, tmp_path):
-    """A limit on the size of files stands for the disk: metrics.jsonl fits, model.npz does not."""
-    line = f"ulimit -f 64; {sys.executable} -m parallelcnn train --data {folder} --epochs 1 --out {tmp_path / 'out'}"
-    ran = run(["bash", "-c", f"trap '' XFSZ; {line}"])
+    """metrics.jsonl fits, model.npz does not."""
+    ran = with_files_of_at_most(64, f"train --data {folder} --epochs 1 --out {tmp_path / 'out'}")
     assert ran.code == 1
     assert ran.err == f"parallelcnn: error: [Errno 27] File too large: '{tmp_path / 'out' / 'model.npz'}'\n"
-    assert "Traceback" not in ran.err
+
+
+def test_a_full_disk_in_the_middle_of_training_is_a_sentence_that_names_the_file(folder, tmp_path):
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    ran = with_files_of_at_most(8, f"train --data {folder} --epochs 1000 --batch-size 10 --out {tmp_path / 'out'}")
+    assert ran.code == 1
+    assert ran.err == f"parallelcnn: error: [Errno 27] File too large: '{metrics}'\n"
+    assert metrics.stat().st_size == 8 * 2**10
+
+
+def test_where_there_is_no_room_for_the_time_line_all_else_is_there(folder, tmp_path):
+    out = tmp_path / "out"
+    line = f"train --data {folder} --epochs 70 --threads 1 --profile --out {out}"
+    ran = with_files_of_at_most(150, line)  # model.npz has 145 KiB, trace.json 173
+    assert ran.code == 1
+    assert ran.err == f"parallelcnn: error: [Errno 27] File too large: '{out / 'trace.json'}'\n"
+    assert (out / "profile.txt").read_text() in ran.out
+    json.loads((out / "summary.json").read_text())
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["loss.png", "metrics.jsonl", "model.npz", "profile.txt", "summary.json"]
+    )
+
+
+def start_training(folder, out, ranks=1, epochs=100_000):
+    """A training that has come to its third epoch; its output is no longer read."""
+    line = [sys.executable, "-m", "parallelcnn", "train", "--data", str(folder), "--threads", "1", "--profile"]
+    launcher = [mpiexec(), "-n", str(ranks)] if ranks > 1 else []
+    line = [*launcher, *line, "--epochs", str(epochs), "--out", str(out)]
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True
+    )
+    for shown in process.stdout:
+        if shown.startswith("epoch 3/"):
+            return process
+    pytest.fail(process.communicate()[1])
+
+
+def test_a_folder_that_vanishes_during_training_is_made_anew_and_nothing_of_the_result_is_lost(folder, tmp_path):
+    out = tmp_path / "out"
+    process = start_training(folder, out, epochs=1000)
+    shutil.rmtree(out)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["loss.png", "model.npz", "profile.txt", "summary.json", "trace.json"]
+    )
+    assert err == f"parallelcnn: metrics.jsonl was removed from {out} while this run wrote it\n"
 
 
 def test_without_a_stdout_training_goes_on(folder, tmp_path):
