@@ -12,9 +12,11 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
@@ -31,6 +33,7 @@ _IMPORTED = time.perf_counter()
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit code."""
+    _let_interrupts_end_the_process()
     from parallelcnn.comm import Serial, world
 
     _make_output_safe()
@@ -69,6 +72,8 @@ def _leave(code: int, message: str, stream: TextIO | None = None) -> int:
 
 def _fail(error: BaseException, comm: "Communicator") -> int:
     """Say what went wrong and return the exit code; if only this rank knows, end all ranks."""
+    from parallelcnn.comm import abort_after_interrupt
+
     code = 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
     together = comm.size == 1 or getattr(error, "on_all_ranks", False)
     who = "" if together else f"rank {comm.rank} of {comm.size}: "
@@ -78,8 +83,10 @@ def _fail(error: BaseException, comm: "Communicator") -> int:
         pass
     elif isinstance(error, ParallelCNNError | OSError):
         print(f"parallelcnn: error: {who}{error}", file=sys.stderr, flush=True)
+    elif isinstance(error, KeyboardInterrupt) and together:
+        print("parallelcnn: interrupted", file=sys.stderr, flush=True)
     elif isinstance(error, KeyboardInterrupt):
-        print(f"parallelcnn: {who}interrupted", file=sys.stderr, flush=True)
+        abort_after_interrupt(comm)
     else:
         print(f"parallelcnn: {who}failed", file=sys.stderr)
         traceback.print_exception(error)
@@ -87,6 +94,31 @@ def _fail(error: BaseException, comm: "Communicator") -> int:
         comm.abort(code)
     comm.barrier()  # a launcher ends the others once one has left: not before the message is out
     return code
+
+
+def _let_interrupts_end_the_process() -> None:
+    """As for a program that is not Python's, until `_catch_interrupts`.
+
+    While Python, numba and MPI start, an exception would be shown as a traceback, get lost in somebody's code, or leave
+    this rank waiting for the others to end MPI with it; and there is nothing yet that it would have to clean up.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _catch_interrupts() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def _interrupts_ending_the_process() -> Iterator[None]:
+    """For compiling, in which LLVM's callbacks lose an exception, or crash after it."""
+    _let_interrupts_end_the_process()
+    try:
+        yield
+    finally:
+        _catch_interrupts()
 
 
 def _make_output_safe() -> None:
@@ -196,6 +228,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.threads import check_threads
     from parallelcnn.training import check_fit, check_numbers, compile_in_turns, compile_kernels, train
 
+    _catch_interrupts()
     numbers = (options.epochs, options.batch_size, options.seed, options.evaluate_every)
 
     def check_options() -> SGD:
@@ -220,7 +253,8 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     # Whatever can be wrong with the input is found before the first file is written.
     network = run_together(comm, build)
     loss = SoftmaxCrossEntropy()
-    compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
+    with _interrupts_ending_the_process():
+        compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
     work = network.multiply_adds(-(-options.batch_size // comm.size), training=True)
     threads = choose_threads(comm, options.threads, work)
     all_hosts, all_threads = hosts(comm), comm.gather(threads)
@@ -233,7 +267,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
                 print(f"moved the files of an earlier run to {folder.moved_to}")
             print(describe_run(options, all_hosts, all_threads, network, train_set, test_set, optimizer), flush=True)
             reporter = RunReporter(folder.metrics, options.epochs, len(train_set))
-            cleanup.callback(folder.metrics.close)
+            cleanup.callback(folder.close)
             cleanup.callback(reporter.close)
         history = train(
             network,
@@ -303,7 +337,8 @@ def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
 
     network = run_together(comm, load)
     one_sample = Dataset(test_set.images[:1], test_set.labels[:1], test_set.classes)
-    compile_in_turns(comm, lambda: evaluate(network, one_sample, Serial(), threads=1))
+    with _interrupts_ending_the_process():
+        compile_in_turns(comm, lambda: evaluate(network, one_sample, Serial(), threads=1))
     result = evaluate(network, test_set, comm, threads=options.threads)
     if comm.rank == 0:
         print(f"{test_set.name}: test loss {result.loss:.4f}, test accuracy {as_percent(result.accuracy)}")

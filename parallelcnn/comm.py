@@ -10,6 +10,7 @@ import mmap
 import os
 import pickle
 import shlex
+import signal
 import socket
 import sys
 import tempfile
@@ -374,10 +375,25 @@ def abort_all_on_error(comm: Communicator) -> Iterator[None]:
     except BaseException as error:  # whatever it is, SystemExit too: the others wait
         if comm.size == 1 or getattr(error, "on_all_ranks", False):
             raise
+        if isinstance(error, KeyboardInterrupt):
+            abort_after_interrupt(comm)
         known = isinstance(error, ParallelCNNError | OSError)
         what = f"{type(error).__name__}: {error}" if known else traceback.format_exc()
         print(f"parallelcnn: rank {comm.rank} of {comm.size} failed\n{what}", file=sys.stderr, flush=True)
         comm.abort(1)
+
+
+def abort_after_interrupt(comm: Communicator) -> None:
+    """Say that this rank was interrupted, and end all ranks.
+
+    Ctrl-C interrupts all of them: rank 0 speaks first, and ends the others before they say the same.
+    """
+    with contextlib.suppress(ValueError):  # on another thread than the main one, which no signal interrupts
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher sends it on, to ranks that have it already
+    if comm.rank != 0:
+        time.sleep(1)
+    print(f"parallelcnn: rank {comm.rank} of {comm.size}: interrupted", file=sys.stderr, flush=True)
+    comm.abort(130)
 
 
 def share_on_node(comm: Communicator, load: Callable[[], T]) -> T:

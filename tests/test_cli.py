@@ -408,6 +408,36 @@ def test_a_folder_that_vanishes_during_training_is_made_anew_and_nothing_of_the_
     assert err == f"parallelcnn: metrics.jsonl was removed from {out} while this run wrote it\n"
 
 
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])
+def test_an_interrupt_is_said_once_and_no_line_is_left_half_written(ranks, folder, tmp_path):
+    """As Ctrl-C does it: every process of the terminal gets the signal."""
+    process = start_training(folder, tmp_path / "out", ranks)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert err.count("interrupted") == 1
+    assert "Traceback" not in err
+    assert "failed" not in err
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text()
+    assert lines.endswith("}\n")
+    steps = [line["step"] for line in map(json.loads, lines.splitlines()) if "loss" in line]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_an_interrupt_is_never_lost_or_a_traceback_also_while_the_command_starts(folder, tmp_path):
+    line = [sys.executable, "-m", "parallelcnn", "train", "--data", str(folder), "--epochs", "100000"]
+    for milliseconds in range(60, 500, 20):
+        process = subprocess.Popen(
+            [*line, "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(milliseconds / 1e3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+        assert process.returncode in (130, -signal.SIGINT), err
+        assert err in ("", "parallelcnn: interrupted\n"), milliseconds
+
+
 def test_without_a_stdout_training_goes_on(folder, tmp_path):
     line = f"{sys.executable} -m parallelcnn train --data {folder} --epochs 1 --out {tmp_path / 'out'} >&-"
     ran = run(["bash", "-c", line])
