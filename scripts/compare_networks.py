@@ -230,6 +230,7 @@ def _require_same_results(ours: OurNetwork, theirs: TheirNetwork) -> None:
     theirs.network.zero_grad()
     loss.backward()
     ours.compute()
+    gradient = ours.network.gradients * (ours.n / n)  # a copy: going through the blocks again sums up others
     blocks = [
         ours.network.forward(ours.network.load(ours.images, block)).T.copy()
         for block in ours.network.worker.blocks(np.arange(n))
@@ -238,7 +239,7 @@ def _require_same_results(ours: OurNetwork, theirs: TheirNetwork) -> None:
     # Ours are those of a share of a minibatch. They agree to 1e-6 until, of numbers in a pooling window that are equal
     # but for rounding, another one wins: then its gradient goes elsewhere, 0.3 % of the whole in the VGG-like network
     # (and as much between PyTorch's in float32 and in float64). The layers alone are held to 0.1 %.
-    gradients = ours.network.layout.views(ours.network.gradients * (ours.n / n))
+    gradients = ours.network.layout.views(gradient)
     require_agreement(
         "gradient",
         [gradient for layer in gradients for gradient in layer.values()],

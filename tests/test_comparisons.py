@@ -80,6 +80,19 @@ def test_networks_are_timed_on_one_core(tmp_path):
     assert "--out" not in page.read_text()
 
 
+def test_a_network_that_takes_its_samples_in_blocks_is_compared_too(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    from networks import NETWORKS
+
+    layers, shape = NETWORKS["CIFAR-size"]
+    samples = pc.NetworkHandler(layers, shape).worker.block_size + 1
+    options = ["--only", "CIFAR-size", "--batch-sizes", samples, "--out", tmp_path / "page.md"]
+    done = run_script("compare_networks.py", *options, *QUICK)
+    assert done.code == 0, done.err
+    (row,) = columns_of((tmp_path / "page.md").read_text())
+    assert row[:2] == ["CIFAR-size", str(samples)]
+
+
 @pytest.mark.mpi
 def test_networks_are_timed_on_two_ranks(tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed")
