@@ -9,25 +9,24 @@ What is not an option of this script is passed on to `parallelcnn train`.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from parallelcnn.comm import mpirun
+from launching import on_ranks, run
+from measuring import positive_integer
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5 of them)")
-    parser.add_argument("--ranks", type=int, default=2, help="(default: 2)")
+    parser.add_argument("--seeds", type=positive_integer, default=5, help="seeds 0, 1, ... (default: 5 of them)")
+    parser.add_argument("--ranks", type=positive_integer, default=2, help="(default: 2)")
     options, passed_on = parser.parse_known_args()
-    launcher = [mpirun(), "-n", str(options.ranks)] if options.ranks > 1 else []
     accuracies = []
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "parallelcnn", "train", *passed_on, "--seed", str(seed), "--out", folder]
-            subprocess.run([*launcher, *command], check=True, stdout=subprocess.DEVNULL)
+            run(on_ranks(options.ranks, command))
             summary = json.loads((Path(folder) / "summary.json").read_text())
         accuracies.append(100 * summary["test_accuracy"])
         print(f"seed {seed}   {accuracies[-1]:.2f} %   {summary['train_seconds']:.2f} s", flush=True)

@@ -46,6 +46,7 @@ from measuring import (
     steps_within,
     verdict,
     versions,
+    write_page,
 )
 from networks import NETWORKS
 from training_turns import LEARNING_RATE, our_training, random_dataset, samples_within
@@ -76,7 +77,7 @@ def main() -> int:
                     print(f"{task} {' | '.join(_row(n, measured, PEERS[task]))}", flush=True)
             products.append(matrix_product_rate(seconds=0.1))
     if comm.rank == 0 and options.out:
-        options.out.write_text(_page(options, rates, Spread.of(products)))
+        write_page(options.out, _page(options, rates, Spread.of(products)))
     if comm.rank == 0 and options.figure:
         draw(options, rates)
     return 0

@@ -47,6 +47,7 @@ from measuring import (
     three_digits,
     verdict,
     versions,
+    write_page,
 )
 from networks import NETWORKS, flop_per_sample
 
@@ -67,7 +68,7 @@ def main() -> int:
     with abort_all_on_error(comm), one_blas_thread():
         page = compare_layers(options) if options.layers else compare_networks(options, comm)
     if comm.rank == 0 and options.out:
-        options.out.write_text(page)
+        write_page(options.out, page)
     return 0
 
 

@@ -43,6 +43,7 @@ from measuring import (
     positive_number,
     processor,
     versions,
+    write_page,
 )
 from networks import flop_per_sample
 from tqdm import tqdm
@@ -89,7 +90,7 @@ def main() -> int:
     page = describe(options) + "\n\n" + "\n\n".join(sections) + "\n"
     print(page)
     if options.out:
-        options.out.write_text(page)
+        write_page(options.out, page)
     return 0
 
 

@@ -9,6 +9,7 @@ import platform
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from parallelcnn.comm import Communicator
 from parallelcnn.errors import ParallelCNNError
+from parallelcnn.files import write_atomically
 
 FORMATS = ("contiguous", "channels_last")  # PyTorch's ways to lay out images, see pytorch_twin
 
@@ -183,10 +185,23 @@ def positive_number(text: str) -> float:
 
 
 def file_to_write(text: str) -> Path:
-    """For argparse: a file in a folder that is there, or all the measuring would be for nothing."""
+    """For argparse: a file that can be written, or all the measuring would be for nothing."""
     if not Path(text).parent.is_dir() or Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text!r}")
+    try:
+        with tempfile.TemporaryFile(dir=Path(text).parent):
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {error.strerror}") from None
     return Path(text)
+
+
+def write_page(file: Path, page: str) -> None:
+    """Write the whole page or, with a sentence as the end of the program, leave what was there."""
+    try:
+        write_atomically(file, page.encode())
+    except OSError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: the page could not be written: {error}")
 
 
 def require_packages(parser: argparse.ArgumentParser, *packages: str) -> None:

@@ -41,6 +41,7 @@ from measuring import (
     require_packages,
     three_digits,
     versions,
+    write_page,
 )
 from networks import flop_per_sample
 from tqdm import tqdm
@@ -103,7 +104,7 @@ def main() -> int:
         draw_losses(folder / f"loss-{step}.png", step, losses[step])
     draw_ladder(folder / "ladder.png", rungs)
     page = report(options, runs, counted, rungs, counted_rungs, rate)
-    (folder / "report.md").write_text(page)
+    write_page(folder / "report.md", page)
     print(page)
     return 0
 

@@ -40,6 +40,7 @@ from measuring import (
     seconds_of,
     three_digits,
     versions,
+    write_page,
 )
 from networks import NETWORKS
 from step_model import Link, Model, fit_link
@@ -65,7 +66,7 @@ def main() -> int:
     page = study.page()
     print(page)
     if options.out:
-        options.out.write_text(page)
+        write_page(options.out, page)
     if options.figure:
         study.draw(options.figure)
     return 0

@@ -21,8 +21,17 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from launching import on_ranks
-from measuring import Spread, command_line, file_to_write, markdown_table, positive_integer, processor, versions
+from launching import on_ranks, run
+from measuring import (
+    Spread,
+    command_line,
+    file_to_write,
+    markdown_table,
+    positive_integer,
+    processor,
+    versions,
+    write_page,
+)
 
 from parallelcnn.comm import mpi_library
 
@@ -45,7 +54,7 @@ def main() -> int:
 """
     print(page)
     if options.out:
-        options.out.write_text(page)
+        write_page(options.out, page)
     return 1 if failures else 0
 
 
@@ -87,7 +96,7 @@ def one_round(options: argparse.Namespace) -> dict:
 
 def run_help() -> float:
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "parallelcnn", "--help"], check=True, stdout=subprocess.DEVNULL)
+    run([sys.executable, "-m", "parallelcnn", "--help"])
     return time.perf_counter() - started
 
 
@@ -97,7 +106,7 @@ def run_train(options: argparse.Namespace, ranks: int, empty_the_cache: bool = F
         os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(dir=os.path.dirname(os.environ["NUMBA_CACHE_DIR"]))
     with tempfile.TemporaryDirectory() as folder:
         started = time.time()
-        subprocess.run(train_command(options, ranks, folder), check=True, stdout=subprocess.DEVNULL)
+        run(train_command(options, ranks, folder))
         summary = json.loads((Path(folder) / "summary.json").read_text())
     process_started = datetime.fromisoformat(summary["started"]).timestamp()
     return {**summary, "first_step": process_started - started + summary["first_step_seconds"]}

@@ -31,7 +31,7 @@ import sys
 import time
 
 import numpy as np
-from measuring import file_to_write, positive_integer, processor
+from measuring import file_to_write, positive_integer, processor, write_page
 
 from parallelcnn import NetworkHandler
 from parallelcnn.comm import Communicator, abort_all_on_error, mpirun, run_together, world
@@ -182,7 +182,7 @@ def main() -> int:
         say("| {seed} | {seconds:.2f} | {training:.2f} | {epochs:.2f} | {accuracy:.2f} % |".format(**runs[-1]))
     say("", *summarize(runs, options), "", f"`{command_line(options)}` on {processor()}.")
     if options.out:
-        options.out.write_text("\n".join(page) + "\n")
+        write_page(options.out, "\n".join(page) + "\n")
     return 0 if all(run["accuracy"] >= options.target for run in runs) else 1
 
 

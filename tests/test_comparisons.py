@@ -142,6 +142,10 @@ def test_batch_sizes_are_swept_in_training_and_prediction(tmp_path):
         ("overlap.py", ["--out", "no/such/folder"], "--out: must be a folder that exists, got 'no/such/folder'"),
         ("overlap.py", ["--steps", "0"], "--steps: must be an integer of at least 1, got '0'"),
         ("overlap.py", [], "one rank has nobody to sum with"),
+        ("scaling.py", ["--out", "/proc/page.md"], "'/proc/page.md' cannot be written: "),
+        ("accuracy_over_seeds.py", ["--seeds", "0"], "--seeds: must be an integer of at least 1, got '0'"),
+        ("accuracy_over_seeds.py", ["--ranks", "1", "--epochs", "0"], "epochs must be an integer of at least 1, got 0"),
+        ("start_up.py", ["--data", "mnits"], "no data set and no folder is named 'mnits'"),
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(script, options, complaint):
@@ -149,6 +153,18 @@ def test_bad_options_are_refused_in_a_sentence(script, options, complaint):
     assert done.code == 2
     assert complaint in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_page_that_cannot_be_written_is_told_in_a_sentence_and_the_earlier_one_stays(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("earlier\n")
+    line = f"{sys.executable} -c 'from measuring import write_page as write; from pathlib import Path"
+    line += f'; write(Path("{page}"), "x" * 9000)\''
+    done = run(["bash", "-c", f"ulimit -f 4; trap '' XFSZ; {line}"], PYTHONPATH=f"{SCRIPTS}:{SCRIPTS.parent}")
+    assert done.code == 1
+    assert done.err == f"-c: the page could not be written: [Errno 27] File too large: '{page}'\n"
+    assert page.read_text() == "earlier\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
 
 
 def test_a_link_is_recovered_from_the_times_of_its_messages():
