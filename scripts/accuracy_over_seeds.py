@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from launching import on_ranks, run
-from measuring import positive_integer
+from measuring import positive_integer, run_to_the_end
 
 
 def main() -> int:
@@ -35,4 +35,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_to_the_end(main)

@@ -42,6 +42,7 @@ from measuring import (
     rank_0_alone,
     require_agreement,
     require_packages,
+    run_to_the_end,
     seconds_of,
     steps_within,
     verdict,
@@ -282,4 +283,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_to_the_end(main)

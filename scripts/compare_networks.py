@@ -43,6 +43,7 @@ from measuring import (
     rank_0_alone,
     require_agreement,
     require_packages,
+    run_to_the_end,
     steps_within,
     three_digits,
     verdict,
@@ -348,4 +349,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_to_the_end(main)

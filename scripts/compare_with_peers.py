@@ -42,6 +42,7 @@ from measuring import (
     positive_integer,
     positive_number,
     processor,
+    run_to_the_end,
     versions,
     write_page,
 )
@@ -257,4 +258,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_to_the_end(main)

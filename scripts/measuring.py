@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -209,6 +209,15 @@ def require_packages(parser: argparse.ArgumentParser, *packages: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         parser.error(f"needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def run_to_the_end(main: Callable[[], int]) -> NoReturn:
+    """Leave the program with what `main` returns; Ctrl-C is no reason for a traceback."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

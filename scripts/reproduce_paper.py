@@ -39,6 +39,7 @@ from measuring import (
     positive_integer,
     processor,
     require_packages,
+    run_to_the_end,
     three_digits,
     versions,
     write_page,
@@ -411,4 +412,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_to_the_end(main)

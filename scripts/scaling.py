@@ -37,6 +37,7 @@ from measuring import (
     positive_number,
     processor,
     require_packages,
+    run_to_the_end,
     seconds_of,
     three_digits,
     versions,
@@ -516,4 +517,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_to_the_end(main)

@@ -29,6 +29,7 @@ from measuring import (
     markdown_table,
     positive_integer,
     processor,
+    run_to_the_end,
     versions,
     write_page,
 )
@@ -249,4 +250,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_to_the_end(main)

@@ -31,7 +31,7 @@ import sys
 import time
 
 import numpy as np
-from measuring import file_to_write, positive_integer, processor, write_page
+from measuring import file_to_write, positive_integer, processor, run_to_the_end, write_page
 
 from parallelcnn import NetworkHandler
 from parallelcnn.comm import Communicator, abort_all_on_error, mpirun, run_together, world
@@ -233,4 +233,4 @@ def percentage(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_to_the_end(main)

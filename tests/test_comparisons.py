@@ -2,13 +2,16 @@
 
 import math
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from idx_files import write_idx_folder
-from launch import mpiexec, run, run_ranks
+from launch import environment, mpiexec, run, run_ranks
 
 import parallelcnn as pc
 
@@ -165,6 +168,18 @@ def test_a_page_that_cannot_be_written_is_told_in_a_sentence_and_the_earlier_one
     assert done.err == f"-c: the page could not be written: [Errno 27] File too large: '{page}'\n"
     assert page.read_text() == "earlier\n"
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+
+
+@pytest.mark.parametrize("script", ["accuracy_over_seeds.py", "start_up.py"])
+def test_an_interrupted_script_says_so(script):
+    """As Ctrl-C does it: the script and the training that it has started get the signal."""
+    line = [sys.executable, str(SCRIPTS / script), "--ranks", "1"]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True)
+    time.sleep(2)  # it has started to train, or to start trainings
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err
+    assert err == f"{script}: interrupted\n"
 
 
 def test_a_link_is_recovered_from_the_times_of_its_messages():
