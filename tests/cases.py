@@ -24,6 +24,11 @@ CONVOLUTIONS = [
     (Conv2D(2, 3, stride=(1, 2)), (2, 5, 6)),
     (Conv2D(2, 3, stride=(2, 1)), (2, 6, 5)),
     (Conv2D(3, 1, stride=2), (2, 5, 6)),
+    # filters of 1 x 1 and many channels: a product, unless steps or zeros come in between
+    (Conv2D(33, 1), (35, 2, 3)),
+    (Conv2D(64, 1, bias=False), (32, 4, 3)),
+    (Conv2D(32, 1, stride=2, padding=1), (32, 3, 3)),
+    (Conv2D(32, 1, stride=(1, 2)), (33, 3, 2)),
     (Conv2D(2, (2, 5), stride=(3, 4)), (1, 9, 14)),
     # paddings
     (Conv2D(2, 3, padding="same"), (2, 5, 6)),
@@ -60,6 +65,8 @@ POOLED_CONVOLUTIONS = [
     (PooledConv2D(Conv2D(2, (2, 3), stride=(1, 2)), MaxPool2D((3, 1))), (3, 7, 8)),
     (PooledConv2D(Conv2D(9, 3, stride=2, padding=1), MaxPool2D(2)), (3, 9, 10)),
     (PooledConv2D(Conv2D(5, 1), MaxPool2D(4)), (2, 8, 8)),
+    (PooledConv2D(Conv2D(33, 1), MaxPool2D(2)), (32, 4, 2)),
+    (PooledConv2D(Conv2D(33, 1), MaxPool2D(2)), (32, 5, 4)),  # a row left over
 ]
 
 OTHERS = [

@@ -13,7 +13,7 @@ from cases import CONVOLUTIONS, POOLED_CONVOLUTIONS, POOLINGS, name_of
 
 from parallelcnn import Conv2D, Dense
 from parallelcnn.activations import ACTIVATIONS
-from parallelcnn.kernels import conv2d, dense, losses, maxpool2d, sgd
+from parallelcnn.kernels import conv2d, dense, losses, maxpool2d, pointwise, sgd
 from parallelcnn.kernels.load import load
 from parallelcnn.layers.maxpool2d import window_and_stride
 from parallelcnn.parameters import ParameterLayout
@@ -147,6 +147,25 @@ def test_a_dense_layer_neither_reads_nor_writes_beside_its_arrays(n, dtype, rng)
     for written in (y, dweight, dbias, dx):
         assert np.isfinite(written.inside).all()  # a number from beside what it reads would have made it NaN
     for array in (y, dweight, dbias, dx, panel):
+        assert np.isnan(array.outside).all()
+
+
+@DTYPES
+@pytest.mark.parametrize("length", [1, 7, 300])
+def test_a_pointwise_convolution_neither_reads_nor_writes_beside_its_arrays(length, dtype, rng):
+    C, K, beside = 5, 7, 128
+    x, dx, y, dy = (surrounded((channels, length), beside, dtype) for channels in (C, C, K, K))
+    weight, dweight, sums, turned = (surrounded(shape, beside, dtype) for shape in ((K, C), (K, C), (K, C), (C, K)))
+    bias, panel = surrounded((K,), beside, dtype), surrounded((pointwise.PANEL, C), beside, dtype)
+    for read in (x, dy, weight, bias):
+        read.inside[...] = rng.normal(size=read.inside.shape)
+    pointwise.pointwise_forward(x.inside, weight.inside, bias.inside, y.inside)
+    pointwise.pointwise_weight_gradient(x.inside, dy.inside, panel.inside, sums.inside, dweight.inside)
+    pointwise.pointwise_backward_input(dy.inside, weight.inside, turned.inside, dx.inside)
+    np.testing.assert_allclose(y.inside, weight.inside @ x.inside + bias.inside[:, np.newaxis], **TOLERANCE[dtype])
+    np.testing.assert_allclose(dweight.inside, dy.inside @ x.inside.T, **TOLERANCE[dtype])
+    np.testing.assert_allclose(dx.inside, weight.inside.T @ dy.inside, **TOLERANCE[dtype])
+    for array in (y, dweight, dx, panel, sums, turned):
         assert np.isnan(array.outside).all()
 
 

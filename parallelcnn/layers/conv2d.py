@@ -11,11 +11,14 @@ import numpy as np
 from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import conv2d as kernels
-from parallelcnn.kernels import winograd
+from parallelcnn.kernels import pointwise, winograd
 
 from .base import Array, Arrays, BoundLayer, Call, Shape, check_positive, draw_start_values, pair
 
 NO_BIAS = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
+
+# From so many channels on, before and behind a layer, filters of 1 x 1 run as products of whole images.
+_POINTWISE_CHANNELS = 32
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,11 +87,14 @@ class Conv2D(BoundLayer):
 
     def scratch_shapes(self, input_shape: Shape) -> dict[str, Shape]:
         C, K, (R, S) = input_shape[0], self.filters, pair(self, "kernel_size", self.kernel_size)
-        size = max(kernels.packed_size(K, C, R, S), kernels.packed_size(C, K, R, S))
         rows, columns = window_axes(self, input_shape)
+        size = max(kernels.packed_size(K, C, R, S), kernels.packed_size(C, K, R, S))
         if winograd.suits((K, C, R, S), (rows.stride, columns.stride)):
             size = max(size, winograd.memory_size(K, C))
-        return {"packed": (size,)}
+        shapes: dict[str, Shape] = {"packed": (size,)}
+        if (R, S) == (1, 1):
+            shapes["panel"] = (pointwise.PANEL, C)
+        return shapes
 
     def multiply_adds(self, input_shape: Shape) -> int:
         R, S = pair(self, "kernel_size", self.kernel_size)
@@ -102,14 +108,16 @@ class Conv2D(BoundLayer):
         """What overwrites y, before the activation; y may leave out the last rows and columns."""
         rows, columns = window_axes(self, x.shape[:-1])
         weight, bias = params["weight"], params.get("bias", NO_BIAS[y.dtype])
-        if self.takes_winograd(x, y):
+        if self._is_pointwise(weight, x, y):
+            yield partial(pointwise.pointwise_forward, as_row(x), weight[:, :, 0, 0], params.get("bias"), as_row(y))
+        elif self.takes_winograd(x, y):
             kernel = winograd.forward_kernel(self.filters)
             yield partial(kernel, x, weight, bias, cache["packed"], rows.before, columns.before, y)
-            return
-        image = self.arranged(x, cache)
-        yield from self.arrange_calls(x, image)
-        kernel = kernels.forward_kernel(columns.window, columns.stride, self.filters)
-        yield partial(kernel, as_rows(image), weight, bias, cache["packed"], *self.steps(x, image), as_rows(y))
+        else:
+            image = self.arranged(x, cache)
+            yield from self.arrange_calls(x, image)
+            kernel = kernels.forward_kernel(columns.window, columns.stride, self.filters)
+            yield partial(kernel, as_rows(image), weight, bias, cache["packed"], *self.steps(x, image), as_rows(y))
 
     def takes_winograd(self, x: Array, outputs: Array) -> bool:
         """Whether `outputs`, computed from or for an input x, come from Winograd's kernels."""
@@ -149,6 +157,10 @@ class Conv2D(BoundLayer):
         """What overwrites dweight, given dy and what forward left in the cache."""
         rows, columns = window_axes(self, x.shape[:-1])
         K, C, R, S = dweight.shape
+        if self._is_pointwise(dweight, x, dy):
+            sums = cache["packed"][: K * C].reshape(K, C)
+            kernel = pointwise.pointwise_weight_gradient
+            return partial(kernel, as_row(x), as_row(dy), cache["panel"], sums, dweight[:, :, 0, 0])
         if self.takes_winograd(x, dy):
             kernel = winograd.weight_gradient_kernel(K, C)
             return partial(kernel, x, dy, cache["packed"], rows.before, columns.before, dweight)
@@ -162,6 +174,10 @@ class Conv2D(BoundLayer):
 
         For a stride of 2 every second row, or column, of dx is a pass of its own, over every second tap.
         """
+        if self._is_pointwise(weight, dx, dy):
+            scratch = cache["packed"][: weight.size].reshape(len(dx), len(dy))
+            yield partial(pointwise.pointwise_backward_input, as_row(dy), weight[:, :, 0, 0], scratch, as_row(dx))
+            return
         rows, columns = window_axes(self, dx.shape[:-1])
         if self.takes_winograd(dx, dx):
             turned, no_bias = weight.swapaxes(0, 1)[:, :, ::-1, ::-1], NO_BIAS[dx.dtype]
@@ -187,6 +203,14 @@ class Conv2D(BoundLayer):
                 yield partial(kernel, as_rows(dy), turned, NO_BIAS[dx.dtype], cache["packed"], *steps, to)
         if columns.stride > 1:
             yield partial(kernels.restore, image, columns.before, columns.stride, dx)
+
+    def _is_pointwise(self, weight: Array, x: Array, y: Array) -> bool:
+        """Whether `pointwise` serves: each place of y is that place of x, through a matrix. Else all about windows."""
+        K, C, R, S = weight.shape
+        # Behind the convolution a pooling may leave rows or columns out.
+        if (R, S) != (1, 1) or min(K, C) < _POINTWISE_CHANNELS or x.shape[1:] != y.shape[1:]:
+            return False
+        return all(axis.stride == 1 and axis.before == 0 for axis in window_axes(self, x.shape[:-1]))
 
 
 class WindowAxis(NamedTuple):
@@ -222,6 +246,11 @@ def window_axes(layer: Conv2D, input_shape: Shape) -> tuple[WindowAxis, WindowAx
         # From a single window no step is taken, however long it is.
         axes.append(WindowAxis(window[i], stride[i] if outputs > 1 else 1, before, outputs))
     return axes[0], axes[1]
+
+
+def as_row(array: Array) -> Array:
+    """(C, H, W, n) seen as (C, all of an image's numbers)."""
+    return array.reshape(len(array), math.prod(array.shape[1:]))
 
 
 def as_rows(array: Array) -> Array:
