@@ -13,7 +13,7 @@ from cases import CONVOLUTIONS, POOLED_CONVOLUTIONS, POOLINGS, name_of
 
 from parallelcnn import Conv2D, Dense
 from parallelcnn.activations import ACTIVATIONS
-from parallelcnn.kernels import conv2d, dense, losses, maxpool2d, pointwise, sgd
+from parallelcnn.kernels import conv2d, dense, losses, maxpool2d, panels, pointwise, sgd
 from parallelcnn.kernels.load import load
 from parallelcnn.layers.maxpool2d import window_and_stride
 from parallelcnn.parameters import ParameterLayout
@@ -106,7 +106,7 @@ def test_convolution_neither_reads_nor_writes_beside_its_arrays(S, stride, top, 
     x.inside[...], dy.inside[...] = rng.normal(size=x.inside.shape), rng.normal(size=dy.inside.shape)
     weight, bias = rng.normal(size=(K, C, 3, S)).astype(dtype), np.zeros(K, dtype)
     steps = (stride, top, left * n, W * n, n)
-    packed = np.empty(conv2d.packed_size(K, C, 3, S), dtype)
+    packed = np.empty(conv2d.scratch_size(K, C, 3, S), dtype)
     conv2d.forward_kernel(S, 1, K)(x.inside, weight, bias, packed, *steps, y.inside)
     assert np.isfinite(y.inside).all()  # a number from beside x would have made it NaN
     assert np.isnan(y.outside).all()
@@ -166,6 +166,33 @@ def test_a_pointwise_convolution_neither_reads_nor_writes_beside_its_arrays(leng
     np.testing.assert_allclose(dweight.inside, dy.inside @ x.inside.T, **TOLERANCE[dtype])
     np.testing.assert_allclose(dx.inside, weight.inside.T @ dy.inside, **TOLERANCE[dtype])
     for array in (y, dweight, dx, panel, sums, turned):
+        assert np.isnan(array.outside).all()
+
+
+@DTYPES
+@pytest.mark.parametrize(("size", "stride", "top", "left"), [(3, 2, 1, 1), (1, 3, 0, 0), (2, 2, 0, 1)])
+@pytest.mark.parametrize("n", [1, 7, 50])
+def test_a_convolution_by_panels_neither_reads_nor_writes_beside_its_arrays(size, stride, top, left, n, dtype, rng):
+    C, K, H, W, beside = 3, 5, 7, 6, 128
+    P, Q = (H + 2 * top - size) // stride + 1, (W + 2 * left - size) // stride + 1
+    x, dx = (surrounded((C, H, W, n), beside, dtype) for _ in range(2))
+    y, dy = (surrounded((K, P, Q, n), beside, dtype) for _ in range(2))
+    weight, dweight = (surrounded((K, C, size, size), beside, dtype) for _ in range(2))
+    shapes = panels.scratch_shapes(K, C, size, size)
+    scratch = {name: surrounded(shape, beside, dtype) for name, shape in shapes.items()}
+    packed, panel, dy_panel, turned, sums = (
+        scratch[name].inside for name in ("packed", "panel", "dy_panel", "dy_turned", "sums")
+    )
+    for read in (x, dy, weight):
+        read.inside[...] = rng.normal(size=read.inside.shape)
+    bias, windows = rng.normal(size=K).astype(dtype), (stride, top, stride, left)
+    panels.forward_kernel(size, K)(x.inside, weight.inside, bias, packed, panel, windows, y.inside)
+    panels.panels_weight_gradient(x.inside, dy.inside, panel, turned, sums, windows, dweight.inside)
+    no_bias, kernel = np.empty(0, dtype), panels.backward_input_kernel(C * size * size)
+    kernel(dy.inside, weight.inside, no_bias, packed, panel, dy_panel, windows, dx.inside)
+    for written in (y, dweight, dx):
+        assert np.isfinite(written.inside).all()  # a number from beside another array would have made it NaN
+    for array in (y, dweight, dx, *scratch.values()):
         assert np.isnan(array.outside).all()
 
 

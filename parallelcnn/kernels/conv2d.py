@@ -24,24 +24,16 @@ from collections.abc import Callable
 from functools import cache
 
 from ._jit import kernel
+from ._packing import block_size, pack, packed_size, vectors_of
 from ._tiles import forward_row, pool_row, unpool_row, weight_gradient_tile
 from ._vectors import REGISTERS
 
-_SUMS = 24 if REGISTERS >= 32 else 12  # of a tile: the other registers hold what is multiplied
 _GRADIENT_SUMS = REGISTERS - 5  # of a tile of the weight gradient
-_LARGEST_BLOCK = _SUMS // 3  # channels of a tile: at least three vectors share a weight
 
 
-def block_size(channels: int, largest: int = _LARGEST_BLOCK) -> int:
-    """Into blocks of how many to cut so many channels: as few blocks as possible, of equal size or nearly so."""
-    blocks = -(-channels // max(min(largest, _LARGEST_BLOCK), 1))
-    return -(-channels // blocks)
-
-
-def packed_size(filters: int, channels: int, rows: int, columns: int) -> int:
-    """How many numbers a forward kernel needs room for, to bring its weights into order."""
-    block = block_size(filters)
-    return -(-filters // block) * block * (1 + channels * rows * columns)
+def scratch_size(filters: int, channels: int, rows: int, columns: int) -> int:
+    """How many numbers the forward kernels need room for, forwards and in the gradient by x."""
+    return max(packed_size(filters, channels, rows, columns), packed_size(channels, filters, rows, columns))
 
 
 @kernel
@@ -86,7 +78,7 @@ def forward_kernel(filter_columns: int, column_stride: int, filters: int) -> Cal
 
 @cache
 def _forward_kernel(S: int, column_stride: int, KB: int) -> Callable[..., None]:
-    VB = min(_SUMS // KB, 4)
+    VB = vectors_of(KB)
 
     @kernel
     def conv2d_forward(x, weight, bias, packed, row_stride, top, left, phase, n, y):
@@ -114,7 +106,7 @@ def pooled_forward_kernel(
 
 @cache
 def _pooled_forward_kernel(S: int, column_stride: int, KB: int, PR: int, PS: int) -> Callable[..., None]:
-    VB = min(_SUMS // KB, 4)
+    VB = vectors_of(KB)
 
     @kernel
     def conv2d_pooled_forward(x, weight, bias, packed, row_stride, top, left, phase, n, band, y, winner):
@@ -137,30 +129,6 @@ def _pooled_forward_kernel(S: int, column_stride: int, KB: int, PR: int, PS: int
                     pool_row(band, y, winner, (i, 0, k + i, p), PS, PR, PS)
 
     return conv2d_pooled_forward
-
-
-@kernel
-def pack(weight, bias, KB, memory):
-    """Weights in the order in which tiles read them: for each block of KB filters k its biases, and then for every
-    c, r and s its weights[k, c, r, s]. The last block overlaps the one before it where it must.
-
-    bias: (K,), or (0,) for zeros; memory: (`packed_size`,). Returns (blocks, KB * (1 + C * R * S)).
-    """
-    K, C, R, S = weight.shape
-    blocks, size = -(-K // KB), KB * (1 + C * R * S)
-    packed = memory[: blocks * size].reshape(blocks, size)
-    for block in range(packed.shape[0]):
-        k0 = min(block * KB, K - KB)
-        for k in range(KB):
-            packed[block, k] = bias[k0 + k] if bias.size else packed.dtype.type(0)
-        i = KB
-        for c in range(C):
-            for r in range(R):
-                for s in range(S):
-                    for k in range(KB):
-                        packed[block, i] = weight[k0 + k, c, r, s]
-                        i += 1
-    return packed
 
 
 @cache

@@ -54,6 +54,7 @@ class PooledConv2D(BoundLayer):
         block = max(kernels.block_size(K), kernels.pooled_weight_gradient_block(*self._window(), K))
         return {
             **self.convolution.cache_shapes(input_shape),
+            **self.convolution.row_shapes(input_shape),
             **self.pooling.cache_shapes(self.convolution.output_shape(input_shape)),
             "band": (block, R, Q * S),
             "dunpooled": (K, P * R, Q * S),

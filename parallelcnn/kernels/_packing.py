@@ -1,0 +1,48 @@
+"""Filters in blocks, one for each tile of a forward pass, and their weights in the order in which tiles read them."""
+
+from ._jit import kernel
+from ._vectors import REGISTERS
+
+_SUMS = 24 if REGISTERS >= 32 else 12  # of a tile: the other registers hold what is multiplied
+_LARGEST_BLOCK = _SUMS // 3  # channels of a tile: at least three vectors share a weight
+
+
+def block_size(channels: int, largest: int = _LARGEST_BLOCK) -> int:
+    """Into blocks of how many to cut so many channels: as few blocks as possible, of equal size or nearly so."""
+    blocks = -(-channels // max(min(largest, _LARGEST_BLOCK), 1))
+    return -(-channels // blocks)
+
+
+def packed_size(filters: int, channels: int, rows: int, columns: int) -> int:
+    """How many numbers a forward kernel needs room for, to bring its weights into order."""
+    block = block_size(filters)
+    return -(-filters // block) * block * (1 + channels * rows * columns)
+
+
+def vectors_of(block: int) -> int:
+    """Vectors of a row that a tile of so many channels computes."""
+    return min(_SUMS // block, 4)
+
+
+@kernel
+def pack(weight, bias, KB, memory):
+    """Weights in the order in which tiles read them: for each block of KB filters k its biases, and then for every
+    c, r and s its weights[k, c, r, s]. The last block overlaps the one before it where it must.
+
+    bias: (K,), or (0,) for zeros; memory: (`packed_size`,). Returns (blocks, KB * (1 + C * R * S)).
+    """
+    K, C, R, S = weight.shape
+    blocks, size = -(-K // KB), KB * (1 + C * R * S)
+    packed = memory[: blocks * size].reshape(blocks, size)
+    for block in range(packed.shape[0]):
+        k0 = min(block * KB, K - KB)
+        for k in range(KB):
+            packed[block, k] = bias[k0 + k] if bias.size else packed.dtype.type(0)
+        i = KB
+        for c in range(C):
+            for r in range(R):
+                for s in range(S):
+                    for k in range(KB):
+                        packed[block, i] = weight[k0 + k, c, r, s]
+                        i += 1
+    return packed
