@@ -183,7 +183,8 @@ def compile_kernels(network: NetworkHandler, dataset: Dataset, optimizer: SGD, l
     """
     one = np.zeros(1, np.intp)
     loss.count_correct(network.forward(network.load(dataset.images, one)), dataset.labels[one])
-    compute_gradient(network.worker, dataset, one, 1, loss)
+    with Team([network.worker]) as team:
+        compute_gradient_by(team, dataset, one, 1, loss)
     optimizer.update(network.params.copy(), network.gradients, {})
 
 
