@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import parallelcnn as pc
 from parallelcnn.layers.base import pair
-from parallelcnn.layers.conv2d import window_axes
+from parallelcnn.layers.conv2d import windows_of
 
 _ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softplus": "Softplus"}
 
@@ -41,7 +41,7 @@ def _model(network: pc.NetworkHandler) -> onnx.ModelProto:
             for name, array in zip(names, values.values(), strict=True)
         ]
         if isinstance(layer, pc.Conv2D):
-            axes = window_axes(layer, shape)
+            axes = windows_of(layer, shape)
             # "same" may need one zero more below and to the right.
             needed = [(axis.outputs - 1) * axis.stride + axis.window - axis.before for axis in axes]
             after = [max(need - size, 0) for need, size in zip(needed, shape[1:], strict=True)]

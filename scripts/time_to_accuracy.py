@@ -175,12 +175,14 @@ def main() -> int:
         print(*lines, sep="\n", flush=True)
         page.extend(lines)
 
+    say(f"# From a cold process to {options.target:g} % on MNIST's test set", "", f"    {command_line(options)}", "")
+    say(f"{processor()}. What counts, and by which recipe: see the script.", "")
     say("| seed | seconds | of these training and testing | epochs | test accuracy |", "|---:|---:|---:|---:|---:|")
     runs = []
     for seed in range(options.seeds):
         runs.append(start_run(options, seed, options.ranks))
         say("| {seed} | {seconds:.2f} | {training:.2f} | {epochs:.2f} | {accuracy:.2f} % |".format(**runs[-1]))
-    say("", *summarize(runs, options), "", f"`{command_line(options)}` on {processor()}.")
+    say("", *summarize(runs, options))
     if options.out:
         write_page(options.out, "\n".join(page) + "\n")
     return 0 if all(run["accuracy"] >= options.target for run in runs) else 1

@@ -14,7 +14,8 @@ from parallelcnn.kernels import conv2d as kernels
 from parallelcnn.kernels import maxpool2d as pooling_kernels
 
 from .base import Array, Arrays, BoundLayer, Call, Shape
-from .conv2d import NO_BIAS, Conv2D, as_rows, window_axes
+from .conv2d import Conv2D, windows_of
+from .convolutions import NO_BIAS, Rows, Way, as_rows, find_way
 from .maxpool2d import MaxPool2D, window_and_stride
 
 
@@ -54,7 +55,6 @@ class PooledConv2D(BoundLayer):
         block = max(kernels.block_size(K), kernels.pooled_weight_gradient_block(*self._window(), K))
         return {
             **self.convolution.cache_shapes(input_shape),
-            **self.convolution.row_shapes(input_shape),
             **self.pooling.cache_shapes(self.convolution.output_shape(input_shape)),
             "band": (block, R, Q * S),
             "dunpooled": (K, P * R, Q * S),
@@ -69,31 +69,19 @@ class PooledConv2D(BoundLayer):
         return K * P * R * Q * S * input_shape[0] * math.prod(self._window())
 
     def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
-        if self.convolution.takes_winograd(x, cache["dunpooled"]):
-            yield from self.convolution.convolution_calls(params, x, cache["dunpooled"], cache)
-            window, stride = window_and_stride(self.pooling)
-            yield partial(pooling_kernels.forward_kernel(*window), cache["dunpooled"], *stride, y, cache["winner"])
+        weight, bias, winner = params["weight"], params.get("bias", NO_BIAS[y.dtype]), cache["winner"]
+        window, stride = window_and_stride(self.pooling)
+        way = self._way(weight, x, cache)
+        if isinstance(way, Rows):
+            yield from way.arrange(x, cache)
+            band = cache["band"][: kernels.block_size(len(y))]
+            kernel = kernels.pooled_forward_kernel(way.columns.window, way.columns.stride, len(y), *window)
+            yield partial(kernel, *way.image_and_steps(x, cache, weight, bias, cache["packed"]), band, y, winner)
         else:
-            yield from self._pooled_calls(params, x, y, cache)
+            unpooled = cache["dunpooled"]
+            yield from way.forward(weight, bias, x, unpooled, cache)
+            yield partial(pooling_kernels.forward_kernel(*window), unpooled, *stride, y, winner)
         yield from find_activation(self.pooling.activation).forward_calls(y, cache.get("before_activation"))
-
-    def _pooled_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
-        """Convolution and pooling, before the activation, in one pass."""
-        _, columns = window_axes(self.convolution, x.shape[:-1])
-        window, _ = window_and_stride(self.pooling)
-        image = self.convolution.arranged(x, cache)
-        yield from self.convolution.arrange_calls(x, image)
-        yield partial(
-            kernels.pooled_forward_kernel(columns.window, columns.stride, len(y), *window),
-            as_rows(image),
-            params["weight"],
-            params.get("bias", NO_BIAS[y.dtype]),
-            cache["packed"],
-            *self.convolution.steps(x, image),
-            cache["band"][: kernels.block_size(len(y))],
-            y,
-            cache["winner"],
-        )
 
     def backward_calls(
         self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
@@ -101,31 +89,25 @@ class PooledConv2D(BoundLayer):
         yield from find_activation(self.pooling.activation).backward_calls(cache.get("before_activation", y), dy)
         if "bias" in grads:
             yield partial(kernels.conv2d_backward_bias, as_rows(dy), grads["bias"])
-        if dx is None:
-            yield self._weight_gradient_call(grads["weight"], x, dy, cache)
+        way = self._way(params["weight"], x, cache)
+        if dx is None and isinstance(way, Rows):
+            yield self._weight_gradient_call(way, grads["weight"], x, dy, cache)
             return
         window, stride = window_and_stride(self.pooling)
         dunpooled = cache["dunpooled"]
         yield partial(pooling_kernels.backward_kernel(*window, True), dy, cache["winner"], *stride, dunpooled)
-        yield self.convolution.weight_gradient_call(grads["weight"], x, dunpooled, cache)
-        yield from self.convolution.input_gradient_calls(params["weight"], dunpooled, dx, cache)
+        yield from self.convolution.gradient_calls(params, grads, x, cache, dunpooled, dx)
 
-    def _weight_gradient_call(self, dweight: Array, x: Array, dy: Array, cache: Arrays) -> Call:
+    def _way(self, weight: Array, x: Array, cache: Arrays) -> Way:
+        return find_way(windows_of(self.convolution, x.shape[:-1]), weight, x, cache["dunpooled"], cache["dunpooled"])
+
+    def _weight_gradient_call(self, way: Rows, dweight: Array, x: Array, dy: Array, cache: Arrays) -> Call:
         """What overwrites dweight in a first layer, where nobody wants dx, so nobody the whole dy before pooling."""
-        _, columns = window_axes(self.convolution, x.shape[:-1])
         window, _ = window_and_stride(self.pooling)
-        image = self.convolution.arranged(x, cache)
-        block = kernels.pooled_weight_gradient_block(*self._window(), len(dy))
-        return partial(
-            kernels.pooled_weight_gradient_kernel(*self._window(), columns.stride, len(dy), *window),
-            as_rows(image),
-            dy,
-            cache["winner"],
-            cache["zeros"].reshape(-1),
-            *self.convolution.steps(x, image),
-            cache["band"][:block],
-            dweight,
-        )
+        kernel = kernels.pooled_weight_gradient_kernel(*self._window(), way.columns.stride, len(dy), *window)
+        zeros = cache["zeros"].reshape(-1)
+        band = cache["band"][: kernels.pooled_weight_gradient_block(*self._window(), len(dy))]
+        return partial(kernel, *way.image_and_steps(x, cache, dy, cache["winner"], zeros), band, dweight)
 
     def _window(self) -> tuple[int, int]:
         size = self.convolution.kernel_size
