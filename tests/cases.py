@@ -30,10 +30,6 @@ CONVOLUTIONS = [
     (Conv2D(32, 1, stride=2, padding=1), (32, 3, 3)),
     (Conv2D(32, 1, stride=(1, 2)), (33, 3, 2)),
     # steps and many channels: panels
-    (Conv2D(65, 3, stride=2, padding=1), (33, 4, 3)),
-    (Conv2D(64, 3, stride=2, padding="same", bias=False), (32, 4, 5)),
-    (Conv2D(64, 3, stride=(1, 2)), (32, 3, 5)),
-    (Conv2D(72, (2, 1), stride=(3, 2)), (32, 7, 4)),
     (Conv2D(64, 1, stride=2), (32, 4, 3)),
     (Conv2D(2, (2, 5), stride=(3, 4)), (1, 9, 14)),
     # paddings
@@ -49,6 +45,14 @@ CONVOLUTIONS = [
     (Conv2D(2, 3, stride=2, padding=(0, 3)), (1, 5, 2)),
     (Conv2D(2, 3, bias=False), (2, 5, 5)),
     (Conv2D(2, 3, padding=1, stride=2, bias=False), (2, 5, 5)),
+]
+
+# Steps and many channels: panels. Too many weights to differentiate by each.
+LARGE_CONVOLUTIONS = [
+    (Conv2D(65, 3, stride=2, padding=1), (33, 4, 3)),
+    (Conv2D(64, 3, stride=2, padding="same", bias=False), (32, 4, 5)),
+    (Conv2D(64, 3, stride=(1, 2)), (32, 3, 5)),
+    (Conv2D(72, (2, 1), stride=(3, 2)), (32, 7, 4)),
 ]
 
 POOLINGS = [
@@ -73,7 +77,11 @@ POOLED_CONVOLUTIONS = [
     (PooledConv2D(Conv2D(5, 1), MaxPool2D(4)), (2, 8, 8)),
     (PooledConv2D(Conv2D(33, 1), MaxPool2D(2)), (32, 4, 2)),
     (PooledConv2D(Conv2D(33, 1), MaxPool2D(2)), (32, 5, 4)),  # a row left over
+]
+
+LARGE_POOLED_CONVOLUTIONS = [
     (PooledConv2D(Conv2D(64, 3, stride=2, padding=1), MaxPool2D(2)), (33, 9, 6)),
+    (PooledConv2D(Conv2D(33, 3), MaxPool2D(2)), (32, 6, 7)),  # Winograd's way
 ]
 
 OTHERS = [

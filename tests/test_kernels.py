@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import reference
-from cases import CONVOLUTIONS, POOLED_CONVOLUTIONS, POOLINGS, name_of
+from cases import CONVOLUTIONS, LARGE_CONVOLUTIONS, LARGE_POOLED_CONVOLUTIONS, POOLED_CONVOLUTIONS, POOLINGS, name_of
 
 from parallelcnn import Conv2D, Dense
 from parallelcnn.activations import ACTIVATIONS
@@ -45,7 +45,9 @@ def run_layer(layer, input_shape, n, dtype, rng, x=None, wants_dx=True):
 
 @DTYPES
 @SAMPLES
-@pytest.mark.parametrize(("layer", "input_shape"), [*CONVOLUTIONS, (Conv2D(16, 3), (6, 13, 13))], ids=name_of)
+@pytest.mark.parametrize(
+    ("layer", "input_shape"), [*CONVOLUTIONS, *LARGE_CONVOLUTIONS, (Conv2D(16, 3), (6, 13, 13))], ids=name_of
+)
 def test_convolution_agrees_with_the_naive_loops(layer, input_shape, n, dtype, rng):
     ran = run_layer(layer, input_shape, n, dtype, rng)
     stride, padding = reference.stride_and_padding(layer, input_shape)
@@ -62,7 +64,7 @@ def test_convolution_agrees_with_the_naive_loops(layer, input_shape, n, dtype, r
 
 @DTYPES
 @SAMPLES
-@pytest.mark.parametrize(("layer", "input_shape"), POOLED_CONVOLUTIONS, ids=name_of)
+@pytest.mark.parametrize(("layer", "input_shape"), [*POOLED_CONVOLUTIONS, *LARGE_POOLED_CONVOLUTIONS], ids=name_of)
 def test_a_convolution_with_its_pooling_in_one_pass_agrees_with_the_two_layers(layer, input_shape, n, dtype, rng):
     ran = run_layer(layer, input_shape, n, dtype, rng)
     convolution, pooling = layer.convolution, replace(layer.pooling, activation="identity")
@@ -88,7 +90,7 @@ def test_a_convolution_with_its_pooling_in_one_pass_agrees_with_the_two_layers(l
 @DTYPES
 @SAMPLES
 def test_the_weight_gradient_of_a_first_layer_is_that_of_any_layer(n, dtype, rng):
-    for layer, input_shape in POOLED_CONVOLUTIONS:
+    for layer, input_shape in [*POOLED_CONVOLUTIONS, *LARGE_POOLED_CONVOLUTIONS]:
         with_dx = run_layer(layer, input_shape, n, dtype, np.random.default_rng(1))
         without = run_layer(layer, input_shape, n, dtype, np.random.default_rng(1), wants_dx=False)
         for name, gradient in with_dx.grads.items():
