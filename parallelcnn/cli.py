@@ -33,6 +33,15 @@ _IMPORTED = time.perf_counter()
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit code."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return _main(arguments)
+    finally:
+        with contextlib.suppress(ValueError, TypeError):  # not on the main thread; not set by Python
+            signal.signal(signal.SIGINT, before)
+
+
+def _main(arguments: list[str] | None) -> int:
     _let_interrupts_end_the_process()
     from parallelcnn.comm import Serial, world
 
@@ -103,12 +112,17 @@ def _let_interrupts_end_the_process() -> None:
     this rank waiting for the others to end MPI with it; and there is nothing yet that it would have to clean up.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _on_interrupt(signal.SIG_DFL)
 
 
 def _catch_interrupts() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _on_interrupt(signal.default_int_handler)
+
+
+def _on_interrupt(handler: Any) -> None:
+    with contextlib.suppress(ValueError):  # on another thread than the main one, which Ctrl-C does not reach
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.comm import Communicator, as_communicator, choose_threads
+from parallelcnn.comm import Communicator, as_communicator, choose_threads, run_together
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain, minibatches
 from parallelcnn.layers.base import Array
@@ -52,14 +52,16 @@ def evaluate(
         InputError: for a number of threads below 1, or larger than machines have.
     """
     check_threads(threads)
-    network.check_memory(threads or 1)
     comm = as_communicator(comm)
     loss = loss or SoftmaxCrossEntropy()
     loss.check(network.output_shape, dataset.labels, dataset.classes)
     work = network.multiply_adds(-(-len(dataset) // comm.size), training=False)
-    workers = network.workers(choose_threads(comm, threads, work))
+    threads = choose_threads(comm, threads, work)
+    run_together(comm, lambda: network.check_memory(threads))
+    workers = network.workers(threads)
     with one_blas_thread(), Team(workers) as team:
-        _run_share(workers[0], dataset, np.zeros(1, np.intp), loss)  # compiles, and that is for one thread
+        for n in (1, workers[0].block_size):  # compiles, and that is for one thread; see `compile_kernels`
+            _run_share(workers[0], dataset, np.zeros(n, np.intp), loss)
         return evaluate_by(team, dataset, comm, loss)
 
 

@@ -124,11 +124,9 @@ class NetworkHandler:
         optimizer.update(self.params, self.gradients, self._optimizer_state)
 
     def check_memory(self, threads: int = 1) -> None:
-        """Raise ShapeError unless this machine's memory holds what the layers write for a block of samples, and the
-        gradients of so many threads, each of which has its own.
-        """
+        """Raise ShapeError unless this machine's memory holds what so many threads write, a block of samples each."""
         self.worker.check_memory()
-        check_memory(f"the gradients of {threads} threads", threads * self.message.nbytes)
+        check_memory(f"the gradients and activations of {threads} threads", threads * self.worker.nbytes)
 
     def rest_optimizer(self) -> None:
         """Forget what the optimiser remembers of earlier steps."""

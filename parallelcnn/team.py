@@ -21,6 +21,7 @@ T = TypeVar("T")
 _BEGUN, _DONE = 0, 8  # places of flags, on cache lines apart
 _PAUSES = 10_000  # before a thread sleeps: 130 us where a pause takes 13 ns, as on the machine of the README's tables
 _STAGGER = 500  # pauses
+_MOST_STAGGERED = 8  # threads; later ones would be late by more than they gain
 
 
 class Team:
@@ -42,9 +43,11 @@ class Team:
         try:
             for worker in self.workers[1:]:
                 self._others.append(_OtherThread(worker, errstate, len(self._others) + 1))
-        except RuntimeError:
+        except BaseException as error:
             started = 1 + len(self._others)
             self.__exit__()
+            if not isinstance(error, RuntimeError):
+                raise
             raise InputError(
                 f"threads must be at most {started}, more do not start on this machine, got {len(self.workers)}"
             ) from None
@@ -64,12 +67,14 @@ class Team:
         Raises:
             What `work` raised; of several errors that of the first worker among them.
         """
-        for i, other in enumerate(self._others, start=1):
-            other.begin(work, grain(samples, i, len(self.workers)))
+        begun = []
         try:
+            for i, other in enumerate(self._others, start=1):
+                other.begin(work, grain(samples, i, len(self.workers)))
+                begun.append(other)
             own = work(self.workers[0], grain(samples, 0, len(self.workers)))
         finally:  # also after an error: an outcome that is left behind would be taken for that of the next run
-            outcomes = [other.outcome() for other in self._others]
+            outcomes = [other.outcome() for other in begun]
         for _, error in outcomes:
             if error is not None:
                 raise error
@@ -98,7 +103,7 @@ class _OtherThread:
         self._worker, self._errstate = worker, errstate
         self._flags = _flags()
         self._begun = 0
-        self._later = number * _STAGGER
+        self._later = min(number, _MOST_STAGGERED) * _STAGGER
         self._tasks: SimpleQueue = SimpleQueue()
         self._outcomes: SimpleQueue = SimpleQueue()
         self._thread = Thread(target=self._live, name="parallelcnn worker", daemon=True)

@@ -120,14 +120,15 @@ def train(
         check_threads(threads)
         check_fit(network, train_set, loss)
         check_fit(network, test_set, loss)
-        network.check_memory(threads or 1)
 
     run_together(comm, check)
     _check_replicas(comm, plan, train_set, test_set)
     seed = _start_from_rank_0(comm, network, seed)
     history = History()
     work = network.multiply_adds(-(-batch_size // comm.size), training=True)
-    workers = network.workers(choose_threads(comm, threads, work))
+    threads = choose_threads(comm, threads, work)
+    run_together(comm, lambda: network.check_memory(threads))
+    workers = network.workers(threads)
     ranks = comm
     # An overflow needs no warning: the loss shows it.
     with abort_all_on_error(comm), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
@@ -176,15 +177,17 @@ def compute_gradient(worker: Worker, dataset: Dataset, samples: Array, batch_siz
 
 
 def compile_kernels(network: NetworkHandler, dataset: Dataset, optimizer: SGD, loss: Loss) -> None:
-    """Have every kernel of a training step compiled, or found in numba's cache, by running one sample through it.
+    """Have every kernel of a training step compiled, or found in numba's cache, by running samples through it: one, and
+    as many as are ever taken at once, since their number also decides how convolutions are computed.
 
     On one thread, before others start: what is compiled here serves all workers, whose arrays are of the same types.
     Changes no parameter.
     """
-    one = np.zeros(1, np.intp)
-    loss.count_correct(network.forward(network.load(dataset.images, one)), dataset.labels[one])
-    with Team([network.worker]) as team:
-        compute_gradient_by(team, dataset, one, 1, loss)
+    for n in (1, network.worker.block_size):
+        samples = np.zeros(n, np.intp)
+        loss.count_correct(network.forward(network.load(dataset.images, samples)), dataset.labels[samples])
+        with Team([network.worker]) as team:
+            compute_gradient_by(team, dataset, samples, n, loss)
     optimizer.update(network.params.copy(), network.gradients, {})
 
 

@@ -191,6 +191,11 @@ class Worker:
         """Raise ShapeError if what the layers write for a block of samples does not fit into this machine's memory."""
         self._workspaces.check_memory(self.block_size)
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes for a block of samples."""
+        return self.message.nbytes + self._workspaces.bytes_for(self.block_size)
+
 
 def _block_size(shapes: Sequence[Shape], dtype: np.dtype) -> int:
     """How many samples to take through the layers at once: few enough that what one layer writes is still in the cache

@@ -56,9 +56,14 @@ class Workspaces:
             {name: _with_dtype(entry, dtype) for name, entry in layer.cache_shapes(shape).items()}
             for layer, shape in inputs
         ]
+        scratches = [layer.scratch_shapes(shape) for layer, shape in inputs]
+        self._scratch_bytes = (
+            sum(math.prod(size) for scratch in scratches for size in scratch.values()) * dtype.itemsize
+        )
+        check_memory("the layers' scratch arrays", self._scratch_bytes)
         self._scratches = [
-            {name: _aligned(math.prod(size), dtype).reshape(size) for name, size in layer.scratch_shapes(shape).items()}
-            for layer, shape in inputs
+            {name: _aligned(math.prod(size), dtype).reshape(size) for name, size in scratch.items()}
+            for scratch in scratches
         ]
         self._dtype = dtype
         self._capacity = -1
@@ -78,11 +83,15 @@ class Workspaces:
 
     def check_memory(self, n: int) -> None:
         """Raise ShapeError if the arrays for n samples do not fit into this machine's memory."""
+        check_memory(f"the network's activations for {n} samples", self.bytes_for(n) - self._scratch_bytes)
+
+    def bytes_for(self, n: int) -> int:
+        """How much memory the arrays for n samples take, those for any number of samples included."""
         cache_bytes = sum(
             math.prod(shape) * dtype.itemsize for cache in self._caches for shape, dtype in cache.values()
         )
         numbers = sum(self._sizes) + 2 * max(self._sizes)
-        check_memory(f"the network's activations for {n} samples", n * (numbers * self._dtype.itemsize + cache_bytes))
+        return n * (numbers * self._dtype.itemsize + cache_bytes) + self._scratch_bytes
 
     def _allocate(self, n: int) -> None:
         self.check_memory(n)

@@ -92,6 +92,7 @@ def test_winograds_convolution_is_as_exact_as_the_direct_one(channels, rng):
         (Conv2D(64, 3, padding="same"), (64, 8, 8), 32, True),
         (Conv2D(64, 3), (32, 9, 9), 48, True),
         (Conv2D(64, 3, padding="same"), (64, 8, 8), 1, False),  # vectors nearly empty
+        (Conv2D(64, 3, padding="same"), (64, 8, 8), 0, False),
         (Conv2D(64, 3), (64, 3, 3), 32, False),  # squares mostly outside the output
         (Conv2D(64, 3, padding="same"), (16, 8, 8), 32, False),
         (Conv2D(16, 3, padding="same"), (64, 8, 8), 32, False),

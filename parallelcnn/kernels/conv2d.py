@@ -17,7 +17,7 @@ the machine's matrix product: 6 -> 16 channels of 13 x 13, filters of 3 x 3, n =
 product of 512 x 512 runs at 150 GFLOP/s: forward 156 GFLOP/s and weight gradient 100 (138 for n = 48, where no vector
 crosses a cache line), where plain loops with their sums in memory reach 88 and 92.
 
-The gradient by x is a forward pass over dy with the filters turned round, see `backward_input`.
+The gradient by x is a forward pass over dy with the filters turned round, see `Rows` in `layers/convolutions.py`.
 """
 
 from collections.abc import Callable

@@ -15,16 +15,16 @@ _ON_X86 = platform.machine() in ("x86_64", "AMD64")
 
 @kernel
 def tell_and_wait(flags, mine, value, other, wanted, pauses, more):
-    """flags[mine] = value; then pauses until flags[other] is `wanted`, so many at most, and then so many more.
+    """flags[mine] = value; then pauses until flags[other] is `wanted`, so many at most; if it came, so many more.
 
     flags: int64, shared by two threads, each of which writes one place.
     """
     store(flags, mine, value)
     for _ in range(pauses):
         if load(flags, other) == wanted:
-            break
-        pause()
-    for _ in range(more):
+            for _ in range(more):
+                pause()
+            return
         pause()
 
 
@@ -61,7 +61,10 @@ def _address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 
 
 def _plain_pause():
-    """Let a little time pass, and leave the core's units to its other thread if it has one."""
+    """Let a little time pass, and leave the core's units to its other thread if it has one.
+
+    Compiled for other processors than x86 it does nothing: threads there sleep sooner, and begin at the same time.
+    """
 
 
 @intrinsic

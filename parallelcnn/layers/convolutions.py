@@ -161,19 +161,30 @@ class Pointwise(NamedTuple):
 
     def forward(self, weight: Array, bias: Array, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
         yield partial(
-            pointwise.pointwise_forward, as_row(x), weight[:, :, 0, 0], bias if bias.size else None, as_row(y)
+            pointwise.pointwise_forward,
+            whole_images(x),
+            weight[:, :, 0, 0],
+            bias if bias.size else None,
+            whole_images(y),
         )
 
     def weight_gradient(self, dweight: Array, x: Array, dy: Array, cache: Arrays) -> Iterator[Call]:
         K, C, _, _ = dweight.shape
         sums = cache["packed"][: K * C].reshape(K, C)
         yield partial(
-            pointwise.pointwise_weight_gradient, as_row(x), as_row(dy), cache["panel"], sums, dweight[:, :, 0, 0]
+            pointwise.pointwise_weight_gradient,
+            whole_images(x),
+            whole_images(dy),
+            cache["panel"],
+            sums,
+            dweight[:, :, 0, 0],
         )
 
     def input_gradient(self, weight: Array, dy: Array, dx: Array, cache: Arrays) -> Iterator[Call]:
         turned = cache["packed"][: weight.size].reshape(len(dx), len(dy))
-        yield partial(pointwise.pointwise_backward_input, as_row(dy), weight[:, :, 0, 0], turned, as_row(dx))
+        yield partial(
+            pointwise.pointwise_backward_input, whole_images(dy), weight[:, :, 0, 0], turned, whole_images(dx)
+        )
 
 
 class Panels(NamedTuple):
@@ -225,7 +236,7 @@ def _turned(weight: Array) -> Array:
     return weight.swapaxes(0, 1)[:, :, ::-1, ::-1]
 
 
-def as_row(array: Array) -> Array:
+def whole_images(array: Array) -> Array:
     """(C, H, W, n) seen as (C, all of an image's numbers)."""
     return array.reshape(len(array), math.prod(array.shape[1:]))
 
