@@ -3,14 +3,19 @@
 from ._jit import kernel
 from ._vectors import REGISTERS
 
-_SUMS = 24 if REGISTERS >= 32 else 12  # of a tile: the other registers hold what is multiplied
-_LARGEST_BLOCK = _SUMS // 3  # channels of a tile: at least three vectors share a weight
+SUMS = 24 if REGISTERS >= 32 else 12  # of a tile: the other registers hold what is multiplied
+MOST_VECTORS = 4  # of a tile's rows
 
 
-def block_size(channels: int, largest: int = _LARGEST_BLOCK) -> int:
-    """Into blocks of how many to cut so many channels: as few blocks as possible, of equal size or nearly so."""
-    blocks = -(-channels // max(min(largest, _LARGEST_BLOCK), 1))
-    return -(-channels // blocks)
+def even_block(size: int, largest: int) -> int:
+    """In blocks of how many to take so many: as few blocks as possible, of equal size or nearly so."""
+    blocks = -(-size // largest)
+    return -(-size // blocks)
+
+
+def block_size(channels: int) -> int:
+    """Into blocks of how many to cut so many channels: at least three vectors of a tile share a weight."""
+    return even_block(channels, SUMS // 3)
 
 
 def packed_size(filters: int, channels: int, rows: int, columns: int) -> int:
@@ -21,7 +26,7 @@ def packed_size(filters: int, channels: int, rows: int, columns: int) -> int:
 
 def vectors_of(block: int) -> int:
     """Vectors of a row that a tile of so many channels computes."""
-    return min(_SUMS // block, 4)
+    return min(SUMS // block, MOST_VECTORS)
 
 
 @kernel
