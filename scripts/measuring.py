@@ -150,6 +150,8 @@ def command_line() -> str:
         if option in words:
             place = words.index(option)
             words = words[:place] + words[place + 2 :]
+    if "--data-dir" in words[:-1]:  # nor is where the data lie
+        words[words.index("--data-dir") + 1] = "FOLDER"
     return shlex.join([f"scripts/{Path(sys.argv[0]).name}", *words])
 
 
