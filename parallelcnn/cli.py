@@ -261,16 +261,15 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
         check_numbers(*numbers, train_set)
         check_fit(network, train_set)
         check_fit(network, test_set)
-        network.check_memory(options.threads or 1)
         return network
 
     # Whatever can be wrong with the input is found before the first file is written.
     network = run_together(comm, build)
+    threads = choose_threads(comm, options.threads, network.multiply_adds(options.batch_size, training=True))
+    run_together(comm, lambda: network.check_memory(threads))
     loss = SoftmaxCrossEntropy()
     with _interrupts_ending_the_process():
         compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
-    work = network.multiply_adds(-(-options.batch_size // comm.size), training=True)
-    threads = choose_threads(comm, options.threads, work)
     all_hosts, all_threads = hosts(comm), comm.gather(threads)
     folder = run_together(comm, lambda: RunFolder(options.out) if comm.rank == 0 else None)
     reporter = None

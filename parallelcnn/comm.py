@@ -321,13 +321,13 @@ def choose_threads(comm: Communicator, asked: int | None, multiply_adds: int | N
     Collective: every rank of `comm` must call it, with whatever numbers.
 
     Args:
-        multiply_adds: of this rank, from one meeting of its threads to the next; None: more than enough.
+        multiply_adds: of all ranks together, from one meeting of threads to the next; None: more than enough.
     """
     cores = comm.gather(usable_cores())
     if asked is not None:
         return asked
     share = fair_share(comm.rank, {rank: cores[rank] for rank in comm.ranks_on_node()}, core_quota())
-    return share if multiply_adds is None else min(share, worth_waking(multiply_adds))
+    return share if multiply_adds is None else min(share, worth_waking(multiply_adds // comm.size))
 
 
 def run_together(comm: Communicator, work: Callable[[], T]) -> T:

@@ -55,8 +55,7 @@ def evaluate(
     comm = as_communicator(comm)
     loss = loss or SoftmaxCrossEntropy()
     loss.check(network.output_shape, dataset.labels, dataset.classes)
-    work = network.multiply_adds(-(-len(dataset) // comm.size), training=False)
-    threads = choose_threads(comm, threads, work)
+    threads = choose_threads(comm, threads, network.multiply_adds(len(dataset), training=False))
     run_together(comm, lambda: network.check_memory(threads))
     workers = network.workers(threads)
     with one_blas_thread(), Team(workers) as team:

@@ -125,8 +125,7 @@ def train(
     _check_replicas(comm, plan, train_set, test_set)
     seed = _start_from_rank_0(comm, network, seed)
     history = History()
-    work = network.multiply_adds(-(-batch_size // comm.size), training=True)
-    threads = choose_threads(comm, threads, work)
+    threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True))
     run_together(comm, lambda: network.check_memory(threads))
     workers = network.workers(threads)
     ranks = comm

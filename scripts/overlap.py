@@ -47,7 +47,9 @@ from measuring import (
     positive_integer,
     processor,
     require_packages,
+    run_to_the_end,
     versions,
+    write_page,
 )
 from networks import NETWORKS
 from training_turns import LEARNING_RATE, random_dataset
@@ -326,7 +328,7 @@ class Study:
         page = self.page(picture)
         print(page)
         if self.options.out:
-            file.with_suffix(".md").write_text(page)
+            write_page(file.with_suffix(".md"), page)
 
     def page(self, picture: str) -> str:
         """The page, Markdown."""
@@ -485,4 +487,4 @@ def _folder(text: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_to_the_end(main)

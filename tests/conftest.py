@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from idx_files import write_idx_folder
 
 # A shell that runs the tests in the background has Ctrl-C ignored, by all that they start too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,6 +29,12 @@ if "PARALLELCNN_MPI_TESTS" not in os.environ:
 def _strict_floating_point() -> Iterator[None]:
     with np.errstate(all="raise", under="ignore"):
         yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set of four IDX files."""
+    return write_idx_folder(tmp_path_factory.mktemp("data") / "stripes", n_train=230, n_test=70)
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ import json
 import os
 import pty
 import shutil
-import signal
 import struct
-import subprocess
 import sys
 import termios
 import time
@@ -17,15 +15,10 @@ from datetime import datetime
 import numpy as np
 import pytest
 from conftest import ROOT
-from idx_files import write_idx, write_idx_folder
-from launch import environment, mpiexec, parallelcnn, run
+from idx_files import write_idx
+from launch import parallelcnn, run
 
 import parallelcnn as pc
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_idx_folder(tmp_path_factory.mktemp("data") / "stripes", n_train=230, n_test=70)
 
 
 @pytest.fixture
@@ -347,98 +340,6 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_samples(train, tmp_path):
     losses = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     mean = (200 * losses[0]["loss"] + 30 * losses[1]["loss"]) / 230
     assert f"epoch 1/1   loss {mean:.4f} " in ran.out
-
-
-def with_files_of_at_most(kib, line):
-    """A limit on the size of files stands for a full disk."""
-    return run(["bash", "-c", f"ulimit -f {kib}; trap '' XFSZ; {sys.executable} -m parallelcnn {line}"])
-
-
-def test_a_full_disk_at_the_end_is_a_sentence_and_1(folder, tmp_path):
-    """metrics.jsonl fits, model.npz does not."""
-    ran = with_files_of_at_most(64, f"train --data {folder} --epochs 1 --out {tmp_path / 'out'}")
-    assert ran.code == 1
-    assert ran.err == f"parallelcnn: error: [Errno 27] File too large: '{tmp_path / 'out' / 'model.npz'}'\n"
-
-
-def test_a_full_disk_in_the_middle_of_training_is_a_sentence_that_names_the_file(folder, tmp_path):
-    metrics = tmp_path / "out" / "metrics.jsonl"
-    ran = with_files_of_at_most(8, f"train --data {folder} --epochs 1000 --batch-size 10 --out {tmp_path / 'out'}")
-    assert ran.code == 1
-    assert ran.err == f"parallelcnn: error: [Errno 27] File too large: '{metrics}'\n"
-    assert metrics.stat().st_size == 8 * 2**10
-
-
-def test_where_there_is_no_room_for_the_time_line_all_else_is_there(folder, tmp_path):
-    out = tmp_path / "out"
-    line = f"train --data {folder} --epochs 70 --threads 1 --profile --out {out}"
-    ran = with_files_of_at_most(150, line)  # model.npz has 145 KiB, trace.json 173
-    assert ran.code == 1
-    assert ran.err == f"parallelcnn: error: [Errno 27] File too large: '{out / 'trace.json'}'\n"
-    assert (out / "profile.txt").read_text() in ran.out
-    json.loads((out / "summary.json").read_text())
-    assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["loss.png", "metrics.jsonl", "model.npz", "profile.txt", "summary.json"]
-    )
-
-
-def start_training(folder, out, ranks=1, epochs=100_000):
-    """A training that has come to its third epoch; its output is no longer read."""
-    line = [sys.executable, "-m", "parallelcnn", "train", "--data", str(folder), "--threads", "1", "--profile"]
-    launcher = [mpiexec(), "-n", str(ranks)] if ranks > 1 else []
-    line = [*launcher, *line, "--epochs", str(epochs), "--out", str(out)]
-    process = subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True
-    )
-    for shown in process.stdout:
-        if shown.startswith("epoch 3/"):
-            return process
-    pytest.fail(process.communicate()[1])
-
-
-def test_a_folder_that_vanishes_during_training_is_made_anew_and_nothing_of_the_result_is_lost(folder, tmp_path):
-    out = tmp_path / "out"
-    process = start_training(folder, out, epochs=1000)
-    shutil.rmtree(out)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["loss.png", "model.npz", "profile.txt", "summary.json", "trace.json"]
-    )
-    assert err == f"parallelcnn: metrics.jsonl was removed from {out} while this run wrote it\n"
-
-
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])
-def test_an_interrupt_is_said_once_and_no_line_is_left_half_written(ranks, folder, tmp_path):
-    """As Ctrl-C does it: every process of the terminal gets the signal."""
-    process = start_training(folder, tmp_path / "out", ranks)
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    if ranks == 1:
-        assert process.returncode == 130
-    assert process.returncode != 0
-    # Open MPI's mpiexec may end the ranks, with an exit code of its own, before one of them has said it.
-    assert err.count("interrupted") == 1 or (ranks == 2 and err == "")
-    assert "Traceback" not in err
-    assert "failed" not in err
-    lines = (tmp_path / "out" / "metrics.jsonl").read_text()
-    assert lines.endswith("}\n")
-    steps = [line["step"] for line in map(json.loads, lines.splitlines()) if "loss" in line]
-    assert steps == list(range(1, len(steps) + 1))
-
-
-def test_an_interrupt_is_never_lost_or_a_traceback_also_while_the_command_starts(folder, tmp_path):
-    line = [sys.executable, "-m", "parallelcnn", "train", "--data", str(folder), "--epochs", "100000"]
-    for milliseconds in range(60, 500, 20):
-        process = subprocess.Popen(
-            [*line, "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        time.sleep(milliseconds / 1e3)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
-        assert process.returncode in (130, -signal.SIGINT), err
-        assert err in ("", "parallelcnn: interrupted\n"), milliseconds
 
 
 def test_without_a_stdout_training_goes_on(folder, tmp_path):

@@ -183,14 +183,15 @@ def test_an_interrupted_script_says_so(script):
 
 
 def test_a_link_is_recovered_from_the_times_of_its_messages():
-    from scaling import MESSAGE_BYTES, fit_link
+    from scaling_page import MESSAGE_BYTES
+    from step_model import fit_link
 
     link = fit_link({str(size): [2e-6 + size / 5e9] for size in MESSAGE_BYTES})
     assert link == pytest.approx((2e-6, 1 / 5e9), rel=1e-3)
 
 
 def test_the_allreduce_is_modelled_by_the_published_formulas():
-    from scaling import Link
+    from step_model import Link
 
     link, addition = Link(1e-6, 1e-9), 1e-10
     assert link.allreduce(10**6, 1, addition) == 0
@@ -200,7 +201,7 @@ def test_the_allreduce_is_modelled_by_the_published_formulas():
 
 
 def test_the_model_takes_the_largest_share_and_sums_within_nodes_first():
-    from scaling import Link, Model
+    from step_model import Link, Model
 
     node, network = Link(1e-6, 0.0), Link(1e-3, 0.0)
     model = Model({1: 1.0, 2: 2.0, 4: 4.0}, 8, 0.0, node, network, ranks_per_node=4)

@@ -126,13 +126,19 @@ class SlowReporter:
         time.sleep(0.05)
 
 
+def the_whole_training(profiler, history):
+    """The profile of the only rank, which has all samples of three epochs, and all the time of the training."""
+    (rank,) = profiler.profile.ranks
+    assert rank.samples == 3 * 211
+    assert rank.total.sum() == pytest.approx(history.train_seconds, rel=0.03)
+    return rank
+
+
 def test_the_phases_add_up_to_the_seconds_of_training():
     profiler = pc.Profiler()
     _, history = train(profiler=profiler, evaluate_every=4, reporter=SlowReporter())
-    (rank,) = profiler.profile.ranks
+    rank = the_whole_training(profiler, history)
     assert rank.steps == 27
-    assert rank.samples == 3 * 211
-    assert rank.total.sum() == pytest.approx(history.train_seconds, rel=0.03)
     assert 27 * rank.median_step == pytest.approx(history.train_seconds, rel=0.5)
     report = profiler.profile.phases.index("report")
     assert rank.median[report] >= 0.002
@@ -217,9 +223,7 @@ def test_a_share_that_goes_through_the_layers_in_blocks_adds_up_too():
     network.worker.block_size = 16
     profiler = pc.Profiler()
     _, history = train(network, profiler, reporter=SlowReporter())
-    (rank,) = profiler.profile.ranks
-    assert rank.samples == 3 * 211
-    assert rank.total.sum() == pytest.approx(history.train_seconds, rel=0.03)
+    the_whole_training(profiler, history)
     events = check_time_line(trace(profiler.profile), ranks=1, steps=range(1, 28))
     loads = [event for event in events if event["name"] == "load"]
     assert [event["args"]["samples"] for event in loads] == 3 * ([16, 9] * 8 + [11])
@@ -228,10 +232,8 @@ def test_a_share_that_goes_through_the_layers_in_blocks_adds_up_too():
 def test_two_threads_are_two_rows_of_the_time_line_and_what_they_do_adds_up():
     profiler = pc.Profiler()
     _, history = train(profiler=profiler, threads=2, reporter=SlowReporter())
-    (rank,) = profiler.profile.ranks
+    rank = the_whole_training(profiler, history)
     assert rank.threads == 2
-    assert rank.samples == 3 * 211
-    assert rank.total.sum() == pytest.approx(history.train_seconds, rel=0.03)
     events = check_time_line(trace(profiler.profile), ranks=1, steps=range(1, 28))
     for thread, samples in ((1, 12), (2, 13)):
         loads = [event for event in events if event["name"] == "load" and event["tid"] == thread]

@@ -4,6 +4,7 @@ here twice, in numpy and in vector instructions.
 A square of 4 x 4 vectors is `lanes` samples of 4 x 4 places; place (row, column) of it is number 4 * row + column.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -80,17 +81,10 @@ def _compiled_square_products(_, weights, seen, sums, KB, VB):
         weights, seen, sums = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
         v = Vectors(context, builder, signature.args[1].dtype)
         zero = v.index(0)
-        totals = [[v.variable(v.zero) for _ in range(VB)] for _ in range(KB)]
-        with loop(builder, zero, weights.shape[0]) as c:
-            begin, channel_weights = seen.at(c, zero), weights.at(c, zero)
-            vectors = [v.load(begin, b) for b in range(VB)]
-            for i in range(KB):
-                weight = v.splat(v.number(channel_weights, i))
-                for b in range(VB):
-                    v.add_product(totals[i][b], weight, vectors[b])
+        totals = _products(v, builder, lambda c, i: weights.at(c, v.index(i)), seen, weights.shape[0], KB, VB)
         for i in range(KB):
             for b in range(VB):
-                v.store(v.value(totals[i][b]), sums.at(v.index(i), zero), b)
+                v.store(totals[i][b], sums.at(v.index(i), zero), b)
         return context.get_dummy_value()
 
     return signature, write
@@ -188,22 +182,30 @@ def _compiled_add_gradient_products(_, seen, turned, totals, CB, VB):
     def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         seen, turned, totals = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
         v = Vectors(context, builder, signature.args[1].dtype)
-        zero = v.index(0)
-        sums = [[v.variable(v.zero) for _ in range(VB)] for _ in range(CB)]
-        with loop(builder, zero, turned.shape[0]) as t:
-            begin = turned.at(t, zero)
-            vectors = [v.load(begin, b) for b in range(VB)]
-            for c in range(CB):
-                number = v.splat(builder.load(seen.at(v.index(c), t)))
-                for b in range(VB):
-                    v.add_product(sums[c][b], number, vectors[b])
+        sums = _products(v, builder, lambda t, c: seen.at(v.index(c), t), turned, turned.shape[0], CB, VB)
         for c in range(CB):
-            begin = totals.at(v.index(c), zero)
+            begin = totals.at(v.index(c), v.index(0))
             for b in range(VB):
-                v.store(builder.fadd(v.load(begin, b), v.value(sums[c][b])), begin, b)
+                v.store(builder.fadd(v.load(begin, b), sums[c][b]), begin, b)
         return context.get_dummy_value()
 
     return signature, write
+
+
+def _products(
+    v: Vectors, builder: Any, number: Callable[[Any, int], Any], rows: Strided, count: Any, KB: int, VB: int
+) -> list[list[Any]]:
+    """KB rows of VB vectors: the sums over i, of so many, of the number at the address number(i, k) times rows[i]."""
+    zero = v.index(0)
+    sums = [[v.variable(v.zero) for _ in range(VB)] for _ in range(KB)]
+    with loop(builder, zero, count) as i:
+        begin = rows.at(i, zero)
+        vectors = [v.load(begin, b) for b in range(VB)]
+        for k, row_sums in enumerate(sums):
+            factor = v.splat(builder.load(number(i, k)))
+            for total, vector in zip(row_sums, vectors, strict=True):
+                v.add_product(total, factor, vector)
+    return [[v.value(total) for total in row_sums] for row_sums in sums]
 
 
 def _transformed(matrix, square):
