@@ -15,8 +15,6 @@ from parallelcnn._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from parallelcnn.activations import ActivationFunction as ActivationFunction
-    from parallelcnn.checkpoint import load_model as load_model
-    from parallelcnn.checkpoint import save_model as save_model
     from parallelcnn.comm import Serial as Serial
     from parallelcnn.comm import world as world
     from parallelcnn.data import Dataset as Dataset
@@ -36,6 +34,8 @@ if TYPE_CHECKING:
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
     from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+    from parallelcnn.model_file import load_model as load_model
+    from parallelcnn.model_file import save_model as save_model
     from parallelcnn.models import lenet5 as lenet5
     from parallelcnn.models import paper as paper
     from parallelcnn.network import NetworkHandler as NetworkHandler
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 # The list above once more, for the interpreter; a test holds the two together.
 _MODULES = {
     "activations": ["ActivationFunction"],
-    "checkpoint": ["load_model", "save_model"],
+    "model_file": ["load_model", "save_model"],
     "comm": ["Serial", "world"],
     "data": ["Dataset", "load_data", "load_digits", "load_idx_folder", "load_mnist"],
     "errors": ["ParallelCNNError"],

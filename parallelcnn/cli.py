@@ -230,10 +230,10 @@ def _add_threads_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace, comm: "Communicator") -> None:
-    from parallelcnn.checkpoint import save_model
     from parallelcnn.comm import choose_threads, hosts, run_together
     from parallelcnn.evaluation import evaluate
     from parallelcnn.losses import SoftmaxCrossEntropy
+    from parallelcnn.model_file import save_model
     from parallelcnn.models import find_model
     from parallelcnn.network import NetworkHandler
     from parallelcnn.optimizers import SGD
@@ -325,10 +325,10 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
 
 
 def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
-    from parallelcnn.checkpoint import load_model
     from parallelcnn.comm import Serial, run_together
     from parallelcnn.data import Dataset
     from parallelcnn.evaluation import evaluate
+    from parallelcnn.model_file import load_model
     from parallelcnn.models import find_model
     from parallelcnn.network import NetworkHandler
     from parallelcnn.reporting import as_percent

@@ -59,13 +59,11 @@ class NetworkHandler:
         if isinstance(layers, Layer):
             raise ShapeError(f"a network takes a tuple of layers, got {layers}")
         self.layers = tuple(layers)
-        self.input_shape = _checked_input_shape(input_shape)
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise InputError(f"dtype must be float32 or float64, got {self.dtype}")
-        self.shapes = _chain_shapes(self.layers, self.input_shape)
-        inputs = list(zip(self.layers, self.shapes[:-1], strict=True))
-        self.layout = ParameterLayout(tuple(layer.param_shapes(shape) for layer, shape in inputs))
+        self.shapes, self.layout = plan(self.layers, input_shape)
+        self.input_shape = self.shapes[0]
         check_memory("the network's parameters and gradients", 2 * self.layout.size * self.dtype.itemsize)
 
         self.params = np.zeros(self.layout.size, self.dtype)
@@ -168,6 +166,17 @@ class NetworkHandler:
     def parameters_sha256(self) -> str:
         """Fingerprint of the parameters: equal if and only if every bit of them is."""
         return hashlib.sha256(self.params.tobytes()).hexdigest()
+
+
+def plan(layers: tuple[Layer, ...], input_shape: Sequence[int]) -> tuple[tuple[Shape, ...], ParameterLayout]:
+    """The shapes before, between and after the layers, and where their parameters lie; allocates nothing.
+
+    Raises:
+        ShapeError: if a layer does not take what the layer before it gives.
+    """
+    shapes = _chain_shapes(layers, _checked_input_shape(input_shape))
+    inputs = zip(layers, shapes[:-1], strict=True)
+    return shapes, ParameterLayout(tuple(layer.param_shapes(shape) for layer, shape in inputs))
 
 
 def _checked_input_shape(input_shape: Sequence[int]) -> Shape:

@@ -14,14 +14,14 @@ PACKAGE = Path(parallelcnn.__file__).parent
 # From the ground up; a module imports only from floors below its own, or, within a folder, from its neighbours.
 FLOORS = [
     {"_version", "errors", "kernels", "files"},
-    {"activations", "data", "threads"},
+    {"activations", "data", "npz", "threads"},
     {"layers"},
     {"losses", "parameters"},
     {"optimizers", "workspace"},
     {"worker"},
     {"team"},
     {"network"},
-    {"models", "gradients", "comm", "checkpoint"},
+    {"models", "gradients", "comm", "model_file"},
     {"evaluation", "profiling"},
     {"training"},
     {"reporting"},

@@ -143,6 +143,10 @@ _GOOD = _good()
         (_described(layers=[{"layer": "Dense", "arguments": {"size": 3}, "written": "?"}]), "makes no network"),
         (_described(layers=[{"layer": "Dense", "arguments": {"units": 10**15}, "written": "?"}]), "makes no network"),
         (_described(layers="many"), "makes no network"),
+        (
+            _described(input_shape=[40], layers=[{"layer": "Dense", "arguments": {"units": 10**6}, "written": "?"}]),
+            "its description claims 41,000,000 parameters, more than the file can hold",
+        ),
         (_changed(description=np.array("[" * 100_000)), "damaged"),
         (_described(dtype="float128"), "makes no network"),
         (_described(input_shape=[1, 12, 9]), "does not fit the network|is damaged"),

@@ -7,13 +7,10 @@ Nothing in it is pickled, so that a model file from a stranger runs no code.
 """
 
 import dataclasses
-import io
 import json
 import math
 import operator
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,27 +19,14 @@ import numpy as np
 
 from parallelcnn import layers as library_layers
 from parallelcnn.errors import CheckpointError, InputError
-from parallelcnn.files import write_atomically
 from parallelcnn.layers import Layer
-from parallelcnn.network import NetworkHandler
+from parallelcnn.network import NetworkHandler, plan
+from parallelcnn.npz import COMPRESSION_LIMIT, HEADER_LIMIT, open_npz, read_npy, write_npz
 from parallelcnn.parameters import Slot
 
 _FORMAT = "parallelcnn model"
 _VERSION = 1
 _DESCRIPTION_LIMIT = 2**20  # bytes
-# What zipfile, json and numpy raise when they are fed damaged files.
-_DAMAGED = (
-    OSError,
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    ValueError,
-)
-_HEADER_LIMIT = 2**12  # bytes in front of an array's numbers
 
 
 def save_model(path: str | Path, network: NetworkHandler) -> None:
@@ -60,9 +44,7 @@ def save_model(path: str | Path, network: NetworkHandler) -> None:
     }
     arrays: dict[str, Any] = {_key(slot): _view(network, slot) for slot in network.layout.slots}
     arrays["description"] = np.array(json.dumps(description))
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    write_atomically(Path(path), content.getvalue())
+    write_npz(Path(path), arrays)
 
 
 def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> NetworkHandler:
@@ -75,22 +57,11 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
         CheckpointError: if it is no model file, is damaged, or does not fit `layers`.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} must be a model file, not a folder or a device")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            description = _read_description(path, archive)
-            network = _build(path, description, layers)
-            for slot in network.layout.slots:
-                _view(network, slot)[...] = _read_array(path, archive, slot, network.dtype)
-    except CheckpointError:
-        raise
-    except FileNotFoundError:
-        raise CheckpointError(f"no model file {path}") from None
-    except _DAMAGED as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-        raise CheckpointError(f"{path} is no model file, or a damaged one: {error}") from None
+    with open_npz(path, "model file") as archive:
+        description = _read_description(path, archive)
+        network = _build(path, description, layers)
+        for slot in network.layout.slots:
+            _view(network, slot)[...] = _read_array(path, archive, slot, network.dtype)
     return network
 
 
@@ -112,7 +83,7 @@ def _as_plain(value: Any) -> Any:
 def _read_description(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
     no_model = f"{path} is no model file: it takes a description of format {_FORMAT!r}"
     try:
-        text = str(_read_npy(archive, "description", _DESCRIPTION_LIMIT)[()])
+        text = str(read_npy(archive, "description", _DESCRIPTION_LIMIT)[()])
         description = json.loads(text)
     except (KeyError, ValueError):
         raise CheckpointError(f"{no_model}, and holds none") from None
@@ -131,7 +102,15 @@ def _build(path: Path, description: dict[str, Any], layers: Iterable[Layer] | No
         written = [entry["written"] for entry in description["layers"]]
         if layers is None:
             layers = [_rebuild(path, entry) for entry in description["layers"]]
-        network = NetworkHandler(layers, input_shape, dtype=np.dtype(description["dtype"]).type)
+        layers, dtype = tuple(layers), np.dtype(description["dtype"])
+        # Before the arrays of what may be a lie are allocated.
+        _, layout = plan(layers, input_shape)
+        held = COMPRESSION_LIMIT * path.stat().st_size
+        if layout.size * dtype.itemsize > held:
+            raise CheckpointError(
+                f"{path} is damaged: its description claims {layout.size:,} parameters, more than the file can hold"
+            )
+        network = NetworkHandler(layers, input_shape, dtype=dtype.type)
     except CheckpointError:
         raise
     except (KeyError, TypeError, AttributeError, InputError) as error:
@@ -157,7 +136,7 @@ def _rebuild(path: Path, entry: dict[str, Any]) -> Layer:
 def _read_array(path: Path, archive: zipfile.ZipFile, slot: Slot, dtype: np.dtype) -> np.ndarray:
     n_bytes = dtype.itemsize * math.prod(slot.shape)
     try:
-        array = _read_npy(archive, _key(slot), n_bytes + _HEADER_LIMIT)
+        array = read_npy(archive, _key(slot), n_bytes + HEADER_LIMIT)
     except KeyError:
         raise CheckpointError(f"{path} does not fit the network: it holds no array {_key(slot)!r}") from None
     except ValueError as error:
@@ -170,34 +149,6 @@ def _read_array(path: Path, archive: zipfile.ZipFile, slot: Slot, dtype: np.dtyp
     if not np.isfinite(array).all():
         raise CheckpointError(f"{path} is damaged: array {_key(slot)!r} holds numbers that are not finite")
     return array
-
-
-def _read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
-    """One array of an .npz; the limit, in bytes, stands before anything that a header claims.
-
-    Raises:
-        KeyError: if there is none of that name.
-        ValueError: if it is larger than the limit, or no array.
-    """
-    if archive.getinfo(f"{name}.npy").file_size > limit:
-        raise ValueError(f"larger than the {limit} bytes that it may have")
-    with archive.open(f"{name}.npy") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"larger than the {limit} bytes that it may have")
-    return _npy_from_bytes(content)
-
-
-def _npy_from_bytes(content: bytes) -> np.ndarray:
-    file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
-        raise ValueError(f"its header says {dtype} of shape {shape}, which is not what follows")
-    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
 def _key(slot: Slot) -> str:

@@ -1,0 +1,99 @@
+"""Archives of arrays, .npz, that numpy alone can read: written whole or not at all, read with suspicion.
+
+Nothing is unpickled, and nothing is allocated because a header says so: limits come from the caller, who knows what
+should be there.
+"""
+
+import contextlib
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parallelcnn.errors import CheckpointError
+from parallelcnn.files import write_atomically
+
+HEADER_LIMIT = 2**12  # bytes in front of an array's numbers
+COMPRESSION_LIMIT = 1032  # bytes that a byte of a deflated file can hold: zlib's own account, zlib.net/zlib_tech.html
+# What zipfile, json and numpy raise when they are fed damaged files.
+_DAMAGED = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    ValueError,
+)
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Put arrays, by name, into an archive at `path`.
+
+    Raises:
+        OSError: if that fails; whatever stood at `path` still does.
+    """
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_atomically(path, content.getvalue())
+
+
+@contextlib.contextmanager
+def open_npz(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
+    """The archive at `path`; what goes wrong inside because it is damaged is raised in words.
+
+    Args:
+        kind: what the file should be, in the words of a message.
+
+    Raises:
+        CheckpointError: if there is no such file, or it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} must be a {kind}, not a folder or a device")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except CheckpointError:
+        raise
+    except FileNotFoundError:
+        raise CheckpointError(f"no {kind} {path}") from None
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{path} is no {kind}, or a damaged one: {error}") from None
+
+
+def read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
+    """One array of an .npz; the limit, in bytes, stands before anything that a header claims.
+
+    Raises:
+        KeyError: if there is none of that name.
+        ValueError: if it is larger than the limit, or no array.
+    """
+    if archive.getinfo(f"{name}.npy").file_size > limit:
+        raise ValueError(f"larger than the {limit} bytes that it may have")
+    with archive.open(f"{name}.npy") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"larger than the {limit} bytes that it may have")
+    return _from_bytes(content)
+
+
+def _from_bytes(content: bytes) -> np.ndarray:
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"its header says {dtype} of shape {shape}, which is not what follows")
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
