@@ -15,6 +15,9 @@ from parallelcnn._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from parallelcnn.activations import ActivationFunction as ActivationFunction
+    from parallelcnn.checkpoint import Checkpoint as Checkpoint
+    from parallelcnn.checkpoint import CheckpointFolder as CheckpointFolder
+    from parallelcnn.checkpoint import load_checkpoint as load_checkpoint
     from parallelcnn.comm import Serial as Serial
     from parallelcnn.comm import world as world
     from parallelcnn.data import Dataset as Dataset
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from parallelcnn.evaluation import Evaluation as Evaluation
     from parallelcnn.evaluation import evaluate as evaluate
     from parallelcnn.gradients import gradient_check as gradient_check
+    from parallelcnn.history import History as History
     from parallelcnn.layers import Activation as Activation
     from parallelcnn.layers import Conv2D as Conv2D
     from parallelcnn.layers import Dense as Dense
@@ -41,25 +45,26 @@ if TYPE_CHECKING:
     from parallelcnn.network import NetworkHandler as NetworkHandler
     from parallelcnn.optimizers import SGD as SGD
     from parallelcnn.profiling import Profiler as Profiler
-    from parallelcnn.training import History as History
     from parallelcnn.training import train as train
 
 # The list above once more, for the interpreter; a test holds the two together.
 _MODULES = {
     "activations": ["ActivationFunction"],
     "model_file": ["load_model", "save_model"],
+    "checkpoint": ["Checkpoint", "CheckpointFolder", "load_checkpoint"],
     "comm": ["Serial", "world"],
     "data": ["Dataset", "load_data", "load_digits", "load_idx_folder", "load_mnist"],
     "errors": ["ParallelCNNError"],
     "evaluation": ["Evaluation", "evaluate"],
     "gradients": ["gradient_check"],
+    "history": ["History"],
     "layers": ["Activation", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D"],
     "losses": ["MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],
     "optimizers": ["SGD"],
     "profiling": ["Profiler"],
-    "training": ["History", "train"],
+    "training": ["train"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["__version__", *_HOME]

@@ -231,16 +231,18 @@ def _add_threads_option(parser: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.comm import choose_threads, hosts, run_together
+    from parallelcnn.compilation import compile_in_turns, compile_kernels
     from parallelcnn.evaluation import evaluate
     from parallelcnn.losses import SoftmaxCrossEntropy
     from parallelcnn.model_file import save_model
     from parallelcnn.models import find_model
     from parallelcnn.network import NetworkHandler
     from parallelcnn.optimizers import SGD
+    from parallelcnn.preparation import check_fit, check_numbers
     from parallelcnn.profiling import Profiler
     from parallelcnn.reporting import RunFolder, RunReporter, describe_result, describe_run, summarize
     from parallelcnn.threads import check_threads
-    from parallelcnn.training import check_fit, check_numbers, compile_in_turns, compile_kernels, train
+    from parallelcnn.training import train
 
     _catch_interrupts()
     numbers = (options.epochs, options.batch_size, options.seed, options.evaluate_every)
@@ -326,14 +328,15 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
 
 def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.comm import Serial, run_together
+    from parallelcnn.compilation import compile_in_turns
     from parallelcnn.data import Dataset
     from parallelcnn.evaluation import evaluate
     from parallelcnn.model_file import load_model
     from parallelcnn.models import find_model
     from parallelcnn.network import NetworkHandler
+    from parallelcnn.preparation import check_fit
     from parallelcnn.reporting import as_percent
     from parallelcnn.threads import check_threads
-    from parallelcnn.training import check_fit, compile_in_turns
 
     _catch_interrupts()
     run_together(comm, lambda: check_threads(options.threads))

@@ -22,21 +22,28 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from parallelcnn.errors import DataError, InputError, LaunchError, ParallelCNNError
+from parallelcnn.errors import DataError, InputError, LaunchError, ParallelCNNError, RankLostError
 from parallelcnn.threads import core_quota, fair_share, usable_cores, worth_waking
 
 Array = np.ndarray
 T = TypeVar("T")
 
 _CLOCK_TRIPS = 50  # by the tenth or so one of them met nothing on its way
+_ULFM = "OMPI_MCA_mpi_ft_enable"  # what mpirun --with-ft ulfm sets
 _CLOCK_TAG = 1989  # no other message of ours goes from one rank to one other
 
 
 class Communicator(Protocol):
-    """The ranks that train together. Every method but `abort` is collective: every rank must call it."""
+    """The ranks that train together. Every method but `abort` is collective: every rank must call it.
+
+    Attributes:
+        survives: whether the others can go on without a rank that is lost. A method then raises RankLostError on some
+            ranks or on all, and all of them must call `recover`, after which `rank` and `size` are others.
+    """
 
     rank: int
     size: int
+    survives: bool
 
     def sum_over_ranks(self, array: Array) -> None:
         """Replace `array`, on every rank, by its sum over ranks."""
@@ -59,6 +66,12 @@ class Communicator(Protocol):
     def ranks_on_node(self) -> list[int]:
         """The ranks that share this rank's memory, itself included, ascending."""
 
+    def confirm(self) -> None:
+        """Raise RankLostError on every rank, if a rank has been lost, or on none."""
+
+    def recover(self) -> None:
+        """Go on without the ranks that are lost. The others keep their order; the first of them is rank 0."""
+
     def abort(self, code: int) -> None:
         """End all ranks now, with that exit code. For the rank that cannot go on: the others would wait for it."""
 
@@ -68,6 +81,7 @@ class Serial:
 
     rank = 0
     size = 1
+    survives = False
 
     def sum_over_ranks(self, array: Array) -> None:
         pass
@@ -90,6 +104,12 @@ class Serial:
     def ranks_on_node(self) -> list[int]:
         return [0]
 
+    def confirm(self) -> None:
+        pass
+
+    def recover(self) -> None:
+        pass
+
     def abort(self, code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -106,35 +126,73 @@ class MPIRanks:
     def __init__(self, mpi_comm: Any) -> None:
         from mpi4py import MPI
 
-        self._comm = mpi_comm
         self._in_place = MPI.IN_PLACE
         self._largest = MPI.MAX
+        self._mpi_error, self._errors_return = MPI.Exception, MPI.ERRORS_RETURN
+        self._lost = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
+        self.survives = "Open MPI" in MPI.Get_library_version() and os.environ.get(_ULFM) == "1"
+        if self.survives:  # an error is for whoever called, not for MPI to end the program with
+            mpi_comm = mpi_comm.Dup()
+            mpi_comm.Set_errhandler(self._errors_return)
+        self._comm = mpi_comm
         self.rank: int = mpi_comm.Get_rank()
         self.size: int = mpi_comm.Get_size()
         on_node = mpi_comm.Split_type(MPI.COMM_TYPE_SHARED)
         self._ranks_on_node: list[int] = sorted(on_node.allgather(self.rank))
         on_node.Free()
 
+    @contextlib.contextmanager
+    def _noticing_losses(self) -> Iterator[None]:
+        try:
+            yield
+        except self._mpi_error as error:
+            if not self.survives or error.Get_error_class() not in self._lost:
+                raise
+            raise RankLostError(f"rank {self.rank} of {self.size} is missing another one: {error}") from None
+
     def sum_over_ranks(self, array: Array) -> None:
-        self._comm.Allreduce(self._in_place, array)
+        with self._noticing_losses():
+            self._comm.Allreduce(self._in_place, array)
 
     def largest_over_ranks(self, array: Array) -> None:
-        self._comm.Allreduce(self._in_place, array, self._largest)
+        with self._noticing_losses():
+            self._comm.Allreduce(self._in_place, array, self._largest)
 
     def broadcast(self, array: Array) -> None:
-        self._comm.Bcast(array)
+        with self._noticing_losses():
+            self._comm.Bcast(array)
 
     def gather(self, value: T) -> list[T]:
         self.barrier()
-        return self._comm.allgather(value)
+        with self._noticing_losses():
+            return self._comm.allgather(value)
 
     def barrier(self) -> None:
         # MPI's own waiting takes a whole core. Where ranks share cores, those that wait for rank 0 to compile or to
         # read the data would keep it from doing so: eight ranks on two cores took 24 s for 4 s of compilation.
-        request, pause = self._comm.Ibarrier(), 0.0
-        while not request.Test():
-            time.sleep(pause)
-            pause = min(pause + 1e-4, 5e-3)  # [s]
+        with self._noticing_losses():
+            request, pause = self._comm.Ibarrier(), 0.0
+            while not request.Test():
+                time.sleep(pause)
+                pause = min(pause + 1e-4, 5e-3)  # [s]
+
+    def confirm(self) -> None:
+        if self.survives:
+            with self._noticing_losses():
+                self._comm.Agree(1)
+
+    def recover(self) -> None:
+        # MPI 5.0 draft, "User-Level Failure Mitigation": who has noticed a loss revokes the communicator, so that all
+        # others notice too, wherever they wait; then all that live shrink it.
+        while True:
+            self._comm.Revoke()
+            self._comm = self._comm.Shrink()
+            self._comm.Set_errhandler(self._errors_return)
+            with contextlib.suppress(RankLostError), self._noticing_losses():  # another one, meanwhile
+                before = self._comm.allgather(self.rank)
+                break
+        self._ranks_on_node = [rank for rank, old in enumerate(before) if old in self._ranks_on_node]
+        self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
 
     def clock_offset(self, clock: Callable[[], int]) -> tuple[int, int]:
         # Cristian 1989, "Probabilistic clock synchronization": rank 0's answer was given between question and return,

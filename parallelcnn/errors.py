@@ -35,7 +35,7 @@ class DataError(InputError):
 
 
 class CheckpointError(InputError):
-    """A model file that cannot be read, or does not fit the network."""
+    """A model file or a checkpoint that cannot be read, or does not fit what it is for."""
 
 
 class LaunchError(InputError):
@@ -46,12 +46,20 @@ class ReplicaMismatchError(ParallelCNNError, RuntimeError):
     """Ranks that should hold the same thing do not."""
 
 
+class RankLostError(ParallelCNNError, RuntimeError):
+    """A rank is gone, and the others can go on without it; see `Communicator.recover`."""
+
+
 class GradientError(ParallelCNNError, AssertionError):
     """A backward pass that is not the derivative of its forward pass."""
 
 
 class DivergenceError(ParallelCNNError, ArithmeticError):
     """A loss that is no longer a number; every rank sees it in the same step."""
+
+
+class TrainingWarning(UserWarning):
+    """Something is not as it should be, but training goes on."""
 
 
 def nearest_name(name: str, known: "list[str] | tuple[str, ...]") -> str:

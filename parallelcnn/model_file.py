@@ -21,12 +21,10 @@ from parallelcnn import layers as library_layers
 from parallelcnn.errors import CheckpointError, InputError
 from parallelcnn.layers import Layer
 from parallelcnn.network import NetworkHandler, plan
-from parallelcnn.npz import COMPRESSION_LIMIT, HEADER_LIMIT, open_npz, read_npy, write_npz
+from parallelcnn.npz import COMPRESSION_LIMIT, HEADER_LIMIT, open_npz, read_description, read_npy, write_npz
 from parallelcnn.parameters import Slot
 
-_FORMAT = "parallelcnn model"
 _VERSION = 1
-_DESCRIPTION_LIMIT = 2**20  # bytes
 
 
 def save_model(path: str | Path, network: NetworkHandler) -> None:
@@ -36,7 +34,7 @@ def save_model(path: str | Path, network: NetworkHandler) -> None:
         OSError: if the file cannot be written.
     """
     description = {
-        "format": _FORMAT,
+        "format": "parallelcnn model",
         "version": _VERSION,
         "input_shape": network.input_shape,
         "dtype": network.dtype.name,
@@ -58,7 +56,7 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
     """
     path = Path(path)
     with open_npz(path, "model file") as archive:
-        description = _read_description(path, archive)
+        description = read_description(path, archive, "model", _VERSION)
         network = _build(path, description, layers)
         for slot in network.layout.slots:
             _view(network, slot)[...] = _read_array(path, archive, slot, network.dtype)
@@ -78,22 +76,6 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, np.integer):
         return operator.index(value)
     return value if value is None or isinstance(value, str | int | float) else {"not stored": repr(value)}
-
-
-def _read_description(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
-    no_model = f"{path} is no model file: it takes a description of format {_FORMAT!r}"
-    try:
-        text = str(read_npy(archive, "description", _DESCRIPTION_LIMIT)[()])
-        description = json.loads(text)
-    except (KeyError, ValueError):
-        raise CheckpointError(f"{no_model}, and holds none") from None
-    if not isinstance(description, dict) or description.get("format") != _FORMAT:
-        raise CheckpointError(f"{no_model}, got another one")
-    if description.get("version") != _VERSION:
-        raise CheckpointError(
-            f"{path} has version {description.get('version')!r} of the format; this program reads version {_VERSION}"
-        )
-    return description
 
 
 def _build(path: Path, description: dict[str, Any], layers: Iterable[Layer] | None) -> NetworkHandler:

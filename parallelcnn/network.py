@@ -40,7 +40,7 @@ class NetworkHandler:
     Attributes:
         params: all parameters, one flat vector.
         gradients: the loss differentiated by them, written by `backward`; a view into `message`.
-        message: the vector that is summed over ranks: the gradients, and in its last place the loss.
+        message: the vector that is summed over ranks; see `Worker`.
         worker: what `load`, `forward` and `backward` run on.
 
     Example:
@@ -130,6 +130,25 @@ class NetworkHandler:
         """Forget what the optimiser remembers of earlier steps."""
         self._optimizer_state = {}
 
+    @property
+    def state(self) -> dict[str, Array]:
+        """All that an update changes, by name: the parameters, and the vectors that the optimiser remembers."""
+        return {"params": self.params, **self._optimizer_state}
+
+    def set_state(self, state: dict[str, Array]) -> None:
+        """Take over what `state` was, here or in another process. Copies.
+
+        Raises:
+            ShapeError: if a vector is not as long as the parameters.
+        """
+        for name, vector in state.items():
+            if vector.shape != self.params.shape or vector.dtype != self.dtype:
+                raise ShapeError(
+                    f"{name} must be {self.dtype} of shape {self.params.shape}, got {vector.dtype} of {vector.shape}"
+                )
+        self.params[...] = state["params"]
+        self._optimizer_state = {name: vector.copy() for name, vector in state.items() if name != "params"}
+
     def predict(self, images: Array) -> Array:
         """Class probabilities, the softmax of the network's output.
 
@@ -165,7 +184,15 @@ class NetworkHandler:
 
     def parameters_sha256(self) -> str:
         """Fingerprint of the parameters: equal if and only if every bit of them is."""
-        return hashlib.sha256(self.params.tobytes()).hexdigest()
+        return hashlib.sha256(self.params.data).hexdigest()
+
+    def state_sha256(self) -> str:
+        """Fingerprint of `state`."""
+        digest = hashlib.sha256()
+        for name, vector in sorted(self.state.items()):
+            digest.update(name.encode())
+            digest.update(vector.data)
+        return digest.hexdigest()
 
 
 def plan(layers: tuple[Layer, ...], input_shape: Sequence[int]) -> tuple[tuple[Shape, ...], ParameterLayout]:

@@ -6,6 +6,7 @@ should be there.
 
 import contextlib
 import io
+import json
 import math
 import struct
 import zipfile
@@ -20,6 +21,7 @@ from parallelcnn.errors import CheckpointError
 from parallelcnn.files import write_atomically
 
 HEADER_LIMIT = 2**12  # bytes in front of an array's numbers
+_DESCRIPTION_LIMIT = 2**20  # bytes
 COMPRESSION_LIMIT = 1032  # bytes that a byte of a deflated file can hold: zlib's own account, zlib.net/zlib_tech.html
 # What zipfile, json and numpy raise when they are fed damaged files.
 _DAMAGED = (
@@ -69,6 +71,28 @@ def open_npz(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
         if isinstance(error, OSError) and error.strerror:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
         raise CheckpointError(f"{path} is no {kind}, or a damaged one: {error}") from None
+
+
+def read_description(path: Path, archive: zipfile.ZipFile, kind: str, version: int) -> dict[str, Any]:
+    """What the archive at `path` says of itself, in JSON.
+
+    Raises:
+        CheckpointError: unless it says that it is of that kind and version of this program's files.
+    """
+    wanted = f"parallelcnn {kind}"
+    no_such = f"{path} is no {kind} file: it takes a description of format {wanted!r}"
+    try:
+        text = str(read_npy(archive, "description", _DESCRIPTION_LIMIT)[()])
+        description = json.loads(text)
+    except (KeyError, ValueError):
+        raise CheckpointError(f"{no_such}, and holds none") from None
+    if not isinstance(description, dict) or description.get("format") != wanted:
+        raise CheckpointError(f"{no_such}, got another one")
+    if description.get("version") != version:
+        raise CheckpointError(
+            f"{path} has version {description.get('version')!r} of the format; this program reads version {version}"
+        )
+    return description
 
 
 def read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:

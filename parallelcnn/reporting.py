@@ -21,10 +21,10 @@ from parallelcnn.data.sampler import grain
 from parallelcnn.errors import InputError
 from parallelcnn.evaluation import Evaluation
 from parallelcnn.files import naming, write_atomically
+from parallelcnn.history import History
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
 from parallelcnn.profiling import Profiler
-from parallelcnn.training import History
 
 _FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json")
 _LINES_AT_ONCE = 100  # of metrics.jsonl: they fit into Python's buffer of 8 KiB, which would empty itself in mid-line

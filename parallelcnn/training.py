@@ -2,49 +2,36 @@
 
 Every rank holds the same network and the same optimiser, computes the gradient of its share of each minibatch, and
 takes the same step along the sum. Within a rank, a team of threads computes that gradient.
+
+The loop does what the history says comes next. So it can begin in the middle: after a resume, and on the ranks that
+are left when one is lost.
 """
 
-import math
 import time
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from parallelcnn.comm import Communicator, abort_all_on_error, as_communicator, choose_threads, run_together
+from parallelcnn.checkpoint import Checkpoint, CheckpointFolder
+from parallelcnn.comm import abort_all_on_error, as_communicator, choose_threads, run_together
+from parallelcnn.compilation import compile_in_turns, compile_kernels
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.data.sampler import grain, minibatches, shuffle
-from parallelcnn.errors import DivergenceError, InputError, ReplicaMismatchError, ShapeError
+from parallelcnn.data.sampler import Sampler
+from parallelcnn.divergence import check_message, check_test_loss
+from parallelcnn.errors import RankLostError
 from parallelcnn.evaluation import Evaluation, evaluate_by
-from parallelcnn.layers.base import Array
+from parallelcnn.history import History
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
+from parallelcnn.preparation import check_fit, check_kinds, check_numbers, check_replicas, facts_of, start
 from parallelcnn.profiling import Profiler
+from parallelcnn.replicas import ReplicaGuard, check_repair
+from parallelcnn.summation import check_grains, summation_of
 from parallelcnn.team import Team
 from parallelcnn.threads import check_threads, one_blas_thread
-from parallelcnn.worker import Worker
-
-
-@dataclass
-class History:
-    """What happened, the same on every rank.
-
-    Attributes:
-        losses: of every minibatch, before its step.
-        evaluations: (minibatches done, epoch, result on the test set) of every evaluation.
-        samples_seen: samples trained on, counted as often as they came.
-        train_seconds: the training loop alone: no compilation, no evaluation [s].
-        compile_seconds: until the kernels were ready [s].
-    """
-
-    losses: list[float] = field(default_factory=list)
-    evaluations: list[tuple[int, int, Evaluation]] = field(default_factory=list)
-    samples_seen: int = 0
-    train_seconds: float = 0.0
-    compile_seconds: float = 0.0
+from parallelcnn.worker import LEAVE, LOSS
 
 
 class Reporter(Protocol):
@@ -72,11 +59,19 @@ def train(
     reporter: Reporter | None = None,
     threads: int | None = None,
     profiler: Profiler | None = None,
+    grains: int | None = None,
+    checkpoints: CheckpointFolder | None = None,
+    resume: Checkpoint | None = None,
+    leave: Callable[[], bool] | None = None,
+    repair: str = "stop",
 ) -> History:
     """Train a network, on one process or on many ranks, each on one thread or several.
 
-    The result does not depend on how many they are, up to the rounding of float32 sums. It starts from rank 0's
-    parameters, with the optimiser at rest. Collective: every rank of `comm` must call it, with the same arguments.
+    The result does not depend on how many they are: up to the rounding of float32 sums, or with `grains` to the bit. It
+    starts from rank 0's parameters, with the optimiser at rest, or from a checkpoint. Where a rank is lost and MPI can
+    go on without (Open MPI's mpirun --with-ft ulfm), the others take over its part.
+
+    Collective: every rank of `comm` must call it, with the same arguments.
 
     Args:
         batch_size: samples in a minibatch over ALL ranks; the last minibatch of an epoch has what is left.
@@ -85,15 +80,24 @@ def train(
             or an mpi4py communicator.
         loss: softmax cross-entropy unless given.
         evaluate_every: evaluate on the test set after so many minibatches, and not only after each epoch.
-        reporter: is told what happens, on the rank that hands one over.
+        reporter: is told what happens, on the ranks that hand one over.
         threads: of this rank; ranks may differ. None: its part of the cores that the ranks of its node may use, or
             fewer where a step has too little work for them.
         profiler: measures where the time goes.
+        grains: reproducible sums: every minibatch is cut into so many pieces, whoever computes them. For the same
+            number of them the result has the same bits on any number of ranks and threads.
+        checkpoints: where to save, and how often.
+        resume: go on from there instead of from the beginning; rank 0's counts.
+        leave: is asked after every minibatch; once it says yes on one rank, all of them save and leave at the same one.
+        repair: what to do if ranks are found, at the end of an epoch, not to hold the same parameters: "stop" with an
+            error, take over what the "majority" holds, or go back to the last "checkpoint" before.
 
     Raises:
         InputError: for arguments outside their range, or a data set that does not fit network and loss.
-        ReplicaMismatchError: if the ranks were not called with the same arguments.
-        DivergenceError: if the loss is no longer a finite number, on every rank in the same step.
+        CheckpointError: if what `resume` holds is not a training of this network on these data.
+        ReplicaMismatchError: if the ranks were not called with the same arguments, or no longer hold the same
+            parameters.
+        DivergenceError: if loss or gradient is no longer finite, on every rank in the same step.
         LaunchError: see `world`.
     """
     comm = as_communicator(comm)
@@ -108,174 +112,94 @@ def train(
         "evaluate_every": evaluate_every,
         "loss": loss,
         "profiler": profiler,
+        "grains": grains,
+        "repair": repair,
     }
 
     def check() -> None:
-        for value, kind in ((train_set, Dataset), (test_set, Dataset), (optimizer, SGD)):
-            if not isinstance(value, kind):
-                raise InputError(f"train takes a {kind.__name__}, got {value!r}")
-        if not isinstance(profiler, Profiler | None):
-            raise InputError(f"train takes a Profiler or None, got {profiler!r}")
+        needed = ((train_set, Dataset), (test_set, Dataset), (optimizer, SGD))
+        optional = ((profiler, Profiler), (checkpoints, CheckpointFolder), (resume, Checkpoint))
+        check_kinds(needed, optional)
         check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
         check_threads(threads)
+        check_grains(grains)
+        check_repair(repair, checkpoints)
         check_fit(network, train_set, loss)
         check_fit(network, test_set, loss)
 
     run_together(comm, check)
-    _check_replicas(comm, plan, train_set, test_set)
-    seed = _start_from_rank_0(comm, network, seed)
-    history = History()
+    check_replicas(comm, plan, train_set, test_set)
+    seed = comm.gather(seed)[0]
+
+    def describe() -> dict[str, Any]:
+        if comm.rank != 0 or (checkpoints is None and resume is None):
+            return {}
+        how = {"loss": loss, "optimizer": optimizer, "epochs": epochs, "batch_size": batch_size}
+        return facts_of(train_set, test_set, network, **how, seed=seed, grains=grains)
+
+    facts = run_together(comm, describe)
+    last_sample = epochs * len(train_set)
+    history = start(comm, network, facts, resume, last_sample)
     threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True))
     run_together(comm, lambda: network.check_memory(threads))
     workers = network.workers(threads)
+    sampler = Sampler(len(train_set), batch_size, seed)
     ranks = comm
     # An overflow needs no warning: the loss shows it.
     with abort_all_on_error(comm), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
-        history.compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
+        history.compile_seconds = compile_in_turns(
+            comm, lambda: compile_kernels(network, train_set, optimizer, loss, grains)
+        )
         if profiler is not None:
             workers, ranks, reporter = profiler.watch(network, workers, comm, reporter)
         with Team(workers) as team:
-            step = 0
-            for epoch in range(1, epochs + 1):
-                resumed = time.perf_counter()
-                for minibatch in minibatches(shuffle(len(train_set), seed, epoch), batch_size):
-                    share = grain(minibatch, comm.rank, comm.size)
-                    compute_gradient_by(team, train_set, share, len(minibatch), loss)
-                    ranks.sum_over_ranks(network.message)
+            summation = summation_of(network, team, train_set, loss, grains)
+            guard = ReplicaGuard(comm, network, history, repair, checkpoints)
+            while True:
+                try:
+                    epoch_ended = history.samples_seen % len(train_set) == 0
+                    if _evaluation_is_due(history, evaluate_every, epoch_ended):
+                        _record_evaluation(history, reporter, evaluate_by(team, test_set, comm, loss), len(train_set))
+                    if epoch_ended and guard.brings_back_an_earlier_state():
+                        continue
+                    if checkpoints is not None and comm.rank == 0:
+                        checkpoints.save_if_due(facts, network, history, epoch_ended or history.left)
+                    if history.samples_seen == last_sample or history.left:
+                        comm.confirm()
+                        break
+                    began = time.perf_counter()
+                    epoch, minibatch = sampler.after(history.samples_seen)
+                    summation.compute(minibatch, ranks, leave=leave is not None and leave())
+                    _record_minibatch(history, reporter, epoch, float(network.message[LOSS]), len(minibatch))
+                    check_message(network, history.steps, epoch)
                     network.update(optimizer)
-
-                    step += 1
-                    _record_minibatch(history, reporter, step, epoch, float(network.message[-1]), len(minibatch))
-                    if evaluate_every and step % evaluate_every == 0:
-                        history.train_seconds += time.perf_counter() - resumed
-                        _record_evaluation(history, reporter, step, epoch, evaluate_by(team, test_set, comm, loss))
-                        resumed = time.perf_counter()
-                history.train_seconds += time.perf_counter() - resumed
-                if not (history.evaluations and history.evaluations[-1][0] == step):
-                    _record_evaluation(history, reporter, step, epoch, evaluate_by(team, test_set, comm, loss))
+                    history.left = bool(network.message[LEAVE])
+                    history.train_seconds += time.perf_counter() - began
+                except RankLostError:
+                    if profiler is not None:
+                        raise
+                    guard.go_on_without_the_lost()
         if profiler is not None:
             profiler.finish()
     return history
 
 
-def compute_gradient_by(team: Team, dataset: Dataset, samples: Array, batch_size: int, loss: Loss) -> None:
-    """A rank's part of a step: each worker its grain, and the first one's message, the network's, becomes the sum."""
-    team.run(lambda worker, some: compute_gradient(worker, dataset, some, batch_size, loss), samples)
-    team.sum_messages()
+def _evaluation_is_due(history: History, every: int | None, epoch_ended: bool) -> bool:
+    if history.steps == 0 or (history.evaluations and history.evaluations[-1][0] == history.steps):
+        return False
+    return epoch_ended or (every is not None and history.steps % every == 0)
 
 
-def compute_gradient(worker: Worker, dataset: Dataset, samples: Array, batch_size: int, loss: Loss) -> None:
-    """One worker's part: its message becomes the sum over `samples` of gradient and loss, by `batch_size`."""
-    for block in worker.blocks(samples):
-        x = worker.load(dataset.images, block)
-        output = worker.forward(x, training=True)
-        doutput = worker.output_gradient(len(block))
-        labels = worker.load_labels(dataset.labels, block)
-        worker.message[-1] = loss.forward_backward(output, labels, batch_size, doutput)
-        worker.backward(doutput)
-
-
-def compile_kernels(network: NetworkHandler, dataset: Dataset, optimizer: SGD, loss: Loss) -> None:
-    """Have every kernel of a training step compiled, or found in numba's cache, by running samples through it: one, and
-    as many as are ever taken at once, since their number also decides how convolutions are computed.
-
-    On one thread, before others start: what is compiled here serves all workers, whose arrays are of the same types.
-    Changes no parameter.
-    """
-    for n in (1, network.worker.block_size):
-        samples = np.zeros(n, np.intp)
-        loss.count_correct(network.forward(network.load(dataset.images, samples)), dataset.labels[samples])
-        with Team([network.worker]) as team:
-            compute_gradient_by(team, dataset, samples, n, loss)
-    optimizer.update(network.params.copy(), network.gradients, {})
-
-
-def compile_in_turns(comm: Communicator, work: Callable[[], object]) -> float:
-    """Do work that compiles: rank 0 first, then one rank of each other node, then the rest.
-
-    So a cold cache is filled once, on whatever file system it lies, and ranks never write it at the same time, which
-    has crashed numba programs (numba issues 4807 and 10128). Collective: every rank of `comm` must call it.
-
-    Returns:
-        How long it took [s].
-    """
-    started = time.perf_counter()
-    first_on_node = comm.rank == comm.ranks_on_node()[0]
-    my_turn = 0 if comm.rank == 0 else 1 if first_on_node else 2
-    for turn in range(3 if comm.size > 1 else 1):
-        run_together(comm, work if turn == my_turn else lambda: None)
-    return time.perf_counter() - started
-
-
-def check_numbers(
-    epochs: int, batch_size: int, seed: int, evaluate_every: int | None = None, train_set: Dataset | None = None
-) -> None:
-    """Raise InputError for numbers that training could not start, or not end well, with."""
-    numbers = {"epochs": (epochs, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
-    if evaluate_every is not None:
-        numbers["evaluate_every"] = (evaluate_every, 1)
-    for name, (value, least) in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if train_set is not None and batch_size > len(train_set):
-        raise InputError(
-            f"batch_size must be at most {len(train_set)}, the samples of {train_set.name}, got {batch_size}"
-        )
-
-
-def check_fit(network: NetworkHandler, dataset: Dataset, loss: Loss | None = None) -> None:
-    """Raise ShapeError unless the network takes the images of the data set and can learn its labels."""
-    (loss or SoftmaxCrossEntropy()).check(network.output_shape, dataset.labels, dataset.classes)
-    if network.input_shape != dataset.input_shape:
-        raise ShapeError(
-            f"the network takes inputs of shape {network.input_shape}, "
-            f"but {dataset.name} holds images of shape {dataset.input_shape}"
-        )
-
-
-def _check_replicas(comm: Communicator, plan: dict[str, object], train_set: Dataset, test_set: Dataset) -> None:
-    """Raise ReplicaMismatchError, on all ranks, unless all of them were called with the same arguments."""
-    mine = {name: repr(value) for name, value in plan.items()}
-    for name, dataset in (("train_set", train_set), ("test_set", test_set)):
-        labels = zlib.crc32(dataset.labels.data)
-        mine[name] = f"{dataset.images.dtype} of shape {dataset.images.shape}, labels with CRC-32 {labels:08x}"
-    everyone = comm.gather(mine)
-    for name in mine:
-        for rank, theirs in enumerate(everyone):
-            if theirs[name] != everyone[0][name]:
-                raise ReplicaMismatchError(
-                    f"all ranks must train the same: rank 0 has {name} {everyone[0][name]}, "
-                    f"but rank {rank} has {theirs[name]}"
-                ).together()
-
-
-def _start_from_rank_0(comm: Communicator, network: NetworkHandler, seed: int) -> int:
-    """Give every rank rank 0's parameters and an optimiser at rest; returns rank 0's seed."""
-    comm.broadcast(network.params)
-    network.rest_optimizer()
-    return comm.gather(seed)[0]
-
-
-def _record_minibatch(
-    history: History, reporter: Reporter | None, step: int, epoch: int, loss: float, samples: int
-) -> None:
+def _record_minibatch(history: History, reporter: Reporter | None, epoch: int, loss: float, samples: int) -> None:
     history.losses.append(loss)
     history.samples_seen += samples
     if reporter is not None:
-        reporter.minibatch(step, epoch, loss, samples)
-    _check_finite("loss", loss, step, epoch)
+        reporter.minibatch(history.steps, epoch, loss, samples)
 
 
-def _record_evaluation(history: History, reporter: Reporter | None, step: int, epoch: int, result: Evaluation) -> None:
+def _record_evaluation(history: History, reporter: Reporter | None, result: Evaluation, epoch_samples: int) -> None:
+    step, epoch = history.steps, -(-history.samples_seen // epoch_samples)
     history.evaluations.append((step, epoch, result))
     if reporter is not None:
         reporter.evaluation(step, epoch, result, history)
-    _check_finite("test loss", result.loss, step, epoch)
-
-
-def _check_finite(what: str, loss: float, step: int, epoch: int) -> None:
-    if not math.isfinite(loss):  # a sum over ranks: all of them raise here
-        raise DivergenceError(
-            f"the {what} of minibatch {step} (epoch {epoch}) is {loss}: training has diverged; "
-            f"a smaller learning rate may help"
-        ).together()
+    check_test_loss(result.loss, step, epoch)

@@ -13,6 +13,7 @@ from parallelcnn.layers.base import Array, Arrays, Call, Layer, Shape
 from parallelcnn.parameters import ParameterLayout
 from parallelcnn.workspace import Workspace, Workspaces
 
+LOSS, LEAVE = -2, -1  # the last places of a message
 _CACHE_BYTES = 1 << 20  # of a core's own, which holds what a layer reads and writes
 _LANES = 16  # samples: multiples of it fill a vector, and begin where a cache line begins
 
@@ -30,7 +31,8 @@ class Worker:
     Attributes:
         gradients: the loss differentiated by the parameters, one flat vector, written by `backward`; a view into
             `message`.
-        message: the vector that is summed over workers and ranks: the gradients, and in its last place the loss.
+        message: the vector that is summed over workers and ranks: the gradients, the loss in place LOSS, and in
+            place LEAVE how many ranks want to leave.
     """
 
     def __init__(
@@ -41,8 +43,8 @@ class Worker:
         params: Sequence[Arrays],
         dtype: np.dtype,
     ) -> None:
-        self.message = np.zeros(layout.size + 1, dtype)
-        self.gradients = self.message[:-1]
+        self.message = np.zeros(layout.size + 2, dtype)
+        self.gradients = self.message[:LOSS]
         grads = layout.views(self.gradients)
         self._layers = tuple(layers.values())
         self._params = [params[place] for place in layers]

@@ -54,10 +54,11 @@ from networks import NETWORKS, flop_per_sample
 
 import parallelcnn as pc
 from parallelcnn.comm import Communicator, abort_all_on_error, launched_ranks, mpi_library, mpirun, world
+from parallelcnn.compilation import compile_in_turns
 from parallelcnn.data.sampler import grain
 from parallelcnn.losses import SoftmaxCrossEntropy
 from parallelcnn.threads import one_blas_thread
-from parallelcnn.training import compile_in_turns
+from parallelcnn.worker import LOSS
 
 
 def main() -> int:
@@ -92,7 +93,7 @@ class OurNetwork:
             started = time.perf_counter()
             output = worker.forward(worker.load(self.images, block), training=True)
             doutput = worker.output_gradient(len(block))
-            worker.message[-1] = self.loss.forward_backward(output, self.labels[block], self.n, doutput)
+            worker.message[LOSS] = self.loss.forward_backward(output, self.labels[block], self.n, doutput)
             forward_done = time.perf_counter()
             worker.backward(doutput)
             forward += forward_done - started

@@ -136,7 +136,7 @@ done("the package is imported")
 sets = pc.load_data(data, data_dir)
 done(f"the data set is read")
 network = pc.NetworkHandler(pc.paper(), sets[0].input_shape)
-parallelcnn.training.compile_kernels(network, sets[0], pc.SGD(0.1), pc.SoftmaxCrossEntropy())
+parallelcnn.compilation.compile_kernels(network, sets[0], pc.SGD(0.1), pc.SoftmaxCrossEntropy())
 done("the kernels are loaded from the cache")
 class Reporter:
     def minibatch(self, step, *_):

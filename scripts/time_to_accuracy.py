@@ -43,6 +43,7 @@ from parallelcnn.layers import Conv2D, Dense, Flatten, MaxPool2D
 from parallelcnn.losses import SoftmaxCrossEntropy
 from parallelcnn.optimizers import SGD
 from parallelcnn.threads import one_blas_thread
+from parallelcnn.worker import LOSS
 
 Array = np.ndarray
 
@@ -92,7 +93,7 @@ def train(
             labels = train_set.labels[share]
             output = network.forward(network.load(windows[share, rows[share], columns[share]]), training=True)
             doutput = network.output_gradient(len(share))
-            network.message[-1] = loss.forward_backward(output, labels, len(minibatch), doutput)
+            network.message[LOSS] = loss.forward_backward(output, labels, len(minibatch), doutput)
             fresh_errors[share] = -len(minibatch) * doutput[labels, np.arange(len(share))]
             network.backward(doutput)
             comm.sum_over_ranks(network.message)

@@ -22,6 +22,27 @@ def minibatches(order: Array, batch_size: int) -> Iterator[Array]:
         yield order[start : start + batch_size]
 
 
+class Sampler:
+    """The samples of a training, in order, from any place on.
+
+    Args:
+        n_samples: in an epoch.
+        batch_size: over all ranks.
+        seed: of the order, with the epoch.
+    """
+
+    def __init__(self, n_samples: int, batch_size: int, seed: int) -> None:
+        self._n_samples, self._batch_size, self._seed = n_samples, batch_size, seed
+        self._order, self._order_of = np.empty(0, np.intp), 0
+
+    def after(self, samples_seen: int) -> tuple[int, Array]:
+        """The epoch, counted from 1, and the minibatch that follow when so many samples have been seen."""
+        epochs, seen = divmod(samples_seen, self._n_samples)
+        if self._order_of != epochs + 1:
+            self._order, self._order_of = shuffle(self._n_samples, self._seed, epochs + 1), epochs + 1
+        return self._order_of, self._order[seen : seen + self._batch_size]
+
+
 def grain(samples: Array, index: int, count: int) -> Array:
     """Piece `index` of `count` pieces of a minibatch, as equal as can be; empty where there are more pieces than
     samples. Together the pieces are the minibatch.

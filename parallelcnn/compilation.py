@@ -1,0 +1,50 @@
+"""Compiling, before the first step: every kernel once, and one rank at a time."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from parallelcnn.comm import Communicator, Serial, run_together
+from parallelcnn.data.dataset import Dataset
+from parallelcnn.kernels.finite import all_finite
+from parallelcnn.losses import Loss
+from parallelcnn.network import NetworkHandler
+from parallelcnn.optimizers import SGD
+from parallelcnn.summation import summation_of
+from parallelcnn.team import Team
+
+
+def compile_kernels(
+    network: NetworkHandler, dataset: Dataset, optimizer: SGD, loss: Loss, grains: int | None = None
+) -> None:
+    """Have every kernel of a training step compiled, or found in numba's cache, by running samples through it: one, and
+    as many as are ever taken at once, since their number also decides how convolutions are computed.
+
+    On one thread, before others start: what is compiled here serves all workers, whose arrays are of the same types.
+    Changes no parameter.
+    """
+    for n in (1, network.worker.block_size):
+        samples = np.zeros(n, np.intp)
+        loss.count_correct(network.forward(network.load(dataset.images, samples)), dataset.labels[samples])
+        with Team([network.worker]) as team:
+            summation_of(network, team, dataset, loss, grains).compute(samples, Serial(), leave=False)
+            all_finite(network.message)
+    optimizer.update(network.params.copy(), network.gradients, {})
+
+
+def compile_in_turns(comm: Communicator, work: Callable[[], object]) -> float:
+    """Do work that compiles: rank 0 first, then one rank of each other node, then the rest.
+
+    So a cold cache is filled once, on whatever file system it lies, and ranks never write it at the same time, which
+    has crashed numba programs (numba issues 4807 and 10128). Collective: every rank of `comm` must call it.
+
+    Returns:
+        How long it took [s].
+    """
+    started = time.perf_counter()
+    first_on_node = comm.rank == comm.ranks_on_node()[0]
+    my_turn = 0 if comm.rank == 0 else 1 if first_on_node else 2
+    for turn in range(3 if comm.size > 1 else 1):
+        run_together(comm, work if turn == my_turn else lambda: None)
+    return time.perf_counter() - started

@@ -1,0 +1,43 @@
+"""Noticing that a training has diverged, before a number that is none gets into the parameters."""
+
+import math
+
+import numpy as np
+
+from parallelcnn.errors import DivergenceError
+from parallelcnn.kernels.finite import all_finite
+from parallelcnn.network import NetworkHandler
+from parallelcnn.worker import LOSS
+
+
+def check_message(network: NetworkHandler, step: int, epoch: int) -> None:
+    """Raise DivergenceError unless the summed loss and gradient of minibatch `step` are finite.
+
+    Every rank has the same sums, so all of them raise, with parameters from before this step.
+    """
+    if all_finite(network.message):
+        return
+    loss = float(network.message[LOSS])
+    what = "gradient" if math.isfinite(loss) else "loss"
+    value = "is not finite" if math.isfinite(loss) else f"is {loss}"
+    raise DivergenceError(
+        f"the {what} of minibatch {step} (epoch {epoch}) {value}: training has diverged{_where(network)}; "
+        f"a smaller learning rate may help"
+    ).together()
+
+
+def check_test_loss(loss: float, step: int, epoch: int) -> None:
+    """Raise DivergenceError, on every rank, unless that is finite."""
+    if not math.isfinite(loss):
+        raise DivergenceError(
+            f"the test loss after minibatch {step} (epoch {epoch}) is {loss}: training has diverged; "
+            f"a smaller learning rate may help"
+        ).together()
+
+
+def _where(network: NetworkHandler) -> str:
+    """Gradients are computed from the last layer to the first: which is the first that is not finite."""
+    for slot in reversed(network.layout.slots):
+        if not np.isfinite(network.gradients[slot.start : slot.stop]).all():
+            return f", first in the {slot.name} gradient of layer {slot.layer + 1}, {network.layers[slot.layer]!r}"
+    return ""
