@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from parallelcnn._version import __version__
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError
 
 if TYPE_CHECKING:
+    from parallelcnn.checkpoint import Checkpoint, CheckpointFolder
     from parallelcnn.comm import Communicator
     from parallelcnn.data import Dataset
 
@@ -35,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit code."""
     before = signal.getsignal(signal.SIGINT)
     try:
-        return _main(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _main(arguments)
     finally:
         with contextlib.suppress(ValueError, TypeError):  # not on the main thread; not set by Python
             signal.signal(signal.SIGINT, before)
@@ -59,9 +63,9 @@ def _main(arguments: list[str] | None) -> int:
     comm: Communicator = Serial()
     try:
         comm = world(strict=options.command != "info")
-        options.run(options, comm)
+        code = options.run(options, comm) or 0
         sys.stdout.flush()
-        return 0
+        return code
     except LaunchError as error:
         return _leave(2, f"parallelcnn: error: {error}")
     except BaseException as error:  # whatever it is: the other ranks wait
@@ -135,6 +139,18 @@ def _interrupts_ending_the_process() -> Iterator[None]:
         _catch_interrupts()
 
 
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """As a sentence, where it is one of ours."""
+    from parallelcnn.errors import TrainingWarning
+
+    if issubclass(category, TrainingWarning):
+        print(f"parallelcnn: warning: {message}", file=sys.stderr, flush=True)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
 def _make_output_safe() -> None:
     """Printing must not fail: without a stdout, or with one that cannot show every letter."""
     if sys.stdout is None:
@@ -190,6 +206,39 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--profile", action="store_true", help="measure where the time goes: a table, and a time line in trace.json"
     )
+    train.add_argument(
+        "--reproducible",
+        type=int,
+        metavar="G",
+        help="cut every minibatch into G grains and sum them exactly: the same bits on any number of ranks and threads",
+    )
+    train.add_argument(
+        "--verify",
+        type=int,
+        nargs="?",
+        const=20,
+        metavar="K",
+        help="first train K minibatches (20) on one rank and on all, and compare",
+    )
+    train.add_argument(
+        "--checkpoint-every", type=int, metavar="K", help="save after every K minibatches, and not only each epoch"
+    )
+    train.add_argument("--checkpoint-seconds", type=float, metavar="T", help="save after every T seconds, too")
+    train.add_argument("--keep-last", type=int, default=2, metavar="N", help="checkpoints that are kept")
+    train.add_argument("--keep-best", action="store_true", help="keep the checkpoint with the best test result as well")
+    train.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="FILE",
+        help="go on from a checkpoint: the newest in --out that reads well, or this one",
+    )
+    train.add_argument(
+        "--repair",
+        default="stop",
+        metavar="stop|majority|checkpoint",
+        help="if ranks no longer hold the same parameters: end, take over what most hold, or go back to a checkpoint",
+    )
     train.add_argument("--out", metavar="DIR", help="folder for the results; otherwise runs/ and the UTC time")
 
     evaluate = commands.add_parser(
@@ -229,10 +278,11 @@ def _add_threads_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _train(options: argparse.Namespace, comm: "Communicator") -> None:
+def _train(options: argparse.Namespace, comm: "Communicator") -> int:
     from parallelcnn.comm import choose_threads, hosts, run_together
     from parallelcnn.compilation import compile_in_turns, compile_kernels
     from parallelcnn.evaluation import evaluate
+    from parallelcnn.leaving import LeaveOnSignal
     from parallelcnn.losses import SoftmaxCrossEntropy
     from parallelcnn.model_file import save_model
     from parallelcnn.models import find_model
@@ -241,8 +291,10 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.preparation import check_fit, check_numbers
     from parallelcnn.profiling import Profiler
     from parallelcnn.reporting import RunFolder, RunReporter, describe_result, describe_run, summarize
+    from parallelcnn.summation import check_grains
     from parallelcnn.threads import check_threads
     from parallelcnn.training import train
+    from parallelcnn.verification import verify
 
     _catch_interrupts()
     numbers = (options.epochs, options.batch_size, options.seed, options.evaluate_every)
@@ -250,8 +302,14 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     def check_options() -> SGD:
         check_numbers(*numbers)
         check_threads(options.threads)
+        check_grains(options.reproducible)
+        _checkpoint_folder(options, Path())
         if options.out == "":
             raise InputError("--out must name a folder, got ''")
+        if options.resume == "auto" and options.out is None:
+            raise InputError("--resume takes the folder of the run, --out DIR, or a checkpoint, --resume FILE")
+        if options.verify is not None and options.verify < 1:
+            raise InputError(f"--verify must be an integer of at least 1, got {options.verify}")
         return SGD(options.learning_rate, options.momentum, options.nesterov, options.weight_decay)
 
     optimizer = run_together(comm, check_options)
@@ -271,59 +329,111 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> None:
     run_together(comm, lambda: network.check_memory(threads))
     loss = SoftmaxCrossEntropy()
     with _interrupts_ending_the_process():
-        compile_seconds = compile_in_turns(comm, lambda: compile_kernels(network, train_set, optimizer, loss))
-    all_hosts, all_threads = hosts(comm), comm.gather(threads)
-    folder = run_together(comm, lambda: RunFolder(options.out) if comm.rank == 0 else None)
-    reporter = None
-    profiler = Profiler() if options.profile else None
-    with contextlib.ExitStack() as cleanup:
-        if folder is not None:
-            if folder.moved_to is not None:
-                print(f"moved the files of an earlier run to {folder.moved_to}")
-            print(describe_run(options, all_hosts, all_threads, network, train_set, test_set, optimizer), flush=True)
-            reporter = RunReporter(folder.metrics, options.epochs, len(train_set))
-            cleanup.callback(folder.close)
-            cleanup.callback(reporter.close)
-        history = train(
-            network,
-            train_set,
-            test_set,
-            optimizer,
-            options.epochs,
-            options.batch_size,
-            options.seed,
-            comm,
-            loss=loss,
-            evaluate_every=options.evaluate_every,
-            reporter=reporter,
-            threads=threads,
-            profiler=profiler,
+        compile_seconds = compile_in_turns(
+            comm, lambda: compile_kernels(network, train_set, optimizer, loss, options.reproducible)
         )
-    on_train_set = evaluate(network, train_set, comm, loss=loss, threads=threads)
-    peaks = comm.gather(_peak_rss_bytes())
+    all_hosts, all_threads = hosts(comm), comm.gather(threads)
+    how: dict[str, Any] = {"loss": loss, "threads": threads, "grains": options.reproducible}
+    if options.verify is not None:
+        verified = verify(
+            network, train_set, optimizer, options.batch_size, options.seed, comm, steps=options.verify, **how
+        )
+        if comm.rank == 0:
+            print(f"verified   {verified}", flush=True)
 
-    def write_results() -> None:
-        if folder is None or reporter is None:
-            return
-        if profiler is not None:
-            print(f"\n{profiler.table()}\n")
-        if not folder.make_again():
-            print(f"parallelcnn: metrics.jsonl was removed from {folder.path} while this run wrote it", file=sys.stderr)
-        # A disk may become full: what cannot be had again comes first.
-        save_model(folder.path / "model.npz", network)
-        history.compile_seconds += compile_seconds
-        summary = summarize(options, all_hosts, all_threads, network, train_set, history, on_train_set)
-        summary["peak_rss_bytes"] = max(peaks)
-        summary["wall_seconds"] = _seconds_since_start()
-        summary["started"] = (datetime.now(UTC) - timedelta(seconds=summary["wall_seconds"])).isoformat()
-        summary["first_step_seconds"] = summary["wall_seconds"] - (time.perf_counter() - reporter.first_step_at)
-        folder.write_summary(summary)
-        folder.plot_losses(history)
-        if profiler is not None:
-            folder.write_profile(profiler)
-        print(describe_result(folder, history, on_train_set, max(peaks)), flush=True)
+    resume = run_together(comm, lambda: _find_checkpoint(options) if comm.rank == 0 else None)
+    goes_on = resume is not None and options.resume == "auto"
+    folder = run_together(comm, lambda: RunFolder(options.out, goes_on=goes_on) if comm.rank == 0 else None)
+    path = comm.gather(Path() if folder is None else folder.path)[0]
+    reporter = RunReporter(comm, folder, path, options.epochs, len(train_set))
+    profiler = Profiler() if options.profile else None
+    if folder is not None:
+        if folder.moved_to is not None:
+            print(f"moved the files of an earlier run to {folder.moved_to}")
+        if resume is not None:
+            print(f"resumed after minibatch {resume.history.steps:,}")
+        elif options.resume is not None:
+            print(f"no checkpoint in {folder.checkpoints} yet: starting from the beginning")
+        print(describe_run(options, all_hosts, all_threads, network, train_set, test_set, optimizer), flush=True)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(reporter.close)
+        with LeaveOnSignal() as leave:
+            history = train(
+                network,
+                train_set,
+                test_set,
+                optimizer,
+                options.epochs,
+                options.batch_size,
+                options.seed,
+                comm,
+                **how,
+                evaluate_every=options.evaluate_every,
+                reporter=reporter,
+                profiler=profiler,
+                checkpoints=_checkpoint_folder(options, path),
+                resume=resume,
+                leave=leave,
+                repair=options.repair,
+            )
+        if history.left:
+            signal_number = max(comm.gather(leave.received))
+            if comm.rank == 0:
+                what = "interrupted" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
+                print(
+                    f"parallelcnn: {what}: left after minibatch {history.steps:,}; "
+                    f"the same command with --out {path} --resume goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            comm.barrier()  # a launcher ends the others once one has left: not before the message is out
+            return 128 + signal_number
+        on_train_set = evaluate(network, train_set, comm, loss=loss, threads=threads)
+        peaks = comm.gather(_peak_rss_bytes())
+        all_hosts, all_threads = hosts(comm), comm.gather(threads)  # those that are left
 
-    run_together(comm, write_results)
+        def write_results() -> None:
+            folder = reporter.folder
+            if folder is None or comm.rank != 0:
+                return
+            if profiler is not None:
+                print(f"\n{profiler.table()}\n")
+            if not folder.make_again():
+                print(f"parallelcnn: metrics.jsonl was removed from {path} while this run wrote it", file=sys.stderr)
+            # A disk may become full: what cannot be had again comes first.
+            save_model(folder.path / "model.npz", network)
+            history.compile_seconds += compile_seconds
+            summary = summarize(options, all_hosts, all_threads, network, train_set, history, on_train_set)
+            summary["peak_rss_bytes"] = max(peaks)
+            summary["wall_seconds"] = _seconds_since_start()
+            summary["started"] = (datetime.now(UTC) - timedelta(seconds=summary["wall_seconds"])).isoformat()
+            summary["first_step_seconds"] = summary["wall_seconds"] - (time.perf_counter() - reporter.first_step_at)
+            folder.write_summary(summary)
+            folder.plot_losses(history)
+            if profiler is not None:
+                folder.write_profile(profiler)
+            print(describe_result(folder, history, on_train_set, max(peaks)), flush=True)
+
+        run_together(comm, write_results)
+    return 0
+
+
+def _checkpoint_folder(options: argparse.Namespace, path: Path) -> "CheckpointFolder":
+    from parallelcnn.checkpoint import CheckpointFolder
+
+    every = options.checkpoint_every, options.checkpoint_seconds
+    return CheckpointFolder(path / "checkpoints", *every, options.keep_last, options.keep_best)
+
+
+def _find_checkpoint(options: argparse.Namespace) -> "Checkpoint | None":
+    """What --resume names, or finds."""
+    from parallelcnn.checkpoint import load_checkpoint
+
+    if options.resume is None:
+        return None
+    if options.resume != "auto":
+        return load_checkpoint(options.resume)
+    return _checkpoint_folder(options, Path(options.out)).newest()
 
 
 def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:

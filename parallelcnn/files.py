@@ -1,10 +1,12 @@
 """Writing files so that a reader finds the old content or the new, never a part of it."""
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 
 @contextlib.contextmanager
@@ -35,6 +37,25 @@ def write_atomically(path: Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+
+def lock(path: Path) -> TextIO | None:
+    """Take the lock that is the file at `path`, for as long as what is returned is open; None if another process has.
+
+    A process that dies gives it back.
+
+    Raises:
+        OSError: if there can be no such file.
+    """
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:  # a file system without locks: better without than not at all
+        pass
+    return file
 
 
 def _umask() -> int:

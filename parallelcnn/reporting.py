@@ -1,13 +1,15 @@
 """What a run tells: on the terminal while it goes on, and in the files of its folder."""
 
+import contextlib
 import io
 import json
 import math
 import os
 import sys
 import time
+import warnings
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,52 +17,105 @@ from typing import Any, TextIO
 import numpy as np
 
 from parallelcnn._version import __version__
-from parallelcnn.comm import mpi_library
+from parallelcnn.comm import Communicator, mpi_library
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain
-from parallelcnn.errors import InputError
+from parallelcnn.errors import InputError, TrainingWarning
 from parallelcnn.evaluation import Evaluation
-from parallelcnn.files import naming, write_atomically
+from parallelcnn.files import lock, write_atomically
 from parallelcnn.history import History
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
 from parallelcnn.profiling import Profiler
 
-_FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json")
+_FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json", "checkpoints")
 _LINES_AT_ONCE = 100  # of metrics.jsonl: they fit into Python's buffer of 8 KiB, which would empty itself in mid-line
 
 
 class RunFolder:
-    """The folder that receives what a run leaves behind.
+    """The folder that receives what a run leaves behind; one run at a time.
 
     Args:
-        path: created where it is missing; None: `runs/` and the UTC time. Files of an earlier run in it move into a
-            folder of their own inside it.
+        path: created where it is missing; None: `runs/` and the UTC time.
+        goes_on: whether the run goes on with what is there. Otherwise files of an earlier run in it move into a folder
+            of their own inside it.
 
     Raises:
-        InputError: if nothing can be written there.
+        InputError: if nothing can be written there, or another run writes there.
     """
 
-    def __init__(self, path: str | Path | None) -> None:
+    def __init__(self, path: str | Path | None, *, goes_on: bool = False) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
         self.path = Path(path) if path is not None else _unused(Path("runs") / now)
         self.moved_to: Path | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.path / ".lock")
+            if self._lock is None:
+                raise InputError(f"--out {self.path} must be one run's at a time, but another run writes there now")
             earlier = [self.path / name for name in _FILES if (self.path / name).exists()]
-            if earlier:
+            if earlier and not goes_on:
                 self.moved_to = _unused(self.path / f"before-{now}")
                 self.moved_to.mkdir()
                 for file in earlier:
                     file.rename(self.moved_to / file.name)
-            self.metrics: TextIO = (self.path / "metrics.jsonl").open("w", encoding="utf-8")
+            self._metrics: TextIO | None = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
         except OSError as error:
             raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from None
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints go."""
+        return self.path / "checkpoints"
+
+    def write_metrics(self, lines: str, *, flush: bool) -> None:
+        """Add lines to `metrics.jsonl`. If that fails, warn, and let the training go on without it."""
+        if self._metrics is None:
+            return
+        try:
+            self._metrics.write(lines)
+            if flush:
+                self._metrics.flush()
+        except OSError as error:
+            self._give_metrics_up(error)
+
+    def take_metrics_up(self, history: History, epoch_samples: int) -> None:
+        """Make `metrics.jsonl` say what has happened so far: what is there of it, and what is missing."""
+        if self._metrics is None:
+            return
+        path = self.path / "metrics.jsonl"
+        try:
+            self._metrics.close()
+            kept = [line for line in _read_metrics(path) if line["step"] <= history.steps]
+            done = max((line["step"] for line in kept if "loss" in line), default=0)
+            tested = {line["step"] for line in kept if "test_loss" in line}
+            steps_per_epoch = max(history.steps * epoch_samples / max(history.samples_seen, 1), 1)
+            for step, loss in enumerate(history.losses[done:], start=done + 1):
+                kept.append({"step": step, "epoch": math.ceil(step / steps_per_epoch), "loss": loss})
+            kept += [_as_line(*one) for one in history.evaluations if one[0] not in tested]
+            kept.sort(key=lambda line: (line["step"], "test_loss" in line))
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            self._metrics = path.open("a", encoding="utf-8")
+        except OSError as error:
+            self._give_metrics_up(error)
+
     def close(self) -> None:
-        """Close the file of metrics, with what has not been written yet."""
-        with naming(self.path / "metrics.jsonl"):
-            self.metrics.close()
+        """Close the file of metrics, with what has not been written yet, and let another run write here."""
+        if self._metrics is not None:
+            try:
+                self._metrics.close()
+            except OSError as error:
+                self._give_metrics_up(error)
+        if self._lock is not None:
+            self._lock.close()
+
+    def _give_metrics_up(self, error: OSError) -> None:
+        path = self.path / "metrics.jsonl"
+        warnings.warn(f"{path} gets no more lines: {error.strerror}", TrainingWarning, stacklevel=2)
+        metrics, self._metrics = self._metrics, None
+        with contextlib.suppress(OSError):
+            if metrics is not None:
+                metrics.close()
 
     def make_again(self) -> bool:
         """Make the folder again if it has been removed since, for what is still to come; False if metrics are lost."""
@@ -90,18 +145,32 @@ class RunFolder:
 class RunReporter:
     """Tells of a run while it goes on: a progress bar on a terminal, otherwise a line an epoch; and metrics.jsonl.
 
+    On every rank, but only rank 0 speaks; if it is lost, another one is rank 0, and takes the folder over.
+
     Args:
-        metrics: receives one JSON object a line, for every minibatch and every evaluation.
+        comm: the ranks.
+        folder: on rank 0, where the metrics go.
+        path: of that folder, on every rank.
         epochs: how many there will be.
         samples: in an epoch.
         stream: where the bar or the lines go; stdout unless given.
 
     Attributes:
+        folder: on rank 0.
         first_step_at: when the first minibatch was done, by `time.perf_counter` [s].
     """
 
-    def __init__(self, metrics: TextIO, epochs: int, samples: int, stream: TextIO | None = None) -> None:
-        self._metrics, self._epochs, self._samples = metrics, epochs, samples
+    def __init__(
+        self,
+        comm: Communicator,
+        folder: RunFolder | None,
+        path: Path,
+        epochs: int,
+        samples: int,
+        stream: TextIO | None = None,
+    ) -> None:
+        self._comm, self.folder, self._path = comm, folder, path
+        self._epochs, self._samples = epochs, samples
         self._stream = stream or sys.stdout
         self._on_terminal = self._stream.isatty()
         self._bar: Any = None
@@ -110,45 +179,58 @@ class RunReporter:
         self._epoch_done = 0
         self.first_step_at = math.nan
 
+    def resumed(self, history: History) -> None:
+        self._take_bar_off()
+        self._seconds_before = history.train_seconds
+        if self._comm.rank != 0:
+            return
+        if self.folder is None:
+            self.folder = RunFolder(self._path, goes_on=True)
+        self.folder.take_metrics_up(history, self._samples)
+        # The loss of an epoch is said as that of what was seen of it since.
+        self._loss_sum, self._epoch_done = 0.0, 0
+
     def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
-        if step == 1:
+        if math.isnan(self.first_step_at):
             self.first_step_at = time.perf_counter()
+        if self.folder is None:
+            return
         # Written out, not json.dumps, which took 2 % of a step. JSON knows no NaN: null.
         number = f"{loss:.9g}" if math.isfinite(loss) else "null"
-        self._write(f'{{"step": {step}, "epoch": {epoch}, "loss": {number}}}\n', flush=step % _LINES_AT_ONCE == 0)
+        line = f'{{"step": {step}, "epoch": {epoch}, "loss": {number}}}\n'
+        self.folder.write_metrics(line, flush=step % _LINES_AT_ONCE == 0)
         self._loss_sum += loss * samples
         self._epoch_done += samples
         if self._on_terminal:
             self._advance_bar(epoch, samples, loss)
 
     def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:
-        test_loss = result.loss if math.isfinite(result.loss) else None
-        line = {"step": step, "epoch": epoch, "test_loss": test_loss, "test_accuracy": result.accuracy}
-        self._write(json.dumps(line) + "\n", flush=True)
-        if self._epoch_done < self._samples:
+        if self.folder is None:
+            return
+        self.folder.write_metrics(json.dumps(_as_line(step, epoch, result)) + "\n", flush=True)
+        if history.samples_seen % self._samples != 0:
             return
         seconds = history.train_seconds - self._seconds_before
-        self.close()
+        self._take_bar_off()
         accuracy = "" if result.accuracy is None else f"   test accuracy {as_percent(result.accuracy)}"
+        mean_loss = self._loss_sum / self._epoch_done if self._epoch_done else math.nan
+        rate = self._epoch_done / seconds if seconds > 0 else math.nan
         print(
-            f"epoch {epoch}/{self._epochs}   loss {self._loss_sum / self._epoch_done:.4f}   test loss {result.loss:.4f}"
-            f"{accuracy}   {seconds:.2f} s   {self._samples / seconds:,.0f} samples/s",
+            f"epoch {epoch}/{self._epochs}   loss {mean_loss:.4f}   test loss {result.loss:.4f}"
+            f"{accuracy}   {seconds:.2f} s   {rate:,.0f} samples/s",
             file=self._stream,
             flush=True,
         )
         self._seconds_before = history.train_seconds
         self._loss_sum, self._epoch_done = 0.0, 0
 
-    def _write(self, line: str, flush: bool = False) -> None:
-        try:
-            self._metrics.write(line)
-            if flush:
-                self._metrics.flush()
-        except OSError as error:  # a full disk names no file by itself
-            raise OSError(error.errno, error.strerror, self._metrics.name) from None
-
     def close(self) -> None:
-        """Take the progress bar off the terminal."""
+        """Take the progress bar off the terminal, and leave the folder to others."""
+        self._take_bar_off()
+        if self.folder is not None:
+            self.folder.close()
+
+    def _take_bar_off(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -167,6 +249,24 @@ class RunReporter:
             )
         self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
         self._bar.update(samples)
+
+
+def _as_line(step: int, epoch: int, result: Evaluation) -> dict[str, Any]:
+    test_loss = result.loss if math.isfinite(result.loss) else None
+    return {"step": step, "epoch": epoch, "test_loss": test_loss, "test_accuracy": result.accuracy}
+
+
+def _read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of `metrics.jsonl` that are whole: of a run that was killed the last one may not be."""
+    if not path.exists():
+        return
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            yield line
 
 
 def describe_run(
@@ -227,6 +327,8 @@ def summarize(
         "hosts": list(hosts),
         "threads": list(threads),
         "mpi_library": mpi_library() if len(hosts) > 1 else None,
+        "grains": options.reproducible,
+        "lost_ranks": history.lost_ranks,
         "samples_seen": history.samples_seen,
         "train_seconds": history.train_seconds,
         "compile_seconds": history.compile_seconds,

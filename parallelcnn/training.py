@@ -43,6 +43,9 @@ class Reporter(Protocol):
     def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:
         """The network was evaluated on the test set after minibatch `step`."""
 
+    # def resumed(self, history: History) -> None, for reporters that have it, too: training goes on from what the
+    # history says, after a resume, after a rank was lost, or after the ranks went back to a checkpoint.
+
 
 def train(
     network: NetworkHandler,
@@ -152,6 +155,8 @@ def train(
         )
         if profiler is not None:
             workers, ranks, reporter = profiler.watch(network, workers, comm, reporter)
+        if history.steps > 0:
+            _tell_resumed(reporter, history)
         with Team(workers) as team:
             summation = summation_of(network, team, train_set, loss, grains)
             guard = ReplicaGuard(comm, network, history, repair, checkpoints)
@@ -161,6 +166,7 @@ def train(
                     if _evaluation_is_due(history, evaluate_every, epoch_ended):
                         _record_evaluation(history, reporter, evaluate_by(team, test_set, comm, loss), len(train_set))
                     if epoch_ended and guard.brings_back_an_earlier_state():
+                        _tell_resumed(reporter, history)
                         continue
                     if checkpoints is not None and comm.rank == 0:
                         checkpoints.save_if_due(facts, network, history, epoch_ended or history.left)
@@ -179,9 +185,16 @@ def train(
                     if profiler is not None:
                         raise
                     guard.go_on_without_the_lost()
+                    _tell_resumed(reporter, history)
         if profiler is not None:
             profiler.finish()
     return history
+
+
+def _tell_resumed(reporter: Reporter | None, history: History) -> None:
+    resumed = getattr(reporter, "resumed", None)
+    if resumed is not None:
+        resumed(history)
 
 
 def _evaluation_is_due(history: History, every: int | None, epoch_ended: bool) -> bool:

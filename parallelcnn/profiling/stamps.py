@@ -143,6 +143,11 @@ class WatchedReporter:
         """The first step begins, or goes on, now."""
         self._log.numbers[self._log.begin + BEGAN] = clock()
 
+    def resumed(self, *arguments: Any) -> None:
+        resumed = getattr(self._reporter, "resumed", None)
+        if resumed is not None:
+            resumed(*arguments)
+
     def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
         log = self._log
         log.numbers[log.begin + UPDATED] = clock()
