@@ -279,7 +279,7 @@ def _add_threads_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace, comm: "Communicator") -> int:
-    from parallelcnn.comm import choose_threads, hosts, run_together
+    from parallelcnn.comm import choose_threads, do_with_survivors, hosts, run_together
     from parallelcnn.compilation import compile_in_turns, compile_kernels
     from parallelcnn.evaluation import evaluate
     from parallelcnn.leaving import LeaveOnSignal
@@ -355,6 +355,39 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> int:
         elif options.resume is not None:
             print(f"no checkpoint in {folder.checkpoints} yet: starting from the beginning")
         print(describe_run(options, all_hosts, all_threads, network, train_set, test_set, optimizer), flush=True)
+
+    def finish() -> None:
+        on_train_set = evaluate(network, train_set, comm, loss=loss, threads=threads)
+        ranks = hosts(comm), comm.gather(threads), comm.gather(_peak_rss_bytes())
+
+        def write_results() -> None:
+            if comm.rank != 0:
+                return
+            if reporter.folder is None:  # the rank that had it is lost
+                reporter.resumed(history)
+            folder = reporter.folder
+            assert folder is not None
+            all_hosts, all_threads, peaks = ranks
+            if profiler is not None:
+                print(f"\n{profiler.table()}\n")
+            if not folder.make_again():
+                print(f"parallelcnn: metrics.jsonl was removed from {path} while this run wrote it", file=sys.stderr)
+            # A disk may become full: what cannot be had again comes first.
+            save_model(folder.path / "model.npz", network)
+            summary = summarize(options, all_hosts, all_threads, network, train_set, history, on_train_set)
+            summary["compile_seconds"] += compile_seconds
+            summary["peak_rss_bytes"] = max(peaks)
+            summary["wall_seconds"] = _seconds_since_start()
+            summary["started"] = (datetime.now(UTC) - timedelta(seconds=summary["wall_seconds"])).isoformat()
+            summary["first_step_seconds"] = summary["wall_seconds"] - (time.perf_counter() - reporter.first_step_at)
+            folder.write_summary(summary)
+            folder.plot_losses(history)
+            if profiler is not None:
+                folder.write_profile(profiler)
+            print(describe_result(folder, summary), flush=True)
+
+        run_together(comm, write_results)
+
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(reporter.close)
         with LeaveOnSignal() as leave:
@@ -388,33 +421,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> int:
                 )
             comm.barrier()  # a launcher ends the others once one has left: not before the message is out
             return 128 + signal_number
-        on_train_set = evaluate(network, train_set, comm, loss=loss, threads=threads)
-        peaks = comm.gather(_peak_rss_bytes())
-        all_hosts, all_threads = hosts(comm), comm.gather(threads)  # those that are left
-
-        def write_results() -> None:
-            folder = reporter.folder
-            if folder is None or comm.rank != 0:
-                return
-            if profiler is not None:
-                print(f"\n{profiler.table()}\n")
-            if not folder.make_again():
-                print(f"parallelcnn: metrics.jsonl was removed from {path} while this run wrote it", file=sys.stderr)
-            # A disk may become full: what cannot be had again comes first.
-            save_model(folder.path / "model.npz", network)
-            history.compile_seconds += compile_seconds
-            summary = summarize(options, all_hosts, all_threads, network, train_set, history, on_train_set)
-            summary["peak_rss_bytes"] = max(peaks)
-            summary["wall_seconds"] = _seconds_since_start()
-            summary["started"] = (datetime.now(UTC) - timedelta(seconds=summary["wall_seconds"])).isoformat()
-            summary["first_step_seconds"] = summary["wall_seconds"] - (time.perf_counter() - reporter.first_step_at)
-            folder.write_summary(summary)
-            folder.plot_losses(history)
-            if profiler is not None:
-                folder.write_profile(profiler)
-            print(describe_result(folder, history, on_train_set, max(peaks)), flush=True)
-
-        run_together(comm, write_results)
+        do_with_survivors(comm, finish)
     return 0
 
 

