@@ -102,7 +102,7 @@ class CheckpointFolder:
         path: a folder, made where it is missing. Only files that this class has named are touched in it.
         every_steps: after so many minibatches.
         every_seconds: after so long [s].
-        keep_last: of so many the files stay.
+        keep_last: of so many the files stay, and the one of the last epoch's end besides.
         keep_best: the file of the best test result stays as well: of the highest accuracy, of the lowest loss if there
             is none.
 
@@ -117,6 +117,8 @@ class CheckpointFolder:
     keep_best: bool = False
     _saved_at: float = field(default_factory=time.monotonic, init=False, repr=False)
     _saved_step: int = field(default=-1, init=False, repr=False)
+    _held_step: int = field(default=-1, init=False, repr=False)
+    _failed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, value in (("every_steps", self.every_steps), ("keep_last", self.keep_last)):
@@ -134,7 +136,7 @@ class CheckpointFolder:
     def save_if_due(self, facts: dict[str, Any], network: NetworkHandler, history: History, must: bool) -> None:
         """Save if it must be, or is time to, and delete what need not be kept.
 
-        If that fails, warn: the earlier files are still there.
+        If that fails, warn, once until it works again: the earlier files are still there.
 
         Args:
             facts: see `Checkpoint`.
@@ -143,10 +145,13 @@ class CheckpointFolder:
             return
         self._saved_at, self._saved_step = time.monotonic(), history.steps
         try:
+            if not all(np.isfinite(vector).all() for vector in network.state.values()):
+                raise CheckpointError("parameters that are not finite")
             with naming(Path(self.path)):
                 Path(self.path).mkdir(parents=True, exist_ok=True)
             save_checkpoint(self._file(history.steps), Checkpoint(facts, network.state, history))
             keep = self._files()[: self.keep_last]
+            keep.append(self._file(self._held_step))
             if self.keep_best:
                 keep.append(self._file(_best_step(history)))
             for file in self._files():
@@ -155,7 +160,15 @@ class CheckpointFolder:
         except (OSError, CheckpointError) as error:
             reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else error
             message = f"no checkpoint after minibatch {history.steps} ({reason}); training goes on without it"
-            warnings.warn(message, TrainingWarning, stacklevel=3)
+            if not self._failed:
+                warnings.warn(message, TrainingWarning, stacklevel=3)
+            self._failed = True
+        else:
+            self._failed = False
+
+    def hold(self, step: int) -> None:
+        """Keep the checkpoint of that minibatch, however many follow, until another is held: it is known to be right."""
+        self._held_step = step
 
     def _is_time(self, history: History) -> bool:
         if self.every_steps is not None and history.steps % self.every_steps == 0:

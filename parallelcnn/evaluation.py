@@ -15,8 +15,6 @@ from parallelcnn.team import Team
 from parallelcnn.threads import check_threads, one_blas_thread
 from parallelcnn.worker import Worker
 
-_UNIT = 2.0**-22  # of losses: sums are exact up to 2**31
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -70,21 +68,20 @@ def evaluate_by(team: Team, dataset: Dataset, comm: Communicator, loss: Loss) ->
     """The same with a team of threads that is there already, for a data set that fits its network.
 
     Each thread of each rank takes some of the blocks that the samples are cut into; losses, right answers and samples
-    are summed, and only then divided. The result has the same bits, whoever takes which. Collective: every rank of
-    `comm` must call it.
+    are summed over all blocks, in order, and only then divided: the same bits, whoever takes which. Collective: every
+    rank of `comm` must call it.
     """
     size = team.workers[0].block_size
-    blocks = grain(np.arange(-(-len(dataset) // size)), comm.rank, comm.size)
+    blocks = np.zeros((-(-len(dataset) // size), 3))
 
-    def run_blocks(worker: Worker, some: Array) -> Array:
-        sums = np.zeros(3)
-        for block in some:
-            sums += _run_block(worker, dataset, np.arange(block * size, min((block + 1) * size, len(dataset))), loss)
-        return sums
+    def run_blocks(worker: Worker, numbers: Array) -> None:
+        for number in numbers:
+            samples = np.arange(number * size, min((number + 1) * size, len(dataset)))
+            blocks[number] = _run_block(worker, dataset, samples, loss)
 
-    sums = np.sum(team.run(run_blocks, blocks), axis=0)
-    comm.sum_over_ranks(sums)
-    total_loss, total_correct, total_samples = sums
+    team.run(run_blocks, grain(np.arange(len(blocks)), comm.rank, comm.size))
+    comm.sum_over_ranks(blocks)  # of each row but one rank has anything but zeros
+    total_loss, total_correct, total_samples = blocks.sum(axis=0)
     accuracy = float(total_correct / total_samples) if dataset.classes is not None else None
     return Evaluation(float(total_loss / total_samples), accuracy, int(total_samples))
 
@@ -95,6 +92,4 @@ def _run_block(worker: Worker, dataset: Dataset, samples: Array, loss: Loss) -> 
     labels = worker.load_labels(dataset.labels, samples)
     correct = loss.count_correct(output, labels)
     unused = worker.output_gradient(len(samples))
-    total = loss.forward_backward(output, labels, 1, unused)
-    # Whole multiples of a unit add up without rounding, in any order.
-    return float(np.rint(total / _UNIT) * _UNIT), correct or 0, len(samples)
+    return loss.forward_backward(output, labels, 1, unused), correct or 0, len(samples)

@@ -110,17 +110,19 @@ def start(
         comm.broadcast(network.params)
         network.rest_optimizer()
         return History()
-    for name, before, now in facts_that_changed(facts, resume.facts):
+    changed = list(facts_that_changed(facts, resume.facts))
+    for name, before, now in changed:
         if name in _FIXED:
             found = f"its {name} is {before}, not {now}"
             raise CheckpointError(f"the checkpoint is of another training: {found}").together()
-        if comm.rank == 0:
-            warnings.warn(f"resumed with {name} {now} instead of {before}", TrainingWarning, stacklevel=3)
     if resume.history.samples_seen > last_sample:
         raise CheckpointError(
             f"the checkpoint has seen {resume.history.samples_seen:,} samples already: epochs must be more, "
             f"they end after {last_sample:,}"
         ).together()
+    for name, before, now in changed:
+        if comm.rank == 0:
+            warnings.warn(f"resumed with {name} {now} instead of {before}", TrainingWarning, stacklevel=3)
     network.set_state(resume.state)
     return copy.deepcopy(resume.history)
 

@@ -40,7 +40,7 @@ class ReplicaGuard:
     ) -> None:
         self._comm, self._network, self._history = comm, network, history
         self._repair, self._checkpoints = repair, checkpoints
-        self._equal_at = history.steps  # they have just begun alike
+        self._hold_equal()  # they have just begun alike
         self._ranks_at_first = comm.size + history.lost_ranks
 
     def brings_back_an_earlier_state(self) -> bool:
@@ -64,7 +64,7 @@ class ReplicaGuard:
             return True
         elif mismatch is not None:
             raise mismatch
-        self._equal_at = self._history.steps
+        self._hold_equal()
         return False
 
     def go_on_without_the_lost(self) -> None:
@@ -81,6 +81,11 @@ class ReplicaGuard:
         gone = f"{self._history.lost_ranks} of {self._ranks_at_first} ranks"
         self._warn(f"{gone} lost by minibatch {self._history.steps}: {self._comm.size} go on")
 
+    def _hold_equal(self) -> None:
+        self._equal_at = self._history.steps
+        if self._checkpoints is not None:
+            self._checkpoints.hold(self._equal_at)
+
     def _go_back(self) -> bool:
         """To the newest checkpoint from before the ranks differed; False if there is none. Collective."""
         assert self._checkpoints is not None
@@ -91,7 +96,8 @@ class ReplicaGuard:
         self._network.set_state(found.state)
         before = found.history
         self._history.losses[:], self._history.evaluations[:] = before.losses, before.evaluations
-        self._history.samples_seen, self._equal_at = before.samples_seen, before.steps
+        self._history.samples_seen = before.samples_seen
+        self._hold_equal()
         return True
 
     def _warn(self, message: str) -> None:

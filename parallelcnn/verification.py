@@ -45,12 +45,13 @@ def verify(
         ReplicaMismatchError: on every rank, if they are not.
     """
     before = {name: vector.copy() for name, vector in network.state.items()}
-    comm.broadcast(before["params"])
+    start = network.params.copy()
+    comm.broadcast(start)
     epochs = -(-steps * batch_size // len(dataset))
     few = Dataset(dataset.images[:1], dataset.labels[:1], dataset.classes, dataset.name)
 
     def train_from_the_start(ranks: Communicator, on_threads: int) -> tuple[np.ndarray, int]:
-        network.set_state(before)
+        network.set_state({"params": start})
         countdown = iter([False] * (steps - 1))
         history = train(
             network,
@@ -71,7 +72,6 @@ def verify(
     together, done = train_from_the_start(comm, threads)
     alone: Any = run_together(comm, lambda: train_from_the_start(Serial(), 1)[0])
     network.set_state(before)
-    network.rest_optimizer()
     difference = float(np.abs(together - alone).max(initial=0))
     what = f"{done} minibatches on {comm.size} x {threads} threads and on one"
     same_bits = np.array_equal(together, alone)

@@ -34,7 +34,9 @@ def test_training_writes_what_it_promises(train, folder, tmp_path):
     ran = train("--epochs", 2, "--batch-size", 50, "--evaluate-every", 3, "--learning-rate", 0.05, "--momentum", 0.5)
     assert ran.code == 0, ran.err
     assert ran.err == ""
-    assert sorted(path.name for path in out.iterdir()) == ["loss.png", "metrics.jsonl", "model.npz", "summary.json"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [".lock", "checkpoints", "loss.png", "metrics.jsonl", "model.npz", "summary.json"]
+    )
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
 
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -97,7 +99,7 @@ def test_the_same_seed_twice_gives_the_same_hash_and_the_earlier_files_are_kept(
         assert ran.code == 0, ran.err
         hashes.append(json.loads((tmp_path / "out" / "summary.json").read_text())["parameters_sha256"])
     assert hashes[0] == hashes[1] != hashes[2]
-    earlier = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    earlier = [path for path in (tmp_path / "out").glob("before-*")]
     assert len(earlier) == 2
     for path in earlier:
         assert json.loads((path / "summary.json").read_text())["parameters_sha256"] == hashes[0]

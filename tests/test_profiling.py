@@ -365,6 +365,6 @@ def test_the_command_prints_the_table_once_and_leaves_it_and_the_time_line(ranks
     assert ran.code == 0, ran.err
     assert "layer, as it runs" not in ran.out
     assert not (out / "profile.txt").exists()
-    (earlier,) = [path for path in out.iterdir() if path.is_dir()]
+    (earlier,) = [path for path in out.glob("before-*")]
     assert (earlier / "profile.txt").read_text() == table
     assert (earlier / "trace.json").exists()

@@ -1,0 +1,160 @@
+"""Training that goes on: from a checkpoint, after being asked to leave, after a repair."""
+
+import warnings
+
+import numpy as np
+import pytest
+import small
+
+import parallelcnn as pc
+from parallelcnn.errors import CheckpointError, DivergenceError, InputError, TrainingWarning
+
+SGD = pc.SGD(0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
+
+
+def train(epochs=3, batch_size=25, network=None, n=211, optimizer=SGD, seed=0, test_seed=1, **options):
+    network = network or small.network()
+    sets = small.dataset(n), small.dataset(97, seed=test_seed)
+    history = pc.train(network, *sets, optimizer, epochs, batch_size, seed, pc.Serial(), **options)
+    return network, history
+
+
+def leave_after(steps):
+    answers = iter([False] * (steps - 1))
+    return lambda: next(answers, True)
+
+
+def told(history):
+    return history.losses, history.evaluations, history.samples_seen
+
+
+@pytest.mark.parametrize("grains", [None, 4])
+@pytest.mark.parametrize("steps", [1, 4, 9, 13, 18, 26])
+def test_a_training_that_left_and_was_resumed_is_an_undisturbed_one_to_the_bit(steps, grains, tmp_path):
+    """In the middle of an epoch, at its end, twice."""
+    whole, history_whole = train(grains=grains, evaluate_every=4)
+    folder = pc.CheckpointFolder(tmp_path)
+    _, history = train(grains=grains, evaluate_every=4, checkpoints=folder, leave=leave_after(steps))
+    assert history.left
+    assert history.steps == steps
+    resume = pc.CheckpointFolder(tmp_path).newest()
+    _, history = train(
+        grains=grains,
+        evaluate_every=4,
+        checkpoints=folder,
+        resume=resume,
+        leave=leave_after(1),
+        network=small.network(5),
+    )
+    assert history.steps == steps + 1
+    resume = pc.CheckpointFolder(tmp_path).newest()
+    network, history = train(grains=grains, evaluate_every=4, resume=resume, network=small.network(6))
+    assert not history.left
+    assert network.parameters_sha256() == whole.parameters_sha256()
+    assert told(history) == told(history_whole)
+    assert resume.history.steps == steps + 1  # the training has a history of its own
+
+
+def test_checkpoints_come_when_asked_for_and_at_the_end_of_every_epoch(tmp_path):
+    train(epochs=2, checkpoints=pc.CheckpointFolder(tmp_path, every_steps=4, keep_last=100))
+    assert [int(file.stem[5:]) for file in sorted(tmp_path.iterdir())] == [4, 8, 9, 12, 16, 18]
+    train(epochs=1, checkpoints=pc.CheckpointFolder(tmp_path / "often", every_seconds=1e-9, keep_last=100))
+    assert [int(file.stem[5:]) for file in sorted((tmp_path / "often").iterdir())] == list(range(1, 10))
+
+
+def test_a_training_resumed_at_its_end_is_over_and_says_what_it_was(tmp_path):
+    folder = pc.CheckpointFolder(tmp_path)
+    whole, history_whole = train(checkpoints=folder)
+    network, history = train(resume=folder.newest(), network=small.network(7))
+    assert network.parameters_sha256() == whole.parameters_sha256()
+    assert told(history) == told(history_whole)
+
+
+def test_another_training_is_refused_and_named(tmp_path):
+    folder = pc.CheckpointFolder(tmp_path)
+    train(epochs=1, checkpoints=folder)
+    other = pc.NetworkHandler((pc.Flatten(), pc.Dense(5)), (1, 11, 9))
+    for arguments, message in (
+        ({"network": other}, "its layers is|its layers"),
+        ({"n": 210}, "its train_set is uint8 of shape"),
+        ({"test_seed": 2}, "its test_set is"),
+        ({"seed": 1}, "its seed is 0, not 1"),
+        ({"network": small.network(dtype=np.float64)}, "its dtype is float32, not float64"),
+    ):
+        network = arguments.get("network") or small.network()
+        before = network.parameters_sha256()
+        with pytest.raises(CheckpointError, match=message):
+            train(epochs=1, resume=folder.newest(), **{**arguments, "network": network})
+        assert network.parameters_sha256() == before
+
+
+def test_other_epochs_and_another_learning_rate_go_on_and_are_said(tmp_path):
+    folder = pc.CheckpointFolder(tmp_path)
+    train(epochs=1, checkpoints=folder)
+    with pytest.warns(TrainingWarning) as warned:
+        _, history = train(epochs=2, optimizer=pc.SGD(0.01), batch_size=50, resume=folder.newest())
+    said = [str(one.message) for one in warned]
+    assert "resumed with epochs 2 instead of 1" in said
+    assert any(one.startswith("resumed with optimizer SGD(learning_rate=0.01") for one in said)
+    assert "resumed with batch_size 50 instead of 25" in said
+    assert history.steps == 9 + 5
+
+
+def test_fewer_epochs_than_were_trained_already_are_refused(tmp_path):
+    folder = pc.CheckpointFolder(tmp_path)
+    train(epochs=2, checkpoints=folder)
+    with pytest.raises(CheckpointError, match="has seen 422 samples already: epochs must be more, they end after 211"):
+        train(epochs=1, resume=folder.newest())
+
+
+class Blows:
+    """A reporter after whose minibatch the parameters are no numbers any more."""
+
+    def __init__(self, network, at):
+        self.network, self.at = network, at
+
+    def minibatch(self, step, epoch, loss, samples):
+        if step == self.at:
+            self.network.params[-3] = np.inf
+
+    def evaluation(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("grains", [None, 3])
+def test_a_loss_that_is_no_number_stops_before_it_gets_into_the_parameters_or_a_checkpoint(grains, tmp_path):
+    network = small.network()
+    folder = pc.CheckpointFolder(tmp_path, every_steps=1)
+    with (
+        pytest.raises(DivergenceError, match=r"of minibatch 12 .epoch 2. is .*, first in the bias gradient of layer 5"),
+        warnings.catch_warnings(record=True, action="always") as said,
+    ):
+        train(network=network, reporter=Blows(network, 11), checkpoints=folder, grains=grains)
+    assert "no checkpoint after minibatch 11 (parameters that are not finite)" in str(said[0].message)
+    assert folder.newest().history.steps == 10
+    whole, _ = train(grains=grains, leave=leave_after(10))
+    ten = pc.load_checkpoint(tmp_path / "step-000000010.npz")
+    np.testing.assert_array_equal(ten.state["params"], whole.params)
+
+
+def test_the_layer_whose_gradient_went_first_is_named():
+    class Breaks(pc.Dense):
+        def backward(self, params, grads, x, y, cache, dy, dx):
+            super().backward(params, grads, x, y, cache, dy, dx)
+            grads["weight"][0, 0] = np.nan
+
+    layers = (pc.Flatten(), pc.Dense(7), Breaks(6, activation="relu"), pc.Dense(5))
+    network = pc.NetworkHandler(layers, (1, 11, 9))
+    start = network.params.copy()
+    with pytest.raises(
+        DivergenceError, match=r"gradient of minibatch 1 .epoch 1. is not finite.*weight gradient of layer 3"
+    ):
+        train(network=network)
+    np.testing.assert_array_equal(network.params, start)
+
+
+def test_what_repair_takes_is_checked():
+    with pytest.raises(InputError, match="repair must be one of stop, majority, checkpoint, got 'pray'"):
+        train(repair="pray")
+    with pytest.raises(InputError, match="repair='checkpoint' takes checkpoints"):
+        train(repair="checkpoint")
