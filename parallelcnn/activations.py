@@ -10,6 +10,7 @@ from numba.core.errors import NumbaError
 
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.kernels import activations as kernels
+from parallelcnn.kernels.copying import copy
 
 Array = np.ndarray
 
@@ -58,7 +59,7 @@ class ActivationFunction:
     def forward_calls(self, y: Array, kept: Array | None) -> Iterator[Callable[[], object]]:
         """What `forward` does, one after the other."""
         if kept is not None:
-            yield partial(np.copyto, kept, y)
+            yield partial(copy, y.reshape(y.size), kept.reshape(kept.size))
         yield partial(self._kernel(0), y.reshape(y.size))
 
     def backward_calls(self, kept: Array, dy: Array) -> Iterator[Callable[[], object]]:

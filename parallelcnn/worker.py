@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from parallelcnn.errors import InputError, ShapeError
+from parallelcnn.joining import join
 from parallelcnn.kernels.load import all_within
 from parallelcnn.kernels.load import load as load_kernel
 from parallelcnn.layers.base import Array, Arrays, Call, Layer, Shape
@@ -34,6 +35,8 @@ class Worker:
         message: the vector that is summed over workers and ranks: the gradients, the loss in place LOSS, and in
             place LEAVE how many ranks want to leave.
     """
+
+    _by_layer = False
 
     def __init__(
         self,
@@ -139,10 +142,7 @@ class Worker:
         activations = workspace.activations
         if x is not activations[0]:
             activations[0][...] = x
-        name = "training" if training else "forward"
-        if name not in workspace.calls:
-            workspace.calls[name] = self._bind_forward(workspace, training=training)
-        self._run(workspace.calls[name])
+        self._run(self._calls(workspace, "training" if training else "forward"))
         return activations[-1]
 
     def backward(self, dy: Array) -> None:
@@ -156,15 +156,30 @@ class Worker:
         doutput = self.output_gradient(dy.shape[-1])
         if dy is not doutput:
             doutput[...] = dy
-        if "backward" not in workspace.calls:
-            workspace.calls["backward"] = self._bind_backward(workspace)
-        self._run(workspace.calls["backward"])
+        self._run(self._calls(workspace, "backward"))
 
     def output_gradient(self, n: int) -> Array:
         """The array, (*output_shape, n), that a loss writes its derivative to."""
         doutput = self._workspaces.get(n).dactivations[-1]
         assert doutput is not None
         return doutput
+
+    def _calls(self, workspace: Workspace, name: str) -> list[list[Call]]:
+        """What a pass consists of, listed when it is first made: "forward", "training" (forward, in it) or "backward".
+
+        In as many parts as there are layers if each is to be told from the next, else in one.
+        """
+        key = f"{name} by layer" if self._by_layer else name
+        if key not in workspace.calls:
+            if name == "backward":
+                parts = self._bind_backward(workspace)
+            else:
+                parts = self._bind_forward(workspace, training=name == "training")
+            if not self._by_layer:
+                parts = [[call for part in parts for call in part]]
+            # Predictions may be of any number of samples, and of each but once: joining would not pay.
+            workspace.calls[key] = parts if name == "forward" else [join(part) for part in parts]
+        return workspace.calls[key]
 
     def _bind_forward(self, workspace: Workspace, *, training: bool) -> list[list[Call]]:
         """For each layer its calls."""
@@ -184,9 +199,9 @@ class Worker:
             calls.append(layer.bind_backward(self._params[i], self._grads[i], x, y, cache, dy, dx))
         return calls
 
-    def _run(self, calls: list[list[Call]]) -> None:
-        for calls_of_layer in calls:
-            for call in calls_of_layer:
+    def _run(self, parts: list[list[Call]]) -> None:
+        for part in parts:
+            for call in part:
                 call()
 
     def check_memory(self) -> None:

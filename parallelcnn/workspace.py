@@ -24,7 +24,7 @@ class Workspace:
         activations: before, between and after the layers, each (*shape, n).
         dactivations: the loss differentiated by them; None for the input, which nobody asks for.
         caches: for each layer, the arrays that its `cache_shapes` asked for.
-        calls: kept here by those who run the layers, by name of the pass: for each layer the calls that it consists of.
+        calls: kept here by those who run the layers, by name of the pass: for each part, such as a layer, its calls.
     """
 
     def __init__(

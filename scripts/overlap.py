@@ -188,7 +188,8 @@ class Stepper:
     def _listed(self, variant: Variant, cut: Cut) -> list[list[Call]]:
         """The backward pass, last layer first, with what the variant does between its calls."""
         listed = []
-        for number, plain in zip(reversed(range(len(cut.names))), self._workspace.calls["backward"], strict=True):
+        by_layer = self.network.worker._bind_backward(self._workspace)
+        for number, plain in zip(reversed(range(len(cut.names))), by_layer, strict=True):
             calls: list[Call] = [] if listed else [partial(self._stamp, FORWARD)]
             for call in plain:
                 calls.append(call)

@@ -16,7 +16,7 @@ FLOORS = [
     {"_version", "errors", "kernels", "files", "leaving"},
     {"activations", "data", "npz", "threads"},
     {"layers"},
-    {"losses", "parameters"},
+    {"losses", "parameters", "joining"},
     {"optimizers", "workspace"},
     {"worker"},
     {"team"},

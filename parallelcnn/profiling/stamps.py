@@ -75,6 +75,8 @@ class WatchedWorker(Worker):
         steps: the log of steps, read for the number of the step.
     """
 
+    _by_layer = True
+
     def __init__(self, worker: Worker, log: Log, steps: Log) -> None:
         self.__dict__.update(worker.__dict__)
         self._log, self._steps = log, steps
@@ -95,9 +97,9 @@ class WatchedWorker(Worker):
         super().backward(dy)
         self._log.next_row()
 
-    def _run(self, calls: list[list[Call]]) -> None:
-        for calls_of_layer in calls:
-            for call in calls_of_layer:
+    def _run(self, parts: list[list[Call]]) -> None:
+        for part in parts:
+            for call in part:
                 call()
             self._stamp()
 
