@@ -36,7 +36,7 @@ class Worker:
             place LEAVE how many ranks want to leave.
     """
 
-    _by_layer = False
+    _by_layer = False  # whether it must be known when each layer is done
 
     def __init__(
         self,

@@ -1,0 +1,155 @@
+"""Calls of kernels joined to one do what they do one after the other."""
+
+import os
+from functools import partial
+
+import cases
+import numpy as np
+import pytest
+import small
+from numba import njit
+
+import parallelcnn as pc
+from parallelcnn.joining import join
+from parallelcnn.kernels._jit import kernel_uncached
+from parallelcnn.parameters import ParameterLayout
+from parallelcnn.workspace import Workspaces
+
+pytestmark = pytest.mark.skipif("NUMBA_DISABLE_JIT" in os.environ, reason="nothing is compiled")
+
+
+def call_all(calls):
+    for call in calls:
+        call()
+
+
+def passes(layer, input_shape, dtype, as_called, n=33):
+    """What a layer writes in two forward and backward passes over other numbers each."""
+    rng = np.random.default_rng(3)
+    layout = ParameterLayout((layer.param_shapes(input_shape),))
+    flat_params, flat_grads = rng.normal(size=layout.size).astype(dtype), np.zeros(layout.size, dtype)
+    (params,), (grads,) = layout.views(flat_params), layout.views(flat_grads)
+    workspace = Workspaces((layer,), (input_shape, layer.output_shape(input_shape)), np.dtype(dtype)).get(n)
+    (x, y), (cache,) = workspace.activations, workspace.caches
+    dx, dy = np.zeros_like(x), np.zeros_like(y)
+    forward = as_called(layer.bind_forward(params, x, y, cache, training=True))
+    backward = as_called(layer.bind_backward(params, grads, x, y, cache, dy, dx))
+    written = []
+    for _ in range(2):
+        x[...], dy[...] = rng.normal(size=x.shape), rng.normal(size=dy.shape)
+        y[...], dx[...], flat_grads[...] = 7, 7, 7
+        call_all(forward)
+        call_all(backward)
+        written += [array.tobytes() for array in (y, dx, flat_grads)]
+    return written
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("layer", "input_shape"),
+    [*cases.LAYERS, *cases.POOLED_CONVOLUTIONS, *cases.LARGE_CONVOLUTIONS, *cases.LARGE_POOLED_CONVOLUTIONS],
+    ids=cases.name_of,
+)
+def test_the_joined_calls_of_a_layer_write_the_same_bits(layer, input_shape, dtype):
+    assert passes(layer, input_shape, dtype, join) == passes(layer, input_shape, dtype, list)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_training_with_joined_calls_gives_the_same_bits(threads, monkeypatch):
+    def parameters():
+        network = small.network()
+        pc.train(network, small.dataset(211), small.dataset(9), pc.SGD(0.1), 2, 25, comm=pc.Serial(), threads=threads)
+        return network.parameters_sha256()
+
+    joined = parameters()
+    monkeypatch.setattr("parallelcnn.worker.join", list)
+    assert parameters() == joined
+
+
+@pytest.mark.parametrize("n", [50, 100])
+def test_each_pass_of_the_papers_network_is_one_call(n):
+    worker = pc.NetworkHandler(pc.paper(), (1, 28, 28)).worker
+    worker.forward(worker.load(np.zeros((n, 28, 28), np.uint8)), training=True)
+    worker.backward(worker.output_gradient(n))
+    calls = worker._workspaces.get(n).calls
+    assert {name: [len(part) for part in parts] for name, parts in calls.items()} == {"training": [1], "backward": [1]}
+
+
+@kernel_uncached
+def note(value, log):
+    """Write a number behind those in log, whose first place says how many there are."""
+    log[0] += 1
+    log[int(log[0])] = value
+
+
+def test_what_is_no_kernel_is_called_in_its_place():
+    log = np.zeros(9)
+    numbers = [partial(note, number, log) for number in (1, 2, 3, 4, 5)]
+    calls = join([numbers[0], numbers[1], lambda: note.py_func(10 * log[0], log), *numbers[2:]])
+    assert len(calls) == 3
+    call_all(calls)
+    assert log.tolist() == [6, 1, 2, 20, 3, 4, 5, 0, 0]
+
+
+@kernel_uncached
+def unpack(number, narrow, flag, nothing, shape, strided, to):
+    to[0] = number
+    to[1] = narrow * narrow
+    to[2] = 1 if flag else 0
+    to[3] = 1 if nothing is None else 0
+    to[4] = shape[0] * 10 + shape[1][0]
+    to[5:] = strided[::-1, 1]
+
+
+def test_every_kind_of_argument_arrives():
+    strided = np.arange(24.0).reshape(4, 6)[::2, ::3]
+    arguments = -1.5, np.float32(0.1), True, None, (3, (4,)), strided
+    joined, alone = np.zeros((2, 7)), np.zeros(7)
+    (call,) = join([partial(unpack, *arguments, to) for to in joined])
+    call()
+    unpack(*arguments, alone)
+    assert joined.tolist() == [alone.tolist()] * 2
+    assert alone.tolist()[:1] + alone.tolist()[2:] == [-1.5, 1, 1, 34, 15, 3]
+
+
+@kernel_uncached
+def refuse(log):
+    if log[0] == 2:
+        raise ValueError("two are enough")
+
+
+def test_what_a_kernel_raises_is_raised_and_ends_the_calls():
+    log = np.zeros(9)
+    (call,) = join([partial(note, 1, log), partial(note, 2, log), partial(refuse, log), partial(note, 3, log)])
+    with pytest.raises(ValueError, match="two are enough"):
+        call()
+    assert log.tolist() == [2, 1, 2, 0, 0, 0, 0, 0, 0]
+
+
+@njit
+def locked(array):
+    array[0] = 1
+
+
+@njit(nogil=True)
+def first(array):
+    return array[0]
+
+
+@njit(nogil=True)
+def fill(array, value=2.0):
+    array[0] = value
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [(locked, {}), (first, {}), (fill, {}), (fill, {"value": 3.0}), (np.negative, {})],
+    ids=["takes the lock", "returns a number", "default argument", "named argument", "of numpy"],
+)
+def test_other_functions_are_left_as_they_are(function, options):
+    calls = [partial(function, np.zeros(1), **options) for _ in range(2)]
+    assert join(calls) == calls
+
+
+def test_of_nothing_nothing_is_made():
+    assert join([]) == []
