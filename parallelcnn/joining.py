@@ -1,8 +1,8 @@
 """Joining calls of kernels: one call makes many, and so meets the interpreter lock once and not at each of them.
 
 Threads lose time where they meet at it: who finds it taken goes to sleep, and is late. 100 samples of the paper's
-network on two threads take 620 us a step with joined calls and 760 without, and two ranks, which share no lock, 600 in
-both cases.
+network on two threads take 640 us a step with joined calls and 770 without; on two ranks, which share no lock, 580 and
+610.
 """
 
 import ctypes
