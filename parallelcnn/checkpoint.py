@@ -167,7 +167,7 @@ class CheckpointFolder:
             self._failed = False
 
     def hold(self, step: int) -> None:
-        """Keep the checkpoint of that minibatch, however many follow, until another is held: it is known to be right."""
+        """Keep the checkpoint of that minibatch, which is known to be right, until another is held."""
         self._held_step = step
 
     def _is_time(self, history: History) -> bool:

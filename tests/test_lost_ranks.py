@@ -1,0 +1,175 @@
+"""Ranks that are lost, under Open MPI's `mpirun --with-ft ulfm`: the others go on, and with grains to the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import launch
+import pytest
+import small
+
+import parallelcnn as pc
+
+pytestmark = pytest.mark.mpi
+HERE = Path(__file__).parent
+
+_DIES = """
+import json, os, signal, sys, warnings
+import small
+import parallelcnn as pc
+from parallelcnn.comm import world
+
+comm = world()
+started_as = comm.rank
+deaths = json.loads(sys.argv[1])  # rank, as it was started -> [when, how]
+when, how = deaths.get(str(started_as), [None, None])
+
+def die():
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "out of memory":
+        raise MemoryError("on purpose")
+    if how == "leaves":
+        sys.exit(3)
+
+class Dies:
+    def minibatch(self, step, epoch, loss, samples):
+        if step == when:
+            die()
+
+    def evaluation(self, step, epoch, result, history):
+        if f"evaluation {epoch}" == when:
+            die()
+
+if when == "in the sum":
+    count, sum_over_ranks = 0, comm.sum_over_ranks
+    def sum_and_die(array):
+        global count
+        count += 1
+        if count == 20:
+            die()
+        sum_over_ranks(array)
+    comm.sum_over_ranks = sum_and_die
+
+grains = json.loads(sys.argv[2])
+network = small.network(seed=started_as)
+sets = small.dataset(211), small.dataset(97, seed=1)
+with warnings.catch_warnings(record=True, action="always") as said:
+    history = pc.train(
+        network, *sets, pc.SGD(0.1, momentum=0.9), 4, 25, comm=comm, reporter=Dies(), grains=grains, evaluate_every=5
+    )
+if comm.rank == 0:
+    found = {"sha256": network.parameters_sha256(), "left": comm.size, "losses": history.losses,
+        "lost": history.lost_ranks, "tests": [(s, e, r.loss, r.accuracy) for s, e, r in history.evaluations],
+        "said": [str(one.message) for one in said]}
+    print(json.dumps(found), flush=True)
+comm.barrier()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _open_mpi():
+    loads = [sys.executable, "-c", "from parallelcnn.comm import mpi_library; print(mpi_library())"]
+    launch.mpiexec()
+    if "Open MPI" not in subprocess.run(loads, capture_output=True, text=True, env=launch.environment()).stdout:
+        pytest.skip("only Open MPI goes on without a rank")
+
+
+def survive(ranks, deaths, grains=6):
+    line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", str(ranks), sys.executable, "-c", _DIES]
+    ran = launch.run([*line, json.dumps(deaths), json.dumps(grains)], limit=60, PYTHONPATH=str(HERE))
+    assert ran.code == 0, ran.out + ran.err
+    (found,) = [json.loads(text) for text in ran.out.splitlines() if text.startswith("{")]
+    return found, ran.err
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    network = small.network()
+    sets = small.dataset(211), small.dataset(97, seed=1)
+    history = pc.train(network, *sets, pc.SGD(0.1, momentum=0.9), 4, 25, comm=pc.Serial(), grains=6, evaluate_every=5)
+    tests = [[step, epoch, result.loss, result.accuracy] for step, epoch, result in history.evaluations]
+    return network.parameters_sha256(), history.losses, tests
+
+
+@pytest.mark.parametrize(
+    ("ranks", "deaths"),
+    [
+        (3, {1: [12, "killed"]}),
+        (3, {0: [12, "killed"]}),
+        (2, {0: [1, "killed"]}),
+        (4, {0: [9, "killed"], 2: [9, "killed"]}),
+        (4, {0: [5, "killed"], 1: [11, "killed"], 3: [20, "killed"]}),
+        (5, {0: [7, "killed"], 1: [7, "killed"], 2: [7, "killed"], 3: [7, "killed"]}),
+        (3, {2: ["evaluation 2", "killed"]}),
+        (3, {0: ["in the sum", "killed"]}),
+        (3, {1: [36, "killed"]}),
+        (3, {1: [12, "out of memory"]}),
+        (3, {0: [12, "leaves"]}),
+    ],
+    ids=str,
+)
+def test_the_others_take_over_and_the_result_has_the_bits_of_an_undisturbed_run(ranks, deaths, undisturbed):
+    found, err = survive(ranks, deaths)
+    assert found["left"] == ranks - len(deaths)
+    assert found["lost"] == len(deaths)
+    assert (found["sha256"], found["losses"], found["tests"]) == undisturbed
+    assert any(f"{len(deaths)} of {ranks} ranks lost by minibatch" in one for one in found["said"])
+    if "out of memory" in str(deaths):
+        assert "rank 1 of 3 failed" in err
+        assert "on purpose" in err
+
+
+def test_without_grains_the_result_is_that_of_an_undisturbed_run_up_to_rounding(undisturbed):
+    found, _ = survive(3, {0: [12, "killed"]}, grains=None)
+    assert found["losses"] == pytest.approx(undisturbed[1], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("victims", [[0], [1, 2]], ids=str)
+def test_the_command_goes_on_and_leaves_complete_files(victims, folder, tmp_path):
+    """Rank 0 has the files open; another one takes them over."""
+    line = [sys.executable, "-m", "parallelcnn", "train", "--data", str(folder), "--batch-size", "10", "--threads", "1"]
+    line += ["--reproducible", "6", "--seed", "3"]
+    out = tmp_path / "out"
+    command = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "3", *line, "--epochs", "150", "--out", str(out)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=launch.environment()
+    )
+    for shown in process.stdout:
+        if shown.startswith("epoch 5/"):
+            break
+    for rank in victims:
+        os.kill(process_of_rank(rank, out), signal.SIGKILL)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert f"{len(victims)} of 3 ranks lost by minibatch" in err
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["ranks"] == 3 - len(victims)
+    lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in lines if "loss" in one] == list(range(1, 150 * 23 + 1))
+    assert [one["epoch"] for one in lines if "test_loss" in one] == list(range(1, 151))
+    assert pc.load_model(out / "model.npz").parameters_sha256() == summary["parameters_sha256"]
+    assert len(list((out / "checkpoints").iterdir())) == 2
+    alone = launch.run([*line, "--epochs", "150", "--out", str(tmp_path / "alone")])
+    assert alone.code == 0, alone.err
+    wanted = json.loads((tmp_path / "alone" / "summary.json").read_text())["parameters_sha256"]
+    assert summary["parameters_sha256"] == wanted
+
+
+def process_of_rank(rank, out):
+    """The process that is that rank of the training into `out`."""
+    for _ in range(100):
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                is_it = str(out).encode() in (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if is_it and f"OMPI_COMM_WORLD_RANK={rank}".encode() in variables:
+                return int(folder.name)
+        time.sleep(0.05)
+    raise AssertionError(f"no process of rank {rank}")
