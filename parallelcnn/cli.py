@@ -1,4 +1,4 @@
-"""The command: `parallelcnn train`, `evaluate`, `info`; alone, or on every rank under mpirun or srun.
+"""The command: `parallelcnn train`, `evaluate`, `info`, `doctor`; alone, or on every rank under mpirun or srun.
 
     parallelcnn train                                          # the built-in digits, one rank
     mpirun -n 4 parallelcnn train --data mnist --epochs 3      # four ranks
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> int:
     _let_interrupts_end_the_process()
-    from parallelcnn.comm import Serial, world
+    from parallelcnn.comm import Serial
 
     _make_output_safe()
     try:
@@ -62,7 +62,7 @@ def _main(arguments: list[str] | None) -> int:
         return _leave(2, _parser().format_help())
     comm: Communicator = Serial()
     try:
-        comm = world(strict=options.command != "info")
+        comm = _ranks(options.command)
         code = options.run(options, comm) or 0
         sys.stdout.flush()
         return code
@@ -70,6 +70,18 @@ def _main(arguments: list[str] | None) -> int:
         return _leave(2, f"parallelcnn: error: {error}")
     except BaseException as error:  # whatever it is: the other ranks wait
         return _fail(error, comm)
+
+
+def _ranks(command: str) -> "Communicator":
+    """Those that take part; the commands that look at a launch take it as it is."""
+    from parallelcnn.comm import Serial, world
+
+    try:
+        return world(strict=command not in ("info", "doctor"))
+    except LaunchError:
+        if command != "doctor":
+            raise
+        return Serial()
 
 
 def _leave(code: int, message: str, stream: TextIO | None = None) -> int:
@@ -254,6 +266,19 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="version, MPI library, ranks, hosts, cores, threads")
     info.set_defaults(run=_info)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="is it installed and started right? says of each thing ok, or what to do",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    doctor.set_defaults(run=_doctor)
+    doctor.add_argument("--model", default="paper", metavar="NAME|FILE.py:FUNCTION", help=f"the network: {_MODEL_HELP}")
+    doctor.add_argument(
+        "--batch-size", type=int, default=100, metavar="N", help="samples in a minibatch, over all ranks"
+    )
+    _add_threads_option(doctor)
+    doctor.add_argument("--folder", default=".", metavar="DIR", help="where results are to be written")
     return parser
 
 
@@ -504,6 +529,41 @@ def _info(options: argparse.Namespace, comm: "Communicator") -> None:
     print(f"numba threads  {numba.config.NUMBA_NUM_THREADS} (not used: a rank has threads of its own)")
     for library, count in blas_threads():
         print(f"BLAS threads   {count} ({library}; one in each of a rank's threads)")
+
+
+def _doctor(options: argparse.Namespace, comm: "Communicator") -> int:
+    from parallelcnn.comm import launched_rank, run_together
+    from parallelcnn.doctor import examine, some_images
+    from parallelcnn.models import find_model
+    from parallelcnn.network import NetworkHandler
+    from parallelcnn.preparation import check_fit, check_numbers
+    from parallelcnn.reporting import in_words
+    from parallelcnn.threads import check_threads
+
+    if comm.size == 1 and launched_rank() != 0:
+        return 0  # alone where it should not be; rank 0 is too, and says so
+    images = some_images(options.batch_size)
+
+    def build() -> NetworkHandler:
+        check_numbers(1, options.batch_size, 0, None, images)
+        check_threads(options.threads)
+        network = NetworkHandler(find_model(options.model, images.classes), images.input_shape)
+        check_fit(network, images)
+        network.check_memory(options.threads or 1)
+        return network
+
+    network = run_together(comm, build)
+    to_do = 0
+    for finding in examine(comm, network, images, options.batch_size, options.threads, Path(options.folder)):
+        to_do += not finding.ok
+        if comm.rank == 0:
+            print(finding, flush=True)
+    if comm.rank == 0:
+        print(
+            f"\n{in_words(to_do, 'thing')} to do: see the lines with an arrow" if to_do else "\nall is well", flush=True
+        )
+    comm.barrier()  # a launcher ends the others once one has left with an error: not before the report is out
+    return 1 if to_do else 0
 
 
 def _load_data(options: argparse.Namespace, comm: "Communicator") -> "tuple[Dataset, Dataset]":

@@ -554,3 +554,15 @@ def _map_arrays(name: str, pieces: list[tuple[int, int]], pickled: bytes) -> Any
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def ulfm() -> tuple[bool, bool]:
+    """Whether the MPI library has what it takes to go on without a lost rank, and whether this launch lets it:
+    `mpirun --with-ft ulfm` of Open MPI.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):
+        return False, False
+    known = "PROC_FAILED" in MPI.Get_error_string(MPI.ERR_PROC_FAILED)  # mpi4py has another number for those without
+    return known, known and os.environ.get(_ULFM) == "1"

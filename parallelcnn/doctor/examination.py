@@ -1,0 +1,91 @@
+"""The list of checks, in the order of the report."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parallelcnn.comm import Communicator, mpi_library
+from parallelcnn.data.dataset import Dataset
+from parallelcnn.doctor import folders, launch, speed
+from parallelcnn.doctor.finding import Finding
+from parallelcnn.kernels.sgd import sgd
+from parallelcnn.network import NetworkHandler
+
+_MOST_SAMPLES = 60_000  # as many as MNIST has
+
+
+def some_images(batch_size: int) -> Dataset:
+    """Grey images of nothing, 28 x 28, in ten classes, enough for a minibatch."""
+    rng = np.random.default_rng(0)
+    n = max(1, min(batch_size, _MOST_SAMPLES))
+    return Dataset(rng.integers(0, 256, (n, 28, 28), np.uint8), rng.integers(0, 10, n), 10, "the doctor's images")
+
+
+def examine(
+    comm: Communicator, network: NetworkHandler, dataset: Dataset, batch_size: int, threads: int | None, out: Path
+) -> Iterator[Finding]:
+    """Look at one thing after the other, and say what was found, the same on every rank.
+
+    Collective: every rank of `comm` must take all findings.
+
+    Args:
+        threads: of each rank; None: as many as training would take.
+        out: folder that results would be written to.
+    """
+    multiply_adds = network.multiply_adds(batch_size, training=True)
+    library, nbytes = mpi_library(), network.message.nbytes
+    ranks = launch.see_ranks(comm, threads, multiply_adds)
+    yield launch.check_software(ranks)
+    yield launch.check_runtimes(launch.installed_runtimes())
+    yield launch.check_library(library)
+    yield launch.check_launcher(comm.size, library)
+    yield launch.check_ulfm(library, comm.size)
+    cut_off = launch.is_cut_off(comm.size)
+    if not cut_off:  # otherwise this rank knows of no other, and what is said of all would be wrong
+        yield launch.check_hosts(ranks, library)
+        yield launch.check_binding(ranks, library, threads, multiply_adds)
+        yield launch.check_blas(ranks)
+    yield launch.check_processors(ranks)
+    if len({facts.host for facts in ranks}) > 1:
+        offset, _ = comm.clock_offset(time.time_ns)
+        yield launch.check_clocks(ranks, comm.gather(offset / 1e9))
+
+    leads = comm.rank == ranks[comm.rank].node
+    results = _on(comm, comm.rank == 0, lambda: folders.try_folder(out, nbytes))[0]
+    yield folders.check_out(results, nbytes)
+    if any(facts.node != rank for rank, facts in enumerate(ranks)):
+        yield folders.check_shared_data(
+            _on(comm, leads, lambda: folders.try_folder(folders.temporary_folder(), nbytes))
+        )
+    if ranks[0].interpreted:
+        return
+    cache = _cache()
+    yield folders.check_cache(
+        _on(comm, leads, lambda: cache and folders.try_folder(cache, nbytes)), os.environ.get("NUMBA_CACHE_DIR", "")
+    )
+    if cut_off:
+        return
+    before = folders.kept_kernels(cache)[0] if cache else 0
+    cores = frozenset().union(*(ranks[rank].offered for rank in comm.ranks_on_node()))
+    measured = speed.measure(comm, network, dataset, batch_size, ranks[comm.rank].threads, cores)
+    new = comm.gather(folders.kept_kernels(cache)[0] - before if cache else None)[0]
+    yield speed.check_compilation(measured, new)
+    yield speed.check_load(measured)
+    yield speed.check_sum(measured, comm.size, batch_size)
+    yield speed.check_step(measured, comm.size, batch_size)
+
+
+def _on(comm: Communicator, mine: bool, work: Callable[[], Any]) -> list[Any]:
+    """What `work` returns on those ranks whose turn it is."""
+    done = comm.gather((mine, work() if mine else None))
+    return [value for was, value in done if was]
+
+
+def _cache() -> Path | None:
+    """The folder in which numba keeps the kernels; None if it has found none that it can write to."""
+    kernel: Any = sgd  # numba's type, of which the type checker does not know
+    return None if kernel.stats.cache_path is None else Path(kernel.stats.cache_path)
