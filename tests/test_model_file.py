@@ -103,6 +103,17 @@ def _header_claiming(shape):
     return out.getvalue()
 
 
+def _header(text):
+    """A model file whose first weight has this header."""
+    content = text.encode() + b"\n"
+    npy = b"\x93NUMPY\x01\0" + len(content).to_bytes(2, "little") + content + bytes(4)
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(_GOOD)) as source, zipfile.ZipFile(out, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, npy if name == "0.weight.npy" else source.read(name))
+    return out.getvalue()
+
+
 def _bomb():
     """A model file whose first weight unpacks to a gigabyte."""
     out = io.BytesIO()
@@ -123,6 +134,20 @@ def _good():
 
 
 _GOOD = _good()
+
+# What numpy's reader of headers raises for them: TokenError, TypeError twice, IndexError, SyntaxError, UserWarning,
+# DeprecationWarning.
+_ODD_HEADERS = [
+    "(((",
+    "{[]: 1}",
+    "{1: 2, 'a': 3}",
+    "{'descr': (), 'fortran_order': False, 'shape': (1,), }",
+    "{'descr': '(1,,2)f4,i4', 'fortran_order': False, 'shape': (1,), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (1L,), }",
+    "{'descr': 'a4', 'fortran_order': False, 'shape': (1,), }",
+    "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1), }",
+]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +183,7 @@ _GOOD = _good()
         (_changed(**{"0_weight": np.zeros(10**6, np.float32)}), "larger than the"),
         (_header_claiming((10**9, 10**9)), "which is not what follows"),
         (_bomb(), "larger than the"),
+        *((_header(text), "no header of an array of numbers") for text in _ODD_HEADERS),
     ],
 )
 def test_what_is_no_model_file_is_refused_in_a_sentence(content, message, tmp_path):
