@@ -128,4 +128,6 @@ def _from_bytes(content: bytes) -> np.ndarray:
     dtype, shape = np.dtype(kind), tuple(int(length) for length in lengths.replace(",", " ").split())
     if math.prod(shape) * dtype.itemsize != len(content) - header.end():
         raise ValueError(f"its header says {dtype} of shape {shape}, which is not what follows")
+    if dtype.kind == "U":  # numpy would make strings of letters that do not exist, which Python does not survive
+        content[header.end() :].decode("utf-32-be" if kind.startswith(">") else "utf-32-le")
     return np.frombuffer(content, dtype, offset=header.end()).reshape(shape, order="F" if order == "True" else "C")

@@ -92,35 +92,27 @@ def _described(**changes):
     return _changed(description=np.array(json.dumps({**description, **changes})))
 
 
-def _header_claiming(shape):
-    """A model file whose first weight claims a shape that does not follow."""
-    npy = io.BytesIO()
-    np.lib.format.write_array_header_1_0(npy, {"descr": "<f4", "fortran_order": False, "shape": shape})
+def _with_member(name, content, method=zipfile.ZIP_STORED):
+    """A model file with a member that is another, and right checksums."""
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(_GOOD)) as source, zipfile.ZipFile(out, "w") as target:
-        for name in source.namelist():
-            target.writestr(name, npy.getvalue() if name == "0.weight.npy" else source.read(name))
+    with zipfile.ZipFile(io.BytesIO(_GOOD)) as source, zipfile.ZipFile(out, "w", method) as target:
+        for member in source.namelist():
+            target.writestr(member, content if member == name else source.read(member))
     return out.getvalue()
+
+
+def _npy(header, numbers):
+    return b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header + numbers
 
 
 def _header(text):
-    """A model file whose first weight has this header."""
-    content = text.encode() + b"\n"
-    npy = b"\x93NUMPY\x01\0" + len(content).to_bytes(2, "little") + content + bytes(4)
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(_GOOD)) as source, zipfile.ZipFile(out, "w") as target:
-        for name in source.namelist():
-            target.writestr(name, npy if name == "0.weight.npy" else source.read(name))
-    return out.getvalue()
+    """A model file whose first weight has this header, and one number."""
+    return _with_member("0.weight.npy", _npy(text.encode() + b"\n", bytes(4)))
 
 
 def _bomb():
-    """A model file whose first weight unpacks to a gigabyte."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(_GOOD)) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as target:
-        for name in source.namelist():
-            target.writestr(name, bytes(2**28) if name == "0.weight.npy" else source.read(name))
-    return out.getvalue()
+    """A model file whose first weight unpacks to a quarter of a gigabyte."""
+    return _with_member("0.weight.npy", bytes(2**28), zipfile.ZIP_DEFLATED)
 
 
 def _good():
@@ -181,7 +173,7 @@ _ODD_HEADERS = [
         (_changed(**{"0_weight": np.zeros((3, 1, 9), np.float32)}), r"of shape \(3, 1, 3, 3\), got float32"),
         (_changed(**{"0_weight": np.full((3, 1, 3, 3), np.nan, np.float32)}), "not finite"),
         (_changed(**{"0_weight": np.zeros(10**6, np.float32)}), "larger than the"),
-        (_header_claiming((10**9, 10**9)), "which is not what follows"),
+        (_header("{'descr': '<f4', 'fortran_order': False, 'shape': (999999999, 999999999), }"), "not what follows"),
         (_bomb(), "larger than the"),
         *((_header(text), "no header of an array of numbers") for text in _ODD_HEADERS),
     ],
@@ -193,6 +185,17 @@ def test_what_is_no_model_file_is_refused_in_a_sentence(content, message, tmp_pa
         pc.load_model(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_description_of_letters_that_do_not_exist_is_refused(tmp_path):
+    # numpy makes a string of them, and whoever touches a letter of that gets a SystemError, or worse.
+    text = '{"format": "parallelcnn model", "version": "?"}'
+    header = f"{{'descr': '<U{len(text)}', 'fortran_order': False, 'shape': (), }}\n".encode()
+    letters = text.encode("utf-32-le").replace("?".encode("utf-32-le"), b"\xff" * 4)
+    path = tmp_path / "model.npz"
+    path.write_bytes(_with_member("description.npy", _npy(header, letters)))
+    with pytest.raises(CheckpointError, match="and holds none"):
+        pc.load_model(path)
 
 
 def test_a_pickle_in_a_model_file_is_not_run(tmp_path):
