@@ -109,11 +109,15 @@ def read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
 
     Raises:
         KeyError: if there is none of that name.
-        ValueError: if it is larger than the limit, or no array.
+        ValueError: if it is larger than the limit, no array, or compressed by a method that numpy does not use.
     """
-    if archive.getinfo(f"{name}.npy").file_size > limit:
+    entry = archive.getinfo(f"{name}.npy")
+    # zipfile unpacks others to any size before it looks at what they should be, and lets LZMAError through.
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("compressed by another method than numpy's")
+    if entry.file_size > limit:
         raise ValueError(f"larger than the {limit} bytes that it may have")
-    with archive.open(f"{name}.npy") as file:
+    with archive.open(entry) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"larger than the {limit} bytes that it may have")

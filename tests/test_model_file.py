@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -95,9 +96,12 @@ def _described(**changes):
 def _with_member(name, content, method=zipfile.ZIP_STORED):
     """A model file with a member that is another, and right checksums."""
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(_GOOD)) as source, zipfile.ZipFile(out, "w", method) as target:
+    with zipfile.ZipFile(io.BytesIO(_GOOD)) as source, zipfile.ZipFile(out, "w") as target:
         for member in source.namelist():
-            target.writestr(member, content if member == name else source.read(member))
+            if member == name:
+                target.writestr(member, content, method)
+            else:
+                target.writestr(member, source.read(member))
     return out.getvalue()
 
 
@@ -195,6 +199,31 @@ def test_a_description_of_letters_that_do_not_exist_is_refused(tmp_path):
     path = tmp_path / "model.npz"
     path.write_bytes(_with_member("description.npy", _npy(header, letters)))
     with pytest.raises(CheckpointError, match="and holds none"):
+        pc.load_model(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_few_bytes_do_not_unpack_to_more_than_the_array_that_they_are_read_for(method, tmp_path):
+    path = tmp_path / "model.npz"
+    path.write_bytes(_with_member("0.weight.npy", _npy(b"{}", bytes(2**27)), method))
+    # The directory says that it is small.
+    size, lie = (2**27 + 12).to_bytes(4, "little"), (200).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(size, lie))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="compressed by another method than numpy's"):
+            pc.load_model(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_damage_that_only_a_strange_method_of_compression_notices_is_refused(tmp_path):
+    path = tmp_path / "model.npz"
+    content = _with_member("0.weight.npy", bytes(200), zipfile.ZIP_LZMA)
+    place = content.index(b"0.weight.npy") + 12
+    path.write_bytes(content[: place + 9] + b"\xff" * 4 + content[place + 13 :])
+    with pytest.raises(CheckpointError, match="compressed by another method than numpy's"):
         pc.load_model(path)
 
 
