@@ -227,6 +227,23 @@ def test_damage_that_only_a_strange_method_of_compression_notices_is_refused(tmp
         pc.load_model(path)
 
 
+@pytest.mark.parametrize(
+    "written", ["\x1b[2J\n", "x" * 10_000], ids=["letters that a terminal obeys", "more than a screen holds"]
+)
+def test_what_a_file_says_cannot_take_the_message_over(written, tmp_path):
+    path = tmp_path / "model.npz"
+    for layers, message in (
+        ([{"layer": "Mine", "arguments": {}, "written": written}], "which is not this library's own: say where it is"),
+        ([{"layer": "Dense", "arguments": {"units": 2}, "written": written}], r"not \(Flatten\(\), Dense\(5\)\)$"),
+        ([{"layer": "Dense", "arguments": {"units": written}, "written": ""}], "makes no network"),
+    ):
+        path.write_bytes(_described(layers=layers))
+        with pytest.raises(CheckpointError, match=message) as caught:
+            pc.load_model(path, None if "own" in message or "makes" in message else (pc.Flatten(), pc.Dense(5)))
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 3000
+
+
 def test_a_pickle_in_a_model_file_is_not_run(tmp_path):
     path = tmp_path / "model.npz"
     np.savez(path, description=np.array([print], dtype=object), allow_pickle=True)
