@@ -84,7 +84,11 @@ def _build(path: Path, description: dict[str, Any], layers: Iterable[Layer] | No
         written = [entry["written"] for entry in description["layers"]]
         if layers is None:
             layers = [_rebuild(path, entry) for entry in description["layers"]]
-        layers, dtype = tuple(layers), np.dtype(description["dtype"])
+        layers = tuple(layers)
+        # numpy takes more words for types than it understands.
+        if description["dtype"] not in ("float32", "float64"):
+            raise InputError(f"dtype must be float32 or float64, got {description['dtype']!r}")
+        dtype = np.dtype(description["dtype"])
         # Before the arrays of what may be a lie are allocated.
         _, layout = plan(layers, input_shape)
         held = COMPRESSION_LIMIT * path.stat().st_size
