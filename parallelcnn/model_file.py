@@ -57,10 +57,7 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
     path = Path(path)
     with open_npz(path, "model file") as archive:
         description = read_description(path, archive, "model", _VERSION)
-        network = _build(path, description, layers)
-        for slot in network.layout.slots:
-            _view(network, slot)[...] = _read_array(path, archive, slot, network.dtype)
-    return network
+        return _build(path, archive, description, layers)
 
 
 def _describe(layer: Layer) -> dict[str, Any]:
@@ -78,7 +75,9 @@ def _as_plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float) else {"not stored": repr(value)}
 
 
-def _build(path: Path, description: dict[str, Any], layers: Iterable[Layer] | None) -> NetworkHandler:
+def _build(
+    path: Path, archive: zipfile.ZipFile, description: dict[str, Any], layers: Iterable[Layer] | None
+) -> NetworkHandler:
     try:
         input_shape = description["input_shape"]
         written = [entry["written"] for entry in description["layers"]]
@@ -89,21 +88,24 @@ def _build(path: Path, description: dict[str, Any], layers: Iterable[Layer] | No
         if description["dtype"] not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, got {description['dtype']!r}")
         dtype = np.dtype(description["dtype"])
-        # Before the arrays of what may be a lie are allocated.
         _, layout = plan(layers, input_shape)
         held = COMPRESSION_LIMIT * path.stat().st_size
         if layout.size * dtype.itemsize > held:
             raise CheckpointError(
                 f"{path} is damaged: its description claims {layout.size:,} parameters, more than the file can hold"
             )
+        found = [repr(layer) for layer in layers]
+        if found != written:
+            raise CheckpointError(f"{path} does not fit the network: it holds {_listed(written)}, not {_listed(found)}")
+        # What a description claims is only allocated once it has been found in the file.
+        arrays = [_read_array(path, archive, slot, dtype) for slot in layout.slots]
         network = NetworkHandler(layers, input_shape, dtype=dtype.type)
     except CheckpointError:
         raise
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise CheckpointError(f"{path} is damaged: its description makes no network ({error})") from None
-    found = [repr(layer) for layer in network.layers]
-    if found != written:
-        raise CheckpointError(f"{path} does not fit the network: it holds {_listed(written)}, not {_listed(found)}")
+    for slot, array in zip(network.layout.slots, arrays, strict=True):
+        _view(network, slot)[...] = array
     return network
 
 

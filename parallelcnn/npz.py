@@ -126,7 +126,7 @@ def read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
 
 
 def _shown(message: object) -> str:
-    """A message that may quote a file: nothing in it that a terminal would obey, and its middle left out if it is long."""
+    """A message that may quote a file, without letters that a terminal obeys, and without its middle if it is long."""
     escaped = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(message))
     return escaped if len(escaped) <= 2 * _MESSAGE_ENDS else f"{escaped[:_MESSAGE_ENDS]} ... {escaped[-_MESSAGE_ENDS:]}"
 

@@ -209,15 +209,30 @@ def test_a_description_of_letters_that_do_not_exist_is_refused(tmp_path):
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_few_bytes_do_not_unpack_to_more_than_the_array_that_they_are_read_for(method, tmp_path):
     path = tmp_path / "model.npz"
-    path.write_bytes(_with_member("0.weight.npy", _npy(b"{}", bytes(2**27)), method))
+    path.write_bytes(_with_member("0.weight.npy", _npy(b"{}", bytes(2**24)), method))
     # The directory says that it is small.
-    size, lie = (2**27 + 12).to_bytes(4, "little"), (200).to_bytes(4, "little")
+    size, lie = (2**24 + 12).to_bytes(4, "little"), (200).to_bytes(4, "little")
     path.write_bytes(path.read_bytes().replace(size, lie))
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match="compressed by another method than numpy's"):
             pc.load_model(path)
         assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_network_that_a_file_only_claims_to_hold_is_not_made(tmp_path, rng):
+    # No more than so many bytes could be compressed to, so its size alone does not give it away.
+    layers = [{"layer": "Dense", "arguments": {"units": 10**6}, "written": "Dense(1000000)"}]
+    claim = {"format": "parallelcnn model", "version": 1, "input_shape": [9], "dtype": "float32", "layers": layers}
+    path = tmp_path / "model.npz"
+    path.write_bytes(_npz(description=np.array(json.dumps(claim)), **{"0.weight": rng.random(20_000)}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="array '0.weight' must be float32 of shape"):
+            pc.load_model(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**21
     finally:
         tracemalloc.stop()
 
