@@ -25,7 +25,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from parallelcnn.errors import DataError, InputError, LaunchError, ParallelCNNError, RankLostError
-from parallelcnn.threads import core_quota, fair_share, usable_cores, worth_waking
+from parallelcnn.threads import core_quota, fair_share, number_in, usable_cores, worth_waking
 
 Array = np.ndarray
 T = TypeVar("T")
@@ -339,9 +339,8 @@ def launched_ranks() -> tuple[int, str]:
     is one rank.
     """
     for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
-        value = os.environ.get(variable, "")
-        if value.isdecimal() and int(value) > 0:
-            return int(value), f"{variable}={value}"
+        if ranks := number_in(variable):
+            return ranks, f"{variable}={ranks}"
     return 1, ""
 
 
@@ -350,9 +349,9 @@ def launched_rank() -> int:
     if launched_ranks()[0] == 1:
         return 0
     for variable in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
-        value = os.environ.get(variable, "")
-        if value.isdecimal():
-            return int(value)
+        rank = number_in(variable)
+        if rank is not None:
+            return rank
     return 0
 
 

@@ -64,18 +64,27 @@ def core_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys
     which on some clusters binds no process.
     """
     limits: list[int] = []
-    for line in groups.read_text().splitlines() if groups.exists() else ():
+    for line in groups.read_text(errors="surrogateescape").split("\n") if groups.exists() else ():
+        if line.count(":") < 2:
+            continue
         _, controllers, path = line.split(":", 2)
         version_1 = "cpu" in controllers.split(",")
         folder = root / ("cpu" if version_1 else "") / path.strip("/")
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if version_1 else ("cpu.max",)
         for group in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError):  # no such file, or no number in it: no limit
+            # No such file, or no number in it: no limit.
+            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
                 quota, period = " ".join((group / name).read_text() for name in names).split()
                 limits += [int(quota) // int(period)] if int(quota) > 0 else []
-    allocated = os.environ.get("SLURM_CPUS_ON_NODE", "")
-    limits += [int(allocated)] if allocated.isdecimal() else []
+    allocated = number_in("SLURM_CPUS_ON_NODE")
+    limits += [] if allocated is None else [allocated]
     return max(1, min(limits)) if limits else None
+
+
+def number_in(variable: str) -> int | None:
+    """The number, at least 0, that a variable of the environment holds; None if it holds none, or one beyond reason."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() and len(value) < 10 else None
 
 
 @contextlib.contextmanager

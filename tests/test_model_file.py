@@ -230,7 +230,7 @@ def test_a_network_that_a_file_only_claims_to_hold_is_not_made(tmp_path, rng):
     path.write_bytes(_npz(description=np.array(json.dumps(claim)), **{"0.weight": rng.random(20_000)}))
     tracemalloc.start()
     try:
-        with pytest.raises(CheckpointError, match="array '0.weight' must be float32 of shape"):
+        with pytest.raises(CheckpointError, match=r"array '0\.weight' must be float32 of shape"):
             pc.load_model(path)
         assert tracemalloc.get_traced_memory()[1] < 2**21
     finally:

@@ -15,6 +15,7 @@ from launch import environment
 from numba.core import event
 
 import parallelcnn as pc
+from parallelcnn.comm import launched_rank, launched_ranks
 from parallelcnn.errors import DivergenceError, InputError
 from parallelcnn.kernels.losses import count_correct
 from parallelcnn.kernels.waiting import tell_and_wait
@@ -344,15 +345,32 @@ def test_without_a_number_there_is_a_thread_for_each_core(monkeypatch):
         ("3:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         ("0::/\n", {}, None),
         (None, {}, None),
+        ("no fields\n0:two\n0::/\n", {"cpu.max": "400000 100000"}, 4),
+        ("0::/\udcff\n0::/\n", {"cpu.max": "400000 100000"}, 4),
+        ("0::/\n", {"cpu.max": "100000 0"}, None),
+        ("0::/\n", {"cpu.max": "100000 100000 \udcff"}, None),
     ],
 )
 def test_the_quota_of_a_container_is_read(groups, files, wanted, tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
     if groups is not None:
-        (tmp_path / "cgroup").write_text(groups)
+        (tmp_path / "cgroup").write_bytes(os.fsencode(groups))
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content + "\n")
+        (tmp_path / name).write_bytes(os.fsencode(f"{content}\n"))
     assert core_quota(tmp_path / "cgroup", tmp_path) == wanted
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "3")
     assert core_quota(tmp_path / "cgroup", tmp_path) == min(wanted or 3, 3)
+
+
+@pytest.mark.parametrize("number", ["", "two", "-3", "9" * 5000, "\u00b2"])
+def test_what_is_no_number_in_the_environment_says_nothing(number, tmp_path, monkeypatch):
+    variables = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_CPUS_ON_NODE")
+    for variable in variables:
+        monkeypatch.setenv(variable, number)
+    assert launched_ranks() == (1, "")
+    assert core_quota(tmp_path / "none", tmp_path) is None
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    for variable in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+        monkeypatch.setenv(variable, number)
+    assert launched_rank() == 0
