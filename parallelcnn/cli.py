@@ -489,7 +489,7 @@ def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
             raise InputError("evaluate takes a model file, got ''")
         file = Path(options.file)
         layers = None if options.model is None else find_model(options.model, test_set.classes)
-        network = load_model(file / "model.npz" if file.is_dir() else file, layers)
+        network = load_model(file / "model.npz" if os.path.isdir(file) else file, layers)
         check_fit(network, test_set)
         return network
 

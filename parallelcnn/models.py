@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -69,7 +70,11 @@ def find_model(model: str, classes: int | None) -> tuple[Layer, ...]:
         layers = _call(function, classes)
         if not isinstance(layers, Iterable) or isinstance(layers, str):
             raise InputError(f"the function must return the layers, a tuple, got {layers!r}")
-        return tuple(layers)
+        layers = tuple(layers)
+        for position, layer in enumerate(layers, start=1):  # here, because to show what it is may fail
+            if not isinstance(layer, Layer):
+                raise InputError(f"layer {position} of the network must be a Layer, got {layer!r}")
+        return layers
     except InputError as error:
         raise InputError(f"{model}: {error}{_line_of(error, path)}") from error
     except (Exception, SystemExit) as error:
@@ -77,7 +82,7 @@ def find_model(model: str, classes: int | None) -> tuple[Layer, ...]:
 
 
 def _find_function(file: Path, name: str) -> Callable[..., Any]:
-    if not file.is_file():
+    if not os.path.isfile(file):  # Path.is_file raises for a name that is too long
         raise InputError(f"no file {file}, named by --model {file}:{name}")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None

@@ -68,9 +68,9 @@ def open_npz(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
     Raises:
         CheckpointError: if there is no such file, or it cannot be read.
     """
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} must be a {kind}, not a folder or a device")
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} must be a {kind}, not a folder or a device")
         with zipfile.ZipFile(path) as archive:
             yield archive
     except CheckpointError as error:

@@ -199,6 +199,13 @@ def too_large():
 
 def unchained():
     return Conv2D(2, 3), Dense(10)
+
+class Unprintable:
+    def __repr__(self):
+        raise ValueError("cannot be shown")
+
+def unprintable():
+    return Flatten(), Unprintable()
 """
 
 
@@ -232,6 +239,8 @@ def test_a_model_function_keeps_its_own_defaults(train, own_model, tmp_path):
     [
         ("papr", "no model 'papr': did you mean 'paper'?"),
         ("none.py:network", "no file none.py"),
+        ("n" * 300 + ".py:network", "no file nnn"),
+        ("OWN:unprintable", "raised ValueError: cannot be shown"),
         ("OWN:netwrk", "has no function 'netwrk': did you mean 'network'?"),
         ("OWN:broken", "raised ZeroDivisionError: integer division or modulo by zero (line 25)"),
         ("OWN:wrong", ":wrong: Conv2D(-2, 3): filters must be a positive integer, got -2 (line 28)"),
@@ -380,6 +389,10 @@ def test_where_nothing_can_be_cached_kernels_are_compiled_every_time(folder, tmp
     home = ["HOME=/proc/none", "XDG_CACHE_HOME=/proc/none"]
     ran = run(["env", "-C", str(package), "-u", "NUMBA_CACHE_DIR", *home, f"PYTHONPATH={package}", *line])
     assert ran.code == 0, ran.err
+
+
+def test_a_name_that_is_too_long_for_a_file_is_no_model_file(tmp_path):
+    refused(parallelcnn("evaluate", "n" * 300), "cannot be read: File name too long")
 
 
 @pytest.mark.parametrize("place", ["fifo", "/dev/zero"])

@@ -275,6 +275,8 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         pc.load_model(tmp_path / "none.npz")
     with pytest.raises(CheckpointError, match="must be a model file, not a folder or a device"):
         pc.load_model(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot be read: File name too long"):
+        pc.load_model(tmp_path / ("n" * 300))
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
