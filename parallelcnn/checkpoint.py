@@ -80,15 +80,22 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     with open_npz(path, "checkpoint") as archive:
         description = read_description(path, archive, "checkpoint", _VERSION)
-        # Stored as they are, so no array is larger than the file.
+        # Stored as they are, so together they are no larger than the file.
         limit = path.stat().st_size
         try:
-            arrays = {name: read_npy(archive, name, limit) for name in description["arrays"]}
+            arrays: dict[str, Array] = {}
+            for name in description["arrays"]:
+                if name in arrays:
+                    raise ValueError(f"{name!r} is named twice")
+                arrays[name] = read_npy(archive, name, limit)
+                limit -= arrays[name].nbytes
             claimed = description.pop("sha256")
             if _sha256(description, arrays) != claimed:
                 raise CheckpointError(f"{path} is damaged: its content is not what its SHA-256 says")
             return _restore(description, arrays)
-        except (KeyError, TypeError, AttributeError) as error:
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{path} is damaged: it does not hold what its description says ({error})") from None
 
 
@@ -230,15 +237,35 @@ def _from_row(row: Array) -> tuple[int, int, Evaluation]:
 
 
 def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoint:
-    history = History(
-        arrays["losses"].tolist(),
-        [_from_row(row) for row in arrays["evaluations"]],
-        int(description["samples_seen"]),
-        float(description["train_seconds"]),
-        lost_ranks=int(description["lost_ranks"]),
-    )
+    """What was saved; ValueError if no training can have saved it, whatever its seal says."""
+    losses, evaluations = arrays["losses"], arrays["evaluations"]
+    counts = [description[name] for name in ("samples_seen", "lost_ranks")]
+    seconds, facts = description["train_seconds"], description["facts"]
     state = {name.removeprefix(_STATE): array for name, array in arrays.items() if name.startswith(_STATE)}
-    return Checkpoint(dict(description["facts"]), state, history)
+    if losses.dtype != np.float64 or losses.ndim != 1 or not np.isfinite(losses).all():
+        raise ValueError("losses are not one finite number for each minibatch")
+    if evaluations.dtype != np.float64 or evaluations.ndim != 2 or evaluations.shape[1] != 5:
+        raise ValueError("evaluations are not five numbers each")
+    whole, accuracies = evaluations[:, [0, 1, 4]], evaluations[:, 3]
+    if not (np.isfinite(evaluations[:, 2]).all() and ((whole >= 0) & (whole < 2**53)).all()):
+        raise ValueError("evaluations hold what is no minibatch, epoch, loss or number of samples")
+    if not (np.isnan(accuracies) | ((accuracies >= 0) & (accuracies <= 1))).all():
+        raise ValueError("evaluations hold what is no accuracy")
+    if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+        raise ValueError("samples seen and ranks lost are not counts")
+    if not (isinstance(seconds, int | float) and 0 <= seconds < math.inf) or not isinstance(facts, dict):
+        raise ValueError("seconds or facts are none")
+    params = state["params"]
+    if not all(
+        vector.shape == params.shape == (params.size,) and vector.dtype == params.dtype for vector in state.values()
+    ):
+        raise ValueError("its vectors are not vectors of one length and type")
+    if params.dtype not in (np.float32, np.float64) or not all(np.isfinite(vector).all() for vector in state.values()):
+        raise ValueError("its vectors hold numbers that are not finite")
+    history = History(
+        losses.tolist(), [_from_row(row) for row in evaluations], counts[0], float(seconds), lost_ranks=counts[1]
+    )
+    return Checkpoint(facts, state, history)
 
 
 def _sha256(description: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:

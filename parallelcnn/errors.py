@@ -6,6 +6,8 @@ only `cli.py` prints, and turns an `InputError` into exit code 2 and any other e
 
 from typing import Self
 
+_MESSAGE_ENDS = 1000  # characters that are shown of a long message's beginning, and of its end
+
 
 class ParallelCNNError(Exception):
     """Base of every error that parallelcnn raises on purpose.
@@ -69,3 +71,9 @@ def nearest_name(name: str, known: "list[str] | tuple[str, ...]") -> str:
     near = difflib.get_close_matches(name, known, n=1)
     listed = f"known: {', '.join(known)}"
     return f"did you mean {near[0]!r}? ({listed})" if near else listed
+
+
+def shown(message: object) -> str:
+    """A message that may quote a file, without letters that a terminal obeys, and without its middle if it is long."""
+    escaped = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(message))
+    return escaped if len(escaped) <= 2 * _MESSAGE_ENDS else f"{escaped[:_MESSAGE_ENDS]} ... {escaped[-_MESSAGE_ENDS:]}"

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.errors import CheckpointError
+from parallelcnn.errors import CheckpointError, shown
 from parallelcnn.files import write_atomically
 
 HEADER_LIMIT = 2**12  # bytes in front of an array's numbers
 _DESCRIPTION_LIMIT = 2**20  # bytes
 COMPRESSION_LIMIT = 1032  # bytes that a byte of a deflated file can hold: zlib's own account, zlib.net/zlib_tech.html
-_MESSAGE_ENDS = 1000  # characters that are shown of a long message's beginning, and of its end
 # An array's header as numpy writes it. numpy's own reader takes any literal of Python's in it, compiles it, and lets
 # through what that raises or warns of.
 _HEADER = re.compile(
@@ -74,13 +73,13 @@ def open_npz(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except CheckpointError as error:
-        raise CheckpointError(_shown(error)) from error.__cause__
+        raise CheckpointError(shown(error)) from error.__cause__
     except FileNotFoundError:
         raise CheckpointError(f"no {kind} {path}") from None
     except _DAMAGED as error:
         if isinstance(error, OSError) and error.strerror:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-        raise CheckpointError(_shown(f"{path} is no {kind}, or a damaged one: {error}")) from None
+        raise CheckpointError(shown(f"{path} is no {kind}, or a damaged one: {error}")) from None
 
 
 def read_description(path: Path, archive: zipfile.ZipFile, kind: str, version: int) -> dict[str, Any]:
@@ -123,12 +122,6 @@ def read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
     if len(content) > limit:
         raise ValueError(f"larger than the {limit} bytes that it may have")
     return _from_bytes(content)
-
-
-def _shown(message: object) -> str:
-    """A message that may quote a file, without letters that a terminal obeys, and without its middle if it is long."""
-    escaped = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(message))
-    return escaped if len(escaped) <= 2 * _MESSAGE_ENDS else f"{escaped[:_MESSAGE_ENDS]} ... {escaped[-_MESSAGE_ENDS:]}"
 
 
 def _from_bytes(content: bytes) -> np.ndarray:

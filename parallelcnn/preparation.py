@@ -11,7 +11,7 @@ import numpy as np
 from parallelcnn.checkpoint import Checkpoint, facts_that_changed
 from parallelcnn.comm import Communicator
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.errors import CheckpointError, InputError, ReplicaMismatchError, ShapeError, TrainingWarning
+from parallelcnn.errors import CheckpointError, InputError, ReplicaMismatchError, ShapeError, TrainingWarning, shown
 from parallelcnn.history import History
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
@@ -113,7 +113,7 @@ def start(
     changed = list(facts_that_changed(facts, resume.facts))
     for name, before, now in changed:
         if name in _FIXED:
-            found = f"its {name} is {before}, not {now}"
+            found = shown(f"its {name} is {before}, not {now}")
             raise CheckpointError(f"the checkpoint is of another training: {found}").together()
     if resume.history.samples_seen > last_sample:
         raise CheckpointError(
@@ -122,7 +122,7 @@ def start(
         ).together()
     for name, before, now in changed:
         if comm.rank == 0:
-            warnings.warn(f"resumed with {name} {now} instead of {before}", TrainingWarning, stacklevel=3)
+            warnings.warn(shown(f"resumed with {name} {now} instead of {before}"), TrainingWarning, stacklevel=3)
     network.set_state(resume.state)
     return copy.deepcopy(resume.history)
 
