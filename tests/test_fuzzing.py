@@ -1,0 +1,302 @@
+"""Whatever the readers are fed, they read it or refuse it in a sentence; and what was written comes back.
+
+The short form of scripts/fuzz.py, whose targets and watch these tests use: examples made by hypothesis, the same in
+every run.
+"""
+
+import gzip
+import math
+import os
+import pickle
+import random
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+import parallelcnn as pc
+from parallelcnn.activations import ACTIVATIONS
+from parallelcnn.checkpoint import load_checkpoint, save_checkpoint
+from parallelcnn.data.idx import read_idx
+from parallelcnn.errors import InputError, ShapeError
+from parallelcnn.evaluation import Evaluation
+from parallelcnn.npz import open_npz, read_npy, write_npz
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+from fuzz_targets import TARGETS, archive_of, examine_idx, idx, members_of, npy, sealed
+from fuzz_watch import MEBIBYTE, Violation, examine
+
+sys.path.pop(0)
+
+# The examples are the same in every run, and none is kept; what else hypothesis keeps lies where pytest's things do.
+os.environ.setdefault(
+    "HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parent.parent / ".pytest_cache" / "hypothesis")
+)
+few = settings(
+    max_examples=60,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+many = settings(few, max_examples=150)
+
+SEEDS = {name: target.seeds() for name, target in TARGETS.items()}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder for all examples of all tests."""
+    return tmp_path_factory.mktemp("fuzzing")
+
+
+def blindly(rng):
+    """What changes some bytes."""
+
+    def mutate(content):
+        changed = bytearray(content)
+        for _ in range(rng.randrange(1, 4)):
+            start = rng.randrange(len(changed) + 1)
+            changed[start : start + rng.choice([0, 1, 1, 8])] = rng.randbytes(rng.choice([0, 1, 1, 4]))
+        return bytes(changed[: rng.randrange(len(changed) + 1)] if rng.random() < 0.1 else changed)
+
+    return mutate
+
+
+# What is broken
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@many
+@given(data=st.data(), number=st.integers(0, 2**32), times=st.integers(1, 3))
+def test_no_broken_input_does_more_than_be_refused(name, place, data, number, times):
+    content, rng = data.draw(st.sampled_from(SEEDS[name])), random.Random(number)
+    for _ in range(times):
+        content = TARGETS[name].mutate(content, rng, blindly(rng))
+    TARGETS[name].examine(content, place)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@few
+@given(content=st.binary(max_size=200))
+def test_no_heap_of_bytes_does_more_than_be_refused(name, place, content):
+    TARGETS[name].examine(content, place)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_valid_input_is_refused(name, place):
+    for content in SEEDS[name]:
+        assert TARGETS[name].examine(content, place) is None
+
+
+_lengths = st.one_of(st.integers(0, 6), st.integers(0, 2**32 - 1))
+
+
+@many
+@given(
+    shape=st.lists(_lengths, max_size=6),
+    values=st.binary(max_size=40),
+    kind=st.sampled_from([8, 8, 8, 8, 0, 9, 13]),
+    packed=st.booleans(),
+    rest=st.sampled_from([b"", b"", bytes(9), b"rest"]),
+)
+def test_an_idx_file_is_read_only_if_its_header_is_true(place, shape, values, kind, packed, rest):
+    content = idx(tuple(shape), values, kind)
+    refused = examine_idx((gzip.compress(content) if packed else content) + rest, place)
+    held = len(values) + (0 if packed else len(rest))
+    true = kind == 8 and 1 <= len(shape) <= 4 and 0 not in shape and math.prod(shape) == held
+    if rest and packed:
+        true = true and not any(rest)  # zeros behind a gzip file mean nothing
+    assert (refused is None) == true
+
+
+_claims = st.sampled_from(["()", "(9,)", "(1, 9)", "(999999999,)", "(999999999, 999999999)", "(-9,)", "(0,)", "(9", ""])
+
+
+@many
+@given(
+    name=st.sampled_from(["model", "checkpoint"]),
+    member=st.integers(0, 20),
+    descr=st.sampled_from(["'<f4'", "'<f8'", "'|O'", "'<U9'", "'<f4,<f4'", "[('a', 'O')]", "('<f4', (999999999,))"]),
+    shape=_claims,
+    numbers=st.binary(max_size=72),
+    method=st.sampled_from([0, 8, 12, 14]),
+)
+def test_no_header_in_an_archive_is_believed(place, name, member, descr, shape, numbers, method):
+    members = members_of(SEEDS[name][1])
+    i = member % len(members)
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
+    members[i] = members[i]._replace(content=npy(header, numbers), method=method)
+    TARGETS[name].examine(sealed(archive_of(members)), place)
+
+
+def test_a_pickle_is_not_loaded(place, monkeypatch):
+    class Run:
+        def __reduce__(self):
+            return os.mkdir, (str(place / "ran"),)
+
+    for name in ("model", "checkpoint"):
+        for i, member in enumerate(members_of(SEEDS[name][1])):
+            content = npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", pickle.dumps([Run()]))
+            members = [*members_of(SEEDS[name][1])[:i], member._replace(content=content)]
+            members += members_of(SEEDS[name][1])[i + 1 :]
+            assert isinstance(TARGETS[name].examine(archive_of(members), place), InputError)
+    assert not (place / "ran").exists()
+
+
+# What was written
+
+
+@few
+@given(values=npst.arrays(np.uint8, npst.array_shapes(max_dims=4, max_side=6)), packed=st.booleans())
+def test_every_idx_file_comes_back(place, values, packed):
+    content = idx(values.shape, values.tobytes())
+    (place / "values").write_bytes(gzip.compress(content) if packed else content)
+    read = read_idx(place / "values")
+    assert read.shape == values.shape
+    assert (read == values).all()
+
+
+_dtypes = st.sampled_from(["<f4", "<f8", ">f4", "<i8", "|u1", "|b1", "<U5"])
+
+
+@few
+@given(
+    arrays=st.dictionaries(
+        st.sampled_from(["a", "0.weight", "state.x"]),
+        _dtypes.flatmap(lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, min_side=0, max_side=5))),
+    ),
+    transposed=st.booleans(),
+)
+def test_every_archive_of_arrays_comes_back(place, arrays, transposed):
+    arrays = {name: array.T if transposed else array for name, array in arrays.items()}
+    write_npz(place / "arrays.npz", arrays)
+    with open_npz(place / "arrays.npz", "archive") as archive:
+        assert sorted(archive.namelist()) == sorted(f"{name}.npy" for name in arrays)
+        for name, array in arrays.items():
+            read = read_npy(archive, name, 10**5)
+            assert (read.dtype, read.shape) == (array.dtype, array.shape)
+            np.testing.assert_array_equal(read, array)
+
+
+_few_or_two = st.one_of(st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3)))
+_activations = st.sampled_from(sorted(ACTIVATIONS))
+_image_layers = st.one_of(
+    st.builds(
+        pc.Conv2D,
+        st.integers(1, 4),
+        _few_or_two,
+        stride=_few_or_two,
+        padding=st.one_of(st.sampled_from(["valid", "same"]), st.integers(0, 2), st.tuples(*2 * [st.integers(0, 2)])),
+        activation=_activations,
+        bias=st.booleans(),
+    ),
+    st.builds(pc.MaxPool2D, _few_or_two, stride=st.one_of(st.none(), _few_or_two), activation=_activations),
+    st.builds(pc.Activation, _activations),
+)
+_dense_layers = st.builds(pc.Dense, st.integers(1, 9), activation=_activations, bias=st.booleans())
+_networks = st.builds(
+    lambda images, dense, shape, seed, dtype: ((*images, pc.Flatten(), *dense), shape, seed, dtype),
+    st.lists(_image_layers, max_size=3),
+    st.lists(_dense_layers, max_size=2),
+    st.tuples(*3 * [st.integers(1, 9)]),
+    st.integers(0, 2**64),
+    st.sampled_from([np.float32, np.float64]),
+)
+
+
+@few
+@given(arguments=_networks)
+def test_every_network_comes_back(place, arguments):
+    try:
+        network = pc.NetworkHandler(*arguments)
+    except ShapeError:
+        assume(False)
+    pc.save_model(place / "network.npz", network)
+    again = pc.load_model(place / "network.npz")
+    assert again.layers == network.layers
+    assert (again.input_shape, again.dtype) == (network.input_shape, network.dtype)
+    assert again.parameters_sha256() == network.parameters_sha256()
+
+
+_finite = st.floats(allow_nan=False, allow_infinity=False)
+_counts = st.integers(0, 2**40)
+_results = st.builds(Evaluation, _finite, st.one_of(st.none(), st.floats(0, 1)), _counts)
+
+
+@few
+@given(
+    facts=st.dictionaries(st.text(max_size=5), st.one_of(st.none(), st.integers(), st.text(max_size=9)), max_size=4),
+    vectors=npst.arrays(
+        st.sampled_from([np.float32, np.float64]),
+        st.tuples(st.integers(1, 3), st.integers(0, 9)),
+        elements=st.floats(-10, 10, width=32),
+    ),
+    losses=st.lists(_finite, max_size=5),
+    evaluations=st.lists(st.tuples(_counts, _counts, _results), max_size=3),
+    counts=st.tuples(_counts, st.floats(0, 1e9), _counts),
+)
+def test_every_checkpoint_comes_back(place, facts, vectors, losses, evaluations, counts):
+    samples_seen, seconds, lost_ranks = counts
+    state = dict(zip(("params", "velocity", "other"), vectors, strict=False))
+    history = pc.History(losses, evaluations, samples_seen, seconds, lost_ranks=lost_ranks)
+    save_checkpoint(place / "step-1.npz", pc.Checkpoint(facts, state, history))
+    again = load_checkpoint(place / "step-1.npz")
+    assert again.facts == facts
+    assert again.history == history
+    assert list(again.state) == list(state)
+    for name, vector in state.items():
+        assert again.state[name].dtype == vector.dtype
+        np.testing.assert_array_equal(again.state[name], vector)
+
+
+# Who watches the watch
+
+
+def _write(place):
+    (place / "written").write_bytes(b"")
+
+
+def _warn(place):
+    warnings.warn("of a library", DeprecationWarning, stacklevel=1)
+
+
+def _take_long(place):
+    sum(range(3_000_000))
+
+
+def _refuse(message):
+    raise InputError(message)
+
+
+@pytest.mark.parametrize(
+    ("what", "noticed"),
+    [
+        (_write, "open"),
+        (lambda place: (place / "made").mkdir(exist_ok=True), "os.mkdir"),
+        (lambda place: os.rename(place / "none", place / "other"), "FileNotFoundError"),
+        (lambda place: pickle.loads(pickle.dumps(Violation)), "pickle.find_class"),
+        (lambda place: eval("1"), "compile"),
+        (lambda place: __import__("this_module_is_nowhere"), "ModuleNotFoundError"),
+        (lambda place: np.ones(2**18), "allocated 2.0 MiB where 1.0 should do"),
+        (_take_long, "it took"),
+        (_warn, "DeprecationWarning"),
+        (lambda place: {}["key"], "KeyError"),
+        (lambda place: _refuse("two\nlines"), "no letter"),
+        (lambda place: _refuse("long " * 999), "4,995 letters"),
+    ],
+)
+def test_the_watch_notices(what, noticed, place):
+    with pytest.raises(Violation, match=noticed):
+        examine(lambda: what(place), MEBIBYTE, most_seconds=0.01)
+
+
+def test_the_watch_lets_readers_read_and_refuse(place):
+    (place / "read").write_bytes(b"content")
+    assert examine((place / "read").read_bytes, MEBIBYTE) is None
+    assert str(examine(lambda: _refuse("no file"), MEBIBYTE)) == "no file"
