@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import io
 import json
+import math
 import os
 import random
 import struct
@@ -76,6 +77,10 @@ def members_of(content: bytes) -> list[Member]:
             ]
     except Exception:  # whatever zipfile may raise: then it is changed blindly
         return []
+
+
+# Those that arrays are written with.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def archive_of(members: list[Member]) -> bytes:
@@ -382,12 +387,17 @@ def model_seeds() -> list[bytes]:
 def examine_model(content: bytes, folder: Path) -> InputError | None:
     path = folder / "model.npz"
     path.write_bytes(content)
-    return examine(lambda: load_model(path), bytes_for_archive(content))
+
+    def run() -> None:
+        if not np.isfinite(load_model(path).params).all():
+            raise Violation("it took over parameters that are not finite")
+
+    return examine(run, bytes_for_archive(content))
 
 
 def bytes_for_archive(content: bytes) -> int:
     """How much memory it may take to read an archive: by what it holds, not by what it claims."""
-    held = sum(len(member.content) for member in members_of(content))
+    held = sum(len(member.content) for member in members_of(content) if member.method in _METHODS)
     return 16 * MEBIBYTE + 10 * max(held, len(content))
 
 
@@ -447,19 +457,13 @@ def examine_checkpoint(content: bytes, folder: Path) -> InputError | None:
 
 def _check_history(history: History) -> None:
     """Raise Violation unless a training can go on from it."""
-    kinds = (
-        (history.samples_seen, int),
-        (history.train_seconds, float),
-        (history.lost_ranks, int),
-        (history.losses, list),
-        *((loss, float) for loss in history.losses),
-        *((number, int) for step, epoch, result in history.evaluations for number in (step, epoch, result.samples)),
-        *((result.loss, float) for _, _, result in history.evaluations),
-        *((result.accuracy, float | None) for _, _, result in history.evaluations),
-    )
-    for value, kind in kinds:
-        if not isinstance(value, kind) or (isinstance(value, int | float) and not value >= 0):
-            raise Violation(f"it took over a history that holds {shortened(repr(value))}")
+    counts, numbers = [history.samples_seen, history.lost_ranks], [history.train_seconds, *history.losses]
+    for step, epoch, result in history.evaluations:
+        counts += [step, epoch, result.samples]
+        numbers += [result.loss, 0.0 if result.accuracy is None else result.accuracy]
+    well = all(type(count) is int and count >= 0 for count in counts)
+    if not well or not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
+        raise Violation(f"it took over {shortened(repr(history))}")
 
 
 def mutated_checkpoint(content: bytes, rng: random.Random, mutate: Mutate) -> bytes:
@@ -597,19 +601,14 @@ def examine_command(content: bytes, folder: Path) -> InputError | None:
         case = {"arguments": content.decode("utf-8", "surrogateescape").splitlines()}
     case = case if isinstance(case, dict) else {"arguments": [case]}
     given, variables, files = (case.get(name) for name in ("arguments", "environment", "files"))
+    variables, files = (value if isinstance(value, dict) else {} for value in (variables, files))
+    examine_system(files, variables, folder)
     arguments = [_as_given(word) for word in given] if isinstance(given, list) else []
-    environment = {"PARALLELCNN_CACHE": "cache", "HOME": "home"}
-    for name, word in variables.items() if isinstance(variables, dict) else ():
-        if name in _VARIABLES:
-            environment[name] = _as_given(word)
-    groups = _write_groups(files if isinstance(files, dict) else {}, folder)
+    environment = {"PARALLELCNN_CACHE": "cache", "HOME": "home", **_environment(variables)}
     _write_what_commands_name(folder)
     output = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
 
     def run() -> None:
-        core_quota(groups / "cgroup", groups)
-        comm.launched_ranks()
-        comm.launched_rank()
         code = cli.main(arguments)
         said = output.buffer.getvalue()  # type: ignore[attr-defined]
         if code not in (0, 2) or b"Traceback" in said:
@@ -633,6 +632,25 @@ def examine_command(content: bytes, folder: Path) -> InputError | None:
             return examine(run, 256 * MEBIBYTE, forbidden=())
     finally:
         os.chdir(before)
+
+
+def examine_system(files: dict, variables: dict, folder: Path) -> None:
+    """Read what files of control groups and the environment say."""
+    groups = _write_groups(files, folder)
+
+    def run() -> None:
+        core_quota(groups / "cgroup", groups)
+        comm.launched_ranks()
+        comm.launched_rank()
+
+    with mock.patch.dict(os.environ, _environment(variables)):
+        if examine(run, MEBIBYTE) is not None:
+            raise Violation("it refused to start because of what the system says")
+
+
+def _environment(variables: dict) -> dict[str, str]:
+    """Those that this library reads."""
+    return {name: _as_given(word) for name, word in variables.items() if name in _VARIABLES}
 
 
 def _as_given(word: Any) -> str:

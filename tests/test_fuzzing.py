@@ -5,12 +5,14 @@ every run.
 """
 
 import gzip
+import json
 import math
 import os
 import pickle
 import random
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from parallelcnn.evaluation import Evaluation
 from parallelcnn.npz import open_npz, read_npy, write_npz
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from fuzz_targets import TARGETS, archive_of, examine_idx, idx, members_of, npy, sealed
+from fuzz_targets import TARGETS, Member, archive_of, examine_idx, examine_system, idx, members_of, npy, npy_of, sealed
 from fuzz_watch import MEBIBYTE, Violation, examine
 
 sys.path.pop(0)
@@ -94,25 +96,30 @@ def test_no_valid_input_is_refused(name, place):
         assert TARGETS[name].examine(content, place) is None
 
 
-_lengths = st.one_of(st.integers(0, 6), st.integers(0, 2**32 - 1))
+_small_shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
+_any_shapes = st.lists(st.one_of(st.integers(0, 4), st.integers(0, 2**32 - 1)), max_size=6)
 
 
 @many
 @given(
-    shape=st.lists(_lengths, max_size=6),
-    values=st.binary(max_size=40),
+    shape=st.one_of(_small_shapes, _any_shapes),
+    too_many=st.sampled_from([0, 0, 0, -1, 1, 99]),
     kind=st.sampled_from([8, 8, 8, 8, 0, 9, 13]),
     packed=st.booleans(),
     rest=st.sampled_from([b"", b"", bytes(9), b"rest"]),
+    cut=st.sampled_from([0, 0, 0, 1, 9]),
 )
-def test_an_idx_file_is_read_only_if_its_header_is_true(place, shape, values, kind, packed, rest):
-    content = idx(tuple(shape), values, kind)
-    refused = examine_idx((gzip.compress(content) if packed else content) + rest, place)
-    held = len(values) + (0 if packed else len(rest))
+def test_an_idx_file_is_read_only_if_its_header_is_true_and_all_of_it_is_there(
+    place, shape, too_many, kind, packed, rest, cut
+):
+    held = max(0, min(math.prod(shape), 40) + too_many)
+    content = idx(tuple(shape), bytes(held), kind)
+    content = gzip.compress(content) if packed else content
+    refused = examine_idx(content[: len(content) - cut] + rest, place)
     true = kind == 8 and 1 <= len(shape) <= 4 and 0 not in shape and math.prod(shape) == held
-    if rest and packed:
-        true = true and not any(rest)  # zeros behind a gzip file mean nothing
-    assert (refused is None) == true
+    # Zeros behind a gzip file mean nothing.
+    whole = cut == 0 and not any(rest) if packed else cut == len(rest)
+    assert (refused is None) == (true and whole)
 
 
 _claims = st.sampled_from(["()", "(9,)", "(1, 9)", "(999999999,)", "(999999999, 999999999)", "(-9,)", "(0,)", "(9", ""])
@@ -133,6 +140,111 @@ def test_no_header_in_an_archive_is_believed(place, name, member, descr, shape, 
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
     members[i] = members[i]._replace(content=npy(header, numbers), method=method)
     TARGETS[name].examine(sealed(archive_of(members)), place)
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoint"])
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_whose_size_the_directory_plays_down_is_not_unpacked(name, method, place):
+    first, *others = members_of(SEEDS[name][1])
+    bomb = first._replace(content=first.content[:80] + bytes(2**25), method=method)
+    size = (2**25 + 80).to_bytes(4, "little")
+    content = archive_of([bomb, *others]).replace(size, len(first.content).to_bytes(4, "little"))
+    assert isinstance(TARGETS[name].examine(content, place), InputError)
+
+
+@few
+@given(
+    name=st.sampled_from(["model", "checkpoint"]),
+    where=st.floats(0, 1, exclude_max=True),
+    letter=st.one_of(st.integers(0, 2**32 - 1), st.integers(0xD7FF, 0xE000), st.integers(0x10FFFF, 0x110001)),
+)
+def test_no_letter_of_a_description_is_believed(name, place, where, letter):
+    members = members_of(SEEDS[name][1])
+    i = next(i for i, member in enumerate(members) if member.name == "description.npy")
+    content = members[i].content
+    start = content.index(b"{", content.index(b"\n"))
+    start += 4 * int(where * ((len(content) - start) // 4))
+    members[i] = members[i]._replace(content=content[:start] + letter.to_bytes(4, "little") + content[start + 4 :])
+    TARGETS[name].examine(archive_of(members), place)
+
+
+@few
+@given(units=st.sampled_from([2, 3, 10**4, 10**5, 3 * 10**5, 10**6, 2**31 - 1]), inputs=st.sampled_from([1, 3, 2**40]))
+def test_no_size_of_a_network_is_believed(place, units, inputs):
+    layers = [{"layer": "Dense", "arguments": {"units": units}, "written": f"Dense({units})"}]
+    claim = {"format": "parallelcnn model", "version": 1, "input_shape": [inputs], "dtype": "float32", "layers": layers}
+    members = [member for member in members_of(SEEDS["model"][0]) if member.name != "description.npy"]
+    refused = TARGETS["model"].examine(
+        archive_of([*members, Member("description.npy", npy_of(json.dumps(claim)))]), place
+    )
+    assert (refused is None) == ((units, inputs) == (2, 3))
+
+
+_odd_numbers = st.sampled_from(
+    [None, True, 0, -1, -500, 9, 0.5, "9", float("nan"), float("inf"), 10**4000, [], {"a": 1}]
+)
+_odd_arrays = st.sampled_from(
+    ["drop", "nan", "inf", "negative", "scalar", "flat", "square", "empty", "integers", "text"]
+)
+
+
+@many
+@given(
+    entries=st.dictionaries(
+        st.sampled_from(["samples_seen", "train_seconds", "lost_ranks", "facts", "arrays"]), _odd_numbers, max_size=2
+    ),
+    arrays=st.dictionaries(
+        st.sampled_from(["losses", "evaluations", "state.params", "state.velocity"]), _odd_arrays, max_size=1
+    ),
+)
+def test_no_seal_of_a_checkpoint_is_believed(place, entries, arrays):
+    (place / "sealed.npz").write_bytes(SEEDS["checkpoint"][1])
+    with np.load(place / "sealed.npz", allow_pickle=False) as content:
+        held = {name: content[name] for name in content.files}
+    description = json.loads(str(held.pop("description")))
+    for name, kind in arrays.items():
+        array = held.pop(name)
+        broken = {
+            "nan": array * np.nan,
+            "inf": array + array.dtype.type(np.inf),
+            "negative": -1 - abs(array),
+            "scalar": array.reshape(-1)[0],
+            "flat": array.reshape(-1)[:3],
+            "square": np.ones((2, 2), array.dtype),
+            "empty": array[:0],
+            "integers": np.ones(array.shape, np.int64),
+            "text": np.array("text"),
+        }
+        held |= {name: broken[kind]} if kind != "drop" else {}
+    described = npy_of(json.dumps({**description, "arrays": list(held), **entries}))
+    write_npz(place / "sealed.npz", held)
+    members = [*members_of((place / "sealed.npz").read_bytes()), Member("description.npy", described)]
+    TARGETS["checkpoint"].examine(sealed(archive_of(members)), place)
+
+
+_numbers_of_groups = st.sampled_from(
+    ["100000", "200000", "0", "-1", "max", "", "x", "9" * 5000, "\u0663", "\udcff", "1.5"]
+)
+_lines_of_groups = st.sampled_from(
+    ["0::/", "0::/a/b", "4:cpu,cpuacct:/", "3:cpu:/../..", "", "0", "0:", "::", ":cpu:\udcff"]
+)
+
+
+@many
+@given(
+    lines=st.lists(_lines_of_groups, max_size=3),
+    files=st.dictionaries(
+        st.sampled_from(["cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"]),
+        st.lists(_numbers_of_groups, max_size=3).map(" ".join),
+    ),
+    environment=st.dictionaries(
+        st.sampled_from(["SLURM_CPUS_ON_NODE", "SLURM_NTASKS", "SLURM_PROCID", "PMI_SIZE", "PMI_RANK"]),
+        _numbers_of_groups,
+        max_size=3,
+    ),
+)
+def test_no_number_of_the_system_or_of_a_launcher_is_believed(place, lines, files, environment):
+    examine_system({"cgroup": "\n".join(lines), **files}, environment, place)
 
 
 def test_a_pickle_is_not_loaded(place, monkeypatch):
