@@ -22,7 +22,7 @@ FLOORS = [
     {"team"},
     {"network"},
     {"models", "gradients", "comm", "model_file"},
-    {"evaluation", "profiling", "summation"},
+    {"evaluation", "profiling", "summation", "watch"},
     {"compilation", "divergence", "history"},
     {"checkpoint"},
     {"preparation", "replicas"},
