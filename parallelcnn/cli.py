@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     _let_interrupts_end_the_process()
     from parallelcnn.comm import Serial
+    from parallelcnn.watch import Watch
 
     _make_output_safe()
     try:
@@ -63,7 +64,8 @@ def _main(arguments: list[str] | None) -> int:
     comm: Communicator = Serial()
     try:
         comm = _ranks(options.command)
-        code = options.run(options, comm) or 0
+        with Watch(comm, options.timeout):
+            code = options.run(options, comm) or 0
         sys.stdout.flush()
         return code
     except LaunchError as error:
@@ -215,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         "--evaluate-every", type=int, metavar="K", help="test after every K minibatches, and not only each epoch"
     )
     _add_threads_option(train)
+    _add_timeout_option(train)
     train.add_argument(
         "--profile", action="store_true", help="measure where the time goes: a table, and a time line in trace.json"
     )
@@ -260,12 +263,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("file", metavar="MODEL", help="model.npz, or the folder that holds it")
     _add_data_options(evaluate)
     _add_threads_option(evaluate)
+    _add_timeout_option(evaluate)
     evaluate.add_argument(
         "--model", metavar="NAME|FILE.py:FUNCTION", help=f"the network, if its layers are your own: {_MODEL_HELP}"
     )
 
     info = commands.add_parser("info", help="version, MPI library, ranks, hosts, cores, threads")
-    info.set_defaults(run=_info)
+    info.set_defaults(run=_info, timeout=0)
 
     doctor = commands.add_parser(
         "doctor",
@@ -278,6 +282,7 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size", type=int, default=100, metavar="N", help="samples in a minibatch, over all ranks"
     )
     _add_threads_option(doctor)
+    _add_timeout_option(doctor)
     doctor.add_argument("--folder", default=".", metavar="DIR", help="where results are to be written")
     return parser
 
@@ -300,6 +305,16 @@ def _add_threads_option(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="that a rank computes on; otherwise its part of the node's cores, as far as it has work for them",
+    )
+
+
+def _add_timeout_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="that a rank waits for others before all end, with a message that names those; 0: for ever",
     )
 
 
@@ -340,6 +355,8 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> int:
     optimizer = run_together(comm, check_options)
     train_set, test_set = _load_data(options, comm)
 
+    comm.activity = "building the network"
+
     def build() -> NetworkHandler:
         layers = find_model(options.model, train_set.classes)
         network = NetworkHandler(layers, train_set.input_shape, options.seed)
@@ -360,12 +377,14 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> int:
     all_hosts, all_threads = hosts(comm), comm.gather(threads)
     how: dict[str, Any] = {"loss": loss, "threads": threads, "grains": options.reproducible}
     if options.verify is not None:
+        comm.activity = "verifying"
         verified = verify(
             network, train_set, optimizer, options.batch_size, options.seed, comm, steps=options.verify, **how
         )
         if comm.rank == 0:
             print(f"verified   {verified}", flush=True)
 
+    comm.activity = "looking for checkpoints, making the folder of the results"
     resume = run_together(comm, lambda: _find_checkpoint(options) if comm.rank == 0 else None)
     goes_on = resume is not None and options.resume == "auto"
     folder = run_together(comm, lambda: RunFolder(options.out, goes_on=goes_on) if comm.rank == 0 else None)
@@ -411,6 +430,7 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> int:
                 folder.write_profile(profiler)
             print(describe_result(folder, summary), flush=True)
 
+        comm.activity = "writing the results"
         run_together(comm, write_results)
 
     with contextlib.ExitStack() as cleanup:
@@ -483,6 +503,8 @@ def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
     _catch_interrupts()
     run_together(comm, lambda: check_threads(options.threads))
     _, test_set = _load_data(options, comm)
+
+    comm.activity = "reading the network"
 
     def load() -> NetworkHandler:
         if options.file == "":
@@ -570,6 +592,7 @@ def _load_data(options: argparse.Namespace, comm: "Communicator") -> "tuple[Data
     from parallelcnn.comm import share_on_node
     from parallelcnn.data import load_data
 
+    comm.activity = "reading the data set"
     return share_on_node(comm, lambda: load_data(options.data, options.data_dir))
 
 

@@ -43,6 +43,7 @@ def compile_in_turns(comm: Communicator, work: Callable[[], object]) -> float:
         How long it took [s].
     """
     started = time.perf_counter()
+    comm.activity = "compiling kernels"
     first_on_node = comm.rank == comm.ranks_on_node()[0]
     my_turn = 0 if comm.rank == 0 else 1 if first_on_node else 2
     for turn in range(3 if comm.size > 1 else 1):

@@ -71,6 +71,7 @@ def evaluate_by(team: Team, dataset: Dataset, comm: Communicator, loss: Loss) ->
     are summed over all blocks, in order, and only then divided: the same bits, whoever takes which. Collective: every
     rank of `comm` must call it.
     """
+    comm.activity = f"evaluating on {dataset.name}"
     size = team.workers[0].block_size
     blocks = np.zeros((-(-len(dataset) // size), 3))
 

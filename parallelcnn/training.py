@@ -130,6 +130,7 @@ def train(
         check_fit(network, train_set, loss)
         check_fit(network, test_set, loss)
 
+    comm.activity = "preparing to train"
     run_together(comm, check)
     check_replicas(comm, plan, train_set, test_set)
     seed = comm.gather(seed)[0]
@@ -169,12 +170,14 @@ def train(
                         _tell_resumed(reporter, history)
                         continue
                     if checkpoints is not None and comm.rank == 0:
+                        comm.activity = "saving a checkpoint"
                         checkpoints.save_if_due(facts, network, history, epoch_ended or history.left)
                     if history.samples_seen == last_sample or history.left:
                         comm.confirm()
                         break
                     began = time.perf_counter()
                     epoch, minibatch = sampler.after(history.samples_seen)
+                    comm.activity = "computing minibatch {} (epoch {})", history.steps + 1, epoch
                     summation.compute(minibatch, ranks, leave=leave is not None and leave())
                     _record_minibatch(history, reporter, epoch, float(network.message[LOSS]), len(minibatch))
                     check_message(network, history.steps, epoch)
