@@ -11,6 +11,7 @@ functions, after the arguments have been read, so that --help and typing errors 
 import argparse
 import contextlib
 import io
+import math
 import os
 import signal
 import sys
@@ -423,7 +424,10 @@ def _train(options: argparse.Namespace, comm: "Communicator") -> int:
             summary["peak_rss_bytes"] = max(peaks)
             summary["wall_seconds"] = _seconds_since_start()
             summary["started"] = (datetime.now(UTC) - timedelta(seconds=summary["wall_seconds"])).isoformat()
-            summary["first_step_seconds"] = summary["wall_seconds"] - (time.perf_counter() - reporter.first_step_at)
+            since_first_step = time.perf_counter() - reporter.first_step_at
+            # A run that went on from the checkpoint of the last minibatch has taken no step: JSON knows no NaN.
+            took_a_step = not math.isnan(since_first_step)
+            summary["first_step_seconds"] = summary["wall_seconds"] - since_first_step if took_a_step else None
             folder.write_summary(summary)
             folder.plot_losses(history)
             if profiler is not None:

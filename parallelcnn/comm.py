@@ -7,6 +7,7 @@ no MPI library need be installed.
 
 import atexit
 import contextlib
+import faulthandler
 import functools
 import itertools
 import mmap
@@ -31,6 +32,7 @@ from parallelcnn.threads import core_quota, fair_share, number_in, usable_cores,
 Array = np.ndarray
 T = TypeVar("T")
 
+START_TIMEOUT = 300.0  # that MPI waits for ranks that do not come [s]
 _CLOCK_TRIPS = 50  # by the tenth or so one of them met nothing on its way
 _ULFM = "OMPI_MCA_mpi_ft_enable"  # what mpirun --with-ft ulfm sets
 # No other messages of ours go from one rank to one other.
@@ -389,11 +391,25 @@ def _start_mpi() -> Any:
                 f"which starts its ranks with\n"
                 f"    {mpirun()} -n {wanted} {shlex.join(_command())}"
             )
-        MPI.Init_thread()
+        _initialize(MPI)
         atexit.register(_finalize)
     from mpi4py import MPI
 
     return MPI
+
+
+def _initialize(MPI: Any) -> None:
+    """MPI_Init, in which ranks wait for each other. Under mpirun --with-ft ulfm they would do so for ever if one dies
+    before it has come there.
+
+    mpi4py lets no other thread of Python run meanwhile, but faulthandler's is none of Python's. It shows this line and
+    leaves with an exit code of its own, which ends the job.
+    """
+    faulthandler.dump_traceback_later(START_TIMEOUT, exit=True, file=2)  # whatever sys.stderr is
+    try:
+        MPI.Init_thread()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _finalize() -> None:

@@ -1,0 +1,46 @@
+"""The command when ranks are killed, and what is left is taken up again."""
+
+import json
+import sys
+
+import launch
+import pytest
+
+
+def test_a_run_that_was_done_is_resumed_and_done_again(folder, tmp_path):
+    """As one is that was killed between its last checkpoint and its results."""
+    out = tmp_path / "out"
+    line = ["train", "--data", folder, "--epochs", 1, "--reproducible", 2, "--out", out, "--resume"]
+    assert launch.parallelcnn(*line).code == 0
+    first = json.loads((out / "summary.json").read_text())
+    (out / "summary.json").unlink()
+    again = launch.parallelcnn(*line)
+    assert again.code == 0, again.err
+    second = json.loads((out / "summary.json").read_text())
+    assert second["parameters_sha256"] == first["parameters_sha256"]
+    assert second["first_step_seconds"] is None
+
+
+_DIES_BEFORE_MPI = """
+import os, signal, sys
+import parallelcnn.comm as comm
+if os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+comm.START_TIMEOUT = 2.0
+comm.world()
+"""
+
+
+def with_ulfm(n_ranks, arguments, limit):
+    """Run this Python on ranks that may lose some; skips the test where MPI knows no such thing."""
+    mpiexec = launch.mpiexec()
+    if "Open MPI" not in launch.run([mpiexec, "--version"]).out:
+        pytest.skip("only Open MPI goes on without a lost rank")
+    return launch.run([mpiexec, "--with-ft", "ulfm", "-n", str(n_ranks), sys.executable, *arguments], limit)
+
+
+@pytest.mark.mpi
+def test_ranks_do_not_wait_for_ever_for_one_that_died_before_mpi_began():
+    ran = with_ulfm(3, ["-c", _DIES_BEFORE_MPI], limit=30)
+    assert ran.code != 0
+    assert "_initialize" in ran.err  # where they waited
