@@ -71,7 +71,9 @@ def start_training(folder, out, ranks=1, epochs=100_000):
 def test_a_folder_that_vanishes_during_training_is_made_anew_and_nothing_of_the_result_is_lost(folder, tmp_path):
     out = tmp_path / "out"
     process = start_training(folder, out, epochs=1000)
-    shutil.rmtree(out)
+    # At once: in the middle of removing it, another checkpoint would be put there.
+    out.rename(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert sorted(path.name for path in out.iterdir()) == sorted(
