@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def core_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys
         version_1 = "cpu" in controllers.split(",")
         folder = root / ("cpu" if version_1 else "") / path.strip("/")
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if version_1 else ("cpu.max",)
-        for group in (folder, *folder.parents):
+        for group in chain((folder,), folder.parents):
             # No such file, or no number in it: no limit.
             with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
                 quota, period = " ".join((group / name).read_text() for name in names).split()

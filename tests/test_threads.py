@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -361,6 +362,16 @@ def test_the_quota_of_a_container_is_read(groups, files, wanted, tmp_path, monke
     assert core_quota(tmp_path / "cgroup", tmp_path) == wanted
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "3")
     assert core_quota(tmp_path / "cgroup", tmp_path) == min(wanted or 3, 3)
+
+
+def test_a_control_group_of_3000_folders_takes_no_memory(tmp_path):
+    (tmp_path / "cgroup").write_text("0::" + "/a" * 3000)
+    tracemalloc.start()
+    try:
+        core_quota(tmp_path / "cgroup", tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**19
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("number", ["", "two", "-3", "9" * 5000, "\u00b2"])
