@@ -25,7 +25,7 @@ import numpy as np
 from fuzz_watch import MEBIBYTE, Violation, examine, shortened
 
 import parallelcnn as pc
-from parallelcnn import cli, comm, compilation
+from parallelcnn import cli, comm, compilation, evaluation, reporting, verification
 from parallelcnn.checkpoint import Checkpoint, _sha256, load_checkpoint, save_checkpoint
 from parallelcnn.data import by_name, mnist
 from parallelcnn.data.idx import load_idx_folder, read_idx
@@ -528,6 +528,7 @@ def command_seeds() -> list[bytes]:
     groups = {"cgroup": "0::/jobs/one\n", "cpu.max": "150000 100000\n"}
     groups_1 = {"cgroup": "4:cpu,cpuacct:/one\n0::/\n", "cpu.cfs_quota_us": "200000\n", "cpu.cfs_period_us": "100000\n"}
     numbers = "--epochs 2 --batch-size 3 --learning-rate 0.5 --momentum 0.9 --nesterov --weight-decay 1e-3 --seed 7"
+    small = "train --data FOLDER --batch-size 2 --model own.py:good"
     cases: list[tuple[str, dict[str, str], dict[str, str]]] = [
         ("", {}, {}),
         ("--help", {}, {}),
@@ -541,6 +542,9 @@ def command_seeds() -> list[bytes]:
         ("train --data FOLDER --model own.py:by_classes", {"XDG_CACHE_HOME": "/nowhere", "HOME": "x"}, {}),
         ("train --data FOLDER --model broken.py:f", {}, {}),
         ("train --data FOLDER --model letters.py:f", {}, {}),
+        (f"{small} --out OUT --resume --reproducible 4 --timeout 9", {}, {}),
+        (f"{small} --resume step-1.npz --verify 3 --repair majority", {}, {}),
+        (f"{small} --checkpoint-every 2 --checkpoint-seconds 0.5 --keep-last 3 --keep-best --verify --out OUT", {}, {}),
         ("evaluate model.npz --data FOLDER", {"SLURMD_NODENAME": "n1"}, {}),
         ("evaluate FOLDER --data FOLDER --threads 1 --model own.py:good", {"SLURM_STEP_NUM_TASKS": "4"}, {}),
     ]
@@ -559,6 +563,8 @@ def command_seeds() -> list[bytes]:
 
 
 _WORDS = (
+    "--reproducible", "--verify", "--checkpoint-every", "--checkpoint-seconds", "--keep-last", "--keep-best",
+    "--resume", "--repair", "--timeout", "auto", "majority", "checkpoint", "step-1.npz",
     "train", "evaluate", "info", "--help", "--version", "--data", "--data-dir", "--model", "--epochs",
     "--batch-size", "--learning-rate", "--momentum", "--nesterov", "--weight-decay", "--seed",
     "--evaluate-every", "--threads", "--profile", "--out", "--", "-", "digits", "mnist", "FOLDER", "model.npz",
@@ -594,7 +600,7 @@ def mutated_command(content: bytes, rng: random.Random, mutate: Mutate) -> bytes
 
 
 def examine_command(content: bytes, folder: Path) -> InputError | None:
-    """Run the command until it would compile, and read what else the environment says."""
+    """Run the command until it would train, and read what else the environment says."""
     try:
         case = json.loads(content)
     except (ValueError, RecursionError):
@@ -625,7 +631,12 @@ def examine_command(content: bytes, folder: Path) -> InputError | None:
             mock.patch("time.sleep"),
             mock.patch.object(comm, "world", return_value=comm.Serial()),
             mock.patch.object(comm, "mpi_library", return_value="none"),
-            mock.patch.object(compilation, "compile_in_turns", _stop),
+            mock.patch.object(compilation, "compile_in_turns", return_value=0.0),
+            mock.patch.object(verification, "verify", return_value=""),
+            # From here on there is nothing to read.
+            mock.patch.object(reporting, "RunFolder", _stop),
+            mock.patch.object(evaluation, "evaluate", _stop),
+            mock.patch.object(cli, "_doctor", _stop),
             mock.patch.object(by_name, "load_digits", _four_images),
             mock.patch.object(mnist, "_download", _no_network),
         ):
@@ -686,9 +697,10 @@ def _write_what_commands_name(folder: Path) -> None:
     network = pc.NetworkHandler((pc.Flatten(), pc.Dense(4)), (1, 3, 2))
     for path in (folder / "model.npz", folder / "FOLDER" / "model.npz"):
         save_model(path, network)
+    (folder / "step-1.npz").write_bytes(checkpoint_seeds()[1])
 
 
-def _stop(*_: Any) -> None:
+def _stop(*_: Any, **__: Any) -> None:
     raise InputError("everything is as it should be")
 
 
