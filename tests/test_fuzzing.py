@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from launch import run
 
 import parallelcnn as pc
 from parallelcnn.activations import ACTIVATIONS
@@ -33,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 from fuzz_targets import TARGETS, Member, archive_of, examine_idx, examine_system, idx, members_of, npy, npy_of, sealed
 from fuzz_watch import MEBIBYTE, Violation, examine
 
-sys.path.pop(0)
+SCRIPTS = Path(sys.path.pop(0))
 
 # The examples are the same in every run, and none is kept; what else hypothesis keeps lies where pytest's things do.
 os.environ.setdefault(
@@ -429,3 +430,41 @@ def test_the_watch_lets_readers_read_and_refuse(place):
     (place / "read").write_bytes(b"content")
     assert examine((place / "read").read_bytes, MEBIBYTE) is None
     assert str(examine(lambda: _refuse("no file"), MEBIBYTE)) == "no file"
+
+
+def test_the_script_fuzzes_and_writes_its_page(tmp_path):
+    pytest.importorskip("atheris")
+    arguments = [
+        "--target",
+        "idx",
+        "--seconds",
+        "1",
+        "--findings",
+        tmp_path / "findings",
+        "--page",
+        tmp_path / "page.md",
+    ]
+    ran = run([sys.executable, str(SCRIPTS / "fuzz.py"), *map(str, arguments)], 60)
+    assert ran.code == 0, ran.err + ran.out
+    (row,) = (line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| IDX"))
+    executions, *_, findings = (int(cell.replace(",", "")) for cell in row.strip("| ").split("|")[1:])
+    assert executions > 10
+    assert findings == 0
+    assert list((tmp_path / "findings").iterdir()) == []
+
+
+def test_a_finding_is_kept_and_can_be_fed_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from fuzz import keep
+
+    known = set()
+    for content in (b"one", b"two"):
+        keep(tmp_path / "idx", content, Violation("it took 2.5 s, more than 2"), known)
+    keep(tmp_path / "idx", b"three", Violation("KeyError (idx.py, line 9): 'key'"), known)
+    kept = sorted(path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".txt")
+    assert kept == [b"one", b"three"]
+    again = run(
+        [sys.executable, str(SCRIPTS / "fuzz.py"), "--target", "idx", "--again", str(next(tmp_path.iterdir()))], 60
+    )
+    assert again.code == 0, again.err
+    assert "refused: " in again.out
