@@ -91,10 +91,14 @@ def _find_function(file: Path, name: str) -> Callable[..., Any]:
     # Layers defined in the file are dataclasses, which look their module up by name; its neighbours can be imported.
     sys.modules.setdefault(file.stem, module)
     sys.path.append(str(file.resolve().parent))
+    # Results go to --out: Python would put the compiled file into a folder beside it.
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise InputError(f"{file} raised {_described(error, file)}") from error
+    finally:
+        sys.dont_write_bytecode = before
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]

@@ -228,6 +228,12 @@ def test_a_model_of_the_users_own_is_trained_saved_and_evaluated(train, folder, 
     assert ran.code == 0, ran.err
 
 
+def test_nothing_is_written_beside_a_model_of_the_users_own(folder, own_model, tmp_path):
+    command = [sys.executable, "-m", "parallelcnn", "train", "--data", str(folder), "--model", f"{own_model}:too_small"]
+    refused(run(["env", "-u", "PYTHONDONTWRITEBYTECODE", *command]), "of 10 classes takes a network that ends in")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.py", "own_neighbour.py"]
+
+
 def test_a_model_function_keeps_its_own_defaults(train, own_model, tmp_path):
     ran = train("--model", f"{own_model}:optional", "--epochs", 1)
     assert ran.code == 0, ran.err
