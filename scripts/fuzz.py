@@ -114,7 +114,6 @@ def fuzz(name: str, findings: Path, seconds: int, seed: int) -> None:
     """Fuzz one target in this process, which libFuzzer ends."""
     import atheris
 
-    sys.dont_write_bytecode = True
     import numba  # noqa: F401
     import numpy as np  # noqa: F401
 

@@ -106,11 +106,14 @@ def _watch(forbidden: tuple[str, ...]) -> Iterator[list[str]]:
         sys.addaudithook(_on_event)  # which cannot be taken away again
         _hooked.append(True)
     seen: list[str] = []
+    # That Python keeps this library's modules compiled is not the input's doing either.
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     _watched, _seen = frozenset((*_NEVER, *forbidden)), seen
     try:
         yield seen
     finally:
         _watched = frozenset()
+        sys.dont_write_bytecode = before
 
 
 _hooked: list[bool] = []
