@@ -21,7 +21,7 @@ import numpy as np
 
 from parallelcnn.errors import CheckpointError, InputError, TrainingWarning
 from parallelcnn.evaluation import Evaluation
-from parallelcnn.files import naming
+from parallelcnn.files import naming, remove_unfinished
 from parallelcnn.history import History
 from parallelcnn.layers.base import Array
 from parallelcnn.network import NetworkHandler
@@ -126,6 +126,7 @@ class CheckpointFolder:
     _saved_step: int = field(default=-1, init=False, repr=False)
     _held_step: int = field(default=-1, init=False, repr=False)
     _failed: bool = field(default=False, init=False, repr=False)
+    _unused: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, value in (("every_steps", self.every_steps), ("keep_last", self.keep_last)):
@@ -156,6 +157,9 @@ class CheckpointFolder:
                 raise CheckpointError("parameters that are not finite")
             with naming(Path(self.path)):
                 Path(self.path).mkdir(parents=True, exist_ok=True)
+            if self._unused:
+                self._unused = False
+                remove_unfinished(Path(self.path))
             save_checkpoint(self._file(history.steps), Checkpoint(facts, network.state, history))
             keep = self._files()[: self.keep_last]
             keep.append(self._file(self._held_step))

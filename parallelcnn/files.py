@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+_UNFINISHED = ".unfinished"
+
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
@@ -25,7 +27,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         OSError: if that fails; whatever stood at `path` still does, and nothing is left beside it.
     """
     with naming(path):
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(_UNFINISHED, f".{path.name}.", path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
@@ -37,6 +39,16 @@ def write_atomically(path: Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that `write_atomically` has left in a folder because the process was killed.
+
+    For those who alone write there: what another process is writing would be gone.
+    """
+    with contextlib.suppress(OSError):  # they are only in the way
+        for file in folder.glob(f".*{_UNFINISHED}"):
+            file.unlink()
 
 
 def lock(path: Path) -> TextIO | None:

@@ -22,7 +22,7 @@ from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain
 from parallelcnn.errors import InputError, TrainingWarning
 from parallelcnn.evaluation import Evaluation
-from parallelcnn.files import lock, write_atomically
+from parallelcnn.files import lock, remove_unfinished, write_atomically
 from parallelcnn.history import History
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
@@ -53,6 +53,8 @@ class RunFolder:
             self._lock = lock(self.path / ".lock")
             if self._lock is None:
                 raise InputError(f"--out {self.path} must be one run's at a time, but another run writes there now")
+            for folder in (self.path, self.checkpoints):
+                remove_unfinished(folder)
             earlier = [self.path / name for name in _FILES if (self.path / name).exists()]
             if earlier and not goes_on:
                 self.moved_to = _unused(self.path / f"before-{now}")

@@ -1,6 +1,7 @@
 """The command when ranks are killed, and what is left is taken up again."""
 
 import json
+import signal
 import sys
 
 import launch
@@ -19,6 +20,23 @@ def test_a_run_that_was_done_is_resumed_and_done_again(folder, tmp_path):
     second = json.loads((out / "summary.json").read_text())
     assert second["parameters_sha256"] == first["parameters_sha256"]
     assert second["first_step_seconds"] is None
+
+
+def test_files_that_a_kill_left_half_written_are_removed_by_the_next_start(folder, tmp_path):
+    out = tmp_path / "out"
+    (out / "checkpoints").mkdir(parents=True)
+    script = """
+import os, pathlib, signal, sys
+from parallelcnn.files import write_atomically
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(pathlib.Path(sys.argv[1]), b"half")
+"""
+    for name in ("model.npz", "checkpoints/step-000000003.npz"):
+        assert launch.run([sys.executable, "-c", script, str(out / name)]).code == -signal.SIGKILL
+    assert len(list(out.rglob(".*.unfinished"))) == 2
+    line = ["train", "--data", folder, "--epochs", 1, "--out", out, "--resume"]
+    assert launch.parallelcnn(*line).code == 0
+    assert not list(out.rglob(".*.unfinished"))
 
 
 _DIES_BEFORE_MPI = """
