@@ -156,11 +156,17 @@ def run_trial(place: Place, seed: int, number: int, modes: Sequence[str]) -> Tri
         strokes = draw_strokes(choose, max(ranks, 1), mode == "survives") if disturbed else []
         ended = place.launch(trial, installation, ranks, strokes, choose.choice((1, 1, 2)))
         judge(trial, ended, place.expected[trial.recipe])
-        if ended.code == 0 or not disturbed:
+        if is_done(trial, ended):
+            check_results(trial, place.expected[trial.recipe])
+        if is_done(trial, ended) or not disturbed:
             break
-    if ended.code == 0:
-        check_results(trial, place.expected[trial.recipe], ended)
     return trial
+
+
+def is_done(trial: Trial, ended: Ended) -> bool:
+    """Whether the training is: by the exit code and by what is there, since Open MPI's mpirun --with-ft ulfm returns 0
+    also if all ranks were killed."""
+    return ended.code == 0 and (trial.out / "summary.json").exists()
 
 
 def judge(trial: Trial, ended: Ended, expected: Expected) -> None:
@@ -177,10 +183,12 @@ def judge(trial: Trial, ended: Ended, expected: Expected) -> None:
         trial.wrong("tracebacks", f"{name}, exit code {ended.code}")
     if ended.code is None:
         trial.wrong("hangs", name)
-    elif ended.code == 0:
+    elif is_done(trial, ended):
         counts["survived"] += bool(ended.killed)
     elif ended.moments == 0:
         trial.wrong("lost runs", f"{name}: undisturbed, but exit code {ended.code}")
+    elif ended.code == 0 and trial.mode != "survives":
+        trial.wrong("lost runs", f"{name}: exit code 0, but not done")
     else:
         counts["ended"] += 1
         if ended.killed and ended.seconds > ENDS_WITHIN:
@@ -189,7 +197,7 @@ def judge(trial: Trial, ended: Ended, expected: Expected) -> None:
             counts["while starting"] += 1
         elif trial.mode == "survives" and not ended.asked:
             trial.wrong("lost runs", f"{name}: the others did not finish, exit code {ended.code}")
-    if ended.code != 0:
+    if not is_done(trial, ended):
         check_checkpoints(trial, expected)
 
 
@@ -208,7 +216,7 @@ def check_checkpoints(trial: Trial, expected: Expected) -> int:
     return max(steps)
 
 
-def check_results(trial: Trial, expected: Expected, ended: Ended) -> None:
+def check_results(trial: Trial, expected: Expected) -> None:
     """A finished training must have left all that it should, and nothing else."""
     if check_checkpoints(trial, expected) != len(expected.losses):
         trial.wrong("unreadable files", "no checkpoint of the last minibatch")
@@ -223,13 +231,14 @@ def check_results(trial: Trial, expected: Expected, ended: Ended) -> None:
         check_metrics(trial, expected)
     except (OSError, ValueError, KeyError) as error:
         trial.wrong("unreadable files", f"{type(error).__name__}: {error}")
-    keep = int(trial.settings[trial.settings.index("--keep-last") + 1]) + ("--keep-best" in trial.settings)
-    if len(list((trial.out / "checkpoints").iterdir())) > keep:
-        trial.wrong("left behind", f"checkpoints: {sorted(os.listdir(trial.out / 'checkpoints'))}")
-    strange = [path for path in trial.out.iterdir() if path.name not in _KEPT_FILES | {"checkpoints"}]
-    # What a start without a checkpoint to go on from has moved aside.
+    # Those asked for, the best, and one that the replicas are known to have agreed on.
+    keep = int(trial.settings[trial.settings.index("--keep-last") + 1]) + ("--keep-best" in trial.settings) + 1
+    checkpoints = sorted(path.name for path in trial.out.glob("checkpoints/*"))
+    if len(checkpoints) > keep or any(name.startswith(".") for name in checkpoints):
+        trial.wrong("left behind", f"checkpoints: {checkpoints}")
+    # What a start without a checkpoint to go on from has moved aside is in folders of its own.
+    strange = [path for path in trial.out.glob("*") if path.name not in _KEPT_FILES | {"checkpoints"}]
     strange = [path for path in strange if not path.name.startswith("before-")]
-    strange += [path for path in trial.out.rglob("before-*/**/.*") if path.name != ".lock"]
     strange += (trial.folder / "tmp").iterdir()
     if strange:
         trial.wrong("left behind", ", ".join(sorted(str(path.relative_to(trial.folder)) for path in strange)))
@@ -245,7 +254,7 @@ def check_metrics(trial: Trial, expected: Expected) -> None:
         trial.wrong("unreadable files", f"metrics.jsonl does not have every minibatch once: {len(losses)} lines")
     elif not all(math.isclose(loss, expected.losses[step - 1], rel_tol=1e-7) for step, loss in losses):
         trial.wrong("wrong sums", "the losses in metrics.jsonl")
-    newest = load_checkpoint(max((trial.out / "checkpoints").glob("step-*.npz"))).history
+    newest = load_checkpoint(max(trial.out.glob("checkpoints/step-*.npz"))).history
     if tests != [step for step, _, _ in newest.evaluations]:
         trial.wrong("unreadable files", f"metrics.jsonl has the evaluations after minibatches {tests}")
 
