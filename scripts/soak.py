@@ -52,7 +52,7 @@ from parallelcnn.checkpoint import load_checkpoint
 from parallelcnn.errors import ParallelCNNError
 from parallelcnn.model_file import load_model
 
-MODES = {"ends": 4, "survives": 5, "alone": 1}  # and how often each is chosen
+MODES = {"ends": 3, "survives": 6, "alone": 1}  # and how often each is chosen
 ENDS_WITHIN = 10.0  # of a kill that ends the job [s]
 RIGHT = ("trials", "starts", "moments", "killed", "asked to leave", "survived", "ended", "while starting", "resumed")
 WRONG = ("hangs", "late ends", "lost runs", "wrong sums", "unreadable files", "left behind", "tracebacks")
@@ -152,7 +152,7 @@ def run_trial(place: Place, seed: int, number: int, modes: Sequence[str]) -> Tri
     for turn in range(4):
         disturbed = turn < 3 and (turn == 0 or choose.random() < 0.6)
         installation = choose.choice(with_ulfm if mode == "survives" else place.installations)
-        ranks = 0 if mode == "alone" else choose.choice((1, 2, 3, 4, 8) if mode == "ends" else (2, 3, 4, 8, 8))
+        ranks = 0 if mode == "alone" else choose.choice((1, 2, 3, 4, 8) if mode == "ends" else (2, 3, 4, 4, 8))
         strokes = draw_strokes(choose, max(ranks, 1), mode == "survives") if disturbed else []
         ended = place.launch(trial, installation, ranks, strokes, choose.choice((1, 1, 2)))
         judge(trial, ended, place.expected[trial.recipe])
@@ -191,7 +191,9 @@ def judge(trial: Trial, ended: Ended, expected: Expected) -> None:
         trial.wrong("lost runs", f"{name}: exit code 0, but not done")
     else:
         counts["ended"] += 1
-        if ended.killed and ended.seconds > ENDS_WITHIN:
+        # MPI itself waits for a rank that died before it began, see comm.START_TIMEOUT.
+        may_wait = trial.mode == "survives" and ended.while_starting
+        if ended.killed and ended.seconds > ENDS_WITHIN and not may_wait:
             trial.wrong("late ends", f"{name}: {ended.seconds:.1f} s after the last kill")
         if trial.mode == "survives" and ended.while_starting:
             counts["while starting"] += 1

@@ -25,6 +25,7 @@ _PLACES = {
     "while recovering": {"recover": 2, "rejoin": 1, "take over": 1},
     "at the end": {"finish": 1, "model": 1, "summary": 1, "confirm": 2, "end": 1},
 }
+_OF_THE_WRITER = {"folder", "write", "flush", "rename", "take over", "model", "summary"}
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ def draw_strokes(choose: random.Random, ranks: int, survivors: bool) -> list[Str
     everyone = list(range(ranks))
     choose.shuffle(everyone)
     if choose.random() < 0.4:  # it is rank 0 that writes the files
-        everyone.sort(key=bool)
-    victims = everyone[: choose.choice((1, min(2, most), choose.randint(1, most), choose.randint(1, most), most))]
+        everyone.sort(key=bool if choose.random() < 0.5 else int)
+    victims = everyone[: choose.choice((1, choose.randint(1, most), choose.randint(1, most), most))]
     at_once = leave or choose.random() < 0.4
     groups = [victims] if at_once else [[victim] for victim in victims]
     return [_draw_stroke(choose, turn, group, int(number)) for turn, group in enumerate(groups)]
@@ -139,9 +140,12 @@ def _draw_stroke(choose: random.Random, turn: int, ranks: list[int], number: int
     if turn > 0:
         often["while recovering"] = 8
     (kind,) = choose.choices(list(often), list(often.values()))
-    place = choose.choice(list(_PLACES[kind]))
+    places = dict(_PLACES[kind])
+    if min(ranks) > 0 and choose.random() < 0.8:  # rank 0 must have been lost before another one comes there
+        places = {place: call for place, call in places.items() if place not in _OF_THE_WRITER} or {"sum": 200}
+    place = choose.choice(list(places))
     delay = 0.0 if choose.random() < 0.4 else 10 ** choose.uniform(-4.5, -1.5)
-    return Stroke(turn, ranks, number, place, choose.randint(1, _PLACES[kind][place]), delay)
+    return Stroke(turn, ranks, number, place, choose.randint(1, places[place]), delay)
 
 
 def start(
