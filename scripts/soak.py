@@ -285,7 +285,12 @@ def soak(options: argparse.Namespace, place: Place, table: dict[str, Counter[str
                 running.add(pool.submit(run_trial, place, options.seed, number, options.modes))
             if not running:
                 return wrong == 0
-            done, running = wait(running, return_when=FIRST_COMPLETED)
+            try:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+            except KeyboardInterrupt:
+                print("interrupted: the trials that have begun are the last ones", file=sys.stderr)
+                options.kills = 0
+                continue
             for future in done:
                 trial = future.result()
                 table[trial.mode] += trial.counts
