@@ -20,8 +20,8 @@ _LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "SLURM_", "HYDRA_", "MPI_", "MP
 # Places in the program, see soak_rank.py, and up to which call a stroke waits there.
 _PLACES = {
     "while starting": {"join": 1, "share": 1, "compile": 1, "folder": 1, "start": 1},
-    "in training": {"sum": 200, "evaluate": 6, "compare": 5},
-    "while writing": {"write": 30, "flush": 30, "rename": 30},
+    "in training": {"sum": 120, "evaluate": 6, "compare": 5},
+    "while writing": {"write": 15, "flush": 15, "rename": 15},
     "while recovering": {"recover": 2, "rejoin": 1, "take over": 1},
     "at the end": {"finish": 1, "model": 1, "summary": 1, "confirm": 2, "end": 1},
 }
@@ -125,7 +125,7 @@ def draw_strokes(choose: random.Random, ranks: int, survivors: bool) -> list[Str
     choose.shuffle(everyone)
     if choose.random() < 0.4:  # it is rank 0 that writes the files
         everyone.sort(key=bool if choose.random() < 0.5 else int)
-    victims = everyone[: choose.choice((1, choose.randint(1, most), choose.randint(1, most), most))]
+    victims = everyone[: choose.choice((1, choose.randint(1, most), most, most, most))]
     at_once = leave or choose.random() < 0.4
     groups = [victims] if at_once else [[victim] for victim in victims]
     return [_draw_stroke(choose, turn, group, int(number)) for turn, group in enumerate(groups)]
@@ -135,14 +135,14 @@ def _draw_stroke(choose: random.Random, turn: int, ranks: list[int], number: int
     if choose.random() < 0.08:
         return Stroke(turn, ranks, number, since="launch", seconds=choose.uniform(0, 5))
     if choose.random() < 0.5:
-        return Stroke(turn, ranks, number, since="training", seconds=choose.uniform(0, 1.2))
+        return Stroke(turn, ranks, number, since="training", seconds=choose.uniform(0, 0.8))
     often = {"while starting": 1, "in training": 4, "while writing": 3, "at the end": 3}
     if turn > 0:
         often["while recovering"] = 8
     (kind,) = choose.choices(list(often), list(often.values()))
     places = dict(_PLACES[kind])
     if min(ranks) > 0 and choose.random() < 0.8:  # rank 0 must have been lost before another one comes there
-        places = {place: call for place, call in places.items() if place not in _OF_THE_WRITER} or {"sum": 200}
+        places = {place: call for place, call in places.items() if place not in _OF_THE_WRITER} or {"sum": 120}
     place = choose.choice(list(places))
     delay = 0.0 if choose.random() < 0.4 else 10 ** choose.uniform(-4.5, -1.5)
     return Stroke(turn, ranks, number, place, choose.randint(1, places[place]), delay)
