@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from parallelcnn._version import __version__
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError
+from parallelcnn.leaving import hold_requests_to_leave
 
 if TYPE_CHECKING:
     from parallelcnn.checkpoint import Checkpoint, CheckpointFolder
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> int:
+    if arguments is None:
+        hold_requests_to_leave()
     _let_interrupts_end_the_process()
     from parallelcnn.comm import Serial
     from parallelcnn.watch import Watch

@@ -11,10 +11,22 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SAME_INTERRUPT = 1.0  # [s]
 
 
+def hold_requests_to_leave() -> None:
+    """Have SIGUSR1 wait until `LeaveOnSignal` takes it, instead of ending the process.
+
+    A scheduler sends it at any time. While libraries, data and kernels are being loaded it must not be lost, and the
+    training must come at least one minibatch further: otherwise a job that is started again and again would never end.
+    It is blocked, not caught: MPICH, while it starts, puts a handler of its own in the place of ours. SIGINT and
+    SIGTERM end the process there, which loses nothing.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+
 class LeaveOnSignal:
     """Remembers SIGINT, SIGTERM and SIGUSR1 inside a `with` statement; calling it tells whether one has come.
 
-    A second Ctrl-C is a KeyboardInterrupt. Elsewhere than on the main thread, which no signal reaches, it does nothing.
+    A second Ctrl-C is a KeyboardInterrupt. What was held before is ignored afterwards, while results are being written
+    and the process ends. Elsewhere than on the main thread, which no signal reaches, it does nothing.
 
     Attributes:
         received: the signal's number; 0: none has come.
@@ -24,6 +36,7 @@ class LeaveOnSignal:
         self.received = 0
         self._received_at = 0.0
         self._before: dict[signal.Signals, Any] = {}
+        self._held: set[Any] = set()
 
     def __call__(self) -> bool:
         return self.received != 0
@@ -34,11 +47,12 @@ class LeaveOnSignal:
                 # What the user's shell or nohup has switched off stays so.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._remember)
+            self._held = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if number in self._held else handler)
         self._before.clear()
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
