@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     program = tmp_path / "readme.py"
     program.write_text("\n".join(blocks))
     ran = subprocess.run(
@@ -35,7 +35,7 @@ def test_every_file_that_the_readme_names_exists():
 def test_every_option_that_the_readme_names_is_one_of_the_command():
     known = "".join(parallelcnn(command, "--help").out for command in ("train", "evaluate", "doctor"))
     foreign = {"--nodes", "--ntasks-per-node", "--mpi"}  # of srun
-    foreign |= {"--allow-run-as-root", "--oversubscribe", "--bind-to", "--map-by"}  # of mpirun
+    foreign |= {"--allow-run-as-root", "--oversubscribe", "--with-ft", "--bind-to", "--map-by"}  # of mpirun
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - foreign
     assert len(options) >= 9
     for option in options:
