@@ -160,13 +160,9 @@ def run_trial(place: Place, seed: int, number: int, modes: Sequence[str]) -> Tri
     for turn in range(6):
         disturbed = turn < 5 and (turn == 0 or choose.random() < 0.7)
         installation = choose.choice(with_ulfm if mode == "survives" else place.installations)
-<<<<<<< HEAD
         # The last start is shorter on few: it is there to see that what is left can be taken up.
         numbers = (2, 3, 4, 4, 8) if mode == "survives" else (1, 2, 3, 4, 8) if disturbed else (1, 2, 3)
         ranks = 0 if mode == "alone" else choose.choice(numbers)
-=======
-        ranks = 0 if mode == "alone" else choose.choice((1, 2, 3, 4, 8) if mode == "ends" else (2, 3, 4, 4, 8))
->>>>>>> 024f715 (Soak: more kills in a start; while MPI begins under ULFM an end may be late)
         strokes = draw_strokes(choose, max(ranks, 1), mode == "survives") if disturbed else []
         ended = place.launch(trial, installation, ranks, strokes, choose.choice((1, 1, 2)))
         judge(trial, ended, place.expected[trial.recipe])

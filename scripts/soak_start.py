@@ -125,11 +125,7 @@ def draw_strokes(choose: random.Random, ranks: int, survivors: bool) -> list[Str
     choose.shuffle(everyone)
     if choose.random() < 0.4:  # it is rank 0 that writes the files
         everyone.sort(key=bool if choose.random() < 0.5 else int)
-<<<<<<< HEAD
     victims = everyone[: choose.choice((1, choose.randint(1, most), most, most, most))]
-=======
-    victims = everyone[: choose.choice((1, choose.randint(1, most), choose.randint(1, most), most))]
->>>>>>> 024f715 (Soak: more kills in a start; while MPI begins under ULFM an end may be late)
     at_once = leave or choose.random() < 0.4
     groups = [victims] if at_once else [[victim] for victim in victims]
     return [_draw_stroke(choose, turn, group, int(number)) for turn, group in enumerate(groups)]
@@ -146,11 +142,7 @@ def _draw_stroke(choose: random.Random, turn: int, ranks: list[int], number: int
     (kind,) = choose.choices(list(often), list(often.values()))
     places = dict(_PLACES[kind])
     if min(ranks) > 0 and choose.random() < 0.8:  # rank 0 must have been lost before another one comes there
-<<<<<<< HEAD
         places = {place: call for place, call in places.items() if place not in _OF_THE_WRITER} or {"sum": 120}
-=======
-        places = {place: call for place, call in places.items() if place not in _OF_THE_WRITER} or {"sum": 200}
->>>>>>> 024f715 (Soak: more kills in a start; while MPI begins under ULFM an end may be late)
     place = choose.choice(list(places))
     delay = 0.0 if choose.random() < 0.4 else 10 ** choose.uniform(-4.5, -1.5)
     return Stroke(turn, ranks, number, place, choose.randint(1, places[place]), delay)
