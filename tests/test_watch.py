@@ -4,6 +4,7 @@ import json
 import queue
 import re
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 import parallelcnn as pc
 from parallelcnn import watch
-from parallelcnn.comm import Serial
+from parallelcnn.comm import Serial, mpi_library
 from parallelcnn.watch import Report, Sight, Watch, describe, find_missing
 
 HERE = Path(__file__).parent
@@ -187,7 +188,7 @@ print("done", flush=True)
 
 
 @pytest.mark.mpi
-def test_ranks_that_wait_less_than_the_timeout_or_outside_the_watch_are_left_alone(folder):
+def test_ranks_that_wait_less_than_the_timeout_or_outside_the_watch_are_left_alone():
     ran = launch.run_ranks(3, ["-c", _IS_SLOW], limit=60, PYTHONPATH=str(HERE))
     assert ran.code == 0, ran.err
     assert ran.out.count("done") == 3
@@ -228,6 +229,47 @@ def test_after_a_restart_the_ranks_that_are_left_are_watched_by_a_new_rank_0():
     assert "parallelcnn: rank 0 of 2, on " in ran.err
     assert "rank 1 on" in ran.err
     assert ": counting 1 and 2, at <module> (<string>, line " in ran.err
+
+
+_IS_KILLED_THEN_HANGS = """
+import os, signal, time
+import small
+import parallelcnn as pc
+from parallelcnn.comm import world
+from parallelcnn.watch import Watch
+
+comm = world()
+first_rank = comm.rank
+
+class Victims:
+    def minibatch(self, step, epoch, loss, samples):
+        if step == 12 and first_rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == 60 and first_rank == 2:
+            time.sleep(1000)
+
+    def evaluation(self, *_):
+        pass
+
+def train(epochs, reporter):
+    network, sets = small.network(), (small.dataset(211), small.dataset(97))
+    pc.train(network, *sets, pc.SGD(0.1), epochs, 25, comm=comm, reporter=reporter)
+
+train(1, None)  # compiles
+with Watch(comm, 2):
+    train(1000, Victims())
+"""
+
+
+@pytest.mark.mpi
+def test_the_survivors_of_a_lost_rank_0_are_watched():
+    if "Open MPI" not in mpi_library():
+        pytest.skip("only Open MPI goes on without a rank")
+    launcher = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "3", sys.executable, "-W", "ignore"]
+    ran = launch.run([*launcher, "-c", _IS_KILLED_THEN_HANGS], limit=60, PYTHONPATH=str(HERE))
+    assert ran.code != 0
+    assert "parallelcnn: rank 0 of 2, on " in ran.err
+    assert re.search(r"    rank 1 on \S+: computing minibatch 60 \(epoch 7\), at Victims.minibatch", ran.err), ran.err
 
 
 @pytest.mark.mpi
