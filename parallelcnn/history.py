@@ -13,7 +13,7 @@ class History:
         losses: of every minibatch, before its step.
         evaluations: (minibatches done, epoch, result on the test set) of every evaluation.
         samples_seen: samples trained on, counted as often as they came. Says where in its order a training stands.
-        train_seconds: the training loop alone: no compilation, no evaluation [s].
+        train_seconds: the training loop alone, its checkpoints included: no compilation, no evaluation [s].
         compile_seconds: until the kernels were ready [s].
         left: whether training was asked to leave before its end, and did.
         lost_ranks: how many ranks were lost on the way.

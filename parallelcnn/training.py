@@ -9,12 +9,13 @@ are left when one is lost.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from parallelcnn.checkpoint import Checkpoint, CheckpointFolder
-from parallelcnn.comm import abort_all_on_error, as_communicator, choose_threads, run_together
+from parallelcnn.comm import Communicator, abort_all_on_error, as_communicator, choose_threads, run_together
 from parallelcnn.compilation import compile_in_turns, compile_kernels
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import Sampler
@@ -28,9 +29,10 @@ from parallelcnn.optimizers import SGD
 from parallelcnn.preparation import check_fit, check_kinds, check_numbers, check_replicas, facts_of, start
 from parallelcnn.profiling import Profiler
 from parallelcnn.replicas import ReplicaGuard, check_repair
-from parallelcnn.summation import check_grains, summation_of
+from parallelcnn.summation import Ranks, Summation, check_grains, summation_of
 from parallelcnn.team import Team
 from parallelcnn.threads import check_threads, one_blas_thread
+from parallelcnn.watch import DEFAULT_TIMEOUT, Watch
 from parallelcnn.worker import LEAVE, LOSS
 
 
@@ -67,6 +69,7 @@ def train(
     resume: Checkpoint | None = None,
     leave: Callable[[], bool] | None = None,
     repair: str = "stop",
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> History:
     """Train a network, on one process or on many ranks, each on one thread or several.
 
@@ -94,6 +97,7 @@ def train(
         leave: is asked after every minibatch; once it says yes on one rank, all of them save and leave at the same one.
         repair: what to do if ranks are found, at the end of an epoch, not to hold the same parameters: "stop" with an
             error, take over what the "majority" holds, or go back to the last "checkpoint" before.
+        timeout: how long a rank may wait for others, before a message names them and the job ends [s]; 0: for ever.
 
     Raises:
         InputError: for arguments outside their range, or a data set that does not fit network and loss.
@@ -104,118 +108,171 @@ def train(
         LaunchError: see `world`.
     """
     comm = as_communicator(comm)
-    loss = loss or SoftmaxCrossEntropy()
-    plan = {
-        "layers": network.layers,
-        "input_shape": network.input_shape,
-        "dtype": network.dtype,
-        "optimizer": optimizer,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "evaluate_every": evaluate_every,
-        "loss": loss,
-        "profiler": profiler,
-        "grains": grains,
-        "repair": repair,
-    }
+    with Watch(comm, timeout):
+        loss = loss or SoftmaxCrossEntropy()
+        plan = {
+            "layers": network.layers,
+            "input_shape": network.input_shape,
+            "dtype": network.dtype,
+            "optimizer": optimizer,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "evaluate_every": evaluate_every,
+            "loss": loss,
+            "profiler": profiler,
+            "grains": grains,
+            "repair": repair,
+        }
 
-    def check() -> None:
-        needed = ((train_set, Dataset), (test_set, Dataset), (optimizer, SGD))
-        optional = ((profiler, Profiler), (checkpoints, CheckpointFolder), (resume, Checkpoint))
-        check_kinds(needed, optional)
-        check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
-        check_threads(threads)
-        check_grains(grains)
-        check_repair(repair, checkpoints)
-        check_fit(network, train_set, loss)
-        check_fit(network, test_set, loss)
+        def check() -> None:
+            needed = ((train_set, Dataset), (test_set, Dataset), (optimizer, SGD))
+            optional = ((profiler, Profiler), (checkpoints, CheckpointFolder), (resume, Checkpoint))
+            check_kinds(needed, optional)
+            check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
+            check_threads(threads)
+            check_grains(grains)
+            check_repair(repair, checkpoints)
+            check_fit(network, train_set, loss)
+            check_fit(network, test_set, loss)
 
-    comm.activity = "preparing to train"
-    run_together(comm, check)
-    check_replicas(comm, plan, train_set, test_set)
-    seed = comm.gather(seed)[0]
+        comm.activity = "preparing to train"
+        run_together(comm, check)
+        check_replicas(comm, plan, train_set, test_set)
+        seed = comm.gather(seed)[0]
 
-    def describe() -> dict[str, Any]:
-        if comm.rank != 0 or (checkpoints is None and resume is None):
-            return {}
-        how = {"loss": loss, "optimizer": optimizer, "epochs": epochs, "batch_size": batch_size}
-        return facts_of(train_set, test_set, network, **how, seed=seed, grains=grains)
+        def describe() -> dict[str, Any]:
+            if comm.rank != 0 or (checkpoints is None and resume is None):
+                return {}
+            how = {"loss": loss, "optimizer": optimizer, "epochs": epochs, "batch_size": batch_size}
+            return facts_of(train_set, test_set, network, **how, seed=seed, grains=grains)
 
-    facts = run_together(comm, describe)
-    last_sample = epochs * len(train_set)
-    history = start(comm, network, facts, resume, last_sample)
-    threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True))
-    run_together(comm, lambda: network.check_memory(threads))
-    workers = network.workers(threads)
-    sampler = Sampler(len(train_set), batch_size, seed)
-    ranks = comm
-    # An overflow needs no warning: the loss shows it.
-    with abort_all_on_error(comm), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
-        history.compile_seconds = compile_in_turns(
-            comm, lambda: compile_kernels(network, train_set, optimizer, loss, grains)
-        )
-        if profiler is not None:
-            workers, ranks, reporter = profiler.watch(network, workers, comm, reporter)
-        if history.steps > 0:
-            _tell_resumed(reporter, history)
-        with Team(workers) as team:
-            summation = summation_of(network, team, train_set, loss, grains)
-            guard = ReplicaGuard(comm, network, history, repair, checkpoints)
-            while True:
-                try:
-                    epoch_ended = history.samples_seen % len(train_set) == 0
-                    if _evaluation_is_due(history, evaluate_every, epoch_ended):
-                        _record_evaluation(history, reporter, evaluate_by(team, test_set, comm, loss), len(train_set))
-                    if epoch_ended and guard.brings_back_an_earlier_state():
-                        _tell_resumed(reporter, history)
-                        continue
-                    if checkpoints is not None and comm.rank == 0:
-                        comm.activity = "saving a checkpoint"
-                        checkpoints.save_if_due(facts, network, history, epoch_ended or history.left)
-                    if history.samples_seen == last_sample or history.left:
-                        comm.confirm()
-                        break
-                    began = time.perf_counter()
-                    epoch, minibatch = sampler.after(history.samples_seen)
-                    comm.activity = "computing minibatch {} (epoch {})", history.steps + 1, epoch
-                    summation.compute(minibatch, ranks, leave=leave is not None and leave())
-                    _record_minibatch(history, reporter, epoch, float(network.message[LOSS]), len(minibatch))
-                    check_message(network, history.steps, epoch)
-                    network.update(optimizer)
-                    history.left = bool(network.message[LEAVE])
-                    history.train_seconds += time.perf_counter() - began
-                except RankLostError:
-                    if profiler is not None:
-                        raise
-                    guard.go_on_without_the_lost()
-                    _tell_resumed(reporter, history)
-        if profiler is not None:
-            profiler.finish()
-    return history
+        facts = run_together(comm, describe)
+        last_sample = epochs * len(train_set)
+        history = start(comm, network, facts, resume, last_sample)
+        threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True))
+        run_together(comm, lambda: network.check_memory(threads))
+        workers = network.workers(threads)
+        ranks = comm
+        # An overflow needs no warning: the loss shows it.
+        with abort_all_on_error(comm), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+            history.compile_seconds = compile_in_turns(
+                comm, lambda: compile_kernels(network, train_set, optimizer, loss, grains)
+            )
+            if profiler is not None:
+                workers, ranks, reporter = profiler.watch(network, workers, comm, reporter)
+            with Team(workers) as team:
+                loop = _Loop(
+                    comm=comm,
+                    ranks=ranks,
+                    team=team,
+                    network=network,
+                    train_set=train_set,
+                    test_set=test_set,
+                    optimizer=optimizer,
+                    loss=loss,
+                    sampler=Sampler(len(train_set), batch_size, seed),
+                    summation=summation_of(network, team, train_set, loss, grains),
+                    guard=ReplicaGuard(comm, network, history, repair, checkpoints),
+                    history=history,
+                    reporter=reporter,
+                    checkpoints=checkpoints,
+                    facts=facts,
+                    evaluate_every=evaluate_every,
+                    last_sample=last_sample,
+                    leave=leave or (lambda: False),
+                )
+                loop.run_to_the_end(without_lost_ranks=profiler is None)
+            if profiler is not None:
+                profiler.finish()
+        return history
 
 
-def _tell_resumed(reporter: Reporter | None, history: History) -> None:
-    resumed = getattr(reporter, "resumed", None)
-    if resumed is not None:
-        resumed(history)
+@dataclass
+class _Loop:
+    """The loop, and all that it has at hand; see `train`."""
 
+    comm: Communicator
+    ranks: Ranks
+    team: Team
+    network: NetworkHandler
+    train_set: Dataset
+    test_set: Dataset
+    optimizer: SGD
+    loss: Loss
+    sampler: Sampler
+    summation: Summation
+    guard: ReplicaGuard
+    history: History
+    reporter: Reporter | None
+    checkpoints: CheckpointFolder | None
+    facts: dict[str, Any]
+    evaluate_every: int | None
+    last_sample: int
+    leave: Callable[[], bool]
 
-def _evaluation_is_due(history: History, every: int | None, epoch_ended: bool) -> bool:
-    if history.steps == 0 or (history.evaluations and history.evaluations[-1][0] == history.steps):
-        return False
-    return epoch_ended or (every is not None and history.steps % every == 0)
+    def run_to_the_end(self, *, without_lost_ranks: bool) -> None:
+        """Take step after step; also without ranks that are lost on the way, where that was asked for."""
+        if self.history.steps > 0:
+            self._tell_resumed()
+        while True:
+            try:
+                if self._stands_at_the_end():
+                    self.comm.confirm()
+                    return
+                self._step()
+            except RankLostError:
+                if not without_lost_ranks:
+                    raise
+                self.guard.go_on_without_the_lost()
+                self._tell_resumed()
 
+    def _step(self) -> None:
+        began = time.perf_counter()
+        epoch, minibatch = self.sampler.after(self.history.samples_seen)
+        self.comm.activity = "computing minibatch {} (epoch {})", self.history.steps + 1, epoch
+        self.summation.compute(minibatch, self.ranks, leave=self.leave())
+        self._record_minibatch(epoch, float(self.network.message[LOSS]), len(minibatch))
+        check_message(self.network, self.history.steps, epoch)
+        self.network.update(self.optimizer)
+        self.history.left = bool(self.network.message[LEAVE])
+        self.history.train_seconds += time.perf_counter() - began
 
-def _record_minibatch(history: History, reporter: Reporter | None, epoch: int, loss: float, samples: int) -> None:
-    history.losses.append(loss)
-    history.samples_seen += samples
-    if reporter is not None:
-        reporter.minibatch(history.steps, epoch, loss, samples)
+    def _stands_at_the_end(self) -> bool:
+        """Whether there is no step to take any more; does before what is due between two steps."""
+        history = self.history
+        epoch_ended = history.samples_seen % len(self.train_set) == 0
+        if self._evaluation_is_due(epoch_ended):
+            self._record_evaluation(evaluate_by(self.team, self.test_set, self.comm, self.loss))
+        began = time.perf_counter()
+        if epoch_ended and self.guard.brings_back_an_earlier_state():
+            self._tell_resumed()
+            return False
+        if self.checkpoints is not None and self.comm.rank == 0:
+            self.comm.activity = "saving a checkpoint"
+            self.checkpoints.save_if_due(self.facts, self.network, history, epoch_ended or history.left)
+        history.train_seconds += time.perf_counter() - began
+        return history.samples_seen == self.last_sample or history.left
 
+    def _evaluation_is_due(self, epoch_ended: bool) -> bool:
+        steps, evaluations = self.history.steps, self.history.evaluations
+        if steps == 0 or (evaluations and evaluations[-1][0] == steps):
+            return False
+        return epoch_ended or (self.evaluate_every is not None and steps % self.evaluate_every == 0)
 
-def _record_evaluation(history: History, reporter: Reporter | None, result: Evaluation, epoch_samples: int) -> None:
-    step, epoch = history.steps, -(-history.samples_seen // epoch_samples)
-    history.evaluations.append((step, epoch, result))
-    if reporter is not None:
-        reporter.evaluation(step, epoch, result, history)
-    check_test_loss(result.loss, step, epoch)
+    def _record_minibatch(self, epoch: int, loss: float, samples: int) -> None:
+        self.history.losses.append(loss)
+        self.history.samples_seen += samples
+        if self.reporter is not None:
+            self.reporter.minibatch(self.history.steps, epoch, loss, samples)
+
+    def _record_evaluation(self, result: Evaluation) -> None:
+        step, epoch = self.history.steps, -(-self.history.samples_seen // len(self.train_set))
+        self.history.evaluations.append((step, epoch, result))
+        if self.reporter is not None:
+            self.reporter.evaluation(step, epoch, result, self.history)
+        check_test_loss(result.loss, step, epoch)
+
+    def _tell_resumed(self) -> None:
+        resumed = getattr(self.reporter, "resumed", None)
+        if resumed is not None:
+            resumed(self.history)

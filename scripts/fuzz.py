@@ -113,7 +113,6 @@ def run_worker(name: str, findings: Path, seconds: int, seed: int) -> list[str]:
 def fuzz(name: str, findings: Path, seconds: int, seed: int) -> None:
     """Fuzz one target in this process, which libFuzzer ends."""
     import atheris
-
     import numba  # noqa: F401
     import numpy as np  # noqa: F401
 
