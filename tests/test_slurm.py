@@ -1,18 +1,25 @@
 """`slurm/train.sbatch` on a real SLURM: two emulated nodes, see `tests/slurm/cluster_up.sh`."""
 
+import contextlib
 import json
 import math
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pytest
+
+from parallelcnn.checkpoint import CheckpointFolder
 
 pytestmark = pytest.mark.slurm
 
@@ -112,33 +119,91 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Job:
-    """A finished job: its exit code, what it wrote, and all that helps to find out why."""
+    """A job of `train.sbatch`: submitted when it is made, done after `wait`.
 
-    def __init__(self, cluster: Cluster, data: Path, folder: Path, *sbatch: str, launcher: str = "mpirun") -> None:
-        self.out = folder / "out"
-        job_log = folder / "job.log"
-        command = ["sbatch", "--wait", f"--output={job_log}", *sbatch]
-        command += [str(ROOT / "slurm" / "train.sbatch"), "--data", str(data), "--epochs", "1"]
-        command += ["--out", str(self.out)]
-        try:
-            finished = subprocess.run(
-                command,
-                env=cluster.env | {"LAUNCHER": launcher},
-                # Not the clone, whose .venv the job would take.
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=150,
-            )
-            self.code: int | None = finished.returncode
-            said = finished.stdout + finished.stderr
-        except subprocess.TimeoutExpired as expired:
-            self.code = None
-            said = str(expired)
-            subprocess.run(["scancel", "--name=parallelcnn"], env=cluster.env, timeout=20)
-        self.output = job_log.read_text() if job_log.exists() else "(the job wrote no output)"
-        self.report = f"{' '.join(command)}\n{said}\n--- job\n{self.output}\n{cluster.logs()}"
+    Attributes:
+        out: what it gets as `--out`.
+        code: how it ended; None if it did not in time.
+        output: what it has written.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        data: Path,
+        folder: Path,
+        *sbatch: str,
+        launcher: str = "mpirun",
+        training: tuple[str, ...] = ("--epochs", "1"),
+        **env: str,
+    ) -> None:
+        self.cluster, self.folder, self.out = cluster, folder, folder / "out"
+        self.code: int | None = None
+        command = ["sbatch", "--parsable", f"--output={folder / 'job.log'}", *sbatch]
+        command += [str(ROOT / "slurm" / "train.sbatch"), "--data", str(data), *training, "--out", str(self.out)]
+        self.command = " ".join(command)
+        submitted = subprocess.run(
+            command,
+            env=cluster.env | {"LAUNCHER": launcher} | env,
+            # Not the clone, whose .venv the job would take.
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert submitted.returncode == 0, submitted.stderr
+        self.id = submitted.stdout.strip()
+
+    def slurm(self, *command: str) -> str:
+        """What a command of SLURM's says of this job."""
+        line = [*command, self.id]
+        return subprocess.run(line, env=self.cluster.env, capture_output=True, text=True, timeout=20).stdout
+
+    def fact(self, name: str) -> str:
+        """What the controller knows: JobState, Restarts, ExitCode, ..."""
+        facts = dict(one.split("=", 1) for one in self.slurm("scontrol", "show", "job").split() if "=" in one)
+        return facts[name]
+
+    def wait(self) -> Self:
+        """Until it is done; if that takes too long, cancel it. (`sbatch --wait` looks every half minute.)"""
+        done = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+        if self.wait_until(lambda: self.fact("JobState") in done, 150):
+            self.code = int(self.fact("ExitCode").split(":")[0])
+        else:
+            self.slurm("scancel")
+        return self
+
+    def wait_until(self, happened: Callable[[], Any], seconds: float = 60) -> bool:
+        """Whether it has happened within so many seconds."""
+        deadline = time.monotonic() + seconds
+        while not happened():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+    @property
+    def output(self) -> str:
+        log = self.folder / "job.log"
+        return log.read_text() if log.exists() else "(the job wrote no output)"
+
+    @property
+    def report(self) -> str:
+        """All that helps to find out why."""
+        return f"{self.command}\n--- job {self.id}\n{self.output}\n{self.cluster.logs()}"
+
+    def ranks(self, node: str) -> list[int]:
+        """The process ids of its ranks on a node."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                env = (process / "environ").read_bytes().split(b"\0")
+                ours = {f"SLURM_JOB_ID={self.id}".encode(), f"SLURMD_NODENAME={node}".encode()} <= set(env)
+                line = (process / "cmdline").read_bytes().split(b"\0")
+                if ours and Path(os.fsdecode(line[0])).name.startswith("python") and b"train" in line:
+                    found.append(int(process.name))
+        return found
 
     def trained_one_world_on(self, *hosts: str) -> None:
         """Check that the job trained one network, with a rank on each of these hosts."""
@@ -153,7 +218,7 @@ class Job:
 
 
 def test_a_job_on_two_nodes_trains_one_world_under_mpirun(cluster: Cluster, data: Path, tmp_path: Path) -> None:
-    job = Job(cluster, data, tmp_path, "--nodes=2", "--ntasks-per-node=1")
+    job = Job(cluster, data, tmp_path, "--nodes=2", "--ntasks-per-node=1").wait()
     job.trained_one_world_on("node1", "node2")
 
 
@@ -161,12 +226,12 @@ def test_a_job_on_two_nodes_trains_one_world_under_srun(cluster: Cluster, data: 
     if not list(BIN.parent.glob("lib/libmpi.so.12*")):
         pytest.skip("srun --mpi=pmi2 is for MPICH")
     launcher = "srun --mpi=pmi2"
-    job = Job(cluster, data, tmp_path, "--nodes=2", "--ntasks-per-node=1", launcher=launcher)
+    job = Job(cluster, data, tmp_path, "--nodes=2", "--ntasks-per-node=1", launcher=launcher).wait()
     job.trained_one_world_on("node1", "node2")
 
 
 def test_a_job_on_one_node_trains_one_world_of_its_tasks(cluster: Cluster, data: Path, tmp_path: Path) -> None:
-    job = Job(cluster, data, tmp_path, "--nodes=1", "--ntasks-per-node=2")
+    job = Job(cluster, data, tmp_path, "--nodes=1", "--ntasks-per-node=2").wait()
     job.trained_one_world_on("node1", "node1")
 
 
@@ -174,7 +239,7 @@ def test_a_job_whose_launcher_does_not_fit_the_mpi_library_is_refused(
     cluster: Cluster, data: Path, tmp_path: Path
 ) -> None:
     launcher = "srun --mpi=none"
-    job = Job(cluster, data, tmp_path, "--nodes=2", "--ntasks-per-node=1", launcher=launcher)
+    job = Job(cluster, data, tmp_path, "--nodes=2", "--ntasks-per-node=1", launcher=launcher).wait()
     assert job.code == 2, job.report
     assert "2 separate trainings" in job.output, job.report
     assert "srun --mpi=pm" in job.output or "mpirun" in job.output, job.report
@@ -189,8 +254,160 @@ def test_a_job_leaves_neither_kernels_on_the_nodes_nor_threads_to_chance(
     look = tmp_path / "look"
     look.write_text(f'#!/bin/bash\nmkdir "$NUMBA_CACHE_DIR"\nenv >"{seen}"\n')
     look.chmod(0o755)
-    job = Job(cluster, data, tmp_path, "--nodes=1", "--ntasks-per-node=1", launcher=str(look))
+    job = Job(cluster, data, tmp_path, "--nodes=1", "--ntasks-per-node=1", launcher=str(look)).wait()
     assert job.code == 0, job.report
     env = dict(line.split("=", 1) for line in seen.read_text().splitlines() if "=" in line)
     assert env["OMP_NUM_THREADS"] == env["NUMBA_NUM_THREADS"] == "1", job.report
     assert not Path(env["NUMBA_CACHE_DIR"]).exists(), job.report
+
+
+SLOW_MODEL = '''
+"""A small network that takes its time where PAUSE says so, until its job is started again."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import parallelcnn as pc
+
+PAUSE = 0.0 if "SLURM_RESTART_COUNT" in os.environ else float(os.environ.get("PAUSE", 0.0))  # [s]
+
+
+@dataclass(frozen=True, repr=False)
+class Pause(pc.Layer):
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, params, x, y, cache, *, training):
+        time.sleep(PAUSE)
+        y[...] = x
+
+    def backward(self, params, grads, x, y, cache, dy, dx):
+        if dx is not None:
+            dx[...] = dy
+
+
+def network(classes):
+    return (pc.Flatten(), Pause(), pc.Dense(classes))
+'''
+STEPS = 3 * 128  # of 3 epochs of 512 samples, 4 in a minibatch
+ON_TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
+
+
+@pytest.fixture(scope="module")
+def long_training(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Arguments of a training that takes minutes where PAUSE is 0.1, and otherwise a second."""
+    model = tmp_path_factory.mktemp("model") / "slow.py"
+    model.write_text(SLOW_MODEL)
+    how = "--epochs 3 --batch-size 4 --reproducible 4 --checkpoint-every 10"
+    return ("--model", f"{model}:network", *how.split())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(long_training: tuple[str, ...], data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The SHA-256 of the parameters to which the long training comes on one process."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    command = [sys.executable, "-m", "parallelcnn", "train", "--data", str(data), *long_training, "--out", str(out)]
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
+    return hash_of(out)
+
+
+def hash_of(out: Path) -> str:
+    return json.loads((out / "summary.json").read_text())["parameters_sha256"]
+
+
+def steps_of(out: Path) -> list[int]:
+    """The minibatches that metrics.jsonl tells of."""
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if "loss" in line]
+
+
+def has_checkpoint(job: Job) -> bool:
+    return any((job.out / "checkpoints").glob("*.npz"))
+
+
+@pytest.fixture(scope="module")
+def jobs_that_had_to_leave(
+    cluster: Cluster, data: Path, long_training: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Job]:
+    """Two side by side, since most of it is waiting: for SLURM's clocks, and in the pauses of the network."""
+
+    def start(name: str, *sbatch: str) -> Job:
+        folder = tmp_path_factory.mktemp("leaving") / name
+        folder.mkdir()
+        return Job(cluster, data, folder, *ON_TWO_NODES, *sbatch, training=long_training, PAUSE="0.1")
+
+    # A limit is in minutes; SLURM's signal may come before a training has begun.
+    at_its_limit, preempted = start("limit", "--time=1"), start("preempted")
+    assert preempted.wait_until(lambda: has_checkpoint(preempted)), preempted.report
+    preempted.slurm("scancel", "--batch", "--signal=TERM")
+    return {"time limit": at_its_limit.wait(), "preemption": preempted.wait()}
+
+
+@pytest.mark.parametrize("reason", ["time limit", "preemption"])
+def test_a_job_that_has_to_leave_is_queued_again_and_comes_to_the_same_bits(
+    reason: str, jobs_that_had_to_leave: dict[str, Job], undisturbed: str
+) -> None:
+    job = jobs_that_had_to_leave[reason]
+    job.trained_one_world_on("node1", "node2")
+    assert job.fact("Restarts") == "1", job.report
+    left = re.findall(r"SIGUSR1: left after minibatch (\d+);", job.output)
+    assert left == re.findall(r"^resumed after minibatch (\d+)$", job.output, re.MULTILINE), job.report
+    assert len(left) == 1, job.report
+    assert 0 < int(left[0]) < STEPS, job.report
+    assert steps_of(job.out) == list(range(1, STEPS + 1)), job.report
+    assert hash_of(job.out) == undisturbed, job.report
+
+
+def test_a_job_that_loses_a_rank_ends_and_another_goes_on_to_the_same_bits(
+    cluster: Cluster, data: Path, long_training: tuple[str, ...], undisturbed: str, tmp_path: Path
+) -> None:
+    job = Job(cluster, data, tmp_path, *ON_TWO_NODES, training=long_training, PAUSE="0.02")
+    assert job.wait_until(lambda: has_checkpoint(job)), job.report
+    killed = job.ranks("node2")
+    assert len(killed) == 1, job.report
+    started = time.monotonic()
+    os.kill(killed[0], signal.SIGKILL)
+    assert job.wait().code not in (0, None), job.report
+    assert time.monotonic() - started < 10, job.report
+    assert job.fact("Restarts") == "0", job.report
+    newest = CheckpointFolder(job.out / "checkpoints").newest()
+    assert newest is not None, job.report
+    again = Job(cluster, data, tmp_path, *ON_TWO_NODES, training=(*long_training, "--resume")).wait()
+    again.trained_one_world_on("node1", "node2")
+    assert f"resumed after minibatch {newest.history.steps}\n" in again.output, again.report
+    assert steps_of(again.out) == list(range(1, STEPS + 1)), again.report
+    assert hash_of(again.out) == undisturbed, again.report
+
+
+@pytest.fixture
+def leaving_launcher(tmp_path: Path) -> str:
+    """A launcher whose training leaves when it is asked to, and that says how it was called."""
+    launcher = tmp_path / "launcher"
+    launcher.write_text("#!/bin/bash\ntrap 'exit 138' USR1\necho called \"$@\"\nwhile :; do sleep 0.1; done\n")
+    launcher.chmod(0o755)
+    return str(launcher)
+
+
+def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(
+    cluster: Cluster, data: Path, leaving_launcher: str, tmp_path: Path
+) -> None:
+    job = Job(cluster, data, tmp_path, "--no-requeue", launcher=leaving_launcher)
+    assert job.wait_until(lambda: "called" in job.output), job.report
+    job.slurm("scancel", "--batch", "--signal=USR1")
+    assert job.wait().code == 138, job.report
+    (line,) = (line for line in job.output.splitlines() if "this goes on: " in line)
+    assert line.endswith("--resume"), job.report
+    assert f"'--out' '{job.out}'" in line, job.report
+
+
+def test_a_cancelled_job_is_not_queued_again(
+    cluster: Cluster, data: Path, leaving_launcher: str, tmp_path: Path
+) -> None:
+    job = Job(cluster, data, tmp_path, launcher=leaving_launcher)
+    assert job.wait_until(lambda: "called" in job.output), job.report
+    job.slurm("scancel")
+    job.wait()
+    assert job.fact("JobState") == "CANCELLED", job.report
+    assert not job.wait_until(lambda: job.fact("JobState") != "CANCELLED", 2), job.report
+    assert job.output.count("called") == 1, job.report
