@@ -36,6 +36,7 @@ def test_every_option_that_the_readme_names_is_one_of_the_command():
     known = "".join(parallelcnn(command, "--help").out for command in ("train", "evaluate", "doctor"))
     foreign = {"--nodes", "--ntasks-per-node", "--mpi"}  # of srun
     foreign |= {"--allow-run-as-root", "--oversubscribe", "--with-ft", "--bind-to", "--map-by"}  # of mpirun
+    foreign |= {"--time", "--signal", "--batch", "--no-requeue"}  # of SLURM's commands
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - foreign
     assert len(options) >= 9
     for option in options:
