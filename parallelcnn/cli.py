@@ -11,24 +11,25 @@ functions, after the arguments have been read, so that --help and typing errors 
 import argparse
 import contextlib
 import io
-import math
 import os
 import signal
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from parallelcnn._version import __version__
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError
-from parallelcnn.leaving import hold_requests_to_leave
+from parallelcnn.leaving import (
+    catch_interrupts,
+    hold_requests_to_leave,
+    interrupts_ending_the_process,
+    let_interrupts_end_the_process,
+)
 
 if TYPE_CHECKING:
-    from parallelcnn.checkpoint import Checkpoint, CheckpointFolder
     from parallelcnn.comm import Communicator
     from parallelcnn.data import Dataset
 
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     if arguments is None:
         hold_requests_to_leave()
-    _let_interrupts_end_the_process()
+    let_interrupts_end_the_process()
     from parallelcnn.comm import Serial
     from parallelcnn.watch import Watch
 
@@ -125,36 +126,6 @@ def _fail(error: BaseException, comm: "Communicator") -> int:
         comm.abort(code)
     comm.barrier()  # a launcher ends the others once one has left: not before the message is out
     return code
-
-
-def _let_interrupts_end_the_process() -> None:
-    """As for a program that is not Python's, until `_catch_interrupts`.
-
-    While Python, numba and MPI start, an exception would be shown as a traceback, get lost in somebody's code, or leave
-    this rank waiting for the others to end MPI with it; and there is nothing yet that it would have to clean up.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        _on_interrupt(signal.SIG_DFL)
-
-
-def _catch_interrupts() -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        _on_interrupt(signal.default_int_handler)
-
-
-def _on_interrupt(handler: Any) -> None:
-    with contextlib.suppress(ValueError):  # on another thread than the main one, which Ctrl-C does not reach
-        signal.signal(signal.SIGINT, handler)
-
-
-@contextlib.contextmanager
-def _interrupts_ending_the_process() -> Iterator[None]:
-    """For compiling, in which LLVM's callbacks lose an exception, or crash after it."""
-    _let_interrupts_end_the_process()
-    try:
-        yield
-    finally:
-        _catch_interrupts()
 
 
 def _show_warning(
@@ -323,176 +294,10 @@ def _add_timeout_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace, comm: "Communicator") -> int:
-    from parallelcnn.comm import choose_threads, do_with_survivors, hosts, run_together
-    from parallelcnn.compilation import compile_in_turns, compile_kernels
-    from parallelcnn.evaluation import evaluate
-    from parallelcnn.leaving import LeaveOnSignal
-    from parallelcnn.losses import SoftmaxCrossEntropy
-    from parallelcnn.model_file import save_model
-    from parallelcnn.models import find_model
-    from parallelcnn.network import NetworkHandler
-    from parallelcnn.optimizers import SGD
-    from parallelcnn.preparation import check_fit, check_numbers
-    from parallelcnn.profiling import Profiler
-    from parallelcnn.reporting import RunFolder, RunReporter, describe_result, describe_run, summarize
-    from parallelcnn.summation import check_grains
-    from parallelcnn.threads import check_threads
-    from parallelcnn.training import train
-    from parallelcnn.verification import verify
+    from parallelcnn.run import Run
 
-    _catch_interrupts()
-    numbers = (options.epochs, options.batch_size, options.seed, options.evaluate_every)
-
-    def check_options() -> SGD:
-        check_numbers(*numbers)
-        check_threads(options.threads)
-        check_grains(options.reproducible)
-        _checkpoint_folder(options, Path())
-        if options.out == "":
-            raise InputError("--out must name a folder, got ''")
-        if options.resume == "auto" and options.out is None:
-            raise InputError("--resume takes the folder of the run, --out DIR, or a checkpoint, --resume FILE")
-        if options.verify is not None and options.verify < 1:
-            raise InputError(f"--verify must be an integer of at least 1, got {options.verify}")
-        return SGD(options.learning_rate, options.momentum, options.nesterov, options.weight_decay)
-
-    optimizer = run_together(comm, check_options)
-    train_set, test_set = _load_data(options, comm)
-
-    comm.activity = "building the network"
-
-    def build() -> NetworkHandler:
-        layers = find_model(options.model, train_set.classes)
-        network = NetworkHandler(layers, train_set.input_shape, options.seed)
-        check_numbers(*numbers, train_set)
-        check_fit(network, train_set)
-        check_fit(network, test_set)
-        return network
-
-    # Whatever can be wrong with the input is found before the first file is written.
-    network = run_together(comm, build)
-    threads = choose_threads(comm, options.threads, network.multiply_adds(options.batch_size, training=True))
-    run_together(comm, lambda: network.check_memory(threads))
-    loss = SoftmaxCrossEntropy()
-    with _interrupts_ending_the_process():
-        compile_seconds = compile_in_turns(
-            comm, lambda: compile_kernels(network, train_set, optimizer, loss, options.reproducible)
-        )
-    all_hosts, all_threads = hosts(comm), comm.gather(threads)
-    how: dict[str, Any] = {"loss": loss, "threads": threads, "grains": options.reproducible}
-    if options.verify is not None:
-        comm.activity = "verifying"
-        verified = verify(
-            network, train_set, optimizer, options.batch_size, options.seed, comm, steps=options.verify, **how
-        )
-        if comm.rank == 0:
-            print(f"verified   {verified}", flush=True)
-
-    comm.activity = "looking for checkpoints, making the folder of the results"
-    resume = run_together(comm, lambda: _find_checkpoint(options) if comm.rank == 0 else None)
-    goes_on = resume is not None and options.resume == "auto"
-    folder = run_together(comm, lambda: RunFolder(options.out, goes_on=goes_on) if comm.rank == 0 else None)
-    path = comm.gather(Path() if folder is None else folder.path)[0]
-    reporter = RunReporter(comm, folder, path, options.epochs, len(train_set))
-    profiler = Profiler() if options.profile else None
-    if folder is not None:
-        if folder.moved_to is not None:
-            print(f"moved the files of an earlier run to {folder.moved_to}")
-        if resume is not None:
-            print(f"resumed after minibatch {resume.history.steps:,}")
-        elif options.resume is not None:
-            print(f"no checkpoint in {folder.checkpoints} yet: starting from the beginning")
-        print(describe_run(options, all_hosts, all_threads, network, train_set, test_set, optimizer), flush=True)
-
-    def finish() -> None:
-        on_train_set = evaluate(network, train_set, comm, loss=loss, threads=threads)
-        ranks = hosts(comm), comm.gather(threads), comm.gather(_peak_rss_bytes())
-
-        def write_results() -> None:
-            if comm.rank != 0:
-                return
-            if reporter.folder is None:  # the rank that had it is lost
-                reporter.resumed(history)
-            folder = reporter.folder
-            assert folder is not None
-            all_hosts, all_threads, peaks = ranks
-            if profiler is not None:
-                print(f"\n{profiler.table()}\n")
-            if not folder.make_again():
-                print(f"parallelcnn: metrics.jsonl was removed from {path} while this run wrote it", file=sys.stderr)
-            # A disk may become full: what cannot be had again comes first.
-            save_model(folder.path / "model.npz", network)
-            summary = summarize(options, all_hosts, all_threads, network, train_set, history, on_train_set)
-            summary["compile_seconds"] += compile_seconds
-            summary["peak_rss_bytes"] = max(peaks)
-            summary["wall_seconds"] = _seconds_since_start()
-            summary["started"] = (datetime.now(UTC) - timedelta(seconds=summary["wall_seconds"])).isoformat()
-            since_first_step = time.perf_counter() - reporter.first_step_at
-            # A run that went on from the checkpoint of the last minibatch has taken no step: JSON knows no NaN.
-            took_a_step = not math.isnan(since_first_step)
-            summary["first_step_seconds"] = summary["wall_seconds"] - since_first_step if took_a_step else None
-            folder.write_summary(summary)
-            folder.plot_losses(history)
-            if profiler is not None:
-                folder.write_profile(profiler)
-            print(describe_result(folder, summary), flush=True)
-
-        comm.activity = "writing the results"
-        run_together(comm, write_results)
-
-    with contextlib.ExitStack() as cleanup:
-        cleanup.callback(reporter.close)
-        with LeaveOnSignal() as leave:
-            history = train(
-                network,
-                train_set,
-                test_set,
-                optimizer,
-                options.epochs,
-                options.batch_size,
-                options.seed,
-                comm,
-                **how,
-                evaluate_every=options.evaluate_every,
-                reporter=reporter,
-                profiler=profiler,
-                checkpoints=_checkpoint_folder(options, path),
-                resume=resume,
-                leave=leave,
-                repair=options.repair,
-            )
-        if history.left:
-            signal_number = max(comm.gather(leave.received))
-            if comm.rank == 0:
-                what = "interrupted" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
-                print(
-                    f"parallelcnn: {what}: left after minibatch {history.steps:,}; "
-                    f"the same command with --out {path} --resume goes on",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            comm.barrier()  # a launcher ends the others once one has left: not before the message is out
-            return 128 + signal_number
-        do_with_survivors(comm, finish)
-    return 0
-
-
-def _checkpoint_folder(options: argparse.Namespace, path: Path) -> "CheckpointFolder":
-    from parallelcnn.checkpoint import CheckpointFolder
-
-    every = options.checkpoint_every, options.checkpoint_seconds
-    return CheckpointFolder(path / "checkpoints", *every, options.keep_last, options.keep_best)
-
-
-def _find_checkpoint(options: argparse.Namespace) -> "Checkpoint | None":
-    """What --resume names, or finds."""
-    from parallelcnn.checkpoint import load_checkpoint
-
-    if options.resume is None:
-        return None
-    if options.resume != "auto":
-        return load_checkpoint(options.resume)
-    return _checkpoint_folder(options, Path(options.out)).newest()
+    catch_interrupts()
+    return Run(options, comm, _IMPORTED).go()
 
 
 def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
@@ -507,7 +312,7 @@ def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
     from parallelcnn.reporting import as_percent
     from parallelcnn.threads import check_threads
 
-    _catch_interrupts()
+    catch_interrupts()
     run_together(comm, lambda: check_threads(options.threads))
     _, test_set = _load_data(options, comm)
 
@@ -524,7 +329,7 @@ def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
 
     network = run_together(comm, load)
     one_sample = Dataset(test_set.images[:1], test_set.labels[:1], test_set.classes)
-    with _interrupts_ending_the_process():
+    with interrupts_ending_the_process():
         compile_in_turns(comm, lambda: evaluate(network, one_sample, Serial(), threads=1))
     result = evaluate(network, test_set, comm, threads=options.threads)
     if comm.rank == 0:
@@ -601,20 +406,3 @@ def _load_data(options: argparse.Namespace, comm: "Communicator") -> "tuple[Data
 
     comm.activity = "reading the data set"
     return share_on_node(comm, lambda: load_data(options.data, options.data_dir))
-
-
-def _peak_rss_bytes() -> int:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _seconds_since_start() -> float:
-    """Since this process was started, by the system's account, which has seen the interpreter start [s]."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
-    except (OSError, AttributeError, IndexError, ValueError):
-        return time.perf_counter() - _IMPORTED

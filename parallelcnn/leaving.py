@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
@@ -20,6 +21,37 @@ def hold_requests_to_leave() -> None:
     SIGTERM end the process there, which loses nothing.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+
+def let_interrupts_end_the_process() -> None:
+    """As for a program that is not Python's, until `catch_interrupts`.
+
+    While Python, numba and MPI start, an exception would be shown as a traceback, get lost in somebody's code, or leave
+    this rank waiting for the others to end MPI with it; and there is nothing yet that it would have to clean up.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        _on_interrupt(signal.SIG_DFL)
+
+
+def catch_interrupts() -> None:
+    """From here on Ctrl-C is a KeyboardInterrupt, as Python has it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        _on_interrupt(signal.default_int_handler)
+
+
+def _on_interrupt(handler: Any) -> None:
+    with contextlib.suppress(ValueError):  # on another thread than the main one, which Ctrl-C does not reach
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def interrupts_ending_the_process() -> Iterator[None]:
+    """For compiling, in which LLVM's callbacks lose an exception, or crash after it."""
+    let_interrupts_end_the_process()
+    try:
+        yield
+    finally:
+        catch_interrupts()
 
 
 class LeaveOnSignal:

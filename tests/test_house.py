@@ -28,6 +28,7 @@ FLOORS = [
     {"preparation", "replicas"},
     {"training"},
     {"reporting", "verification"},
+    {"run"},
     {"doctor"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,250 @@
+"""One run of `parallelcnn train`, from its options to the files that it leaves behind."""
+
+import contextlib
+import math
+import os
+import signal
+import sys
+import time
+from argparse import Namespace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from parallelcnn.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
+from parallelcnn.comm import Communicator, choose_threads, do_with_survivors, hosts, run_together, share_on_node
+from parallelcnn.compilation import compile_in_turns, compile_kernels
+from parallelcnn.data import load_data
+from parallelcnn.errors import InputError
+from parallelcnn.evaluation import Evaluation, evaluate
+from parallelcnn.history import History
+from parallelcnn.leaving import LeaveOnSignal, interrupts_ending_the_process
+from parallelcnn.losses import SoftmaxCrossEntropy
+from parallelcnn.model_file import save_model
+from parallelcnn.models import find_model
+from parallelcnn.network import NetworkHandler
+from parallelcnn.optimizers import SGD
+from parallelcnn.preparation import check_fit, check_numbers
+from parallelcnn.profiling import Profiler
+from parallelcnn.reporting import RunFolder, RunReporter, describe_result, describe_run, summarize
+from parallelcnn.summation import check_grains
+from parallelcnn.threads import check_threads
+from parallelcnn.training import train
+from parallelcnn.verification import verify
+
+
+class Run:
+    """A run, on every rank. Its methods are collective: every rank must call them.
+
+    Args:
+        options: of the command.
+        imported_at: when the program began, by `time.perf_counter` [s].
+    """
+
+    def __init__(self, options: Namespace, comm: Communicator, imported_at: float) -> None:
+        self._options, self._comm, self._imported_at = options, comm, imported_at
+        self._loss = SoftmaxCrossEntropy()
+        self._profiler = Profiler() if options.profile else None
+
+    def go(self) -> int:
+        """Train, and write what came of it; returns the exit code."""
+        # Whatever can be wrong with the input is found before the first file is written.
+        self._optimizer = run_together(self._comm, self._check_options)
+        load = lambda: load_data(self._options.data, self._options.data_dir)  # noqa: E731
+        self._train_set, self._test_set = share_on_node(self._comm, load)
+        self._comm.activity = "building the network"
+        self._network = run_together(self._comm, self._build)
+        self._compile()
+        self._verify()
+        self._open_folder()
+        with contextlib.closing(self._reporter):
+            with LeaveOnSignal() as leave:
+                history = self._train(leave)
+            if history.left:
+                return self._say_why_it_left(history, leave)
+            do_with_survivors(self._comm, lambda: self._finish(history))
+        return 0
+
+    def _check_options(self) -> SGD:
+        options = self._options
+        check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every)
+        check_threads(options.threads)
+        check_grains(options.reproducible)
+        self._checkpoint_folder(Path())
+        if options.out == "":
+            raise InputError("--out must name a folder, got ''")
+        if options.resume == "auto" and options.out is None:
+            raise InputError("--resume takes the folder of the run, --out DIR, or a checkpoint, --resume FILE")
+        if options.verify is not None and options.verify < 1:
+            raise InputError(f"--verify must be an integer of at least 1, got {options.verify}")
+        return SGD(options.learning_rate, options.momentum, options.nesterov, options.weight_decay)
+
+    def _build(self) -> NetworkHandler:
+        options = self._options
+        layers = find_model(options.model, self._train_set.classes)
+        network = NetworkHandler(layers, self._train_set.input_shape, options.seed)
+        check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every, self._train_set)
+        check_fit(network, self._train_set)
+        check_fit(network, self._test_set)
+        return network
+
+    def _compile(self) -> None:
+        options, network = self._options, self._network
+        work = network.multiply_adds(options.batch_size, training=True)
+        self._threads = choose_threads(self._comm, options.threads, work)
+        run_together(self._comm, lambda: network.check_memory(self._threads))
+        with interrupts_ending_the_process():
+            self._compile_seconds = compile_in_turns(
+                self._comm,
+                lambda: compile_kernels(network, self._train_set, self._optimizer, self._loss, options.reproducible),
+            )
+
+    def _verify(self) -> None:
+        options = self._options
+        if options.verify is None:
+            return
+        self._comm.activity = "verifying"
+        found = verify(
+            self._network,
+            self._train_set,
+            self._optimizer,
+            options.batch_size,
+            options.seed,
+            self._comm,
+            steps=options.verify,
+            loss=self._loss,
+            threads=self._threads,
+            grains=options.reproducible,
+        )
+        if self._comm.rank == 0:
+            print(f"verified   {found}", flush=True)
+
+    def _open_folder(self) -> None:
+        options, comm = self._options, self._comm
+        comm.activity = "looking for checkpoints, making the folder of the results"
+        self._resume = run_together(comm, lambda: self._find_checkpoint() if comm.rank == 0 else None)
+        goes_on = self._resume is not None and options.resume == "auto"
+        folder = run_together(comm, lambda: RunFolder(options.out, goes_on=goes_on) if comm.rank == 0 else None)
+        self._path = comm.gather(Path() if folder is None else folder.path)[0]
+        self._reporter = RunReporter(comm, folder, self._path, options.epochs, len(self._train_set))
+        all_hosts, all_threads = hosts(comm), comm.gather(self._threads)
+        if folder is None:
+            return
+        if folder.moved_to is not None:
+            print(f"moved the files of an earlier run to {folder.moved_to}")
+        if self._resume is not None:
+            print(f"resumed after minibatch {self._resume.history.steps:,}")
+        elif options.resume is not None:
+            print(f"no checkpoint in {folder.checkpoints} yet: starting from the beginning")
+        data = self._train_set, self._test_set
+        print(describe_run(options, all_hosts, all_threads, self._network, *data, self._optimizer), flush=True)
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        """What --resume names, or finds."""
+        options = self._options
+        if options.resume is None:
+            return None
+        if options.resume != "auto":
+            return load_checkpoint(options.resume)
+        return self._checkpoint_folder(Path(options.out)).newest()
+
+    def _checkpoint_folder(self, path: Path) -> CheckpointFolder:
+        options = self._options
+        every = options.checkpoint_every, options.checkpoint_seconds
+        return CheckpointFolder(path / "checkpoints", *every, options.keep_last, options.keep_best)
+
+    def _train(self, leave: LeaveOnSignal) -> History:
+        options = self._options
+        return train(
+            self._network,
+            self._train_set,
+            self._test_set,
+            self._optimizer,
+            options.epochs,
+            options.batch_size,
+            options.seed,
+            self._comm,
+            loss=self._loss,
+            evaluate_every=options.evaluate_every,
+            reporter=self._reporter,
+            threads=self._threads,
+            profiler=self._profiler,
+            grains=options.reproducible,
+            checkpoints=self._checkpoint_folder(self._path),
+            resume=self._resume,
+            leave=leave,
+            repair=options.repair,
+            timeout=options.timeout,
+        )
+
+    def _say_why_it_left(self, history: History, leave: LeaveOnSignal) -> int:
+        number = max(self._comm.gather(leave.received))
+        if self._comm.rank == 0:
+            what = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
+            where = f"left after minibatch {history.steps:,}"
+            how = f"the same command with --out {self._path} --resume goes on"
+            print(f"parallelcnn: {what}: {where}; {how}", file=sys.stderr, flush=True)
+        self._comm.barrier()  # a launcher ends the others once one has left: not before the message is out
+        return 128 + number
+
+    def _finish(self, history: History) -> None:
+        """Test on the training set, too, and write the results."""
+        comm = self._comm
+        on_train_set = evaluate(self._network, self._train_set, comm, loss=self._loss, threads=self._threads)
+        all_hosts, all_threads, peaks = hosts(comm), comm.gather(self._threads), comm.gather(_peak_rss_bytes())
+
+        def write() -> None:
+            if comm.rank == 0:
+                self._write_results(history, on_train_set, all_hosts, all_threads, max(peaks))
+
+        comm.activity = "writing the results"
+        run_together(comm, write)
+
+    def _write_results(
+        self, history: History, on_train_set: Evaluation, all_hosts: list[str], all_threads: list[int], peak_rss: int
+    ) -> None:
+        if self._reporter.folder is None:  # the rank that had it is lost
+            self._reporter.resumed(history)
+        folder = self._reporter.folder
+        assert folder is not None
+        if self._profiler is not None:
+            print(f"\n{self._profiler.table()}\n")
+        if not folder.make_again():
+            print(f"parallelcnn: metrics.jsonl was removed from {self._path} while this run wrote it", file=sys.stderr)
+        # A disk may become full: what cannot be had again comes first.
+        save_model(folder.path / "model.npz", self._network)
+        options, network = self._options, self._network
+        summary = summarize(options, all_hosts, all_threads, network, self._train_set, history, on_train_set)
+        summary["compile_seconds"] += self._compile_seconds
+        summary["peak_rss_bytes"] = peak_rss
+        summary["wall_seconds"] = _seconds_since_start(self._imported_at)
+        summary["started"] = (datetime.now(UTC) - timedelta(seconds=summary["wall_seconds"])).isoformat()
+        since_first_step = time.perf_counter() - self._reporter.first_step_at
+        # A run that went on from the checkpoint of the last minibatch has taken no step: JSON knows no NaN.
+        took_a_step = not math.isnan(since_first_step)
+        summary["first_step_seconds"] = summary["wall_seconds"] - since_first_step if took_a_step else None
+        folder.write_summary(summary)
+        folder.plot_losses(history)
+        if self._profiler is not None:
+            folder.write_profile(self._profiler)
+        print(describe_result(folder, summary), flush=True)
+
+
+def _peak_rss_bytes() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _seconds_since_start(imported_at: float) -> float:
+    """Since this process was started, by the system's account, which has seen the interpreter start [s].
+
+    Args:
+        imported_at: where there is no such account, by `time.perf_counter` [s].
+    """
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    except (OSError, AttributeError, IndexError, ValueError):
+        return time.perf_counter() - imported_at
