@@ -42,9 +42,11 @@ class Installation:
         try:
             said = subprocess.run([python, "-c", script], capture_output=True, text=True, env=environment())
         except OSError as error:
-            sys.exit(f"soak.py: --python {python} cannot be started: {error.strerror}")
+            sys.exit(f"{Path(sys.argv[0]).name}: --python {python} cannot be started: {error.strerror}")
         if said.returncode != 0:
-            sys.exit(f"soak.py: --python {python} has no MPI that works:\n{said.stderr.strip()[-500:]}")
+            sys.exit(
+                f"{Path(sys.argv[0]).name}: --python {python} has no MPI that works:\n{said.stderr.strip()[-500:]}"
+            )
         return cls(python, said.stdout.strip() == "True")
 
     def launch(self, ranks: int, survives: bool) -> list[str]:
@@ -154,6 +156,7 @@ def start(
     ranks: int,
     strokes: Sequence[Stroke],
     notes: Path,
+    limit: float = LIMIT,
     **variables: str,
 ) -> Ended:
     """Start the command, strike, wait for its end, and see what it leaves.
@@ -163,6 +166,7 @@ def start(
         arguments: of `parallelcnn`.
         ranks: how many there will be, at least 1.
         notes: an empty folder for the output, and for what the ranks note.
+        limit: what takes longer is ended [s].
         variables: for the environment.
     """
     token = f"{os.getpid()}-{time.monotonic_ns()}"
@@ -177,7 +181,7 @@ def start(
         )
     began = time.monotonic()
     training_since: float | None = None
-    while process.poll() is None and time.monotonic() - began < LIMIT:
+    while process.poll() is None and time.monotonic() - began < limit:
         now = time.monotonic()
         if training_since is None and any(notes.glob("training-*")):
             training_since = now

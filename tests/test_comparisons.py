@@ -148,6 +148,7 @@ def test_batch_sizes_are_swept_in_training_and_prediction(tmp_path):
         ("scaling.py", ["--out", "/proc/page.md"], "'/proc/page.md' cannot be written: "),
         ("accuracy_over_seeds.py", ["--seeds", "0"], "--seeds: must be an integer of at least 1, got '0'"),
         ("accuracy_over_seeds.py", ["--ranks", "1", "--epochs", "0"], "epochs must be an integer of at least 1, got 0"),
+        ("same_bits.py", ["--folder", "no/such"], "--folder: must be a folder that exists, got 'no/such'"),
         ("start_up.py", ["--data", "mnits"], "no data set and no folder is named 'mnits'"),
     ],
 )
@@ -180,6 +181,32 @@ def test_an_interrupted_script_says_so(script):
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130, err
     assert err == f"{script}: interrupted\n"
+
+
+@pytest.mark.mpi
+def test_hashes_are_compared_over_ranks_threads_and_a_resume_and_their_cost_is_timed(tmp_path):
+    mpiexec()
+    page, data = tmp_path / "same-bits.md", write_idx_folder(tmp_path / "data", 60, 10)
+    options = ["--data", data, "--batch-size", 10, "--reproducible", 4, "--folder", tmp_path, "--page", page]
+    done = run_script("same_bits.py", "--quick", *options)
+    assert done.code == 0, done.err
+    text = page.read_text()
+    fixed, floats = text.split("## Hashes")[1].split("## What reproducible")[0].split("For comparison")
+    rows = columns_of(fixed)
+    assert [row[1:3] for row in rows[:4]] == [["1", "1"], ["1", "2"], ["2", "1"], ["2, then 3", "1"]]
+    assert rows[3][3].startswith("left at minibatch 3 ")
+    assert all("killed in the sum" in row[3] and row[1] == "3, then 2" for row in rows[4:])
+    assert len({row[4] for row in rows}) == 1
+    assert f"**{len(rows)} runs, 1 different hash.**" in fixed
+    assert all(row[3] == "undisturbed" and row[4] != rows[0][4] for row in columns_of(floats))
+    sums = columns_of(text.split("## What reproducible sums cost")[1].split("## What checkpoints")[0])
+    assert [row[:2] for row in sums[:3]] == [["10", "1 x 1"], ["10", "1 x 2"], ["10", "2 x 1"]]
+    assert all(" % (" in cell for row in sums[:3] for cell in row[3:])
+    checkpoints = columns_of(text.split("## What checkpoints")[1])
+    assert all(float(row[2].split()[0]) > 0 for row in checkpoints)
+    assert [row[6] == "" for row in checkpoints] == [True, True, False]
+    assert str(tmp_path) not in text
+    assert [path.name for path in tmp_path.iterdir() if path != data] == [page.name]
 
 
 def test_a_link_is_recovered_from_the_times_of_its_messages():
