@@ -153,7 +153,7 @@ class Trainings:
         """Two ranks are asked to leave in the middle; three go on."""
         out, middle = self._next_folder(), self._middle()
         words = [*words, "--out", str(out)]
-        asked = Stroke(0, [1], signal.SIGUSR1, "sum", middle)
+        asked = Stroke(0, [1], signal.SIGUSR1, "update", middle)
         ended = self._start(one, 2, 1, words, asked)
         if ended.code == 0 or (out / "summary.json").exists():
             sys.exit(f"same_bits.py: a training did not leave when it was asked to:\n{ended.errors[-2000:]}")
@@ -164,11 +164,11 @@ class Trainings:
 
     def _with_a_rank_killed(self, one: Installation, rank: int, words: Sequence[str]) -> Run:
         out, middle = self._next_folder(), self._middle()
-        kill = Stroke(0, [rank], signal.SIGKILL, "sum", middle)
+        kill = Stroke(0, [rank], signal.SIGKILL, "update", middle)
         ended = self._start(one, 3, 1, [*words, "--out", str(out)], kill)
         if ended.code != 0 or ended.killed != {rank}:
             sys.exit(f"same_bits.py: a training did not survive (exit code {ended.code}):\n{ended.errors[-2000:]}")
-        what = f"rank {rank} killed in the sum of minibatch {middle} (`--with-ft ulfm`)"
+        what = f"rank {rank} killed at minibatch {middle} (`--with-ft ulfm`)"
         return self._run_of(one, out, "3, then 2", 1, what)
 
     def _start(self, one: Installation, ranks: int, threads: int, words: Sequence[str], *strokes: Stroke) -> Ended:
@@ -261,8 +261,8 @@ def page_of(
         "## Hashes",
         f"The paper's network on {options.data}, {options.epochs} epoch{'s' if options.epochs > 1 else ''} of "
         f"minibatches of {options.batch_size}, `parallelcnn train --reproducible {options.reproducible}`. "
-        f"First 16 letters of `parameters_sha256` in `summary.json`; seconds of the training loop, once and not in turns, also with more "
-        f"ranks than cores. One rank takes no MPI library: it is that Python's.",
+        f"First 16 letters of `parameters_sha256` in `summary.json`; seconds of the training loop, once and "
+        f"not in turns, also with more ranks than cores. One rank takes no MPI library: it is that Python's.",
         f"**{len(fixed)} runs, {different} different hash{'es' if different > 1 else ''}.**",
         markdown_table(header, [run.row() for run in fixed]),
         "For comparison without `--reproducible`: float32 sums, whose rounding depends on who adds what. The hash is "
@@ -274,8 +274,8 @@ def page_of(
         "## What reproducible sums cost",
         f"A step of training (gradient, sum over ranks, update), floats and G grains in turns within one process "
         f"group. A turn is {options.seconds:g} s, its figure the median of its steps; medians of {options.rounds} "
-        f"rounds, lowest and highest in brackets. Per cent are of the step with floats in the same round; the goal is under "
-        f"{_GOAL} %, and what is not is bold.",
+        f"rounds, lowest and highest in brackets. Per cent are of the step with floats in the same round; the goal is "
+        f"under {_GOAL} %, and what is not is bold.",
     ]
     for one, cost in costs:
         parts += [f"### {_library_name(one)}", _table_of_sums(options, cost), _best_grains(options, cost)]
@@ -359,8 +359,8 @@ def _about_checkpoints(
         f"One checkpoint of the network (written to another name, flushed to disk with fsync, renamed, read back, the "
         f"one before the last removed; {file_system(options.folder)} file system; median, lowest and highest), and "
         f"what it adds to the time of training, minibatch {batch_size}, floats, while nothing else writes. The check "
-        f"of ranks after an epoch compares hashes of all parameters. The watch that `--timeout` sets over waiting ranks: "
-        f"steps with it beside steps without it, in turns. On one rank there is nothing to check or to watch.\n\n"
+        f"of ranks after an epoch compares hashes of all parameters. The watch that `--timeout` sets over waiting "
+        f"ranks: steps with it beside steps without it, in turns. On one rank there is nothing to check or to watch.\n\n"
         f"{markdown_table(header, rows)}"
     )
 

@@ -26,6 +26,7 @@ PLACES = {
     "start": [("parallelcnn.training", "start")],
     # while they train
     "sum": [("parallelcnn.comm", "MPIRanks.sum_over_ranks"), ("parallelcnn.comm", "Serial.sum_over_ranks")],
+    "update": [("parallelcnn.network", "NetworkHandler.update")],
     "evaluate": [("parallelcnn.training", "evaluate_by")],
     "compare": [("parallelcnn.replicas", "find_mismatch")],
     # while one of them writes a file

@@ -194,8 +194,8 @@ def test_hashes_are_compared_over_ranks_threads_and_a_resume_and_their_cost_is_t
     fixed, floats = text.split("## Hashes")[1].split("## What reproducible")[0].split("For comparison")
     rows = columns_of(fixed)
     assert [row[1:3] for row in rows[:4]] == [["1", "1"], ["1", "2"], ["2", "1"], ["2, then 3", "1"]]
-    assert rows[3][3].startswith("left at minibatch 3 ")
-    assert all("killed in the sum" in row[3] and row[1] == "3, then 2" for row in rows[4:])
+    assert rows[3][3].startswith("left at minibatch 4 ")
+    assert all("killed at minibatch 3 " in row[3] and row[1] == "3, then 2" for row in rows[4:])
     assert len({row[4] for row in rows}) == 1
     assert f"**{len(rows)} runs, 1 different hash.**" in fixed
     assert all(row[3] == "undisturbed" and row[4] != rows[0][4] for row in columns_of(floats))
