@@ -59,22 +59,24 @@ def examine(
     refused = None
     tracing = tracemalloc.is_tracing()
     tracemalloc.start()  # does nothing if it traces already
-    tracemalloc.reset_peak()
-    before, _ = tracemalloc.get_traced_memory()
-    started = time.process_time()
-    with _watch(forbidden) as seen:
-        try:
-            call()
-        except InputError as error:
-            refused = error
-        except Violation:
-            raise
-        except Exception as error:
-            raise Violation(f"{type(error).__name__}{_place(error)}: {shortened(str(error))}") from error
-    seconds = time.process_time() - started
-    _, peak = tracemalloc.get_traced_memory()
-    if not tracing:
-        tracemalloc.stop()
+    try:
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        started = time.process_time()
+        with _watch(forbidden) as seen:
+            try:
+                call()
+            except InputError as error:
+                refused = error
+            except Violation:
+                raise
+            except Exception as error:
+                raise Violation(f"{type(error).__name__}{_place(error)}: {shortened(str(error))}") from error
+        seconds = time.process_time() - started
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        if not tracing:
+            tracemalloc.stop()
     if seen:
         raise Violation(f"it did what nobody asked for: {seen[0]}")
     if peak - before > most_bytes:

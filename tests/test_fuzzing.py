@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import sys
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -424,6 +425,7 @@ def _refuse(message):
 def test_the_watch_notices(what, noticed, place):
     with pytest.raises(Violation, match=noticed):
         examine(lambda: what(place), MEBIBYTE, most_seconds=0.1)
+    assert not tracemalloc.is_tracing()
 
 
 def test_the_watch_lets_readers_read_and_refuse(place):
