@@ -155,14 +155,14 @@ class Job:
         assert submitted.returncode == 0, submitted.stderr
         self.id = submitted.stdout.strip()
 
-    def slurm(self, *command: str) -> str:
-        """What a command of SLURM's says of this job."""
-        line = [*command, self.id]
+    def slurm(self, command: str) -> str:
+        """What a command of SLURM's says, with this job's number in the place of JOB."""
+        line = command.replace("JOB", self.id).split()
         return subprocess.run(line, env=self.cluster.env, capture_output=True, text=True, timeout=20).stdout
 
     def fact(self, name: str) -> str:
         """What the controller knows: JobState, Restarts, ExitCode, ..."""
-        facts = dict(one.split("=", 1) for one in self.slurm("scontrol", "show", "job").split() if "=" in one)
+        facts = dict(one.split("=", 1) for one in self.slurm("scontrol show job JOB").split() if "=" in one)
         return facts[name]
 
     def wait(self) -> Self:
@@ -171,7 +171,7 @@ class Job:
         if self.wait_until(lambda: self.fact("JobState") in done, 150):
             self.code = int(self.fact("ExitCode").split(":")[0])
         else:
-            self.slurm("scancel")
+            self.slurm("scancel JOB")
         return self
 
     def wait_until(self, happened: Callable[[], Any], seconds: float = 60) -> bool:
@@ -340,7 +340,9 @@ def jobs_that_had_to_leave(
     # A limit is in minutes; SLURM's signal may come before a training has begun.
     at_its_limit, preempted = start("limit", "--time=1"), start("preempted")
     assert preempted.wait_until(lambda: has_checkpoint(preempted)), preempted.report
-    preempted.slurm("scancel", "--batch", "--signal=TERM")
+    preempted.slurm("scancel --batch --signal=TERM JOB")
+    assert at_its_limit.wait_until(lambda: "queued again" in at_its_limit.output, 100), at_its_limit.report
+    at_its_limit.slurm("scontrol update JobId=JOB TimeLimit=10")
     return {"time limit": at_its_limit.wait(), "preemption": preempted.wait()}
 
 
@@ -350,11 +352,11 @@ def test_a_job_that_has_to_leave_is_queued_again_and_comes_to_the_same_bits(
 ) -> None:
     job = jobs_that_had_to_leave[reason]
     job.trained_one_world_on("node1", "node2")
-    assert job.fact("Restarts") == "1", job.report
     left = re.findall(r"SIGUSR1: left after minibatch (\d+);", job.output)
     assert left == re.findall(r"^resumed after minibatch (\d+)$", job.output, re.MULTILINE), job.report
-    assert len(left) == 1, job.report
-    assert 0 < int(left[0]) < STEPS, job.report
+    # Where SLURM is slow to raise its limit, the second start comes to it, too.
+    assert len(left) == int(job.fact("Restarts")) >= 1, job.report
+    assert all(0 < int(step) < STEPS for step in left), job.report
     assert steps_of(job.out) == list(range(1, STEPS + 1)), job.report
     assert hash_of(job.out) == undisturbed, job.report
 
@@ -394,7 +396,7 @@ def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(
 ) -> None:
     job = Job(cluster, data, tmp_path, "--no-requeue", launcher=leaving_launcher)
     assert job.wait_until(lambda: "called" in job.output), job.report
-    job.slurm("scancel", "--batch", "--signal=USR1")
+    job.slurm("scancel --batch --signal=USR1 JOB")
     assert job.wait().code == 138, job.report
     (line,) = (line for line in job.output.splitlines() if "this goes on: " in line)
     assert line.endswith("--resume"), job.report
@@ -406,7 +408,7 @@ def test_a_cancelled_job_is_not_queued_again(
 ) -> None:
     job = Job(cluster, data, tmp_path, launcher=leaving_launcher)
     assert job.wait_until(lambda: "called" in job.output), job.report
-    job.slurm("scancel")
+    job.slurm("scancel JOB")
     job.wait()
     assert job.fact("JobState") == "CANCELLED", job.report
     assert not job.wait_until(lambda: job.fact("JobState") != "CANCELLED", 2), job.report
