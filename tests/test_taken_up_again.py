@@ -62,3 +62,22 @@ def test_ranks_do_not_wait_for_ever_for_one_that_died_before_mpi_began():
     ran = with_ulfm(3, ["-c", _DIES_BEFORE_MPI], limit=30)
     assert ran.code != 0
     assert "_initialize" in ran.err  # where they waited
+
+
+_DIE_AT_THE_END = """
+import atexit, os, signal
+import parallelcnn.comm as comm
+ranks = comm.world()
+ranks.barrier()
+ranks.confirm()
+if ranks.rank in (1, 3):
+    atexit.register(os.kill, os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.mpi
+def test_ranks_end_although_others_die_between_all_work_and_the_end_of_mpi():
+    """MPI's own end waited for ever in every third attempt."""
+    for _ in range(4):
+        ran = with_ulfm(4, ["-c", _DIE_AT_THE_END], limit=30)
+        assert ran.code == 0, ran.err
