@@ -359,8 +359,8 @@ def _about_checkpoints(
         f"One checkpoint of the network (written to another name, flushed to disk with fsync, renamed, read back, the "
         f"one before the last removed; {file_system(options.folder)} file system; median, lowest and highest), and "
         f"what it adds to the time of training, minibatch {batch_size}, floats, while nothing else writes. The check "
-        f"of ranks after an epoch compares hashes of all parameters. The watch that `--timeout` sets over waiting "
-        f"ranks: steps with it beside steps without it, in turns. On one rank there is nothing to check or to watch.\n\n"
+        f"of ranks after an epoch compares hashes of all parameters. The watch that `--timeout` sets over waiting ranks: "
+        f"steps with it beside steps without it, in turns. On one rank there is nothing to check or to watch.\n\n"
         f"{markdown_table(header, rows)}"
     )
 
