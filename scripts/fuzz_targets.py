@@ -25,7 +25,7 @@ import numpy as np
 from fuzz_watch import MEBIBYTE, Violation, examine, shortened
 
 import parallelcnn as pc
-from parallelcnn import cli, comm, compilation, evaluation, reporting, verification
+from parallelcnn import cli, comm, compilation, evaluation, run
 from parallelcnn.checkpoint import Checkpoint, _sha256, load_checkpoint, save_checkpoint
 from parallelcnn.data import by_name, mnist
 from parallelcnn.data.idx import load_idx_folder, read_idx
@@ -388,11 +388,11 @@ def examine_model(content: bytes, folder: Path) -> InputError | None:
     path = folder / "model.npz"
     path.write_bytes(content)
 
-    def run() -> None:
+    def read() -> None:
         if not np.isfinite(load_model(path).params).all():
             raise Violation("it took over parameters that are not finite")
 
-    return examine(run, bytes_for_archive(content))
+    return examine(read, bytes_for_archive(content))
 
 
 def bytes_for_archive(content: bytes) -> int:
@@ -443,7 +443,7 @@ def examine_checkpoint(content: bytes, folder: Path) -> InputError | None:
     path.write_bytes(content)
     network, facts = _network(), _facts()
 
-    def run() -> None:
+    def read() -> None:
         history = start(comm.Serial(), network, facts, load_checkpoint(path), last_sample=12)
         _check_history(history)
         Sampler(4, 2, 0).after(history.samples_seen)
@@ -452,7 +452,7 @@ def examine_checkpoint(content: bytes, folder: Path) -> InputError | None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TrainingWarning)
-        return examine(run, bytes_for_archive(content))
+        return examine(read, bytes_for_archive(content))
 
 
 def _check_history(history: History) -> None:
@@ -614,7 +614,7 @@ def examine_command(content: bytes, folder: Path) -> InputError | None:
     _write_what_commands_name(folder)
     output = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
 
-    def run() -> None:
+    def command() -> None:
         code = cli.main(arguments)
         said = output.buffer.getvalue()  # type: ignore[attr-defined]
         if code not in (0, 2) or b"Traceback" in said:
@@ -632,15 +632,16 @@ def examine_command(content: bytes, folder: Path) -> InputError | None:
             mock.patch.object(comm, "world", return_value=comm.Serial()),
             mock.patch.object(comm, "mpi_library", return_value="none"),
             mock.patch.object(compilation, "compile_in_turns", return_value=0.0),
-            mock.patch.object(verification, "verify", return_value=""),
+            mock.patch.object(run, "compile_in_turns", return_value=0.0),
+            mock.patch.object(run, "verify", return_value=""),
             # From here on there is nothing to read.
-            mock.patch.object(reporting, "RunFolder", _stop),
+            mock.patch.object(run, "RunFolder", _stop),
             mock.patch.object(evaluation, "evaluate", _stop),
             mock.patch.object(cli, "_doctor", _stop),
             mock.patch.object(by_name, "load_digits", _four_images),
             mock.patch.object(mnist, "_download", _no_network),
         ):
-            return examine(run, 256 * MEBIBYTE, forbidden=())
+            return examine(command, 256 * MEBIBYTE, forbidden=())
     finally:
         os.chdir(before)
 
@@ -649,13 +650,13 @@ def examine_system(files: dict, variables: dict, folder: Path) -> None:
     """Read what files of control groups and the environment say."""
     groups = _write_groups(files, folder)
 
-    def run() -> None:
+    def read() -> None:
         core_quota(groups / "cgroup", groups)
         comm.launched_ranks()
         comm.launched_rank()
 
     with mock.patch.dict(os.environ, _environment(variables)):
-        if examine(run, MEBIBYTE) is not None:
+        if examine(read, MEBIBYTE) is not None:
             raise Violation("it refused to start because of what the system says")
 
 
