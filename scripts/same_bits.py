@@ -259,9 +259,9 @@ def page_of(
         f"{processor()}; {len(os.sched_getaffinity(0))} usable.\n"
         f"{versions('numpy', 'numba', 'mpi4py')}; {' and '.join(_library_name(one) for one, _ in costs)}.",
         "## Hashes",
-        f"The paper's network on {options.data}, {options.epochs} epoch{'s' if options.epochs > 1 else ''} of "
-        f"minibatches of {options.batch_size}, `parallelcnn train --reproducible {options.reproducible}`. "
-        f"First 16 letters of `parameters_sha256` in `summary.json`; seconds of the training loop, once and "
+        f"The paper's network on {Path(options.data).name}, {options.epochs} "
+        f"epoch{'s' if options.epochs > 1 else ''} of minibatches of {options.batch_size}, "
+        f"`parallelcnn train --reproducible {options.reproducible}`. First 16 letters of `parameters_sha256` in `summary.json`; seconds of the training loop, once and "
         f"not in turns, also with more ranks than cores. One rank takes no MPI library: it is that Python's.",
         f"**{len(fixed)} runs, {different} different hash{'es' if different > 1 else ''}.**",
         markdown_table(header, [run.row() for run in fixed]),
@@ -359,8 +359,8 @@ def _about_checkpoints(
         f"One checkpoint of the network (written to another name, flushed to disk with fsync, renamed, read back, the "
         f"one before the last removed; {file_system(options.folder)} file system; median, lowest and highest), and "
         f"what it adds to the time of training, minibatch {batch_size}, floats, while nothing else writes. The check "
-        f"of ranks after an epoch compares hashes of all parameters. The watch that `--timeout` sets over waiting ranks: "
-        f"steps with it beside steps without it, in turns. On one rank there is nothing to check or to watch.\n\n"
+        f"of ranks after an epoch compares hashes of all parameters. The watch that `--timeout` sets over waiting "
+        f"ranks: steps with it beside steps without it, in turns. One rank has nothing to check or to watch.\n\n"
         f"{markdown_table(header, rows)}"
     )
 
