@@ -146,7 +146,13 @@ def versions(*packages: str) -> str:
 def command_line() -> str:
     """How this script was called, as one can repeat it from the clone."""
     words = sys.argv[1:]
-    for option in ("--out", "--figure", "--page", "--findings"):  # where things go is no part of what a page says
+    for option in (
+        "--out",
+        "--figure",
+        "--page",
+        "--findings",
+        "--folder",
+    ):  # where things go is no part of what a page says
         if option in words:
             place = words.index(option)
             words = words[:place] + words[place + 2 :]

@@ -262,7 +262,8 @@ def page_of(
         f"The paper's network on {Path(options.data).name}, {options.epochs} "
         f"epoch{'s' if options.epochs > 1 else ''} of minibatches of {options.batch_size}, "
         f"`parallelcnn train --reproducible {options.reproducible}`. First 16 letters of `parameters_sha256` in "
-        f"`summary.json`; seconds of the training loop, once and not in turns, also with more ranks than cores. One rank takes no MPI library: it is that Python's.",
+        f"`summary.json`; seconds of the training loop, once and not in turns, also with more ranks than cores. "
+        f"One rank takes no MPI library: it is that Python's.",
         f"**{len(fixed)} runs, {different} different hash{'es' if different > 1 else ''}.**",
         markdown_table(header, [run.row() for run in fixed]),
         "For comparison without `--reproducible`: float32 sums, whose rounding depends on who adds what. The hash is "
