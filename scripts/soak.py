@@ -129,8 +129,8 @@ class Place:
         launch = installation.launch(ranks, trial.mode == "survives")
         what = {"command": [*launch, *line], "strokes": [asdict(stroke) for stroke in strokes]}
         (notes / "what.json").write_text(json.dumps(what, indent=1))
-        cache = {"NUMBA_CACHE_DIR": str(self.folder / "numba"), "TMPDIR": str(temporary)}
-        return start(launch, line, max(ranks, 1), strokes, notes, **cache)
+        cache = os.environ.get("NUMBA_CACHE_DIR", str(self.folder / "numba"))
+        return start(launch, line, max(ranks, 1), strokes, notes, NUMBA_CACHE_DIR=cache, TMPDIR=str(temporary))
 
     def find_expected(self) -> None:
         """Train by every recipe, undisturbed; this also compiles the kernels, for all installations."""

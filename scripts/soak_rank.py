@@ -20,7 +20,7 @@ from typing import Any
 PLACES = {
     # while the ranks start
     "join": [("parallelcnn.comm", "MPIRanks.__init__")],
-    "share": [("parallelcnn.comm", "share_on_node")],
+    "share": [("parallelcnn.run", "share_on_node")],
     "compile": [("parallelcnn.training", "compile_kernels")],
     "folder": [("parallelcnn.reporting", "RunFolder.__init__")],
     "start": [("parallelcnn.training", "start")],
@@ -38,8 +38,8 @@ PLACES = {
     "rejoin": [("parallelcnn.replicas", "rejoin")],
     "take over": [("parallelcnn.reporting", "RunFolder.take_metrics_up")],
     # after the training
-    "finish": [("parallelcnn.evaluation", "evaluate")],
-    "model": [("parallelcnn.model_file", "save_model")],
+    "finish": [("parallelcnn.run", "evaluate")],
+    "model": [("parallelcnn.run", "save_model")],
     "summary": [("parallelcnn.reporting", "RunFolder.write_summary")],
     "confirm": [("parallelcnn.comm", "MPIRanks.confirm")],
     "end": [("parallelcnn.comm", "_finalize")],
