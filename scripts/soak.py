@@ -327,11 +327,15 @@ def count_table(table: dict[str, Counter[str]]) -> str:
 
 
 def page(options: argparse.Namespace, table: dict[str, Counter[str]], seconds: float) -> str:
+    libraries = " and ".join(sorted({one.library for one in options.installations}))
+    command = command_line()
+    for python in options.python or []:  # where it lies is nobody else's business
+        command = command.replace(f" {python}", " PYTHON")
     return f"""# {sum(counts["killed"] for counts in table.values()):,} killed ranks
 
-    {command_line()}
+    {command}
 
-{processor()}. {versions("numpy", "numba", "mpi4py")}. {datetime.now(UTC):%Y-%m-%d}, {seconds / 60:.0f} minutes,
+{processor()}. {versions("numpy", "numba", "mpi4py")}, {libraries}. {datetime.now(UTC):%Y-%m-%d}, {seconds / 60:.0f} minutes,
 {options.at_once} trials at once. The first lines tell what was done, those from "hangs" on what went wrong.
 
 {count_table(table)}

@@ -33,21 +33,24 @@ class Installation:
     """A Python with an MPI library."""
 
     python: str
-    open_mpi: bool
+    library: str
+
+    @property
+    def open_mpi(self) -> bool:
+        return "Open MPI" in self.library
 
     @classmethod
     def of(cls, python: str) -> "Installation":
         """What is installed there; the end of this program where it is nothing."""
-        script = "from mpi4py import MPI; print('Open MPI' in MPI.Get_library_version())"
+        script = "from parallelcnn.comm import mpi_library; print(mpi_library())"
         try:
             said = subprocess.run([python, "-c", script], capture_output=True, text=True, env=environment())
         except OSError as error:
             sys.exit(f"{Path(sys.argv[0]).name}: --python {python} cannot be started: {error.strerror}")
-        if said.returncode != 0:
-            sys.exit(
-                f"{Path(sys.argv[0]).name}: --python {python} has no MPI that works:\n{said.stderr.strip()[-500:]}"
-            )
-        return cls(python, said.stdout.strip() == "True")
+        if said.returncode != 0 or said.stdout.startswith("none"):
+            why = (said.stdout + said.stderr).strip()[-500:]
+            sys.exit(f"{Path(sys.argv[0]).name}: --python {python} has no MPI that works:\n{why}")
+        return cls(python, said.stdout.strip())
 
     def launch(self, ranks: int, survives: bool) -> list[str]:
         """What stands in front of a Python program on so many ranks; 0: without a launcher."""
