@@ -113,7 +113,7 @@ def main() -> int:
 
     comm.START_TIMEOUT = 20.0  # shorter than what the script takes for a hang [s]
     when_entered("parallelcnn.training", "ReplicaGuard", (marks / f"training-{rank}").touch)
-    when_entered("parallelcnn.training", "start", lambda: note_shared_memory(marks / f"shared-memory-{rank}"))
+    when_entered("parallelcnn.run", "share_on_node", lambda: note_shared_memory(marks / f"shared-memory-{rank}"))
     for stroke in plan["strokes"]:
         if rank in stroke["ranks"]:
             prepare(stroke, marks, rank)
