@@ -109,6 +109,9 @@ def main() -> int:
     plan = json.loads(os.environ["SOAK_PLAN"])
     marks = Path(plan["marks"])
     rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")))
+    from parallelcnn import leaving
+
+    leaving.let_interrupts_end_the_process()  # as the command does before it imports what follows
     from parallelcnn import cli, comm
 
     comm.START_TIMEOUT = 20.0  # shorter than what the script takes for a hang [s]
