@@ -72,11 +72,11 @@ def _main(arguments: list[str] | None) -> int:
         with Watch(comm, options.timeout):
             code = options.run(options, comm) or 0
         sys.stdout.flush()
-        return code
+        return _own_part(code, comm)
     except LaunchError as error:
         return _leave(2, f"parallelcnn: error: {error}")
     except BaseException as error:  # whatever it is: the other ranks wait
-        return _fail(error, comm)
+        return _own_part(_fail(error, comm), comm)
 
 
 def _ranks(command: str) -> "Communicator":
@@ -89,6 +89,15 @@ def _ranks(command: str) -> "Communicator":
         if command != "doctor":
             raise
         return Serial()
+
+
+def _own_part(code: int, comm: "Communicator") -> int:
+    """The exit code of this rank where all of them end with `code`.
+
+    Open MPI's launcher (5.0.11), where ranks may be lost, sometimes waits for ever if several leave at once with a code
+    other than 0 (1 of 6 times with 8 ranks). One of them is enough to be the launcher's.
+    """
+    return code if comm.rank == 0 or not comm.survives else 0
 
 
 def _leave(code: int, message: str, stream: TextIO | None = None) -> int:

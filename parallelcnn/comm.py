@@ -33,6 +33,7 @@ Array = np.ndarray
 T = TypeVar("T")
 
 START_TIMEOUT = 300.0  # that MPI waits for ranks that do not come [s]
+_SECONDS_TO_END = 10.0  # for the ranks that are left to leave together
 _CLOCK_TRIPS = 50  # by the tenth or so one of them met nothing on its way
 _ULFM = "OMPI_MCA_mpi_ft_enable"  # what mpirun --with-ft ulfm sets
 # No other messages of ours go from one rank to one other.
@@ -160,6 +161,7 @@ class MPIRanks:
         self._type_shared = MPI.COMM_TYPE_SHARED
         self._mpi_error, self._errors_return = MPI.Exception, MPI.ERRORS_RETURN
         self._lost = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
+        self._misses_a_rank = False
         self.survives = "Open MPI" in MPI.Get_library_version() and os.environ.get(_ULFM) == "1"
         self._comm = mpi_comm
         self.rank: int = mpi_comm.Get_rank()
@@ -191,6 +193,7 @@ class MPIRanks:
         except self._mpi_error as error:
             if not self.survives or error.Get_error_class() not in self._lost:
                 raise
+            self._misses_a_rank = True
             raise RankLostError(f"rank {self.rank} of {self.size} is missing another one: {error}") from None
         finally:
             self.waiting = ""
@@ -237,6 +240,7 @@ class MPIRanks:
                 if self.watch is not None:
                     self.watch.restart()
                 break
+        self._misses_a_rank = False
         self._ranks_on_node = [rank for rank, (first, _) in enumerate(left) if first in self._first_ranks_on_node]
 
     def clock_offset(self, clock: Callable[[], int]) -> tuple[int, int]:
@@ -287,6 +291,12 @@ class MPIRanks:
         sys.stdout.flush()
         sys.stderr.flush()
         time.sleep(0.2)  # MPICH's launcher drops what it has not read by then: the reason of it all
+        if self._misses_a_rank:
+            # So do the others, and Open MPI's launcher (5.0.11) waits for ever where many abort, or leave with a code
+            # other than 0, at once. They are woken, wherever they wait, and one of them leaves with the code for all.
+            faulthandler.dump_traceback_later(_SECONDS_TO_END, exit=True, file=2)  # if one does not come
+            self._comm.Revoke()
+            os._exit(code if self._comm.Shrink().Get_rank() == 0 else 0)
         self._comm.Abort(code)
         os._exit(code)  # MPICH's Abort sometimes returns, and the program would go on
 

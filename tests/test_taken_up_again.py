@@ -81,3 +81,29 @@ def test_ranks_end_although_others_die_between_all_work_and_the_end_of_mpi():
     for _ in range(4):
         ran = with_ulfm(4, ["-c", _DIE_AT_THE_END], limit=30)
         assert ran.code == 0, ran.err
+
+
+_ONE_DIES_IN_THE_START = """
+import os, signal, sys
+from parallelcnn.cli import _fail
+from parallelcnn.comm import run_together, world
+
+comm = world()
+comm.barrier()
+if comm.rank == int(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    for _ in range(100):
+        run_together(comm, lambda: None)
+except BaseException as error:
+    sys.exit(_fail(error, comm))
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("victim", [0, 1])
+def test_eight_ranks_of_which_one_dies_in_the_start_end_soon_and_not_with_0(victim):
+    """All of them end the job, and Open MPI's launcher waited for ever for their aborts."""
+    ran = with_ulfm(8, ["-c", _ONE_DIES_IN_THE_START, str(victim)], limit=30)
+    assert ran.code == 1, ran.err
+    assert "is missing another one" in ran.err
