@@ -25,6 +25,7 @@ from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
 from parallelcnn.preparation import check_fit, check_numbers
 from parallelcnn.profiling import Profiler
+from parallelcnn.replicas import check_repair
 from parallelcnn.reporting import RunFolder, RunReporter, describe_result, describe_run, summarize
 from parallelcnn.summation import check_grains
 from parallelcnn.threads import check_threads
@@ -69,7 +70,7 @@ class Run:
         check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every)
         check_threads(options.threads)
         check_grains(options.reproducible)
-        self._checkpoint_folder(Path())
+        check_repair(options.repair, self._checkpoint_folder(Path()))
         if options.out == "":
             raise InputError("--out must name a folder, got ''")
         if options.resume == "auto" and options.out is None:

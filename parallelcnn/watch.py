@@ -19,6 +19,7 @@ import struct
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -244,7 +245,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
-class _Lookout:
+class _Lookout(ABC):
     """The thread of one rank: looks what the main thread does, and talks about it."""
 
     def __init__(self, comm: Communicator, timeout: float) -> None:
@@ -274,9 +275,9 @@ class _Lookout:
         self._thread.join()
         self.socket.close()
 
+    @abstractmethod
     def look(self) -> None:
         """What there is to do once in every pause."""
-        raise NotImplementedError
 
     def _live(self) -> None:
         while not self._leave.wait(self.pause):

@@ -158,7 +158,7 @@ def command_line() -> str:
             words = words[:place] + words[place + 2 :]
     if "--data-dir" in words[:-1]:  # nor is where the data lie
         words[words.index("--data-dir") + 1] = "FOLDER"
-    # Nor where this machine keeps the rest: of /home/me/.venv/bin/python it is .venv/bin/python that one can have, too.
+    # Nor where this machine keeps the rest: of an absolute path its end, .venv/bin/python, is what one can have, too.
     words = [str(Path(*Path(word).parts[-3:])) if Path(word).is_absolute() else word for word in words]
     return shlex.join([f"scripts/{Path(sys.argv[0]).name}", *words])
 

@@ -442,3 +442,17 @@ def test_output_into_a_closed_pipe_is_no_traceback(folder, tmp_path):
     line = f"{sys.executable} -m parallelcnn train --data {folder} --out {tmp_path / 'out'} | true"
     ran = run(["bash", "-c", line])
     assert "Traceback" not in ran.err
+
+
+def test_options_of_what_may_be_lost_are_refused_before_a_folder_is_made(folder, tmp_path):
+    out = tmp_path / "out"
+    for line, message in (
+        (["--repair", "pray"], "repair must be one of stop, majority, checkpoint, got 'pray'"),
+        (["--reproducible", 0], "grains must be an integer from 1 to 16,384, got 0"),
+        (["--checkpoint-seconds", "nan"], "every_seconds must be a finite number above 0, got nan"),
+        (["--keep-last", 0], "keep_last must be an integer of at least 1, got 0"),
+        (["--verify", 0], "--verify must be an integer of at least 1, got 0"),
+        (["--resume", tmp_path / "none.npz"], f"no checkpoint {tmp_path / 'none.npz'}"),
+    ):
+        refused(parallelcnn("train", "--data", folder, "--out", out, *line), message)
+        assert not out.exists(), line
