@@ -75,6 +75,13 @@ def test_each_pass_of_the_papers_network_is_one_call(n):
     assert {name: [len(part) for part in parts] for name, parts in calls.items()} == {"training": [1], "backward": [1]}
 
 
+def test_for_another_number_of_samples_nothing_is_translated(monkeypatch):
+    layer, input_shape = cases.LAYERS[0]
+    passes(layer, input_shape, np.float32, join)
+    monkeypatch.setattr("parallelcnn.joining._translate", None)
+    passes(layer, input_shape, np.float32, join, n=34)
+
+
 @kernel_uncached
 def note(value, log):
     """Write a number behind those in log, whose first place says how many there are."""
