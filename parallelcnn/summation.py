@@ -97,12 +97,13 @@ class FixedPointSum:
     def compute(self, minibatch: Array, ranks: Ranks, *, leave: bool) -> None:
         def take(worker: Worker, grains: Array) -> None:
             sums = self._sums[worker]
-            sums.numbers[...] = 0
+            sums.begin()
             for number in grains:
                 samples = grain(minibatch, number, self._grains)
                 if len(samples) > 0:
                     compute_gradient(worker, self._dataset, samples, len(minibatch), self._loss)
                     sums.add(worker.message)
+            sums.end()
 
         self._team.run(take, grain(np.arange(self._grains), ranks.rank, ranks.size))
         first, *others = (self._sums[worker] for worker in self._team.workers)
@@ -129,24 +130,34 @@ class FixedPointSum:
 
 
 class _Sums:
-    """A worker's sums: of gradients, of losses, of wishes to leave, and how many terms were left out of them."""
+    """A worker's sums: of gradients and losses, of wishes to leave, and how many terms were left out of them."""
 
     def __init__(self, size: int, largest: float) -> None:
         self.numbers = np.zeros(size + 3, np.int64)
-        self._gradients, self._loss = self.numbers[:size], self.numbers[size : size + 1]
-        self.leave, self.left_out = self.numbers[size + 1 : size + 2], self.numbers[size + 2 :]
+        self._terms, self.leave, self.left_out = np.split(self.numbers, [size + 1, size + 2])
         self._largest = largest
-        self._loss_term = np.zeros(1)
+        self._is_empty = True
+
+    def begin(self) -> None:
+        """Forget what was added."""
+        self._is_empty = True
 
     def add(self, message: Array) -> None:
-        self._loss_term[0] = float(message[LOSS]) * _LOSS_SCALE
-        self.left_out += add_fixed_point(message[:LOSS], self._largest, self._gradients)
-        self.left_out += add_fixed_point(self._loss_term, self._largest, self._loss)
+        """Add a grain's message, which is of no use afterwards."""
+        message[LOSS] *= _LOSS_SCALE
+        add_fixed_point(message[:LEAVE], self._largest, self._terms, self.left_out, self._is_empty)
+        self._is_empty = False
+
+    def end(self) -> None:
+        """Make `numbers` the sum of what was added, of nothing too."""
+        if self._is_empty:
+            self.numbers[...] = 0
+        self.leave[0] = 0
 
     def write(self, message: Array) -> None:
-        from_fixed_point(self._gradients, message[:LOSS])
-        from_fixed_point(self._loss, self._loss_term)
-        message[LOSS] = self._loss_term[0] / _LOSS_SCALE
+        """Make a message of the sums."""
+        from_fixed_point(self._terms, message[:LEAVE])
+        message[LOSS] /= _LOSS_SCALE
         message[LEAVE] = self.leave[0]
 
 

@@ -13,11 +13,12 @@ UNIT = 2.0**-48
 
 
 def fixed(*terms, largest=100.0, dtype=np.float32):
-    sums = np.zeros(len(terms[0]), np.int64)
-    left_out = sum(add_fixed_point(np.array(term, dtype), largest, sums) for term in terms)
+    sums, left_out = np.full(len(terms[0]), 7, np.int64), np.full(1, 7, np.int64)  # of which nothing may remain
+    for number, term in enumerate(terms):
+        add_fixed_point(np.array(term, dtype), largest, sums, left_out, number == 0)
     numbers = np.empty(len(sums), dtype)
     from_fixed_point(sums, numbers)
-    return numbers, left_out
+    return numbers, left_out[0]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -37,14 +38,15 @@ def test_what_does_not_fit_is_counted_and_left_out():
     np.testing.assert_array_equal(numbers, [1] * len(bad) + [101, -99, 1])
 
 
+def test_what_does_not_fit_is_counted_over_all_terms():
+    assert fixed([np.nan, 1], [1, 1], [1, np.inf])[1] == 2
+
+
 def test_as_many_of_the_largest_terms_as_there_are_grains_do_not_wrap():
     grains = 2**14
-    sums = np.zeros(2, np.int64)
     term = np.array([2.0**14 / grains, -(2.0**14) / grains])
-    for _ in range(grains):
-        assert add_fixed_point(term, 2.0**14 / grains, sums) == 0
-    numbers = np.empty(2)
-    from_fixed_point(sums, numbers)
+    numbers, left_out = fixed(*[term] * grains, largest=2.0**14 / grains, dtype=np.float64)
+    assert left_out == 0
     np.testing.assert_array_equal(numbers, [2.0**14, -(2.0**14)])
 
 

