@@ -5,9 +5,9 @@
     scripts/fuzz.py --target model --again findings/model-0123456789ab  # feed one finding once more, see it fail
 
 libFuzzer, through atheris, changes inputs that have reached new code and keeps those that reach more. What no input may
-bring about is in `fuzz_watch`: another exception than this library's own for bad input, a long time, more memory than
-the file accounts for, a written file, a started program, an import, a compilation, a pickle. Every kind of it is kept
-once, as the input and a .txt beside it that says what happened. Exit code 1 if there is any.
+bring about is in `fuzzing.watch`: another exception than this library's own for bad input, a long time, more memory
+than the file accounts for, a written file, a started program, an import, a compilation, a pickle. Every kind of it is
+kept once, as the input and a .txt beside it that says what happened. Exit code 1 if there is any.
 """
 
 import argparse
@@ -118,8 +118,8 @@ def fuzz(name: str, findings: Path, seconds: int, seed: int) -> None:
 
     with atheris.instrument_imports(include=_INSTRUMENTED, exclude=_KERNELS):
         sys.modules.pop("zipfile", None)  # numpy has imported it
-        from fuzz_targets import TARGETS
-    from fuzz_watch import Violation
+        from fuzzing.targets import TARGETS
+    from fuzzing.watch import Violation
 
     target = TARGETS[name]
     warnings.simplefilter("error")
@@ -172,8 +172,8 @@ def keep(stem: Path, content: bytes, violation: Exception, known: set[str]) -> N
 
 def feed_again(name: str, path: str) -> int:
     """Feed one input, without atheris; returns the exit code."""
-    from fuzz_targets import TARGETS
-    from fuzz_watch import Violation
+    from fuzzing.targets import TARGETS
+    from fuzzing.watch import Violation
 
     warnings.simplefilter("error")
     with tempfile.TemporaryDirectory() as folder:

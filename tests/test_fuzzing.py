@@ -32,8 +32,12 @@ from parallelcnn.evaluation import Evaluation
 from parallelcnn.npz import open_npz, read_npy, write_npz
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from fuzz_targets import TARGETS, Member, archive_of, examine_idx, examine_system, idx, members_of, npy, npy_of, sealed
-from fuzz_watch import MEBIBYTE, Violation, examine
+from fuzzing.archives import Member, archive_of, members_of, npy, npy_of
+from fuzzing.checkpoints import sealed
+from fuzzing.idx import examine_idx, idx
+from fuzzing.system import examine_system
+from fuzzing.targets import TARGETS
+from fuzzing.watch import MEBIBYTE, Violation, examine
 
 SCRIPTS = Path(sys.path.pop(0))
 
