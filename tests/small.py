@@ -1,8 +1,11 @@
 """A small data set and network, whose sizes are multiples of nothing, for tests of training."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 import parallelcnn as pc
+from parallelcnn.comm import Communicator
 
 LAYERS = (
     pc.Conv2D(3, 3, activation="relu"),
@@ -25,3 +28,22 @@ def dataset(n: int, seed: int = 0) -> pc.Dataset:
 
 def network(seed: int = 0, dtype: type = np.float32) -> pc.NetworkHandler:
     return pc.NetworkHandler(LAYERS, (1, 11, 9), seed, dtype)
+
+
+class _After:
+    """A reporter that only calls something, with the minibatch's number."""
+
+    def __init__(self, minibatch: Callable[[int], None]) -> None:
+        self._call = minibatch
+
+    def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
+        self._call(step)
+
+    def evaluation(self, *_: object) -> None:
+        pass
+
+
+def train(comm: Communicator, epochs: int, after_minibatch: Callable[[int], None] | None = None) -> None:
+    """Train the small network over nine minibatches an epoch; the first training compiles. Collective."""
+    reporter = _After(after_minibatch) if after_minibatch else None
+    pc.train(network(), dataset(211), dataset(97), pc.SGD(0.1), epochs, 25, comm=comm, reporter=reporter)
