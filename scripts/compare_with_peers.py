@@ -15,10 +15,7 @@ numpy's float32 matrix product. Ratios are taken within a round; figures are med
 """
 
 import argparse
-import json
-import shlex
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,20 +28,18 @@ from launching import (
     on_ranks,
     options_as_words,
     peer_command,
-    run,
     run_program,
+    summary_of,
 )
 from measuring import (
     Spread,
-    command_line,
     file_to_write,
     markdown_table,
+    page_head,
     positive_integer,
     positive_number,
-    processor,
+    print_page,
     run_to_the_end,
-    versions,
-    write_page,
 )
 from networks import flop_per_sample
 from tqdm import tqdm
@@ -74,12 +69,8 @@ class Contender:
         Raises:
             SystemExit: if it fails.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            command = [*self.command, *shared_options(options, epochs)]
-            if not self.ours:
-                return run_program(command)
-            run([*command, "--out", folder])
-            return json.loads(Path(folder, "summary.json").read_text())
+        command = [*self.command, *shared_options(options, epochs)]
+        return summary_of(command) if self.ours else run_program(command)
 
 
 def main() -> int:
@@ -89,9 +80,7 @@ def main() -> int:
         with on_cores(cores):
             sections.append(compare(options, cores))
     page = describe(options) + "\n\n" + "\n\n".join(sections) + "\n"
-    print(page)
-    if options.out:
-        write_page(options.out, page)
+    print_page(page, options.out)
     return 0
 
 
@@ -206,14 +195,9 @@ def section(
 
 def describe(options: argparse.Namespace) -> str:
     """The head of the page: machine, versions, method."""
-    packages = versions("numpy", "numba", "mpi4py", "torch", "tensorflow-cpu", "keras", "jax")
-    command = as_elsewhere(shlex.split(command_line()))
+    packages = ("numpy", "numba", "mpi4py", "torch", "tensorflow-cpu", "keras", "jax")
     epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
-    return f"""# parallelcnn against its peers
-
-    {command}
-
-{processor()}. {packages}.
+    return f"""{page_head("parallelcnn against its peers", *packages)}.
 
 The paper's network, {epochs} of {Path(options.data).name} in minibatches of {options.batch_size}, plain SGD, float32;
 the time of the training loop alone. Rounds: {options.rounds}; each ran everything once, in turns. Ratios and shares are

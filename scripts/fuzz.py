@@ -24,15 +24,13 @@ import warnings
 from pathlib import Path
 
 from measuring import (
-    command_line,
     file_to_write,
     markdown_table,
+    page_head,
     positive_integer,
-    processor,
+    print_page,
     require_packages,
     run_to_the_end,
-    versions,
-    write_page,
 )
 
 import parallelcnn
@@ -67,12 +65,9 @@ def main() -> int:
         found += int(row[-1])
         print(f"{name}: {row[1]} executions, {row[2]} s, {row[3]} a second, {row[-1]} findings", flush=True)
     header = ["read", "executions", "seconds", "a second", "edges", "features", "inputs kept", "findings"]
-    page = f"""# Fuzzing
-
-    {command_line()}
-
-{processor()}. {versions("numpy", "atheris")}; on one core. Edges are branches of this library's code and of zipfile's
-that were reached, features those with how often and what they compared; what is kept are inputs that reached new ones.
+    page = f"""{page_head("Fuzzing", "numpy", "atheris")}; on one core.
+Edges are branches of this library's code and of zipfile's that were reached, features those with how often and what
+they compared; what is kept are inputs that reached new ones.
 
 {markdown_table(header, rows)}
 
@@ -80,9 +75,7 @@ A finding is any other exception than this library's for bad input, a message th
 than 2 s, more memory than what a file holds accounts for, or any writing, starting, connecting, importing, compiling or
 unpickling. Every kind of them counts once.
 """
-    print(page)
-    if options.page:
-        write_page(options.page, page)
+    print_page(page, options.page)
     return 1 if found else 0
 
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ PEERS = {
 }
 # Whoever calls may have set them for something else; each program asks for as many threads as it gets cores.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+_LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "SLURM_", "HYDRA_", "MPI_", "MPIEXEC_")
 
 
 def peer_command(framework: str, variant: str, cores: int) -> list[str]:
@@ -78,6 +80,21 @@ def matrix_product_rate_of(cores: int) -> float:
     """What so many processes together, each on one thread, reach in numpy's float32 matrix product [GFLOP/s]."""
     with ProcessPoolExecutor(cores) as pool:
         return sum(pool.map(matrix_product_rate, [512] * cores, [1.0] * cores))
+
+
+def summary_of(command: Sequence[str]) -> dict[str, Any]:
+    """The summary.json of a training that a command, `parallelcnn train` with its options, does; see `run`."""
+    with tempfile.TemporaryDirectory() as folder:
+        run([*command, "--out", folder])
+        return json.loads(Path(folder, "summary.json").read_text())
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment without what an outer launcher put there; Open MPI may run as root, and many ranks."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS)}
+    kept["OMPI_ALLOW_RUN_AS_ROOT"] = kept["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    kept["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+    return {**kept, **extra}
 
 
 def options_as_words(options: Mapping[str, Any]) -> list[str]:

@@ -145,7 +145,9 @@ def versions(*packages: str) -> str:
 
 def command_line() -> str:
     """How this script was called, as one can repeat it from the clone."""
-    words = sys.argv[1:]
+    words = []
+    for word in sys.argv[1:]:
+        words += word.split("=", 1) if word.startswith("--") else [word]
     for option in (
         "--out",
         "--figure",
@@ -159,7 +161,7 @@ def command_line() -> str:
     if "--data-dir" in words[:-1]:  # nor is where the data lie
         words[words.index("--data-dir") + 1] = "FOLDER"
     # Nor where this machine keeps the rest: of an absolute path its end, .venv/bin/python, is what one can have, too.
-    words = [str(Path(*Path(word).parts[-3:])) if Path(word).is_absolute() else word for word in words]
+    words = [str(Path(*Path(word).parts[1:][-3:])) if Path(word).is_absolute() else word for word in words]
     return shlex.join([f"scripts/{Path(sys.argv[0]).name}", *words])
 
 
@@ -204,6 +206,18 @@ def file_to_write(text: str) -> Path:
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {error.strerror}") from None
     return Path(text)
+
+
+def page_head(title: str, *packages: str) -> str:
+    """How a page begins: its title, the command that makes it, the machine, the versions of Python and the packages."""
+    return f"# {title}\n\n    {command_line()}\n\n{processor()}. {versions(*packages)}"
+
+
+def print_page(page: str, file: Path | None) -> None:
+    """Print the page, and write it where it was asked for, see `write_page`."""
+    print(page)
+    if file:
+        write_page(file, page)
 
 
 def write_page(file: Path, page: str) -> None:

@@ -29,7 +29,6 @@ when something was done, from the beginning of the step. A rank that is early wa
 import argparse
 import math
 import re
-import shlex
 import statistics
 import sys
 import time
@@ -39,7 +38,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from launching import as_elsewhere
 from measuring import (
     Spread,
     command_line,
@@ -340,7 +338,7 @@ class Study:
         nodes = len(set(self.hosts))
         return f"""# Hiding the sum, {self.options.network} network, {self.library}
 
-    mpirun -n {self.comm.size} python {as_elsewhere(shlex.split(command_line()))}
+    mpirun -n {self.comm.size} python {command_line()}
 
 {self.comm.size} ranks on {nodes} node{"s" if nodes > 1 else ""}, a thread each, {self.samples} samples each.
 {processor()}; {len(usable_cores())} usable by rank 0. {versions("numpy", "numba", "mpi4py")}.

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launching import environment, options_as_words
 from measuring import (
     Spread,
     command_line,
@@ -28,12 +29,12 @@ from measuring import (
     markdown_table,
     positive_integer,
     positive_number,
+    print_page,
     processor,
     run_to_the_end,
     versions,
-    write_page,
 )
-from soak_start import Ended, Installation, Stroke, environment, start
+from soak_start import Ended, Installation, Stroke, start
 
 from parallelcnn.doctor.folders import file_system
 
@@ -74,9 +75,7 @@ def main() -> int:
         floats = [run for one in installations for run in trainings.of_floats(one)]
         costs = [(one, measure_cost(options, one, Path(inside))) for one in installations]
     page = page_of(options, fixed, floats, costs)
-    print(page)
-    if options.page:
-        write_page(options.page, page)
+    print_page(page, options.page)
     different = len({run.sha256 for run in fixed})
     if different > 1:
         print(f"same_bits.py: {different} different hashes, where there should be one", file=sys.stderr)
@@ -176,10 +175,9 @@ class Trainings:
         notes = self._folder / f"notes-{self._number}"
         self._number += 1
         notes.mkdir()
-        arguments = ["train", "--data", options.data, "--epochs", str(options.epochs)]
-        arguments += ["--batch-size", str(options.batch_size), "--threads", str(threads), *words]
-        if options.data_dir:
-            arguments += ["--data-dir", options.data_dir]
+        names = ("data", "data_dir", "epochs", "batch_size")
+        shared = {name: getattr(options, name) for name in names} | {"threads": threads}
+        arguments = ["train", *options_as_words(shared), *words]
         survives = any(stroke.signal == signal.SIGKILL for stroke in strokes)
         return start(one.launch(ranks if ranks > 1 else 0, survives), arguments, ranks, strokes, notes, _LIMIT)
 
@@ -224,11 +222,9 @@ def measure_cost(options: argparse.Namespace, one: Installation, folder: Path) -
     for ranks, threads in _COST_PLACES:
         file = folder / "found.json"
         line = [*one.launch(ranks if ranks > 1 else 0, survives=False), str(_COST_PROGRAM), "--found", str(file)]
-        line += ["--data", options.data, "--threads", str(threads), "--folder", str(folder)]
+        shared = {name: getattr(options, name) for name in ("data", "data_dir", "seconds", "rounds")}
+        line += options_as_words(shared | {"threads": threads, "folder": folder})
         line += ["--batch-sizes", *map(str, options.batch_sizes), "--grains", *map(str, options.grains)]
-        line += ["--seconds", str(options.seconds), "--rounds", str(options.rounds)]
-        if options.data_dir:
-            line += ["--data-dir", options.data_dir]
         done = subprocess.run(line, capture_output=True, text=True, env=environment())
         if done.returncode != 0:
             sys.exit(f"same_bits.py: timing failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")

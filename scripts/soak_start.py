@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launching import environment
+
 RANK_PROGRAM = Path(__file__).resolve().with_name("soak_rank.py")
 LIMIT = 60.0  # what takes longer hangs [s]
 LEAVE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "SLURM_", "HYDRA_", "MPI_", "MPIEXEC_")
 
 # Places in the program, see soak_rank.py, and up to which call a stroke waits there.
 _PLACES = {
@@ -105,14 +106,6 @@ class Ended:
     shared_memory: int
     output: str
     errors: str
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """This process's environment without what an outer launcher put there; Open MPI may run as root, and many ranks."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS)}
-    kept["OMPI_ALLOW_RUN_AS_ROOT"] = kept["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
-    kept["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
-    return {**kept, **extra}
 
 
 def draw_strokes(choose: random.Random, ranks: int, survivors: bool) -> list[Stroke]:

@@ -21,17 +21,15 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from launching import on_ranks, run
+from launching import on_ranks, options_as_words, run, summary_of
 from measuring import (
     Spread,
-    command_line,
     file_to_write,
     markdown_table,
+    page_head,
     positive_integer,
-    processor,
+    print_page,
     run_to_the_end,
-    versions,
-    write_page,
 )
 
 from parallelcnn.comm import mpi_library
@@ -45,17 +43,8 @@ def main() -> int:
         title, (table, failures) = "Starts with an empty cache", start_cold_together(options)
     else:
         title, table, failures = "Start-up", time_starts(options), 0
-    page = f"""# {title}
-
-    {command_line()}
-
-{processor()}. {versions("numpy", "numba", "mpi4py")}, {mpi_library()}.
-
-{table}
-"""
-    print(page)
-    if options.out:
-        write_page(options.out, page)
+    page = f"{page_head(title, 'numpy', 'numba', 'mpi4py')}, {mpi_library()}.\n\n{table}\n"
+    print_page(page, options.out)
     return 1 if failures else 0
 
 
@@ -105,21 +94,14 @@ def run_train(options: argparse.Namespace, ranks: int, empty_the_cache: bool = F
     """The summary of one training, and in it as `first_step` the time from the command to its first step's end [s]."""
     if empty_the_cache:
         os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(dir=os.path.dirname(os.environ["NUMBA_CACHE_DIR"]))
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.time()
-        run(train_command(options, ranks, folder))
-        summary = json.loads((Path(folder) / "summary.json").read_text())
+    started = time.time()
+    summary = summary_of(on_ranks(ranks, [sys.executable, "-m", "parallelcnn", *train_arguments(options)]))
     process_started = datetime.fromisoformat(summary["started"]).timestamp()
     return {**summary, "first_step": process_started - started + summary["first_step_seconds"]}
 
 
-def train_command(options: argparse.Namespace, ranks: int, folder: str) -> list[str]:
-    return on_ranks(ranks, [sys.executable, "-m", "parallelcnn", *train_arguments(options, folder)])
-
-
-def train_arguments(options: argparse.Namespace, folder: str) -> list[str]:
-    data = ["--data", options.data, *(["--data-dir", options.data_dir] if options.data_dir else [])]
-    return ["train", "--epochs", "1", "--out", folder, *data]
+def train_arguments(options: argparse.Namespace) -> list[str]:
+    return ["train", *options_as_words({"epochs": 1, "data": options.data, "data_dir": options.data_dir})]
 
 
 _PHASES = """
@@ -209,7 +191,7 @@ def run_cold(options: argparse.Namespace, jobs: int, ranks: int) -> list[dict | 
         few_steps = ["--batch-size", "6000"]  # they are not what is tried here
         running = [
             subprocess.Popen(
-                on_ranks(ranks, [*program, *train_arguments(options, out), *few_steps]),
+                on_ranks(ranks, [*program, *train_arguments(options), "--out", out, *few_steps]),
                 env=environment,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).parent.parent
-_LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "SLURM_", "HYDRA_", "MPI_", "MPIEXEC_")
+sys.path.append(str(ROOT / "scripts"))
+from launching import environment  # noqa: E402
 
 
 def mpiexec() -> str:
@@ -25,14 +26,6 @@ def mpiexec() -> str:
     if loads.returncode != 0:
         pytest.skip("mpi4py finds no MPI library")
     return found
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """This process's environment without what an outer launcher put there; Open MPI may run as root, and many ranks."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS)}
-    kept["OMPI_ALLOW_RUN_AS_ROOT"] = kept["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
-    kept["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
-    return {**kept, **extra}
 
 
 def run(command: list[str], limit: float = 120, **extra: str) -> SimpleNamespace:
