@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Kills ranks of short trainings at random moments, and checks that nothing is lost: neither the run nor a bit of it.
 
-    scripts/soak.py --python .venv-test-mpich/bin/python --python .venv-test-openmpi/bin/python --kills 1000
+    scripts/soak.py --python .venv-test-mpich/bin/python .venv-test-openmpi/bin/python --kills 1000
     scripts/soak.py --seed 3 --trial 17 --findings FOLDER      # that trial once more
 
 A trial is one training, `parallelcnn train --reproducible 8 --checkpoint-every K --resume`, with random settings on a
@@ -37,13 +37,11 @@ from pathlib import Path
 
 import numpy as np
 from measuring import (
-    command_line,
     file_to_write,
     markdown_table,
+    page_head,
     positive_integer,
-    processor,
     run_to_the_end,
-    versions,
     write_page,
 )
 from soak_start import Ended, Installation, Stroke, draw_strokes, start
@@ -330,14 +328,8 @@ def count_table(table: dict[str, Counter[str]]) -> str:
 
 def page(options: argparse.Namespace, table: dict[str, Counter[str]], seconds: float) -> str:
     libraries = " and ".join(sorted({one.library for one in options.installations}))
-    command = command_line()
-    for python in options.python or []:  # where it lies is nobody else's business
-        command = command.replace(f" {python}", " PYTHON")
-    return f"""# {sum(counts["killed"] for counts in table.values()):,} killed ranks
-
-    {command}
-
-{processor()}. {versions("numpy", "numba", "mpi4py")}, {libraries}.
+    killed = sum(counts["killed"] for counts in table.values())
+    return f"""{page_head(f"{killed:,} killed ranks", "numpy", "numba", "mpi4py")}, {libraries}.
 {datetime.now(UTC):%Y-%m-%d}, {seconds / 60:.0f} minutes, {options.at_once} trials at once.
 The first lines tell what was done, those from "hangs" on what went wrong.
 
@@ -377,7 +369,7 @@ def main() -> int:
     return 0 if right else 1
 
 
-def _options() -> argparse.Namespace:
+def _options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=positive_integer, default=100, help="stop after so many killed ranks (100)")
     parser.add_argument("--minutes", type=positive_integer, default=10**6, help="stop after so many minutes, too")
@@ -387,11 +379,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="only these")
     parser.add_argument("--at-once", type=positive_integer, default=2, help="trials at once (2)")
     parser.add_argument(
-        "--python", action="append", help="of an environment with parallelcnn; once for each (this one)"
+        "--python",
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="Pythons with parallelcnn, each with an MPI library of its own (this one)",
     )
     parser.add_argument("--findings", type=Path, help="where to keep all about trials that went wrong")
     parser.add_argument("--page", type=file_to_write, help="Markdown file for the counts")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

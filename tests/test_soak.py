@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import launch
 import pytest
@@ -38,6 +39,22 @@ def soak(monkeypatch):
     import soak
 
     return soak
+
+
+@pytest.mark.parametrize("words", ["--python a b", "--python a --python b"])
+def test_the_soak_takes_pythons_together_or_one_by_one(words, soak):
+    assert soak._options(words.split()).python == ["a", "b"]
+
+
+def test_the_soaks_page_tells_how_it_was_called_but_not_where_this_machine_keeps_things(soak, monkeypatch):
+    words = "--python .venv-mpich/bin/python /opt/mpi --python=/home/me/env/bin/python --page=/home/me/page --kills 9"
+    monkeypatch.setattr(sys, "argv", ["/home/me/scripts/soak.py", *words.split()])
+    installation = soak.Installation("python", "MPICH 5")
+    options = SimpleNamespace(installations=[installation], at_once=2)
+    page = soak.page(options, {mode: soak.Counter(killed=3) for mode in soak.MODES}, 60.0)
+    assert page.startswith("# 9 killed ranks\n")
+    called = "scripts/soak.py --python .venv-mpich/bin/python opt/mpi --python env/bin/python --kills 9"
+    assert page.splitlines()[2].strip() == called
 
 
 @pytest.fixture(scope="module")
