@@ -7,13 +7,10 @@ What is not an option of this script is passed on to `parallelcnn train`.
 """
 
 import argparse
-import json
 import statistics
 import sys
-import tempfile
-from pathlib import Path
 
-from launching import on_ranks, run
+from launching import on_ranks, summary_of
 from measuring import positive_integer, run_to_the_end
 
 
@@ -24,10 +21,8 @@ def main() -> int:
     options, passed_on = parser.parse_known_args()
     accuracies = []
     for seed in range(options.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "parallelcnn", "train", *passed_on, "--seed", str(seed), "--out", folder]
-            run(on_ranks(options.ranks, command))
-            summary = json.loads((Path(folder) / "summary.json").read_text())
+        command = [sys.executable, "-m", "parallelcnn", "train", *passed_on, "--seed", str(seed)]
+        summary = summary_of(on_ranks(options.ranks, command))
         accuracies.append(100 * summary["test_accuracy"])
         print(f"seed {seed}   {accuracies[-1]:.2f} %   {summary['train_seconds']:.2f} s", flush=True)
     print(f"lowest {min(accuracies):.2f} %, median {statistics.median(accuracies):.2f} %")
