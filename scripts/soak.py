@@ -201,7 +201,7 @@ def judge(trial: Trial, ended: Ended, expected: Expected) -> None:
         trial.wrong("lost runs", f"{name}: exit code 0, but not done")
     else:
         counts["ended"] += 1
-        # MPI itself waits for a rank that died before it began, see comm.START_TIMEOUT.
+        # MPI itself waits for a rank that died before it began, see comm/starting.py.
         may_wait = trial.mode == "survives" and ended.while_starting
         if ended.killed and ended.seconds > ENDS_WITHIN and not may_wait:
             trial.wrong("late ends", f"{name}: {ended.seconds:.1f} s after the last kill")

@@ -42,7 +42,7 @@ PLACES = {
     "model": [("parallelcnn.run", "save_model")],
     "summary": [("parallelcnn.reporting", "RunFolder.write_summary")],
     "confirm": [("parallelcnn.comm", "MPIRanks.confirm")],
-    "end": [("parallelcnn.comm", "_finalize")],
+    "end": [("parallelcnn.comm.starting", "_finalize")],
 }
 
 
@@ -112,9 +112,10 @@ def main() -> int:
     from parallelcnn import leaving
 
     leaving.let_interrupts_end_the_process()  # as the command does before it imports what follows
-    from parallelcnn import cli, comm
+    from parallelcnn import cli
+    from parallelcnn.comm import starting
 
-    comm.START_TIMEOUT = 20.0  # shorter than what the script takes for a hang [s]
+    starting.START_TIMEOUT = 20.0  # shorter than what the script takes for a hang [s]
     when_entered("parallelcnn.training", "ReplicaGuard", (marks / f"training-{rank}").touch)
     when_entered("parallelcnn.run", "share_on_node", lambda: note_shared_memory(marks / f"shared-memory-{rank}"))
     for stroke in plan["strokes"]:

@@ -41,11 +41,11 @@ write_atomically(pathlib.Path(sys.argv[1]), b"half")
 
 _DIES_BEFORE_MPI = """
 import os, signal, sys
-import parallelcnn.comm as comm
+from parallelcnn.comm import starting, world
 if os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
     os.kill(os.getpid(), signal.SIGKILL)
-comm.START_TIMEOUT = 2.0
-comm.world()
+starting.START_TIMEOUT = 2.0
+world()
 """
 
 

@@ -1,0 +1,307 @@
+"""The communicator: what ranks say to each other, over MPI or alone, and how they go on without one that is lost."""
+
+import contextlib
+import faulthandler
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from parallelcnn.errors import RankLostError
+
+Array = np.ndarray
+T = TypeVar("T")
+
+_SECONDS_TO_END = 10.0  # for the ranks that are left to leave together
+_CLOCK_TRIPS = 50  # by the tenth or so one of them met nothing on its way
+_ULFM = "OMPI_MCA_mpi_ft_enable"  # what mpirun --with-ft ulfm sets
+# No other messages of ours go from one rank to one other.
+_CLOCK_TAG = 1989
+_ROLL_CALL_TAG = 1990
+
+
+class Communicator(Protocol):
+    """The ranks that train together. Every method but `abort` is collective: every rank must call it.
+
+    Attributes:
+        survives: whether the others can go on without a rank that is lost. A method then raises RankLostError on some
+            ranks or on all, and all of them must call `recover`, after which `rank` and `size` are others.
+        activity: what this rank does between two collectives, for `Watch`: words; or, since a step has no time to make
+            a sentence, words with {} in the places of the numbers that follow them.
+        arrivals: collectives that this rank has come to.
+        waiting: the one that it is in; "" while it is in none.
+        watch: the `Watch` over these ranks, if there is one.
+    """
+
+    rank: int
+    size: int
+    survives: bool
+    activity: str | tuple[str | int, ...]
+    arrivals: int
+    waiting: str
+    watch: Any
+
+    def sum_over_ranks(self, array: Array) -> None:
+        """Replace `array`, on every rank, by its sum over ranks."""
+
+    def largest_over_ranks(self, array: Array) -> None:
+        """Replace `array`, on every rank, by its largest over ranks, element by element."""
+
+    def broadcast(self, array: Array) -> None:
+        """Replace `array`, on every rank, by rank 0's."""
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank, on every rank. For small things, seldom: values travel pickled."""
+
+    def barrier(self) -> None:
+        """Return when every rank has come here."""
+
+    def clock_offset(self, clock: Callable[[], int]) -> tuple[int, int]:
+        """What to add to this rank's clock to get rank 0's, and by how much that may be wrong, in the clock's unit."""
+
+    def ranks_on_node(self) -> list[int]:
+        """The ranks that share this rank's memory, itself included, ascending."""
+
+    def confirm(self) -> None:
+        """Raise RankLostError on every rank, if a rank has been lost, or on none."""
+
+    def recover(self) -> None:
+        """Go on without the ranks that are lost. The others keep their order; the first of them is rank 0."""
+
+    def roll_call(self, value: Any, came: Callable[[int, Any], None]) -> Any:
+        """Rank 0's value. Rank 0 returns when all have come; before that it is told, by `came`, of each other rank that
+        has and of its value. So it knows whom it waits for, as in no other collective.
+        """
+
+    def abort(self, code: int) -> None:
+        """End all ranks now, with that exit code. For the rank that cannot go on: the others would wait for it."""
+
+
+class Serial:
+    """One process, alone."""
+
+    rank = 0
+    size = 1
+    survives = False
+    activity: str | tuple[str | int, ...] = "starting"
+    arrivals = 0
+    waiting = ""
+    watch: Any = None
+
+    def sum_over_ranks(self, array: Array) -> None:
+        pass
+
+    def largest_over_ranks(self, array: Array) -> None:
+        pass
+
+    def broadcast(self, array: Array) -> None:
+        pass
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+    def barrier(self) -> None:
+        pass
+
+    def clock_offset(self, clock: Callable[[], int]) -> tuple[int, int]:
+        return 0, 0
+
+    def ranks_on_node(self) -> list[int]:
+        return [0]
+
+    def confirm(self) -> None:
+        pass
+
+    def recover(self) -> None:
+        pass
+
+    def roll_call(self, value: Any, came: Callable[[int, Any], None]) -> Any:
+        return value
+
+    def abort(self, code: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class MPIRanks:
+    """The ranks of an MPI communicator.
+
+    Args:
+        mpi_comm: an intracommunicator of mpi4py.
+    """
+
+    def __init__(self, mpi_comm: Any) -> None:
+        from mpi4py import MPI
+
+        self._in_place = MPI.IN_PLACE
+        self._largest = MPI.MAX
+        self._new_status = MPI.Status
+        self._type_shared = MPI.COMM_TYPE_SHARED
+        self._mpi_error, self._errors_return = MPI.Exception, MPI.ERRORS_RETURN
+        self._lost = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
+        self._misses_a_rank = False
+        self.survives = "Open MPI" in MPI.Get_library_version() and os.environ.get(_ULFM) == "1"
+        self._comm = mpi_comm
+        self.rank: int = mpi_comm.Get_rank()
+        self.size: int = mpi_comm.Get_size()
+        self._first_rank = self.rank
+        self._ranks_on_node: list[int] = []
+        self.activity: str | tuple[str | int, ...] = "starting"
+        self.arrivals = 0
+        self.waiting = ""
+        self.watch: Any = None
+
+    def _prepare(self) -> None:
+        """What all ranks must do together first. Not when this is made: a `Watch` that says who is missing is later."""
+        if self.survives:  # an error is for whoever called, not for MPI to end the program with
+            self._comm = self._comm.Dup()
+            self._comm.Set_errhandler(self._errors_return)
+        on_node = self._comm.Split_type(self._type_shared)
+        self._ranks_on_node = self._first_ranks_on_node = sorted(on_node.allgather(self.rank))
+        on_node.Free()
+
+    @contextlib.contextmanager
+    def _collective(self, name: str, *, prepared: bool = True) -> Iterator[None]:
+        self.arrivals += 1
+        self.waiting = name
+        try:
+            if prepared and not self._ranks_on_node:
+                self._prepare()
+            yield
+        except self._mpi_error as error:
+            if not self.survives or error.Get_error_class() not in self._lost:
+                raise
+            self._misses_a_rank = True
+            raise RankLostError(f"rank {self.rank} of {self.size} is missing another one: {error}") from None
+        finally:
+            self.waiting = ""
+
+    def sum_over_ranks(self, array: Array) -> None:
+        with self._collective("sum_over_ranks"):
+            self._comm.Allreduce(self._in_place, array)
+
+    def largest_over_ranks(self, array: Array) -> None:
+        with self._collective("largest_over_ranks"):
+            self._comm.Allreduce(self._in_place, array, self._largest)
+
+    def broadcast(self, array: Array) -> None:
+        with self._collective("broadcast"):
+            self._comm.Bcast(array)
+
+    def gather(self, value: T) -> list[T]:
+        with self._collective("gather"):
+            _patiently(self._comm.Ibarrier().Test)
+            return self._comm.allgather(value)
+
+    def barrier(self) -> None:
+        with self._collective("barrier"):
+            _patiently(self._comm.Ibarrier().Test)
+
+    def confirm(self) -> None:
+        if self.survives:
+            with self._collective("confirm"):
+                self._comm.Agree(1)
+
+    def recover(self) -> None:
+        # MPI 5.0 draft, "User-Level Failure Mitigation": who has noticed a loss revokes the communicator, so that all
+        # others notice too, wherever they wait; then all that live shrink it.
+        while True:
+            self._comm.Revoke()
+            self._comm = self._comm.Shrink()
+            self._comm.Set_errhandler(self._errors_return)
+            self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+            with contextlib.suppress(RankLostError):  # another one, meanwhile
+                with self._collective("recover"):
+                    left = self._comm.allgather((self._first_rank, self.arrivals))
+                # They noticed the loss in different collectives, and count on from the latest.
+                self.arrivals = max(arrivals for _, arrivals in left)
+                if self.watch is not None:
+                    self.watch.restart()
+                break
+        self._misses_a_rank = False
+        self._ranks_on_node = [rank for rank, (first, _) in enumerate(left) if first in self._first_ranks_on_node]
+
+    def clock_offset(self, clock: Callable[[], int]) -> tuple[int, int]:
+        # Cristian 1989, "Probabilistic clock synchronization": rank 0's answer was given between question and return,
+        # so the middle is wrong by at most half the round trip. Of many trips the quickest tells most.
+        offset, quickest = 0, 0
+        time_of_0 = np.zeros(1, np.int64)
+        with self._collective("clock_offset"):
+            for rank, trip in itertools.product(range(1, self.size), range(_CLOCK_TRIPS)):
+                if self.rank == 0:
+                    self._comm.Recv(time_of_0, rank, _CLOCK_TAG)
+                    time_of_0[0] = clock()
+                    self._comm.Send(time_of_0, rank, _CLOCK_TAG)
+                elif self.rank == rank:
+                    asked = clock()
+                    self._comm.Send(time_of_0, 0, _CLOCK_TAG)
+                    self._comm.Recv(time_of_0, 0, _CLOCK_TAG)
+                    answered = clock()
+                    if trip == 0 or answered - asked < quickest:
+                        quickest = answered - asked
+                        offset = int(time_of_0[0]) - (asked + answered) // 2
+        return offset, (quickest + 1) // 2
+
+    def ranks_on_node(self) -> list[int]:
+        if not self._ranks_on_node:
+            with self._collective("ranks_on_node"):
+                pass
+        return self._ranks_on_node
+
+    def roll_call(self, value: Any, came: Callable[[int, Any], None]) -> Any:
+        with self._collective("the roll call", prepared=False):
+            if self.rank != 0:
+                question = self._comm.isend(value, 0, _ROLL_CALL_TAG)
+                answer = _patiently(lambda: self._comm.improbe(0, _ROLL_CALL_TAG)).recv()
+                question.wait()
+                return answer
+            answers = []
+            for _ in range(1, self.size):
+                status = self._new_status()
+                theirs = _patiently(lambda: self._comm.improbe(tag=_ROLL_CALL_TAG)).recv(status)
+                came(status.Get_source(), theirs)
+                answers.append(self._comm.isend(value, status.Get_source(), _ROLL_CALL_TAG))
+            for sent in answers:
+                sent.wait()
+            return value
+
+    def abort(self, code: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        time.sleep(0.2)  # MPICH's launcher drops what it has not read by then: the reason of it all
+        if self._misses_a_rank:
+            # So do the others, and Open MPI's launcher (5.0.11) waits for ever where many abort, or leave with a code
+            # other than 0, at once. They are woken, wherever they wait, and one of them leaves with the code for all.
+            faulthandler.dump_traceback_later(_SECONDS_TO_END, exit=True, file=2)  # if one does not come
+            self._comm.Revoke()
+            os._exit(code if self._comm.Shrink().Get_rank() == 0 else 0)
+        self._comm.Abort(code)
+        os._exit(code)  # MPICH's Abort sometimes returns, and the program would go on
+
+
+def _patiently(look: Callable[[], Any]) -> Any:
+    """What `look` returns once that is something."""
+    # MPI's own waiting takes a whole core. Where ranks share cores, those that wait for rank 0 to compile or to
+    # read the data would keep it from doing so: eight ranks on two cores took 24 s for 4 s of compilation.
+    pause = 0.0
+    while not (found := look()):
+        time.sleep(pause)
+        pause = min(pause + 1e-4, 5e-3)  # [s]
+    return found
+
+
+def ulfm() -> tuple[bool, bool]:
+    """Whether the MPI library has what it takes to go on without a lost rank, and whether this launch lets it:
+    `mpirun --with-ft ulfm` of Open MPI.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):
+        return False, False
+    known = "PROC_FAILED" in MPI.Get_error_string(MPI.ERR_PROC_FAILED)  # mpi4py has another number for those without
+    return known, known and os.environ.get(_ULFM) == "1"
