@@ -118,21 +118,23 @@ def _fail(error: BaseException, comm: "Communicator") -> int:
     code = 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
     together = comm.size == 1 or getattr(error, "on_all_ranks", False)
     who = "" if together else f"rank {comm.rank} of {comm.size}: "
+    message = ""
     if isinstance(error, BrokenPipeError):  # nobody listens any more; nothing to say, also not at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif together and comm.rank != 0:
         pass
     elif isinstance(error, ParallelCNNError | OSError):
-        print(f"parallelcnn: error: {who}{error}", file=sys.stderr, flush=True)
+        message = f"parallelcnn: error: {who}{error}"
     elif isinstance(error, KeyboardInterrupt) and together:
-        print("parallelcnn: interrupted", file=sys.stderr, flush=True)
+        message = "parallelcnn: interrupted"
     elif isinstance(error, KeyboardInterrupt):
         abort_after_interrupt(comm)
     else:
-        print(f"parallelcnn: {who}failed", file=sys.stderr)
-        traceback.print_exception(error)
+        message = f"parallelcnn: {who}failed\n{''.join(traceback.format_exception(error)).rstrip()}"
     if not together:
-        comm.abort(code)
+        comm.abort(code, message)
+    if message:
+        print(message, file=sys.stderr, flush=True)
     comm.barrier()  # a launcher ends the others once one has left: not before the message is out
     return code
 

@@ -173,3 +173,43 @@ def process_of_rank(rank, out):
                 return int(folder.name)
         time.sleep(0.05)
     raise AssertionError(f"no process of rank {rank}")
+
+
+_ONE_DIES_IN_THE_START = """
+import os, signal, sys, time
+from parallelcnn.cli import _fail
+from parallelcnn.comm import communicator, run_together, world
+
+comm = world()
+communicator._SECONDS_TO_END = 3.0
+comm.barrier()
+if comm.rank == int(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    if comm.rank == int(sys.argv[2]):
+        time.sleep(20)  # and does not come to where the others leave together
+    for _ in range(100):
+        run_together(comm, lambda: None)
+except BaseException as error:
+    sys.exit(_fail(error, comm))
+"""
+
+
+def end_in_the_start(victim, sleeper=-1):
+    line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "8", sys.executable, "-c", _ONE_DIES_IN_THE_START]
+    ran = launch.run([*line, str(victim), str(sleeper)], limit=60)
+    assert ran.code == 1, ran.err
+    return [said for said in ran.err.splitlines() if said.startswith("parallelcnn: ")]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_those_that_are_left_says_that_a_rank_died_in_the_start(victim):
+    (said,) = end_in_the_start(victim)
+    first_left = 1 if victim == 0 else 0
+    assert said.startswith(f"parallelcnn: error: rank {first_left} of 8: ")
+
+
+def test_a_rank_that_does_not_come_to_leave_together_does_not_silence_the_others():
+    said = end_in_the_start(victim=1, sleeper=0)
+    assert said
+    assert all("is missing another one" in one for one in said)

@@ -1,13 +1,13 @@
 """The communicator: what ranks say to each other, over MPI or alone, and how they go on without one that is lost."""
 
 import contextlib
-import faulthandler
 import itertools
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
@@ -77,8 +77,10 @@ class Communicator(Protocol):
         has and of its value. So it knows whom it waits for, as in no other collective.
         """
 
-    def abort(self, code: int) -> None:
-        """End all ranks now, with that exit code. For the rank that cannot go on: the others would wait for it."""
+    def abort(self, code: int, message: str = "") -> None:
+        """Say why, on stderr, and end all ranks now, with that exit code. For the rank that cannot go on: the others
+        would wait for it. Where all that are left call it because they miss a lost one, the first of them speaks.
+        """
 
 
 class Serial:
@@ -122,9 +124,8 @@ class Serial:
     def roll_call(self, value: Any, came: Callable[[int, Any], None]) -> Any:
         return value
 
-    def abort(self, code: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    def abort(self, code: int, message: str = "") -> None:
+        _say(message)
         os._exit(code)
 
 
@@ -270,18 +271,47 @@ class MPIRanks:
                 sent.wait()
             return value
 
-    def abort(self, code: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        time.sleep(0.2)  # MPICH's launcher drops what it has not read by then: the reason of it all
+    def abort(self, code: int, message: str = "") -> None:
         if self._misses_a_rank:
-            # So do the others, and Open MPI's launcher (5.0.11) waits for ever where many abort, or leave with a code
-            # other than 0, at once. They are woken, wherever they wait, and one of them leaves with the code for all.
-            faulthandler.dump_traceback_later(_SECONDS_TO_END, exit=True, file=2)  # if one does not come
-            self._comm.Revoke()
-            os._exit(code if self._comm.Shrink().Get_rank() == 0 else 0)
+            self._leave_with_the_others(code, message)
+        _say(message)
+        time.sleep(0.2)  # MPICH's launcher drops what it has not read by then: the reason of it all
         self._comm.Abort(code)
         os._exit(code)  # MPICH's Abort sometimes returns, and the program would go on
+
+    def _leave_with_the_others(self, code: int, message: str) -> NoReturn:
+        """End this process, as all that are left do: they miss a rank, too.
+
+        Open MPI's launcher (5.0.11) waits for ever where many abort, or leave with a code other than 0, at once. So
+        they are woken, wherever they wait, and the first of them speaks and leaves with the code for all.
+        """
+
+        def speak_and_leave() -> NoReturn:
+            _say(message)
+            os._exit(code)
+
+        # If one does not come, none of them knows who is the first.
+        alone = threading.Timer(_SECONDS_TO_END, speak_and_leave)
+        alone.daemon = True
+        alone.start()
+        try:
+            self._comm.Revoke()
+            is_first = self._comm.Shrink().Get_rank() == 0
+        except self._mpi_error:
+            speak_and_leave()
+        alone.cancel()
+        if is_first:
+            speak_and_leave()
+        _say("")
+        os._exit(0)
+
+
+def _say(message: str) -> None:
+    """Print it on stderr, if it is one, and what was printed before. Never fails, so that what comes next is done."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody listens any more
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
 
 
 def _patiently(look: Callable[[], Any]) -> Any:

@@ -6,6 +6,7 @@ import functools
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,8 @@ def _abort_after_traceback(ranks: Communicator) -> Callable[..., None]:
     """
 
     def excepthook(*error: Any) -> None:
-        print(f"rank {ranks.rank} of {ranks.size} failed", file=sys.stderr)
-        sys.__excepthook__(*error)
-        ranks.abort(1)
+        traced = "".join(traceback.format_exception(*error)).rstrip()
+        ranks.abort(1, f"rank {ranks.rank} of {ranks.size} failed\n{traced}")
 
     return excepthook
 

@@ -107,12 +107,13 @@ def abort_all_on_error(comm: Communicator) -> Iterator[None]:
             abort_after_interrupt(comm)
         known = isinstance(error, ParallelCNNError | OSError)
         what = f"{type(error).__name__}: {error}" if known else traceback.format_exc()
-        print(f"parallelcnn: rank {comm.rank} of {comm.size} failed\n{what}", file=sys.stderr, flush=True)
-        if comm.survives:
+        message = f"parallelcnn: rank {comm.rank} of {comm.size} failed\n{what}"
+        if comm.survives and not isinstance(error, RankLostError):
+            print(message, file=sys.stderr, flush=True)
             sys.stdout.flush()
             # With an exit code of its own it would not count as lost: the others were left waiting (Open MPI 5.0.11).
             os.kill(os.getpid(), signal.SIGKILL)
-        comm.abort(1)
+        comm.abort(1, message)
 
 
 def abort_after_interrupt(comm: Communicator) -> None:
