@@ -139,15 +139,19 @@ class NetworkHandler:
         """Take over what `state` was, here or in another process. Copies.
 
         Raises:
-            ShapeError: if a vector is not as long as the parameters.
+            ShapeError: see `check_state`.
         """
+        self.check_state(state)
+        self.params[...] = state["params"]
+        self._optimizer_state = {name: vector.copy() for name, vector in state.items() if name != "params"}
+
+    def check_state(self, state: dict[str, Array]) -> None:
+        """Raise ShapeError unless each vector is as long as the parameters, and of their type."""
         for name, vector in state.items():
             if vector.shape != self.params.shape or vector.dtype != self.dtype:
                 raise ShapeError(
                     f"{name} must be {self.dtype} of shape {self.params.shape}, got {vector.dtype} of {vector.shape}"
                 )
-        self.params[...] = state["params"]
-        self._optimizer_state = {name: vector.copy() for name, vector in state.items() if name != "params"}
 
     def predict(self, images: Array) -> Array:
         """Class probabilities, the softmax of the network's output.

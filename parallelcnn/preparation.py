@@ -88,6 +88,30 @@ def facts_of(train_set: Dataset, test_set: Dataset, network: NetworkHandler, **o
     }
 
 
+def check_resume(resume: Checkpoint, network: NetworkHandler, facts: dict[str, Any], last_sample: int) -> None:
+    """Raise CheckpointError unless a training can go on from there.
+
+    Every rank that has the same checkpoint and facts raises the same.
+
+    Args:
+        facts: of that training; see `facts_of`.
+        last_sample: how many samples it will have seen at its end.
+    """
+    for name, before, now in facts_that_changed(facts, resume.facts):
+        if name in _FIXED:
+            found = shown(f"its {name} is {before}, not {now}")
+            raise CheckpointError(f"the checkpoint is of another training: {found}").together()
+    if resume.history.samples_seen > last_sample:
+        raise CheckpointError(
+            f"the checkpoint has seen {resume.history.samples_seen:,} samples already: epochs must be more, "
+            f"they end after {last_sample:,}"
+        ).together()
+    try:
+        network.check_state(resume.state)
+    except ShapeError as error:  # a layer that says the same of itself, and has other parameters
+        raise CheckpointError(f"the checkpoint is of another training: {error}").together() from None
+
+
 def start(
     comm: Communicator, network: NetworkHandler, facts: dict[str, Any], resume: Checkpoint | None, last_sample: int
 ) -> History:
@@ -110,17 +134,8 @@ def start(
         comm.broadcast(network.params)
         network.rest_optimizer()
         return History()
-    changed = list(facts_that_changed(facts, resume.facts))
-    for name, before, now in changed:
-        if name in _FIXED:
-            found = shown(f"its {name} is {before}, not {now}")
-            raise CheckpointError(f"the checkpoint is of another training: {found}").together()
-    if resume.history.samples_seen > last_sample:
-        raise CheckpointError(
-            f"the checkpoint has seen {resume.history.samples_seen:,} samples already: epochs must be more, "
-            f"they end after {last_sample:,}"
-        ).together()
-    for name, before, now in changed:
+    check_resume(resume, network, facts, last_sample)
+    for name, before, now in facts_that_changed(facts, resume.facts):
         if comm.rank == 0:
             warnings.warn(shown(f"resumed with {name} {now} instead of {before}"), TrainingWarning, stacklevel=3)
     network.set_state(resume.state)

@@ -33,35 +33,54 @@ _LINES_AT_ONCE = 100  # of metrics.jsonl: they fit into Python's buffer of 8 KiB
 
 
 class RunFolder:
-    """The folder that receives what a run leaves behind; one run at a time.
+    """The folder that receives what a run leaves behind; one run at a time. What is there stays as it is until `open`.
 
     Args:
         path: created where it is missing; None: `runs/` and the UTC time.
-        goes_on: whether the run goes on with what is there. Otherwise files of an earlier run in it move into a folder
-            of their own inside it.
 
     Raises:
         InputError: if nothing can be written there, or another run writes there.
+
+    Attributes:
+        moved_to: where `open` has moved the files of an earlier run.
     """
 
-    def __init__(self, path: str | Path | None, *, goes_on: bool = False) -> None:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-        self.path = Path(path) if path is not None else _unused(Path("runs") / now)
+    def __init__(self, path: str | Path | None) -> None:
+        self._now = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+        self.path = Path(path) if path is not None else _unused(Path("runs") / self._now)
         self.moved_to: Path | None = None
-        try:
+        self._metrics: TextIO | None = None
+        with self._refusing_what_fails():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path / ".lock")
-            if self._lock is None:
-                raise InputError(f"--out {self.path} must be one run's at a time, but another run writes there now")
+        if self._lock is None:
+            raise InputError(f"--out {self.path} must be one run's at a time, but another run writes there now")
+
+    def open(self, *, goes_on: bool) -> None:
+        """Make room for a run's files.
+
+        Args:
+            goes_on: whether the run goes on with what is there. Otherwise files of an earlier run in it move into a
+                folder of their own inside it.
+
+        Raises:
+            InputError: if nothing can be written there.
+        """
+        with self._refusing_what_fails():
             for folder in (self.path, self.checkpoints):
                 remove_unfinished(folder)
             earlier = [self.path / name for name in _FILES if (self.path / name).exists()]
             if earlier and not goes_on:
-                self.moved_to = _unused(self.path / f"before-{now}")
+                self.moved_to = _unused(self.path / f"before-{self._now}")
                 self.moved_to.mkdir()
                 for file in earlier:
                     file.rename(self.moved_to / file.name)
-            self._metrics: TextIO | None = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+            self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _refusing_what_fails(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from None
 
@@ -187,7 +206,8 @@ class RunReporter:
         if self._comm.rank != 0:
             return
         if self.folder is None:
-            self.folder = RunFolder(self._path, goes_on=True)
+            self.folder = RunFolder(self._path)
+            self.folder.open(goes_on=True)
         self.folder.take_metrics_up(history, self._samples)
         # The loss of an epoch is said as that of what was seen of it since.
         self._loss_sum, self._epoch_done = 0.0, 0

@@ -23,7 +23,7 @@ from parallelcnn.model_file import save_model
 from parallelcnn.models import find_model
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
-from parallelcnn.preparation import check_fit, check_numbers
+from parallelcnn.preparation import check_fit, check_numbers, check_resume, facts_of
 from parallelcnn.profiling import Profiler
 from parallelcnn.replicas import check_repair
 from parallelcnn.reporting import RunFolder, RunReporter, describe_result, describe_run, summarize
@@ -122,9 +122,12 @@ class Run:
     def _open_folder(self) -> None:
         options, comm = self._options, self._comm
         comm.activity = "looking for checkpoints, making the folder of the results"
-        self._resume = run_together(comm, lambda: self._find_checkpoint() if comm.rank == 0 else None)
-        goes_on = self._resume is not None and options.resume == "auto"
-        folder = run_together(comm, lambda: RunFolder(options.out, goes_on=goes_on) if comm.rank == 0 else None)
+        # A command that is refused leaves the folder as it was.
+        named = run_together(comm, lambda: self._named_checkpoint() if comm.rank == 0 else None)
+        folder = run_together(comm, lambda: RunFolder(options.out) if comm.rank == 0 else None)
+        newest = run_together(comm, lambda: None if folder is None else self._newest_checkpoint(folder))
+        run_together(comm, lambda: None if folder is None else folder.open(goes_on=newest is not None))
+        self._resume = named or newest
         self._path = comm.gather(Path() if folder is None else folder.path)[0]
         self._reporter = RunReporter(comm, folder, self._path, options.epochs, len(self._train_set))
         all_hosts, all_threads = hosts(comm), comm.gather(self._threads)
@@ -139,14 +142,24 @@ class Run:
         data = self._train_set, self._test_set
         print(describe_run(options, all_hosts, all_threads, self._network, *data, self._optimizer), flush=True)
 
-    def _find_checkpoint(self) -> Checkpoint | None:
-        """What --resume names, or finds."""
-        options = self._options
-        if options.resume is None:
+    def _named_checkpoint(self) -> Checkpoint | None:
+        """What --resume FILE names."""
+        resume = self._options.resume
+        return None if resume in (None, "auto") else self._checked(load_checkpoint(resume))
+
+    def _newest_checkpoint(self, folder: RunFolder) -> Checkpoint | None:
+        """What --resume alone finds. The folder must be this run's: another one saves and deletes until it leaves."""
+        if self._options.resume != "auto":
             return None
-        if options.resume != "auto":
-            return load_checkpoint(options.resume)
-        return self._checkpoint_folder(Path(options.out)).newest()
+        newest = self._checkpoint_folder(folder.path).newest()
+        return None if newest is None else self._checked(newest)
+
+    def _checked(self, resume: Checkpoint) -> Checkpoint:
+        """The checkpoint, if this training can go on from it."""
+        options, sets = self._options, (self._train_set, self._test_set)
+        facts = facts_of(*sets, self._network, loss=self._loss, seed=options.seed)
+        check_resume(resume, self._network, facts, options.epochs * len(self._train_set))
+        return resume
 
     def _checkpoint_folder(self, path: Path) -> CheckpointFolder:
         options = self._options

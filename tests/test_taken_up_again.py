@@ -39,6 +39,51 @@ write_atomically(pathlib.Path(sys.argv[1]), b"half")
     assert not list(out.rglob(".*.unfinished"))
 
 
+def content(path):
+    """Every file below a folder, its bytes and when it was written."""
+    return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.rglob("*") if file.is_file()}
+
+
+def test_what_cannot_be_resumed_is_refused_before_a_file_of_an_earlier_run_is_touched(folder, tmp_path):
+    other, out = tmp_path / "other", tmp_path / "out"
+    line = ["train", "--data", folder, "--batch-size", 100]
+    assert launch.parallelcnn(*line, "--epochs", 2, "--out", other).code == 0
+    assert launch.parallelcnn(*line, "--epochs", 2, "--out", out).code == 0
+    (out / ".model.npz.1.unfinished").touch()
+    checkpoint = other / "checkpoints" / "step-000000006.npz"
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(checkpoint.read_bytes()[:-1000])
+    before = content(tmp_path)
+    for more, message in (
+        (["--resume", checkpoint, "--seed", 1], "the checkpoint is of another training: its seed is 0, not 1"),
+        (["--resume", checkpoint, "--model", "lenet5"], "the checkpoint is of another training: its layers is"),
+        (["--resume", checkpoint, "--epochs", 1], "the checkpoint has seen 460 samples already"),
+        (["--resume", damaged], f"{damaged} "),
+        (["--resume", tmp_path / "none.npz"], "none.npz"),
+        (["--resume", "--seed", 1], "the checkpoint is of another training: its seed is 0, not 1"),
+        (["--resume", "--epochs", 1], "the checkpoint has seen 460 samples already"),
+        (["--data", tmp_path / "no data"], "no data"),
+    ):
+        refused = launch.parallelcnn(*line, "--out", out, *more)
+        assert refused.code == 2, refused.err
+        assert message in refused.err
+        assert content(tmp_path) == before
+    refused = launch.parallelcnn(*line, "--out", tmp_path / "new", "--resume", checkpoint, "--seed", 1)
+    assert refused.code == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_of_the_folder_itself_is_resumed_although_it_is_moved_aside(folder, tmp_path):
+    out = tmp_path / "out"
+    line = ["train", "--data", folder, "--batch-size", 100, "--out", out]
+    assert launch.parallelcnn(*line, "--epochs", 1).code == 0
+    ran = launch.parallelcnn(*line, "--epochs", 2, "--resume", out / "checkpoints" / "step-000000003.npz")
+    assert ran.code == 0, ran.err
+    assert "moved the files of an earlier run" in ran.out
+    assert "resumed after minibatch 3" in ran.out
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 6 + 2
+
+
 _DIES_BEFORE_MPI = """
 import os, signal, sys
 from parallelcnn.comm import starting, world
