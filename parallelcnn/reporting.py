@@ -32,6 +32,10 @@ _FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json", "profile.txt
 _LINES_AT_ONCE = 100  # of metrics.jsonl: they fit into Python's buffer of 8 KiB, which would empty itself in mid-line
 
 
+class FolderInUseError(InputError):
+    """Another run writes to the folder."""
+
+
 class RunFolder:
     """The folder that receives what a run leaves behind; one run at a time. What is there stays as it is until `open`.
 
@@ -39,7 +43,8 @@ class RunFolder:
         path: created where it is missing; None: `runs/` and the UTC time.
 
     Raises:
-        InputError: if nothing can be written there, or another run writes there.
+        InputError: if nothing can be written there.
+        FolderInUseError: if another run writes there.
 
     Attributes:
         moved_to: where `open` has moved the files of an earlier run.
@@ -54,7 +59,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path / ".lock")
         if self._lock is None:
-            raise InputError(f"--out {self.path} must be one run's at a time, but another run writes there now")
+            raise FolderInUseError(f"--out {self.path} must be one run's at a time, but another run writes there now")
 
     def open(self, *, goes_on: bool) -> None:
         """Make room for a run's files.

@@ -26,11 +26,14 @@ from parallelcnn.optimizers import SGD
 from parallelcnn.preparation import check_fit, check_numbers, check_resume, facts_of
 from parallelcnn.profiling import Profiler
 from parallelcnn.replicas import check_repair
-from parallelcnn.reporting import RunFolder, RunReporter, describe_result, describe_run, summarize
+from parallelcnn.reporting import FolderInUseError, RunFolder, RunReporter, describe_result, describe_run, summarize
 from parallelcnn.summation import check_grains
-from parallelcnn.threads import check_threads
+from parallelcnn.threads import check_threads, number_in
 from parallelcnn.training import train
 from parallelcnn.verification import verify
+
+LONGEST_LEAVING = 30.0  # of an earlier start of the same run, before this one is refused [s]
+_LOOK_AGAIN_AFTER = 0.1  # [s]
 
 
 class Run:
@@ -124,7 +127,7 @@ class Run:
         comm.activity = "looking for checkpoints, making the folder of the results"
         # A command that is refused leaves the folder as it was.
         named = run_together(comm, lambda: self._named_checkpoint() if comm.rank == 0 else None)
-        folder = run_together(comm, lambda: RunFolder(options.out) if comm.rank == 0 else None)
+        folder = self._take_folder()
         newest = run_together(comm, lambda: None if folder is None else self._newest_checkpoint(folder))
         run_together(comm, lambda: None if folder is None else folder.open(goes_on=newest is not None))
         self._resume = named or newest
@@ -141,6 +144,33 @@ class Run:
             print(f"no checkpoint in {folder.checkpoints} yet: starting from the beginning")
         data = self._train_set, self._test_set
         print(describe_run(options, all_hosts, all_threads, self._network, *data, self._optimizer), flush=True)
+
+    def _take_folder(self) -> RunFolder | None:
+        """The folder of the results, on rank 0. If this run was started before, what is left of that may still have it:
+        then wait.
+        """
+        options, comm = self._options, self._comm
+        started_before = options.resume is not None or bool(number_in("SLURM_RESTART_COUNT"))
+        give_up_at = time.monotonic() + (LONGEST_LEAVING if started_before else 0.0)
+        says = comm.rank == 0
+
+        def take() -> RunFolder | None:
+            try:
+                return RunFolder(options.out) if comm.rank == 0 else None
+            except FolderInUseError:
+                if time.monotonic() >= give_up_at:
+                    raise
+                return None
+
+        # In one long collective the other ranks would take rank 0 for one that hangs.
+        while True:
+            folder = run_together(comm, take)
+            if comm.gather(folder is not None)[0]:
+                return folder
+            if says:
+                print(f"waiting for the run that still writes to {options.out}", flush=True)
+                says = False
+            time.sleep(_LOOK_AGAIN_AFTER)
 
     def _named_checkpoint(self) -> Checkpoint | None:
         """What --resume FILE names."""

@@ -1,6 +1,8 @@
 """Two jobs at once, that share a home, a cache and a folder of results."""
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 
@@ -17,6 +19,103 @@ def start(line, ranks=1, **extra):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+def refusal(out):
+    return f"parallelcnn: error: --out {out} must be one run's at a time, but another run writes there now\n"
+
+
+def waiting(out):
+    return f"waiting for the run that still writes to {out}\n"
+
+
+_HOLDS_THE_FOLDER = """
+import pathlib, sys, time
+from parallelcnn.files import lock
+out, seconds = pathlib.Path(sys.argv[1]), float(sys.argv[2])
+(out / "checkpoints").mkdir(parents=True, exist_ok=True)
+held = lock(out / ".lock")
+assert held is not None
+print("has it", flush=True)
+time.sleep(seconds)
+for kept in out.glob("kept-*.npz"):
+    kept.rename(out / "checkpoints" / kept.name.removeprefix("kept-"))
+"""
+
+_IMPATIENT = """
+import sys
+import parallelcnn.run as run
+from parallelcnn.cli import main
+run.LONGEST_LEAVING = 2.0
+sys.exit(main())
+"""
+
+
+@contextlib.contextmanager
+def held(out, seconds):
+    """Another process has the folder for so long; before it leaves, it puts the files kept-*.npz among checkpoints."""
+    command = [sys.executable, "-c", _HOLDS_THE_FOLDER, str(out), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=launch.environment()) as holder:
+        try:
+            assert holder.stdout.readline() == "has it\n"
+            yield
+        finally:
+            holder.kill()
+
+
+FEW_AND_MANY = [1, pytest.param(3, marks=pytest.mark.mpi)]
+
+
+@pytest.mark.parametrize("ranks", FEW_AND_MANY)
+def test_a_resumed_run_waits_for_one_that_is_just_leaving_and_takes_up_what_it_left(folder, tmp_path, ranks):
+    """As long as an earlier start of the same job, which was killed; longer than --timeout."""
+    out = tmp_path / "out"
+    line = ["train", "--data", folder, "--batch-size", 100, "--threads", 1, "--out", out]
+    assert launch.parallelcnn(*line, "--epochs", 1).code == 0
+    saved = out / "checkpoints" / "step-000000003.npz"
+    saved.rename(out / f"kept-{saved.name}")
+    with held(out, 6):
+        resumed = launch.parallelcnn(*line, "--epochs", 2, "--resume", "--timeout", 1, ranks=ranks)
+    assert resumed.code == 0, resumed.err
+    assert resumed.out.count(waiting(out)) == 1
+    assert "resumed after minibatch 3\n" in resumed.out
+    assert not list(out.glob("before-*"))
+
+
+def test_a_job_that_slurm_has_queued_again_waits_too(folder, tmp_path):
+    out = tmp_path / "out"
+    line = ["train", "--data", folder, "--batch-size", 100, "--epochs", 1, "--out", out]
+    with held(out, 4):
+        ran = launch.parallelcnn(*line, SLURM_RESTART_COUNT="1")
+    assert ran.code == 0, ran.err
+    assert ran.out.count(waiting(out)) == 1
+
+
+@pytest.mark.parametrize("ranks", FEW_AND_MANY)
+def test_a_resumed_run_does_not_wait_for_ever(folder, tmp_path, ranks):
+    out = tmp_path / "out"
+    line = ["train", "--data", folder, "--batch-size", 100, "--threads", 1, "--out", out, "--resume", "--timeout", 1]
+    command = [sys.executable, "-c", _IMPATIENT, *map(str, line)]
+    if ranks > 1:
+        command = [launch.mpiexec(), "-n", str(ranks), *command]
+    with held(out, 100):
+        refused = launch.run(command)
+    assert refused.code == 2
+    assert refused.err.count(refusal(out)) == 1
+    assert "waited" not in refused.err
+    assert refused.out == waiting(out)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_who_waits_for_a_folder_can_be_interrupted(folder, tmp_path, number, code):
+    out = tmp_path / "out"
+    with held(out, 100):
+        ran = start(["train", "--data", folder, "--batch-size", 100, "--out", out, "--resume"])
+        assert ran.stdout.readline() == waiting(out)
+        ran.send_signal(number)
+        _, err = ran.communicate(timeout=20)
+    assert ran.returncode == code
+    assert err == ("parallelcnn: interrupted\n" if code == 130 else "")
+
+
 def test_a_second_run_into_the_same_folder_is_refused_and_the_first_goes_on(folder, tmp_path):
     out = tmp_path / "out"
     line = ["train", "--data", folder, "--batch-size", 10, "--threads", 1, "--out", out]
@@ -24,12 +123,10 @@ def test_a_second_run_into_the_same_folder_is_refused_and_the_first_goes_on(fold
     for shown in first.stdout:
         if shown.startswith("epoch 2/"):
             break
-    for more in ([], ["--resume"]):
-        second = launch.parallelcnn(*line, "--epochs", 1, *more)
-        assert second.code == 2
-        assert second.err == (
-            f"parallelcnn: error: --out {out} must be one run's at a time, but another run writes there now\n"
-        )
+    second = launch.parallelcnn(*line, "--epochs", 1)
+    assert second.code == 2
+    assert second.err == refusal(out)
+    assert "waiting" not in second.out
     _, err = first.communicate(timeout=100)
     assert first.returncode == 0, err
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 400 * 24
