@@ -22,7 +22,7 @@ PLACES = {
     "join": [("parallelcnn.comm", "MPIRanks.__init__")],
     "share": [("parallelcnn.run", "share_on_node")],
     "compile": [("parallelcnn.training", "compile_kernels")],
-    "folder": [("parallelcnn.reporting", "RunFolder.__init__")],
+    "folder": [("parallelcnn.reporting", "RunFolder.__init__"), ("parallelcnn.reporting", "RunFolder.open")],
     "start": [("parallelcnn.training", "start")],
     # while they train
     "sum": [("parallelcnn.comm", "MPIRanks.sum_over_ranks"), ("parallelcnn.comm", "Serial.sum_over_ranks")],
