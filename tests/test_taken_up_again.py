@@ -106,7 +106,7 @@ def with_ulfm(n_ranks, arguments, limit):
 def test_ranks_do_not_wait_for_ever_for_one_that_died_before_mpi_began():
     ran = with_ulfm(3, ["-c", _DIES_BEFORE_MPI], limit=30)
     assert ran.code != 0
-    assert "_initialize" in ran.err  # where they waited
+    assert "_wait_until_all_ranks_have_come" in ran.err  # where they waited
 
 
 _DIE_AT_THE_END = """

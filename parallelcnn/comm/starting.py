@@ -104,19 +104,19 @@ def _start_mpi() -> Any:
                 f"which starts its ranks with\n"
                 f"    {mpirun()} -n {wanted} {shlex.join(_command())}"
             )
-        _initialize(MPI)
+        _wait_until_all_ranks_have_come(MPI)
         atexit.register(_finalize)
     from mpi4py import MPI
 
     return MPI
 
 
-def _initialize(MPI: Any) -> None:
+def _wait_until_all_ranks_have_come(MPI: Any) -> None:
     """MPI_Init, in which ranks wait for each other. Under mpirun --with-ft ulfm they would do so for ever if one dies
     before it has come there.
 
-    mpi4py lets no other thread of Python run meanwhile, but faulthandler's is none of Python's. It shows this line and
-    leaves with an exit code of its own, which ends the job.
+    mpi4py lets no other thread of Python run meanwhile, but faulthandler's is none of Python's. It shows the
+    name of this function, which therefore says what is wrong, and leaves with a code of its own, which ends the job.
     """
     faulthandler.dump_traceback_later(START_TIMEOUT, exit=True, file=2)  # whatever sys.stderr is
     try:
