@@ -84,7 +84,9 @@ class _JoinedCalls:
 
 def _on_tape(call: Any) -> list[int]:
     words = [word for value in call.args for word in _words(value)]
-    return [_entry(call.func, _types(call)), len(words), *words]
+    entry, length = _entry(call.func, _types(call))
+    assert len(words) == length, "numba hands over values in another way than this module knows"
+    return [entry, length, *words]
 
 
 @cache
@@ -116,12 +118,12 @@ def _loop() -> Any:
 
 
 @cache
-def _entry(kernel: Any, argument_types: tuple[Any, ...]) -> int:
+def _entry(kernel: Any, argument_types: tuple[Any, ...]) -> tuple[int, int]:
     """Translate a kernel's entry: it takes arguments from a tape, calls the kernel, and returns whether it
     raised.
 
     Returns:
-        its address.
+        its address, and how many words it takes.
     """
     compiled = _compiled(kernel, argument_types)
     kind = cpu_target.target_context.call_conv.get_function_type(types.none, argument_types)
@@ -135,7 +137,7 @@ def _entry(kernel: Any, argument_types: tuple[Any, ...]) -> int:
         arguments.append(builder.load(builder.bitcast(word, parameter.as_pointer())))
     status = builder.call(builder.inttoptr(_WORD(address), kind.as_pointer()), arguments)
     builder.ret(builder.zext(builder.icmp_signed("!=", status, RETCODE_OK), _WORD))
-    return _translate(function)
+    return _translate(function), len(parameters)
 
 
 def _new_function() -> ir.Function:

@@ -161,8 +161,8 @@ def rejoin(comm: Communicator, network: NetworkHandler, history: History) -> Non
     steps, evaluations = map(min, zip(*standing, strict=True))
     mine: Any = None
     if comm.rank == ahead:
-        mine = network.state, history.losses[steps:], history.evaluations[evaluations:], history.samples_seen
-    state, losses, results, samples_seen = comm.gather(mine)[ahead]
+        lists = history.losses[steps:], history.evaluations[evaluations:]
+        mine = network.state, *lists, history.samples_seen, history.left
+    state, losses, results, history.samples_seen, history.left = comm.gather(mine)[ahead]
     network.set_state(state)
     history.losses[steps:], history.evaluations[evaluations:] = losses, results
-    history.samples_seen = samples_seen

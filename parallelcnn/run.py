@@ -128,8 +128,13 @@ class Run:
         # A command that is refused leaves the folder as it was.
         named = run_together(comm, lambda: self._named_checkpoint() if comm.rank == 0 else None)
         folder = self._take_folder()
-        newest = run_together(comm, lambda: None if folder is None else self._newest_checkpoint(folder))
-        run_together(comm, lambda: None if folder is None else folder.open(goes_on=newest is not None))
+        try:
+            newest = run_together(comm, lambda: None if folder is None else self._newest_checkpoint(folder))
+            run_together(comm, lambda: None if folder is None else folder.open(goes_on=newest is not None))
+        except BaseException:
+            if folder is not None:
+                folder.close()
+            raise
         self._resume = named or newest
         self._path = comm.gather(Path() if folder is None else folder.path)[0]
         self._reporter = RunReporter(comm, folder, self._path, options.epochs, len(self._train_set))
@@ -150,7 +155,7 @@ class Run:
         then wait.
         """
         options, comm = self._options, self._comm
-        started_before = options.resume is not None or bool(number_in("SLURM_RESTART_COUNT"))
+        started_before = options.resume is not None or bool(options.out and number_in("SLURM_RESTART_COUNT"))
         give_up_at = time.monotonic() + (LONGEST_LEAVING if started_before else 0.0)
         says = comm.rank == 0
 

@@ -213,3 +213,31 @@ def test_a_rank_that_does_not_come_to_leave_together_does_not_silence_the_others
     said = end_in_the_start(victim=1, sleeper=0)
     assert said
     assert all("is missing another one" in one for one in said)
+
+
+_ONE_CANNOT_GO_ON = """
+import os, signal, sys
+from parallelcnn.comm import world
+from parallelcnn.errors import RankLostError
+
+comm = world()
+comm.barrier()
+if comm.rank == 2:
+    os.kill(os.getpid(), signal.SIGKILL)
+while True:
+    try:
+        comm.barrier()
+    except RankLostError:
+        if comm.rank == int(sys.argv[1]):
+            comm.abort(1, f"parallelcnn: rank {comm.rank} cannot go on")
+        comm.recover()
+"""
+
+
+@pytest.mark.parametrize("who", [0, 1, 3])
+def test_where_one_of_those_that_are_left_cannot_go_on_the_others_do_not_wait_for_it(who):
+    line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "4", sys.executable, "-c", _ONE_CANNOT_GO_ON, str(who)]
+    ran = launch.run(line, limit=30)
+    assert ran.code == 1, ran.err
+    (said,) = [said for said in ran.err.splitlines() if said.startswith("parallelcnn: ")]
+    assert "cannot go on" in said

@@ -1,6 +1,7 @@
 """Two jobs at once, that share a home, a cache and a folder of results."""
 
 import contextlib
+import gc
 import json
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import launch
 import pytest
 
 import parallelcnn as pc
+from parallelcnn import cli
+from parallelcnn.reporting import RunFolder
 
 
 def start(line, ranks=1, **extra):
@@ -133,6 +136,18 @@ def test_a_second_run_into_the_same_folder_is_refused_and_the_first_goes_on(fold
     assert not list(out.glob("before-*"))
     again = launch.parallelcnn(*line, "--epochs", 1)  # it is free again
     assert again.code == 0, again.err
+
+
+def test_a_refused_run_gives_the_folder_back_at_once(folder, tmp_path, capsys):
+    line = ["train", "--data", str(folder), "--epochs", "1", "--threads", "1", "--out", str(tmp_path / "out")]
+    assert cli.main(line) == 0
+    gc.disable()  # which would give it back, too, sooner or later
+    try:
+        assert cli.main([*line, "--resume", "--seed", "1"]) == 2
+        RunFolder(tmp_path / "out").close()
+    finally:
+        gc.enable()
+    assert "seed" in capsys.readouterr().err
 
 
 @pytest.mark.mpi

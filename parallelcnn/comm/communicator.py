@@ -125,7 +125,7 @@ class Serial:
         return value
 
     def abort(self, code: int, message: str = "") -> None:
-        _say(message)
+        say(message)
         os._exit(code)
 
 
@@ -212,9 +212,9 @@ class MPIRanks:
         # MPI 5.0 draft, "User-Level Failure Mitigation": who has noticed a loss revokes the communicator, so that all
         # others notice too, wherever they wait; then all that live shrink it.
         while True:
-            self._comm.Revoke()
-            self._comm = self._comm.Shrink()
-            self._comm.Set_errhandler(self._errors_return)
+            if not self._shrink(goes_on=True):
+                who = f"rank {self.rank} of {self.size}"
+                self._leave(1, f"parallelcnn: {who}: another one was lost, and some cannot go on without it")
             self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
             with contextlib.suppress(RankLostError):  # another one, meanwhile
                 with self._collective("recover"):
@@ -226,6 +226,15 @@ class MPIRanks:
                 break
         self._misses_a_rank = False
         self._ranks_on_node = [rank for rank, (first, _) in enumerate(left) if first in self._first_ranks_on_node]
+
+    def _shrink(self, *, goes_on: bool) -> bool:
+        """Leave out the ranks that are lost; returns whether all that are left go on."""
+        while True:
+            self._comm.Revoke()
+            self._comm = self._comm.Shrink()
+            self._comm.Set_errhandler(self._errors_return)
+            with contextlib.suppress(self._mpi_error):  # another one was lost, meanwhile
+                return bool(self._comm.Agree(int(goes_on)))
 
     def clock_offset(self, clock: Callable[[], int]) -> tuple[int, int]:
         # Cristian 1989, "Probabilistic clock synchronization": rank 0's answer was given between question and return,
@@ -274,20 +283,19 @@ class MPIRanks:
     def abort(self, code: int, message: str = "") -> None:
         if self._misses_a_rank:
             self._leave_with_the_others(code, message)
-        _say(message)
+        say(message)
         time.sleep(0.2)  # MPICH's launcher drops what it has not read by then: the reason of it all
         self._comm.Abort(code)
         os._exit(code)  # MPICH's Abort sometimes returns, and the program would go on
 
     def _leave_with_the_others(self, code: int, message: str) -> NoReturn:
-        """End this process, as all that are left do: they miss a rank, too.
+        """End this process, as all that are left do: they miss a rank, too, and not all of them can go on without.
 
-        Open MPI's launcher (5.0.11) waits for ever where many abort, or leave with a code other than 0, at once. So
-        they are woken, wherever they wait, and the first of them speaks and leaves with the code for all.
+        They are woken, wherever they wait, and agree on it.
         """
 
         def speak_and_leave() -> NoReturn:
-            _say(message)
+            say(message)
             os._exit(code)
 
         # If one does not come, none of them knows who is the first.
@@ -295,18 +303,23 @@ class MPIRanks:
         alone.daemon = True
         alone.start()
         try:
-            self._comm.Revoke()
-            is_first = self._comm.Shrink().Get_rank() == 0
+            self._shrink(goes_on=False)
         except self._mpi_error:
             speak_and_leave()
         alone.cancel()
-        if is_first:
-            speak_and_leave()
-        _say("")
-        os._exit(0)
+        self._leave(code, message)
+
+    def _leave(self, code: int, message: str) -> NoReturn:
+        """End this process, as all that have shrunk with it do: the first speaks, and leaves with the code for all.
+
+        Open MPI's launcher (5.0.11) waits for ever where many abort, or leave with a code other than 0, at once.
+        """
+        is_first = self._comm.Get_rank() == 0
+        say(message if is_first else "")
+        os._exit(code if is_first else 0)
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
     """Print it on stderr, if it is one, and what was printed before. Never fails, so that what comes next is done."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody listens any more
         sys.stdout.flush()

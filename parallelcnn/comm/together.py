@@ -4,13 +4,12 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from parallelcnn.comm.communicator import Communicator
+from parallelcnn.comm.communicator import Communicator, say
 from parallelcnn.errors import ParallelCNNError, RankLostError
 from parallelcnn.threads import core_quota, fair_share, usable_cores, worth_waking
 
@@ -109,8 +108,7 @@ def abort_all_on_error(comm: Communicator) -> Iterator[None]:
         what = f"{type(error).__name__}: {error}" if known else traceback.format_exc()
         message = f"parallelcnn: rank {comm.rank} of {comm.size} failed\n{what}"
         if comm.survives and not isinstance(error, RankLostError):
-            print(message, file=sys.stderr, flush=True)
-            sys.stdout.flush()
+            say(message)
             # With an exit code of its own it would not count as lost: the others were left waiting (Open MPI 5.0.11).
             os.kill(os.getpid(), signal.SIGKILL)
         comm.abort(1, message)
@@ -125,5 +123,4 @@ def abort_after_interrupt(comm: Communicator) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher sends it on, to ranks that have it already
     if comm.rank != 0:
         time.sleep(1)
-    print(f"parallelcnn: rank {comm.rank} of {comm.size}: interrupted", file=sys.stderr, flush=True)
-    comm.abort(130)
+    comm.abort(130, f"parallelcnn: rank {comm.rank} of {comm.size}: interrupted")

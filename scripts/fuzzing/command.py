@@ -156,7 +156,7 @@ def examine_command(content: bytes, folder: Path) -> InputError | None:
             mock.patch.object(run, "compile_in_turns", return_value=0.0),
             mock.patch.object(run, "verify", return_value=""),
             # From here on there is nothing to read.
-            mock.patch.object(run, "RunFolder", _stop),
+            mock.patch.object(run.RunFolder, "__init__", _stop),
             mock.patch.object(evaluation, "evaluate", _stop),
             mock.patch.object(cli, "_doctor", _stop),
             mock.patch.object(by_name, "load_digits", _four_images),

@@ -13,7 +13,7 @@ import parallelcnn as pc
 from parallelcnn.comm import run_together, world
 from parallelcnn.errors import CheckpointError, DivergenceError, ReplicaMismatchError, TrainingWarning
 from parallelcnn.losses import SoftmaxCrossEntropy
-from parallelcnn.replicas import odd_ones
+from parallelcnn.replicas import odd_ones, rejoin
 from parallelcnn.verification import verify
 
 SGD = pc.SGD(0.1, momentum=0.9)
@@ -46,6 +46,14 @@ def test_with_grains_the_bits_are_those_of_one_process(comm, grains, threads):
     assert network.parameters_sha256() == alone.parameters_sha256()
     assert history.losses == history_alone.losses
     assert history.evaluations == history_alone.evaluations
+
+
+def test_who_takes_over_what_the_furthest_rank_has_leaves_with_it(comm):
+    is_ahead = comm.rank == comm.size - 1  # it got the last sum, which said that someone wants to leave
+    steps = 3 + is_ahead
+    history = pc.History(losses=[0.5] * steps, samples_seen=25 * steps, left=is_ahead)
+    rejoin(comm, small.network(), history)
+    assert (history.steps, history.samples_seen, history.left) == (4, 100, True)
 
 
 @pytest.mark.parametrize("steps", [4, 9])
