@@ -4,8 +4,8 @@
     mpirun -n 4 parallelcnn train --data mnist --epochs 3      # four ranks
     srun --mpi=pmix parallelcnn train --data mnist             # in a SLURM job
 
-The only place that prints errors and exits: 0 done, 2 wrong usage or input, 1 failure. Heavy imports stand inside the
-functions, after the arguments have been read, so that --help and typing errors are answered at once.
+Here errors become exit codes: 0 done, 2 wrong usage or input, 1 failure. Heavy imports stand inside the functions,
+after the arguments have been read, so that --help and typing errors are answered at once.
 """
 
 import argparse

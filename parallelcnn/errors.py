@@ -1,7 +1,8 @@
 """What can go wrong, in words.
 
 A message names the thing as written, the rule it breaks and the value that was found. Library code raises;
-only `cli.py` prints, and turns an `InputError` into exit code 2 and any other error into exit code 1.
+`cli.py` turns an `InputError` into exit code 2 and any other error into exit code 1. It prints, and `comm` does where
+a rank cannot go on and ends the others.
 """
 
 from typing import Self
