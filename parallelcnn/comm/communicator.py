@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
-from parallelcnn.errors import RankLostError
+from parallelcnn.errors import ParallelCNNError, RankLostError
 
 Array = np.ndarray
 T = TypeVar("T")
@@ -176,7 +176,9 @@ class MPIRanks:
             yield
         except self._mpi_error as error:
             if not self.survives or error.Get_error_class() not in self._lost:
-                raise
+                # MPICH's way to tell of a rank that was killed while this one read its memory.
+                *_, said = str(error).strip().splitlines()
+                raise ParallelCNNError(f"MPI failed in {name}, as it does if another rank is lost: {said}") from error
             self._misses_a_rank = True
             raise RankLostError(f"rank {self.rank} of {self.size} is missing another one: {error}") from None
         finally:

@@ -16,7 +16,14 @@ import traced
 import parallelcnn as pc
 from parallelcnn.comm import MPIRanks, choose_threads, run_together, share_on_node, world
 from parallelcnn.compilation import compile_in_turns
-from parallelcnn.errors import DataError, DivergenceError, InputError, ParallelCNNError, ReplicaMismatchError
+from parallelcnn.errors import (
+    DataError,
+    DivergenceError,
+    InputError,
+    ParallelCNNError,
+    RankLostError,
+    ReplicaMismatchError,
+)
 from parallelcnn.profiling.stamps import ARRIVED, SUMMED
 from parallelcnn.profiling.trace import trace
 from parallelcnn.threads import usable_cores
@@ -239,6 +246,19 @@ def test_a_failure_of_one_rank_is_raised_on_all_and_names_it(comm):
         run_together(comm, work)
     assert "ZeroDivisionError: by zero" in str(caught.value)
     assert run_together(comm, lambda: comm.rank) == comm.rank
+
+
+def test_an_error_of_mpi_is_one_line_that_names_the_call():
+    """MPICH raises one with a stack of ten lines where another rank is killed while this one reads its memory."""
+    from mpi4py import MPI
+
+    alone = MPIRanks(MPI.COMM_SELF)
+    alone.barrier()
+    with pytest.raises(
+        ParallelCNNError, match=r"^MPI failed in sum_over_ranks, .* another rank is lost: [^\n]+$"
+    ) as raised:
+        alone.sum_over_ranks([np.zeros(2), 3, MPI.DATATYPE_NULL])
+    assert not isinstance(raised.value, RankLostError)
 
 
 def test_half_of_the_ranks_can_train_on_their_own(comm):
