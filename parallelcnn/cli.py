@@ -132,7 +132,7 @@ def _fail(error: BaseException, comm: "Communicator") -> int:
     else:
         message = f"parallelcnn: {who}failed\n{''.join(traceback.format_exception(error)).rstrip()}"
     if not together:
-        comm.abort(code, message)
+        comm.end_all(code, message)
     if message:
         print(message, file=sys.stderr, flush=True)
     comm.barrier()  # a launcher ends the others once one has left: not before the message is out

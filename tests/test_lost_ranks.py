@@ -229,7 +229,7 @@ while True:
         comm.barrier()
     except RankLostError:
         if comm.rank == int(sys.argv[1]):
-            comm.abort(1, f"parallelcnn: rank {comm.rank} cannot go on")
+            comm.end_all(1, f"parallelcnn: rank {comm.rank} cannot go on")
         comm.recover()
 """
 
@@ -241,3 +241,29 @@ def test_where_one_of_those_that_are_left_cannot_go_on_the_others_do_not_wait_fo
     assert ran.code == 1, ran.err
     (said,) = [said for said in ran.err.splitlines() if said.startswith("parallelcnn: ")]
     assert "cannot go on" in said
+
+
+_ONE_IS_INTERRUPTED = """
+import os, signal, sys
+from parallelcnn.cli import _fail
+from parallelcnn.comm import do_with_survivors, run_together, world
+
+comm = world()
+comm.barrier()
+try:
+    if sys.argv[1] in (str(comm.rank), "all"):
+        os.kill(os.getpid(), signal.SIGINT)
+    do_with_survivors(comm, lambda: run_together(comm, lambda: None))
+except BaseException as error:
+    sys.exit(_fail(error, comm))
+"""
+
+
+@pytest.mark.parametrize("who", [0, 2, "all"])
+def test_where_ranks_are_interrupted_outside_of_a_training_all_leave_and_one_says_so(who):
+    """Open MPI's launcher once waited for ever although one of them had aborted."""
+    line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "4", sys.executable, "-c", _ONE_IS_INTERRUPTED, str(who)]
+    ran = launch.run(line, limit=30)
+    assert ran.code == 130, ran.err
+    said = [said for said in ran.err.splitlines() if said.startswith("parallelcnn: ")]
+    assert said == [f"parallelcnn: rank {0 if who == 'all' else who} of 4: interrupted"]

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import signal
 import sys
 import threading
 import time
@@ -78,8 +79,11 @@ class Communicator(Protocol):
         """
 
     def abort(self, code: int, message: str = "") -> None:
-        """Say why, on stderr, and end all ranks now, with that exit code. For the rank that cannot go on: the others
-        would wait for it. Where all that are left call it because they miss a lost one, the first of them speaks.
+        """Say why, on stderr, and have MPI end all ranks now, with that exit code."""
+
+    def end_all(self, code: int, message: str) -> None:
+        """The same for a rank that cannot go on, for which others would wait. Where they can be woken, they leave by
+        themselves, and one speaks for all.
         """
 
 
@@ -127,6 +131,9 @@ class Serial:
     def abort(self, code: int, message: str = "") -> None:
         say(message)
         os._exit(code)
+
+    def end_all(self, code: int, message: str) -> None:
+        self.abort(code, message)
 
 
 class MPIRanks:
@@ -216,7 +223,8 @@ class MPIRanks:
         while True:
             if not self._shrink(goes_on=True):
                 who = f"rank {self.rank} of {self.size}"
-                self._leave(1, f"parallelcnn: {who}: another one was lost, and some cannot go on without it")
+                message = f"parallelcnn: {who}: another one was lost, and some cannot go on without it"
+                self._leave_with_the_others(1, message, knows_why=False, shrunken=True)
             self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
             with contextlib.suppress(RankLostError):  # another one, meanwhile
                 with self._collective("recover"):
@@ -283,42 +291,44 @@ class MPIRanks:
             return value
 
     def abort(self, code: int, message: str = "") -> None:
-        if self._misses_a_rank:
-            self._leave_with_the_others(code, message)
         say(message)
         time.sleep(0.2)  # MPICH's launcher drops what it has not read by then: the reason of it all
         self._comm.Abort(code)
         os._exit(code)  # MPICH's Abort sometimes returns, and the program would go on
 
-    def _leave_with_the_others(self, code: int, message: str) -> NoReturn:
-        """End this process, as all that are left do: they miss a rank, too, and not all of them can go on without.
+    def end_all(self, code: int, message: str) -> None:
+        if not self.survives:
+            self.abort(code, message)
+        self._leave_with_the_others(code, message, knows_why=not self._misses_a_rank)
 
-        They are woken, wherever they wait, and agree on it.
+    def _leave_with_the_others(self, code: int, message: str, *, knows_why: bool, shrunken: bool = False) -> NoReturn:
+        """End this process, as all that are left do. They are woken, wherever they wait, and agree. Who knows why,
+        or else the first, speaks and leaves with the code for all.
+
+        Open MPI's launcher (5.0.11) waits for ever where many abort, or leave with a code other than 0, at once, and
+        once did so where one of them aborted.
         """
 
-        def speak_and_leave() -> NoReturn:
+        def leave_alone() -> None:
             say(message)
+            if knows_why:  # counts as lost, as who leaves with a code does not: the others need not wait for it
+                os.kill(os.getpid(), signal.SIGKILL)
             os._exit(code)
 
-        # If one does not come, none of them knows who is the first.
-        alone = threading.Timer(_SECONDS_TO_END, speak_and_leave)
+        # If one does not come, none of them knows who is to speak.
+        alone = threading.Timer(_SECONDS_TO_END, leave_alone)
         alone.daemon = True
         alone.start()
         try:
-            self._shrink(goes_on=False)
+            if not shrunken:
+                self._shrink(goes_on=False)
+            know_why = self._comm.allgather(knows_why)
         except self._mpi_error:
-            speak_and_leave()
+            leave_alone()
         alone.cancel()
-        self._leave(code, message)
-
-    def _leave(self, code: int, message: str) -> NoReturn:
-        """End this process, as all that have shrunk with it do: the first speaks, and leaves with the code for all.
-
-        Open MPI's launcher (5.0.11) waits for ever where many abort, or leave with a code other than 0, at once.
-        """
-        is_first = self._comm.Get_rank() == 0
-        say(message if is_first else "")
-        os._exit(code if is_first else 0)
+        speaks = self._comm.Get_rank() == know_why.index(max(know_why))
+        say(message if speaks else "")
+        os._exit(code if speaks else 0)
 
 
 def say(message: str) -> None:

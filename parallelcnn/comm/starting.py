@@ -82,7 +82,7 @@ def _abort_after_traceback(ranks: Communicator) -> Callable[..., None]:
 
     def excepthook(*error: Any) -> None:
         traced = "".join(traceback.format_exception(*error)).rstrip()
-        ranks.abort(1, f"rank {ranks.rank} of {ranks.size} failed\n{traced}")
+        ranks.end_all(1, f"rank {ranks.rank} of {ranks.size} failed\n{traced}")
 
     return excepthook
 

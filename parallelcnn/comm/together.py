@@ -111,7 +111,7 @@ def abort_all_on_error(comm: Communicator) -> Iterator[None]:
             say(message)
             # With an exit code of its own it would not count as lost: the others were left waiting (Open MPI 5.0.11).
             os.kill(os.getpid(), signal.SIGKILL)
-        comm.abort(1, message)
+        comm.end_all(1, message)
 
 
 def abort_after_interrupt(comm: Communicator) -> None:
@@ -123,4 +123,4 @@ def abort_after_interrupt(comm: Communicator) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher sends it on, to ranks that have it already
     if comm.rank != 0:
         time.sleep(1)
-    comm.abort(130, f"parallelcnn: rank {comm.rank} of {comm.size}: interrupted")
+    comm.end_all(130, f"parallelcnn: rank {comm.rank} of {comm.size}: interrupted")
