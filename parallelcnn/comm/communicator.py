@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -206,7 +207,15 @@ class MPIRanks:
     def gather(self, value: T) -> list[T]:
         with self._collective("gather"):
             _patiently(self._comm.Ibarrier().Test)
-            return self._comm.allgather(value)
+            try:
+                return self._comm.allgather(value)
+            except (pickle.UnpicklingError, EOFError) as error:
+                if not self.survives:
+                    raise
+                # Open MPI 5.0.11 may hand over garbage, and no error, if a rank is lost meanwhile.
+                self._misses_a_rank = True
+                who = f"rank {self.rank} of {self.size}"
+                raise RankLostError(f"{who} is missing another one, and got unreadable values: {error}") from None
 
     def barrier(self) -> None:
         with self._collective("barrier"):

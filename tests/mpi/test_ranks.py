@@ -5,6 +5,7 @@ An assertion that fails on one rank alone leaves the others waiting; `-m mpi4py`
 
 import hashlib
 import os
+import pickle
 import tempfile
 import time
 
@@ -265,6 +266,26 @@ def test_an_error_of_mpi_is_one_line_that_names_the_call(monkeypatch):
     ) as raised:
         alone.sum_over_ranks(np.zeros(2))
     assert not isinstance(raised.value, RankLostError)
+
+
+def test_values_that_cannot_be_read_are_those_of_a_lost_rank_where_ranks_can_be_lost(monkeypatch):
+    from mpi4py import MPI
+
+    alone = MPIRanks(MPI.COMM_SELF)
+    alone.barrier()
+
+    class Garbling:
+        def Ibarrier(self):
+            return MPI.COMM_SELF.Ibarrier()
+
+        def allgather(self, _):
+            return [pickle.loads(b"\xc0")]
+
+    monkeypatch.setattr(alone, "_comm", Garbling())
+    for survives, error in ((False, pickle.UnpicklingError), (True, RankLostError)):
+        alone.survives = survives
+        with pytest.raises(error):
+            alone.gather(1)
 
 
 def test_half_of_the_ranks_can_train_on_their_own(comm):
