@@ -113,9 +113,9 @@ def main() -> int:
 
     leaving.let_interrupts_end_the_process()  # as the command does before it imports what follows
     from parallelcnn import cli
-    from parallelcnn.comm import starting
+    from parallelcnn.comm import initialising
 
-    starting.START_TIMEOUT = 20.0  # shorter than what the script takes for a hang [s]
+    initialising.START_TIMEOUT = 20.0  # shorter than what the script takes for a hang [s]
     when_entered("parallelcnn.training", "ReplicaGuard", (marks / f"training-{rank}").touch)
     when_entered("parallelcnn.run", "share_on_node", lambda: note_shared_memory(marks / f"shared-memory-{rank}"))
     for stroke in plan["strokes"]:

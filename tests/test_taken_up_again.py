@@ -85,12 +85,12 @@ def test_a_checkpoint_of_the_folder_itself_is_resumed_although_it_is_moved_aside
 
 
 _DIES_BEFORE_MPI = """
-import os, signal, sys
-from parallelcnn.comm import starting, world
-if os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+import os, signal, sys, time
+import parallelcnn.comm as comm
+time.sleep(float(sys.argv[2]) if os.environ["OMPI_COMM_WORLD_RANK"] in sys.argv[1] else 0)
+if os.environ["OMPI_COMM_WORLD_RANK"] in sys.argv[1]:
     os.kill(os.getpid(), signal.SIGKILL)
-starting.START_TIMEOUT = 2.0
-world()
+comm.world()
 """
 
 
@@ -103,10 +103,35 @@ def with_ulfm(n_ranks, arguments, limit):
 
 
 @pytest.mark.mpi
-def test_ranks_do_not_wait_for_ever_for_one_that_died_before_mpi_began():
-    ran = with_ulfm(3, ["-c", _DIES_BEFORE_MPI], limit=30)
-    assert ran.code != 0
-    assert "_wait_until_all_ranks_have_come" in ran.err  # where they waited
+@pytest.mark.parametrize(
+    ("ranks", "victims", "after", "who"),
+    [(3, "1", 0, "rank 1"), (4, "0", 2, "rank 0"), (2, "1", 2, "rank 1"), (4, "12", 0, "rank 1, 2")],
+)
+def test_ranks_do_not_wait_for_one_that_died_before_mpi_began(ranks, victims, after, who):
+    """Under ULFM MPI's start would wait for it for ever; one of the others says so and ends the job."""
+    ran = with_ulfm(ranks, ["-c", _DIES_BEFORE_MPI, victims, str(after)], limit=30)
+    assert ran.code == 1, ran.err
+    said = [line for line in ran.err.splitlines() if line.startswith("parallelcnn")]
+    assert said == [f"parallelcnn: error: {who} died before MPI had begun, and MPI would wait for ever; the job ends"]
+    assert "Traceback" not in ran.err
+    assert ran.seconds < 10 + after
+
+
+_ONE_DOES_NOT_COME = """
+import os, time
+from parallelcnn.comm import initialising, world
+initialising.START_TIMEOUT = 2.0
+if "1" in (os.environ.get("OMPI_COMM_WORLD_RANK"), os.environ.get("PMI_RANK")):
+    time.sleep(1000)
+world()
+"""
+
+
+@pytest.mark.mpi
+def test_ranks_do_not_wait_for_ever_for_one_that_never_comes_to_mpi():
+    ran = launch.run_ranks(2, ["-c", _ONE_DOES_NOT_COME], limit=30)
+    assert ran.code == 1, ran.err
+    assert "parallelcnn: error: MPI has not begun after 2 s: it waits for ranks that do not come" in ran.err
 
 
 _DIE_AT_THE_END = """

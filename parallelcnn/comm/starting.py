@@ -1,7 +1,6 @@
 """How MPI starts and ends: who launched this process, whether MPI's library fits that, and the world of all ranks."""
 
 import atexit
-import faulthandler
 import functools
 import os
 import shlex
@@ -12,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from parallelcnn.comm.communicator import Communicator, MPIRanks, Serial
+from parallelcnn.comm.initialising import initialise
 from parallelcnn.errors import InputError, LaunchError
 from parallelcnn.threads import number_in
-
-START_TIMEOUT = 300.0  # that MPI waits for ranks that do not come [s]
 
 
 def as_communicator(comm: Any) -> Communicator:
@@ -104,25 +102,11 @@ def _start_mpi() -> Any:
                 f"which starts its ranks with\n"
                 f"    {mpirun()} -n {wanted} {shlex.join(_command())}"
             )
-        _wait_until_all_ranks_have_come(MPI)
+        initialise(MPI, launched_rank(), launched_ranks()[0])
         atexit.register(_finalize)
     from mpi4py import MPI
 
     return MPI
-
-
-def _wait_until_all_ranks_have_come(MPI: Any) -> None:
-    """MPI_Init, in which ranks wait for each other. Under mpirun --with-ft ulfm they would do so for ever if one dies
-    before it has come there.
-
-    mpi4py lets no other thread of Python run meanwhile, but faulthandler's is none of Python's. It shows the
-    name of this function, which therefore says what is wrong, and leaves with a code of its own, which ends the job.
-    """
-    faulthandler.dump_traceback_later(START_TIMEOUT, exit=True, file=2)  # whatever sys.stderr is
-    try:
-        MPI.Init_thread()
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 def _finalize() -> None:

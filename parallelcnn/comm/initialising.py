@@ -1,0 +1,104 @@
+"""MPI_Init, in which ranks wait for each other, under watch.
+
+Before it there is no communicator, and so none of what else keeps ranks from waiting for ever. Under mpirun --with-ft
+ulfm they would do so if one dies before it has come there, and under any launcher if one never comes. So a thread of
+every rank looks at the clock, and at the processes of this machine.
+"""
+
+import contextlib
+import ctypes
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from parallelcnn.comm.communicator import say
+from parallelcnn.comm.launcher import tell_to_end_the_job
+from parallelcnn.threads import number_in
+
+START_TIMEOUT = 300.0  # that MPI waits for ranks that do not come [s]
+
+_LOOK_EVERY = 0.5  # [s]
+# A rank that is gone may also have come through MPI_Init, and from there to its end, before this one was let run again.
+_BELIEVED_AFTER = 3.0  # [s]
+_SPEAK_APART = 2.0  # one rank after the other: the first ends all [s]
+
+
+def initialise(MPI: Any, rank: int, size: int) -> None:
+    """Call MPI_Init_thread; end this process with a sentence and exit code 1 if others do not come to it.
+
+    Args:
+        MPI: the module of mpi4py, which has not initialised MPI.
+        rank, size: of this process, as its launcher says.
+    """
+    try:
+        init = ctypes.CDLL(MPI.__file__).MPI_Init_thread
+    except (OSError, AttributeError):  # an mpi4py that hides MPI's functions: unwatched
+        MPI.Init_thread()
+        return
+    with _Lookout(rank, size):
+        # mpi4py's own lets no other thread of Python run meanwhile. The rest of what it does is set these two handlers.
+        if init(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int())) != MPI.SUCCESS:
+            raise RuntimeError("MPI_Init_thread failed")
+    for comm in (MPI.COMM_SELF, MPI.COMM_WORLD):
+        comm.Set_errhandler(MPI.ERRORS_RETURN)
+
+
+class _Lookout:
+    """The thread that looks whether others are still to be expected, inside a `with` statement."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self._rank, self._size = rank, size
+        self._size_here = number_in("OMPI_COMM_WORLD_LOCAL_SIZE") or 0
+        self._seen: set[int] = set()
+        self._alive: set[int] = set()
+        self._alive_since = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="parallelcnn start", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _live(self) -> None:
+        give_up_at = time.monotonic() + START_TIMEOUT
+        while not self._over.wait(_LOOK_EVERY):
+            now, alive = time.monotonic(), living_ranks()
+            if alive != self._alive:
+                self._alive, self._alive_since = alive, now
+                self._seen |= alive
+            # Who sees itself alone may be in a container of its own, where others are never seen.
+            some_are_gone = len(alive) < self._size_here and len(self._seen) > 1
+            if some_are_gone and now - self._alive_since > _BELIEVED_AFTER:
+                here = set(range(self._size)) if self._size_here == self._size else self._seen
+                gone = ", ".join(map(str, sorted(here - alive))) or "another one of this machine"
+                self._end(f"rank {gone} died before MPI had begun, and MPI would wait for ever")
+            if now > give_up_at:
+                self._end(f"MPI has not begun after {START_TIMEOUT:g} s: it waits for ranks that do not come")
+
+    def _end(self, why: str) -> None:
+        """Say it and end the job."""
+        turn = len([rank for rank in self._alive if rank < self._rank]) if self._alive else self._rank
+        if self._over.wait(min(turn, 10) * _SPEAK_APART):
+            return
+        say(f"parallelcnn: error: {why}; the job ends")
+        tell_to_end_the_job()
+        os._exit(1)
+
+
+def living_ranks() -> set[int]:
+    """The ranks of this job of Open MPI's, by number, of which a process lives on this machine; none of another MPI."""
+    job = os.environ.get("PMIX_NAMESPACE", "").encode()
+    ranks: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*") if job else ():
+        # One that is over, or another user's, says nothing of itself.
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            pairs = (pair.partition(b"=") for pair in (process / "environ").read_bytes().split(b"\0"))
+            variables = {name: value for name, _, value in pairs}
+            if variables.get(b"PMIX_NAMESPACE") == job:
+                ranks.add(int(variables[b"OMPI_COMM_WORLD_RANK"]))
+    return ranks
