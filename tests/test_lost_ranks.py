@@ -267,3 +267,103 @@ def test_where_ranks_are_interrupted_outside_of_a_training_all_leave_and_one_say
     assert ran.code == 130, ran.err
     said = [said for said in ran.err.splitlines() if said.startswith("parallelcnn: ")]
     assert said == [f"parallelcnn: rank {0 if who == 'all' else who} of 4: interrupted"]
+
+
+_ONE_NOTICES_WHILE_OTHERS_CONFIRM = """
+import os, signal, sys, time
+from parallelcnn.comm import world
+from parallelcnn.errors import RankLostError
+
+comm = world()
+started_as = comm.rank
+comm.barrier()
+if comm.rank == 3:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(0.3)
+for _ in range(3):  # is lost once, and not again
+    try:
+        if comm.size == 4 and comm.rank == int(sys.argv[1]):
+            raise RankLostError("it came to this one only, in what all do before they confirm")
+        comm.confirm()
+    except RankLostError:
+        comm.recover()
+ranks = comm.gather(started_as)
+if comm.rank == 0:
+    print(ranks, flush=True)
+comm.barrier()
+"""
+
+
+@pytest.mark.parametrize("who", [0, 1, 2])
+def test_ranks_that_confirm_and_one_that_has_noticed_a_loss_go_on_together(who):
+    line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "4", sys.executable, "-c", _ONE_NOTICES_WHILE_OTHERS_CONFIRM]
+    ran = launch.run([*line, str(who)], limit=30)
+    assert ran.code == 0, ran.err
+    assert ran.out == "[0, 1, 2]\n"
+
+
+_ONE_ENDS_ALL_WHILE_OTHERS_CONFIRM = """
+import sys, time
+from parallelcnn.cli import _fail
+from parallelcnn.comm import world
+
+comm = world()
+comm.barrier()
+if comm.rank == int(sys.argv[1]):
+    time.sleep(float(sys.argv[2]))
+    comm.end_all(1, f"parallelcnn: rank {comm.rank} cannot go on")
+try:
+    time.sleep(0.3)
+    while True:
+        comm.confirm()
+        print("all is well", flush=True)
+        comm.recover()
+except BaseException as error:
+    sys.exit(_fail(error, comm))
+"""
+
+
+@pytest.mark.parametrize(("who", "after"), [(0, 0.0), (2, 0.0), (1, 1.0)])
+def test_ranks_that_confirm_are_not_told_that_all_is_well_by_one_that_ends_the_job(who, after):
+    """Nobody is lost then, so that MPI's Agree of the ones would do for the Agree within Shrink of the other."""
+    line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "4", sys.executable, "-c", _ONE_ENDS_ALL_WHILE_OTHERS_CONFIRM]
+    ran = launch.run([*line, str(who), str(after)], limit=40)
+    assert ran.code == 1, ran.err
+    assert "all is well" not in ran.out
+    assert ran.seconds < 10
+    assert [said for said in ran.err.splitlines() if said.startswith("parallelcnn")] == [
+        f"parallelcnn: rank {who} cannot go on"
+    ]
+
+
+_MPI_DOES_NOT_RECOVER = """
+import os, signal, sys, time
+import small
+import parallelcnn as pc
+from parallelcnn.comm import world
+
+comm = world()
+comm._shrink = lambda **_: time.sleep(1000)
+
+class Dies:
+    def minibatch(self, step, epoch, loss, samples):
+        if step == 5 and comm.rank == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sets = small.dataset(211), small.dataset(97, seed=1)
+optimizer = pc.SGD(0.1, momentum=0.9)
+pc.train(small.network(seed=1), *sets, optimizer, 4, 25, comm=comm, reporter=Dies(), grains=6, timeout=5.0)
+"""
+
+
+@pytest.mark.usefixtures("undisturbed")  # has its kernels compiled: that may take longer than the timeout
+@pytest.mark.parametrize("victim", [0, 2])
+def test_ranks_do_not_wait_for_ever_for_mpi_to_leave_out_a_lost_one(victim):
+    line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "4", sys.executable, "-c", _MPI_DOES_NOT_RECOVER, str(victim)]
+    ran = launch.run(line, limit=40, PYTHONPATH=str(HERE))
+    assert ran.code == 1, ran.err
+    said = [line for line in ran.err.splitlines() if line.startswith("parallelcnn")]
+    assert len(said) == 1, ran.err
+    assert "in recover (collective " in said[0]
+    assert "Traceback" not in ran.err
+    assert ran.seconds < 20

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
+from parallelcnn.comm.launcher import tell_to_end_the_job
 from parallelcnn.errors import ParallelCNNError, RankLostError
 
 Array = np.ndarray
@@ -154,6 +155,7 @@ class MPIRanks:
         self._mpi_error, self._errors_return = MPI.Exception, MPI.ERRORS_RETURN
         self._lost = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
         self._misses_a_rank = False
+        self._all_know = False  # that one is lost: each has been told so in the same Agree
         self.survives = "Open MPI" in MPI.Get_library_version() and os.environ.get(_ULFM) == "1"
         self._comm = mpi_comm
         self.rank: int = mpi_comm.Get_rank()
@@ -187,10 +189,14 @@ class MPIRanks:
                 # MPICH's way to tell of a rank that was killed while this one read its memory.
                 *_, said = str(error).strip().splitlines()
                 raise ParallelCNNError(f"MPI failed in {name}, as it does if another rank is lost: {said}") from error
-            self._misses_a_rank = True
-            raise RankLostError(f"rank {self.rank} of {self.size} is missing another one: {error}") from None
+            raise self._loss(error) from None
         finally:
             self.waiting = ""
+
+    def _loss(self, noticed: object) -> RankLostError:
+        """To be raised, and answered by `recover`."""
+        self._misses_a_rank = True
+        return RankLostError(f"rank {self.rank} of {self.size} is missing another one: {noticed}")
 
     def sum_over_ranks(self, array: Array) -> None:
         with self._collective("sum_over_ranks"):
@@ -213,9 +219,7 @@ class MPIRanks:
                 if not self.survives:
                     raise
                 # Open MPI 5.0.11 may hand over garbage, and no error, if a rank is lost meanwhile.
-                self._misses_a_rank = True
-                who = f"rank {self.rank} of {self.size}"
-                raise RankLostError(f"{who} is missing another one, and got unreadable values: {error}") from None
+                raise self._loss(f"it got unreadable values, {error}") from None
 
     def barrier(self) -> None:
         with self._collective("barrier"):
@@ -224,20 +228,20 @@ class MPIRanks:
     def confirm(self) -> None:
         if self.survives:
             with self._collective("confirm"):
-                self._comm.Agree(1)
+                self._all_know = True  # whatever comes of it
+                if not self._comm.Agree(1):
+                    raise self._loss("in what others did before")
+                self._all_know = False
 
     def recover(self) -> None:
-        # MPI 5.0 draft, "User-Level Failure Mitigation": who has noticed a loss revokes the communicator, so that all
-        # others notice too, wherever they wait; then all that live shrink it.
         while True:
-            if not self._shrink(goes_on=True):
-                who = f"rank {self.rank} of {self.size}"
-                message = f"parallelcnn: {who}: another one was lost, and some cannot go on without it"
-                self._leave_with_the_others(1, message, knows_why=False, shrunken=True)
-            self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
-            with contextlib.suppress(RankLostError):  # another one, meanwhile
-                with self._collective("recover"):
-                    left = self._comm.allgather((self._first_rank, self.arrivals))
+            with contextlib.suppress(RankLostError), self._collective("recover", prepared=False):
+                if not self._shrink(goes_on=True):
+                    who = f"rank {self.rank} of {self.size}"
+                    message = f"parallelcnn: {who}: another one was lost, and some cannot go on without it"
+                    self._leave_with_the_others(1, message, knows_why=False, shrunken=True)
+                self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+                left = self._comm.allgather((self._first_rank, self.arrivals))
                 # They noticed the loss in different collectives, and count on from the latest.
                 self.arrivals = max(arrivals for _, arrivals in left)
                 if self.watch is not None:
@@ -248,12 +252,21 @@ class MPIRanks:
 
     def _shrink(self, *, goes_on: bool) -> bool:
         """Leave out the ranks that are lost; returns whether all that are left go on."""
-        while True:
+        # MPI 5.0 draft, "User-Level Failure Mitigation": who has noticed a loss revokes the communicator, so that all
+        # others notice too, wherever they wait; then all that live shrink it. Only Agree is not woken. So all come to
+        # one before, where those that confirm are told: within Shrink MPI asks, too, and would take theirs for that.
+        if not self._all_know:
+            self._all_know = True
             self._comm.Revoke()
+            with contextlib.suppress(self._mpi_error):  # if one is lost; all are told alike
+                self._comm.Agree(0)
+        while True:
             self._comm = self._comm.Shrink()
             self._comm.Set_errhandler(self._errors_return)
             with contextlib.suppress(self._mpi_error):  # another one was lost, meanwhile
-                return bool(self._comm.Agree(int(goes_on)))
+                all_go_on = bool(self._comm.Agree(int(goes_on)))
+                self._all_know = False
+                return all_go_on
 
     def clock_offset(self, clock: Callable[[], int]) -> tuple[int, int]:
         # Cristian 1989, "Probabilistic clock synchronization": rank 0's answer was given between question and return,
@@ -302,6 +315,8 @@ class MPIRanks:
     def abort(self, code: int, message: str = "") -> None:
         say(message)
         time.sleep(0.2)  # MPICH's launcher drops what it has not read by then: the reason of it all
+        if self.survives:
+            tell_to_end_the_job()
         self._comm.Abort(code)
         os._exit(code)  # MPICH's Abort sometimes returns, and the program would go on
 
