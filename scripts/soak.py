@@ -52,8 +52,11 @@ from parallelcnn.model_file import load_model
 
 MODES = {"ends": 3, "survives": 6, "alone": 1}  # and how often each is chosen
 ENDS_WITHIN = 10.0  # of a kill that ends the job [s]
+# Under ULFM, where a rank is lost while they start: the others first try to meet.
+ENDS_IN_THE_START_WITHIN = 20.0  # [s]
+TIMEOUT = 25.0  # of the trainings; shorter than what this script takes for a hang [s]
 RIGHT = ("trials", "starts", "moments", "killed", "asked to leave", "survived", "ended", "while starting", "resumed")
-WRONG = ("hangs", "late ends", "lost runs", "wrong sums", "unreadable files", "left behind", "tracebacks")
+WRONG = ("hangs", "timeouts", "late ends", "lost runs", "wrong sums", "unreadable files", "left behind", "tracebacks")
 # Settings that change the result: for each there is a training that nobody disturbs.
 RECIPES = (
     ("--epochs", "8", "--batch-size", "40", "--momentum", "0.9"),
@@ -123,7 +126,8 @@ class Place:
         notes.mkdir(parents=True)
         temporary.mkdir(exist_ok=True)
         line = ["train", "--data", str(self.folder / "data"), "--out", str(trial.out), "--resume", "--learning-rate"]
-        line += ["0.05", "--reproducible", "8", "--threads", str(threads), *RECIPES[trial.recipe], *trial.settings]
+        line += ["0.05", "--reproducible", "8", "--threads", str(threads), "--timeout", str(TIMEOUT)]
+        line += [*RECIPES[trial.recipe], *trial.settings]
         launch = installation.launch(ranks, trial.mode == "survives")
         what = {"command": [*launch, *line], "strokes": [asdict(stroke) for stroke in strokes]}
         (notes / "what.json").write_text(json.dumps(what, indent=1))
@@ -191,6 +195,8 @@ def judge(trial: Trial, ended: Ended, expected: Expected) -> None:
     python_was = ended.while_starting and ended.asked and "KeyboardInterrupt" in ended.errors
     if "Traceback" in ended.errors and ended.code is not None and not python_was:
         trial.wrong("tracebacks", f"{name}, exit code {ended.code}")
+    if "longer than --timeout" in ended.errors:
+        trial.wrong("timeouts", name)
     if ended.code is None:
         trial.wrong("hangs", name)
     elif is_done(trial, ended):
@@ -201,11 +207,10 @@ def judge(trial: Trial, ended: Ended, expected: Expected) -> None:
         trial.wrong("lost runs", f"{name}: exit code 0, but not done")
     else:
         counts["ended"] += 1
-        # MPI itself waits for a rank that died before it began, see comm/starting.py.
-        may_wait = trial.mode == "survives" and ended.while_starting
-        if ended.killed and ended.seconds > ENDS_WITHIN and not may_wait:
+        in_the_start = trial.mode == "survives" and ended.while_starting
+        if ended.killed and ended.seconds > (ENDS_IN_THE_START_WITHIN if in_the_start else ENDS_WITHIN):
             trial.wrong("late ends", f"{name}: {ended.seconds:.1f} s after the last kill")
-        if trial.mode == "survives" and ended.while_starting:
+        if in_the_start:
             counts["while starting"] += 1
         elif trial.mode == "survives" and not ended.asked:
             trial.wrong("lost runs", f"{name}: the others did not finish, exit code {ended.code}")
@@ -340,7 +345,8 @@ The first lines tell what was done, those from "hangs" on what went wrong.
 "killed" are ranks that got SIGKILL, at so many "moments", "asked to leave" those that got SIGTERM, SIGUSR1 or SIGINT.
 "survived" are starts that ended well although ranks were killed, "ended" those that did not, in mode "survives" also
 because ranks were killed "while starting", before there was anything to survive with. A hang is a start that takes more
-than 60 s, a late end one that takes more than 10 s after the last kill, a lost run one that fails without a reason.
+than 60 s, a timeout one that `--timeout 25` ended, a late end one that takes more than 10 s after the last kill (20 s
+under ULFM while ranks start), a lost run one that fails without a reason.
 "shared memory" counts files in /dev/shm that the MPI library leaves when ranks are killed, which is no fault of this
 library but can fill that file system.
 
