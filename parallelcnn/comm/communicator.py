@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import os
 import pickle
-import signal
 import sys
 import threading
 import time
@@ -335,12 +334,11 @@ class MPIRanks:
 
         def leave_alone() -> None:
             say(message)
-            if knows_why:  # counts as lost, as who leaves with a code does not: the others need not wait for it
-                os.kill(os.getpid(), signal.SIGKILL)
+            tell_to_end_the_job()
             os._exit(code)
 
-        # If one does not come, none of them knows who is to speak. One after the other: see above.
-        alone = threading.Timer(_SECONDS_TO_END + min(self.rank, 20) / 2, leave_alone)
+        # If one does not come, none of them knows who is to speak. The first that has waited ends all.
+        alone = threading.Timer(_SECONDS_TO_END + min(self.rank, 20), leave_alone)
         alone.daemon = True
         alone.start()
         try:
