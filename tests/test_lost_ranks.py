@@ -301,6 +301,48 @@ def test_ranks_that_confirm_and_one_that_has_noticed_a_loss_go_on_together(who):
     assert ran.out == "[0, 1, 2]\n"
 
 
+_ONE_GETS_ANOTHER_ERROR = """
+import os, signal, sys
+from mpi4py import MPI
+from parallelcnn.cli import _fail
+from parallelcnn.comm import world
+from parallelcnn.errors import RankLostError
+
+comm = world()
+comm.barrier()
+if comm.rank == int(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    try:
+        if comm.rank == 1:
+            with comm._collective("gather"):
+                raise MPI.Exception(MPI.ERR_OTHER)
+        while True:
+            comm.barrier()
+    except RankLostError:
+        comm.recover()
+    comm.barrier()
+    if comm.rank == 0:
+        print(f"{comm.size} go on", flush=True)
+    comm.barrier()
+except BaseException as error:
+    sys.exit(_fail(error, comm))
+"""
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_any_error_of_mpi_is_taken_for_a_loss_and_is_one_on_all_ranks_where_none_is_lost(lost):
+    line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "4", sys.executable, "-c", _ONE_GETS_ANOTHER_ERROR]
+    ran = launch.run([*line, "3" if lost else "-1"], limit=30)
+    said = [line for line in ran.err.splitlines() if line.startswith("parallelcnn")]
+    if lost:
+        assert (ran.code, ran.out, said) == (0, "3 go on\n", [])
+    else:
+        assert (ran.code, ran.out, len(said)) == (1, "", 1)
+        assert said[0].startswith("parallelcnn: error: MPI failed, although no rank is lost (")
+        assert "rank 1: MPI_ERR_OTHER" in said[0]
+
+
 _ONE_ENDS_ALL_WHILE_OTHERS_CONFIRM = """
 import sys, time
 from parallelcnn.cli import _fail
@@ -366,3 +408,22 @@ def test_ranks_do_not_wait_for_ever_for_mpi_to_leave_out_a_lost_one(victim):
     assert "in recover (collective " in said[0]
     assert "Traceback" not in ran.err
     assert ran.seconds < 20
+
+
+_DIE_AT_THE_END = """
+import atexit, os, signal
+import parallelcnn.comm as comm
+ranks = comm.world()
+ranks.barrier()
+ranks.confirm()
+if ranks.rank in (1, 3):
+    atexit.register(os.kill, os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_ranks_end_although_others_die_between_all_work_and_the_end_of_mpi():
+    """MPI's own end waited for ever in every third attempt."""
+    for _ in range(4):
+        line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "4", sys.executable, "-c", _DIE_AT_THE_END]
+        ran = launch.run(line, limit=30)
+        assert ran.code == 0, ran.err

@@ -152,8 +152,8 @@ class MPIRanks:
         self._new_status = MPI.Status
         self._type_shared = MPI.COMM_TYPE_SHARED
         self._mpi_error, self._errors_return = MPI.Exception, MPI.ERRORS_RETURN
-        self._lost = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
         self._misses_a_rank = False
+        self._noticed = ""
         self._all_know = False  # that one is lost: each has been told so in the same Agree
         self.survives = "Open MPI" in MPI.Get_library_version() and os.environ.get(_ULFM) == "1"
         self._comm = mpi_comm
@@ -184,17 +184,19 @@ class MPIRanks:
                 self._prepare()
             yield
         except self._mpi_error as error:
-            if not self.survives or error.Get_error_class() not in self._lost:
+            *_, said = str(error).strip().splitlines()
+            if not self.survives:
                 # MPICH's way to tell of a rank that was killed while this one read its memory.
-                *_, said = str(error).strip().splitlines()
                 raise ParallelCNNError(f"MPI failed in {name}, as it does if another rank is lost: {said}") from error
-            raise self._loss(error) from None
+            # Whatever it is: Open MPI (5.0.11) has also "known error not in list" for a loss.
+            raise self._loss(said) from None
         finally:
             self.waiting = ""
 
-    def _loss(self, noticed: object) -> RankLostError:
+    def _loss(self, noticed: str) -> RankLostError:
         """To be raised, and answered by `recover`."""
         self._misses_a_rank = True
+        self._noticed = noticed
         return RankLostError(f"rank {self.rank} of {self.size} is missing another one: {noticed}")
 
     def sum_over_ranks(self, array: Array) -> None:
@@ -233,6 +235,7 @@ class MPIRanks:
                 self._all_know = False
 
     def recover(self) -> None:
+        size_before = self.size
         while True:
             with contextlib.suppress(RankLostError), self._collective("recover", prepared=False):
                 if not self._shrink(goes_on=True):
@@ -240,14 +243,19 @@ class MPIRanks:
                     message = f"parallelcnn: {who}: another one was lost, and some cannot go on without it"
                     self._leave_with_the_others(1, message, knows_why=False, shrunken=True)
                 self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
-                left = self._comm.allgather((self._first_rank, self.arrivals))
+                if not self._ranks_on_node:  # it was lost in the very first collective
+                    self._prepare()
+                left = self._comm.allgather((self._first_rank, self.arrivals, self._noticed))
                 # They noticed the loss in different collectives, and count on from the latest.
-                self.arrivals = max(arrivals for _, arrivals in left)
+                self.arrivals = max(arrivals for _, arrivals, _ in left)
                 if self.watch is not None:
                     self.watch.restart()
                 break
         self._misses_a_rank = False
-        self._ranks_on_node = [rank for rank, (first, _) in enumerate(left) if first in self._first_ranks_on_node]
+        self._ranks_on_node = [rank for rank, (first, *_) in enumerate(left) if first in self._first_ranks_on_node]
+        if self.size == size_before:  # they would come here again and again
+            noticed = "; ".join(f"rank {rank}: {said}" for rank, (*_, said) in enumerate(left) if said)
+            raise ParallelCNNError(f"MPI failed, although no rank is lost ({noticed})").together()
 
     def _shrink(self, *, goes_on: bool) -> bool:
         """Leave out the ranks that are lost; returns whether all that are left go on."""

@@ -1,0 +1,151 @@
+"""Ranks that die, or do not come, before MPI has begun."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import launch
+import pytest
+
+from parallelcnn.comm import initialising
+
+
+@pytest.fixture
+def start_rank(monkeypatch):
+    """Starts a process that looks like a rank of this process's job, which is rank 0 of four."""
+    started = []
+
+    def start(rank, job="job of the test"):
+        variables = {**os.environ, "PMIX_NAMESPACE": job, "OMPI_COMM_WORLD_RANK": str(rank)}
+        started.append(subprocess.Popen(["sleep", "60"], env=variables))
+        wait_until(lambda: Path(f"/proc/{started[-1].pid}/comm").read_text() == "sleep\n")
+        return started[-1]
+
+    monkeypatch.setenv("PMIX_NAMESPACE", "job of the test")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "4")
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_until(met, seconds=10):
+    until = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_ranks_of_this_job_that_live_on_this_machine_are_found(start_rank):
+    assert initialising.living_ranks() == set()
+    third, twelfth, _ = start_rank(3), start_rank(12), start_rank(5, job="another job")
+    start_rank("no number")
+    assert initialising.living_ranks() == {3, 12}
+    third.kill()  # and is a zombie until somebody waits for it
+    wait_until(lambda: initialising.living_ranks() == {12})
+    twelfth.kill()
+    twelfth.wait()
+    assert initialising.living_ranks() == set()
+
+
+def test_outside_of_open_mpi_no_process_is_looked_at(start_rank, monkeypatch):
+    start_rank(1)
+    monkeypatch.delenv("PMIX_NAMESPACE")
+    assert initialising.living_ranks() == set()
+
+
+@pytest.fixture
+def verdict(monkeypatch):
+    """What a lookout of rank 0 of `size` comes to; "" if it believes that all are well."""
+    monkeypatch.setattr(initialising, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(initialising, "_BELIEVED_AFTER", 0.2)
+    said = []
+    monkeypatch.setattr(initialising._Lookout, "_end", lambda lookout, why: (said.append(why), lookout._over.set()))
+
+    def verdict(do, size=4):
+        said.clear()
+        with initialising._Lookout(0, size):
+            do()
+            time.sleep(1.0)
+        return "".join(said)
+
+    return verdict
+
+
+def test_a_rank_that_is_gone_is_named(start_rank, verdict):
+    ranks = [start_rank(rank) for rank in range(4)]
+
+    def kill_the_third():
+        time.sleep(0.1)
+        ranks[2].kill()
+
+    assert verdict(lambda: None) == ""
+    assert verdict(kill_the_third).startswith("rank 2 died before MPI had begun")
+
+
+def test_a_rank_that_was_gone_before_anybody_looked_is_named(start_rank, verdict):
+    for rank in (0, 1, 3):
+        start_rank(rank)
+    assert verdict(lambda: None).startswith("rank 2 died before MPI had begun")
+
+
+def test_of_ranks_on_many_machines_those_that_were_seen_here_are_named(start_rank, verdict):
+    last = [start_rank(rank) for rank in (8, 9, 10, 11)][-1]
+
+    def kill_the_last():
+        time.sleep(0.1)
+        last.kill()
+
+    assert verdict(kill_the_last, size=16).startswith("rank 11 died before MPI had begun")
+
+
+def test_a_rank_in_a_container_of_its_own_that_sees_no_other_takes_none_for_dead(start_rank, verdict):
+    start_rank(0)
+    assert verdict(lambda: None) == ""
+
+
+_DIES_BEFORE_MPI = """
+import os, signal, sys, time
+import parallelcnn.comm as comm
+time.sleep(float(sys.argv[2]) if os.environ["OMPI_COMM_WORLD_RANK"] in sys.argv[1] else 0)
+if os.environ["OMPI_COMM_WORLD_RANK"] in sys.argv[1]:
+    os.kill(os.getpid(), signal.SIGKILL)
+comm.world()
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("ranks", "victims", "after", "who"),
+    [(3, "1", 0, "rank 1"), (4, "0", 2, "rank 0"), (2, "1", 2, "rank 1"), (4, "12", 0, "rank 1, 2")],
+)
+def test_ranks_do_not_wait_for_one_that_died_before_mpi_began(ranks, victims, after, who):
+    """Under ULFM MPI's start would wait for it for ever; one of the others says so and ends the job."""
+    if "Open MPI" not in launch.run([launch.mpiexec(), "--version"]).out:
+        pytest.skip("MPICH's launcher ends the job by itself")
+    line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", str(ranks), sys.executable, "-c", _DIES_BEFORE_MPI]
+    ran = launch.run([*line, victims, str(after)], limit=30)
+    assert ran.code == 1, ran.err
+    said = [line for line in ran.err.splitlines() if line.startswith("parallelcnn")]
+    assert said == [f"parallelcnn: error: {who} died before MPI had begun, and MPI would wait for ever; the job ends"]
+    assert "Traceback" not in ran.err
+    assert ran.seconds < 10 + after
+
+
+_ONE_DOES_NOT_COME = """
+import os, time
+from parallelcnn.comm import initialising, world
+initialising.START_TIMEOUT = 2.0
+if "1" in (os.environ.get("OMPI_COMM_WORLD_RANK"), os.environ.get("PMI_RANK")):
+    time.sleep(1000)
+world()
+"""
+
+
+@pytest.mark.mpi
+def test_ranks_do_not_wait_for_ever_for_one_that_never_comes_to_mpi():
+    ran = launch.run_ranks(2, ["-c", _ONE_DOES_NOT_COME], limit=30)
+    assert ran.code == 1, ran.err
+    assert "parallelcnn: error: MPI has not begun after 2 s: it waits for ranks that do not come" in ran.err
