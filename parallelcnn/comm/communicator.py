@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import pickle
 import sys
 import threading
 import time
@@ -214,13 +213,18 @@ class MPIRanks:
     def gather(self, value: T) -> list[T]:
         with self._collective("gather"):
             _patiently(self._comm.Ibarrier().Test)
-            try:
-                return self._comm.allgather(value)
-            except (pickle.UnpicklingError, EOFError) as error:
-                if not self.survives:
-                    raise
-                # Open MPI 5.0.11 may hand over garbage, and no error, if a rank is lost meanwhile.
-                raise self._loss(f"it got unreadable values, {error}") from None
+            return self._allgather(value)
+
+    def _allgather(self, value: T) -> list[T]:
+        try:
+            return self._comm.allgather(value)
+        except self._mpi_error:
+            raise
+        except Exception as error:
+            if not self.survives:
+                raise
+            # Open MPI 5.0.11 may hand over garbage, and no error, if a rank is lost meanwhile.
+            raise self._loss(f"it got unreadable values, {error}") from None
 
     def barrier(self) -> None:
         with self._collective("barrier"):
@@ -236,7 +240,7 @@ class MPIRanks:
 
     def recover(self) -> None:
         size_before = self.size
-        while True:
+        for _ in range(size_before):  # each time but the last another one is lost meanwhile
             with contextlib.suppress(RankLostError), self._collective("recover", prepared=False):
                 if not self._shrink(goes_on=True):
                     who = f"rank {self.rank} of {self.size}"
@@ -245,12 +249,14 @@ class MPIRanks:
                 self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
                 if not self._ranks_on_node:  # it was lost in the very first collective
                     self._prepare()
-                left = self._comm.allgather((self._first_rank, self.arrivals, self._noticed))
+                left = self._allgather((self._first_rank, self.arrivals, self._noticed))
                 # They noticed the loss in different collectives, and count on from the latest.
                 self.arrivals = max(arrivals for _, arrivals, _ in left)
                 if self.watch is not None:
                     self.watch.restart()
                 break
+        else:
+            raise ParallelCNNError(f"MPI cannot go on without the ranks that are lost: {self._noticed}")
         self._misses_a_rank = False
         self._ranks_on_node = [rank for rank, (first, *_) in enumerate(left) if first in self._first_ranks_on_node]
         if self.size == size_before:  # they would come here again and again
@@ -352,8 +358,8 @@ class MPIRanks:
         try:
             if not shrunken:
                 self._shrink(goes_on=False)
-            know_why = self._comm.allgather(knows_why)
-        except self._mpi_error:
+            know_why = self._allgather(knows_why)
+        except (self._mpi_error, RankLostError):
             leave_alone()
         alone.cancel()
         speaks = self._comm.Get_rank() == know_why.index(max(know_why))
