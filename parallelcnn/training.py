@@ -217,7 +217,6 @@ class _Loop:
         while True:
             try:
                 if self._stands_at_the_end():
-                    self.comm.confirm()
                     return
                 self._step()
             except RankLostError:

@@ -41,7 +41,6 @@ PLACES = {
     "finish": [("parallelcnn.run", "evaluate")],
     "model": [("parallelcnn.run", "save_model")],
     "summary": [("parallelcnn.reporting", "RunFolder.write_summary")],
-    "confirm": [("parallelcnn.comm", "MPIRanks.confirm")],
     "end": [("parallelcnn.comm.starting", "_finalize")],
 }
 

@@ -24,7 +24,7 @@ _PLACES = {
     "in training": {"sum": 120, "evaluate": 6, "compare": 5},
     "while writing": {"write": 15, "flush": 15, "rename": 15},
     "while recovering": {"recover": 2, "rejoin": 1, "take over": 1},
-    "at the end": {"finish": 1, "model": 1, "summary": 1, "confirm": 2, "end": 1},
+    "at the end": {"finish": 1, "model": 1, "summary": 1, "end": 1},
 }
 _OF_THE_WRITER = {"folder", "write", "flush", "rename", "take over", "model", "summary"}
 

@@ -83,9 +83,7 @@ def do_with_survivors(comm: Communicator, work: Callable[[], T]) -> T:
     """
     while True:
         try:
-            result = work()
-            comm.confirm()
-            return result
+            return work()
         except RankLostError:
             comm.recover()
 
