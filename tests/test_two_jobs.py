@@ -47,7 +47,7 @@ _IMPATIENT = """
 import sys
 import parallelcnn.run as run
 from parallelcnn.cli import main
-run.LONGEST_LEAVING = 2.0
+run.LONGEST_LEAVING = 5.0
 sys.exit(main())
 """
 
@@ -75,8 +75,8 @@ def test_a_resumed_run_waits_for_one_that_is_just_leaving_and_takes_up_what_it_l
     assert launch.parallelcnn(*line, "--epochs", 1).code == 0
     saved = out / "checkpoints" / "step-000000003.npz"
     saved.rename(out / f"kept-{saved.name}")
-    with held(out, 6):
-        resumed = launch.parallelcnn(*line, "--epochs", 2, "--resume", "--timeout", 1, ranks=ranks)
+    with held(out, 10):
+        resumed = launch.parallelcnn(*line, "--epochs", 2, "--resume", "--timeout", 3, ranks=ranks)
     assert resumed.code == 0, resumed.err
     assert resumed.out.count(waiting(out)) == 1
     assert "resumed after minibatch 3\n" in resumed.out
@@ -95,7 +95,7 @@ def test_a_job_that_slurm_has_queued_again_waits_too(folder, tmp_path):
 @pytest.mark.parametrize("ranks", FEW_AND_MANY)
 def test_a_resumed_run_does_not_wait_for_ever(folder, tmp_path, ranks):
     out = tmp_path / "out"
-    line = ["train", "--data", folder, "--batch-size", 100, "--threads", 1, "--out", out, "--resume", "--timeout", 1]
+    line = ["train", "--data", folder, "--batch-size", 100, "--threads", 1, "--out", out, "--resume", "--timeout", 3]
     command = [sys.executable, "-c", _IMPATIENT, *map(str, line)]
     if ranks > 1:
         command = [launch.mpiexec(), "-n", str(ranks), *command]
