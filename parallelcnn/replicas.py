@@ -76,7 +76,7 @@ class ReplicaGuard:
                 break
             except RankLostError:  # another one
                 continue
-        self._equal_at = -1  # some may have compared, and some not
+        self._equal_at = -1  # to be compared again
         self._history.lost_ranks = self._ranks_at_first - self._comm.size
         gone = f"{self._history.lost_ranks} of {self._ranks_at_first} ranks"
         self._warn(f"{gone} lost by minibatch {self._history.steps}: {self._comm.size} go on")
@@ -151,8 +151,7 @@ def take_majority(comm: Communicator, network: NetworkHandler) -> bool:
 
 
 def rejoin(comm: Communicator, network: NetworkHandler, history: History) -> None:
-    """After a rank was lost: everyone takes over what the rank that is furthest has, which a sum may have reached that
-    others missed.
+    """After a rank was lost: should they not all stand alike, everyone takes over what the rank that is furthest has.
 
     Collective: every rank of `comm` must call it.
     """

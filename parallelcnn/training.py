@@ -217,6 +217,7 @@ class _Loop:
         while True:
             try:
                 if self._stands_at_the_end():
+                    self.comm.barrier()  # rank 0 may be lost while it saves: another one does so then
                     return
                 self._step()
             except RankLostError:

@@ -50,23 +50,23 @@ def test_ranks_of_this_job_that_live_on_this_machine_are_found(start_rank):
     assert initialising.living_ranks() == set()
 
 
-def test_outside_of_open_mpi_no_process_is_looked_at(start_rank, monkeypatch):
-    start_rank(1)
-    monkeypatch.delenv("PMIX_NAMESPACE")
+def test_outside_of_open_mpi_no_process_is_looked_at(monkeypatch):
+    monkeypatch.delenv("PMIX_NAMESPACE", raising=False)
+    monkeypatch.setattr(initialising.Path, "glob", lambda *_: pytest.fail("looked"))
     assert initialising.living_ranks() == set()
 
 
 @pytest.fixture
 def verdict(monkeypatch):
-    """What a lookout of rank 0 of `size` comes to; "" if it believes that all are well."""
+    """What the watch of a rank comes to; "" if it believes that all are well."""
     monkeypatch.setattr(initialising, "_LOOK_EVERY", 0.01)
     monkeypatch.setattr(initialising, "_BELIEVED_AFTER", 0.2)
     said = []
-    monkeypatch.setattr(initialising._Lookout, "_end", lambda lookout, why: (said.append(why), lookout._over.set()))
+    monkeypatch.setattr(initialising._StartWatch, "_end", lambda watch, why, _: (said.append(why), watch._over.set()))
 
-    def verdict(do, size=4):
+    def verdict(do, rank=0, size=4):
         said.clear()
-        with initialising._Lookout(0, size):
+        with initialising._StartWatch(rank, size):
             do()
             time.sleep(1.0)
         return "".join(said)
@@ -98,12 +98,45 @@ def test_of_ranks_on_many_machines_those_that_were_seen_here_are_named(start_ran
         time.sleep(0.1)
         last.kill()
 
-    assert verdict(kill_the_last, size=16).startswith("rank 11 died before MPI had begun")
+    assert verdict(kill_the_last, rank=8, size=16).startswith("rank 11 died before MPI had begun")
 
 
-def test_a_rank_in_a_container_of_its_own_that_sees_no_other_takes_none_for_dead(start_rank, verdict):
+def test_a_rank_in_a_container_of_its_own_that_sees_no_other_takes_none_for_dead(start_rank, verdict, monkeypatch):
     start_rank(0)
     assert verdict(lambda: None) == ""
+    monkeypatch.setattr(initialising, "launcher", lambda: 1234)  # and so not in a container
+    assert verdict(lambda: None).startswith("rank 1, 2, 3 died before MPI had begun")
+
+
+def test_a_rank_that_does_not_see_itself_takes_no_other_for_dead(start_rank, verdict):
+    """A process may overwrite what is seen of it, to show another title; so may all of them."""
+    ranks = [start_rank(rank) for rank in range(1, 4)]
+
+    def kill_all():
+        time.sleep(0.1)
+        for rank in ranks:
+            rank.kill()
+
+    assert verdict(kill_all) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "namespace", "found"),
+    [
+        ("prterun", "prterun-host-$$@1", True),
+        ("prte", "prterun-host-$$@1", False),
+        ("prterun", "prterun-host-1@1", False),
+    ],
+)
+def test_only_the_launcher_of_this_very_job_is_told_to_end_it(name, namespace, found, tmp_path):
+    """A daemon that serves many jobs, or a job around this one, must not be."""
+    program = tmp_path / name
+    program.write_text(f'#!/bin/sh\nPMIX_NAMESPACE={namespace} "$@"\necho $$\n')
+    program.chmod(0o755)
+    asks = "from parallelcnn.comm import launcher\ntry: print(launcher.launcher())\nexcept OSError: print('none')"
+    ran = launch.run([str(program), "sh", "-c", f'"{sys.executable}" -c "$0"; true', asks])
+    said, started = ran.out.split()
+    assert said == (started if found else "none"), ran.err
 
 
 _DIES_BEFORE_MPI = """
@@ -119,7 +152,13 @@ comm.world()
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("ranks", "victims", "after", "who"),
-    [(3, "1", 0, "rank 1"), (4, "0", 2, "rank 0"), (2, "1", 2, "rank 1"), (4, "12", 0, "rank 1, 2")],
+    [
+        (3, "1", 0, "rank 1"),
+        (4, "0", 2, "rank 0"),
+        (2, "1", 2, "rank 1"),
+        (2, "0", 0, "rank 0"),
+        (4, "12", 0, "rank 1, 2"),
+    ],
 )
 def test_ranks_do_not_wait_for_one_that_died_before_mpi_began(ranks, victims, after, who):
     """Under ULFM MPI's start would wait for it for ever; one of the others says so and ends the job."""

@@ -1,6 +1,7 @@
 """The communicator: what ranks say to each other, over MPI or alone, and how they go on without one that is lost."""
 
 import contextlib
+import functools
 import itertools
 import os
 import sys
@@ -18,8 +19,8 @@ Array = np.ndarray
 T = TypeVar("T")
 
 _SECONDS_TO_END = 10.0  # for the ranks that are left to leave together
-# In these others die that were killed together with the lost one: a death within Shrink itself crashes all that come to
-# know of it there (Open MPI 5.0.11 looks into a communicator that it has not finished).
+# Ranks that were killed together with the lost one die within this time. A death within Shrink would crash all that
+# learn of it there: Open MPI 5.0.11 looks into a communicator that it has not finished.
 _SECONDS_BEFORE_SHRINKING = 0.1
 _CLOCK_TRIPS = 50  # by the tenth or so one of them met nothing on its way
 _ULFM = "OMPI_MCA_mpi_ft_enable"  # what mpirun --with-ft ulfm sets
@@ -71,7 +72,11 @@ class Communicator(Protocol):
         """The ranks that share this rank's memory, itself included, ascending."""
 
     def recover(self) -> None:
-        """Go on without the ranks that are lost. The others keep their order; the first of them is rank 0."""
+        """Go on without the ranks that are lost. The others keep their order; the first of them is rank 0.
+
+        Raises:
+            ParallelCNNError: on every rank, if none is lost.
+        """
 
     def roll_call(self, value: Any, came: Callable[[int, Any], None]) -> Any:
         """Rank 0's value. Rank 0 returns when all have come; before that it is told, by `came`, of each other rank that
@@ -79,7 +84,7 @@ class Communicator(Protocol):
         """
 
     def abort(self, code: int, message: str = "") -> None:
-        """Say why, on stderr, and have MPI end all ranks now, with that exit code."""
+        """Say why, on stderr, and end all ranks now, with that exit code; with 1 where they may lose some."""
 
     def end_all(self, code: int, message: str) -> None:
         """The same for a rank that cannot go on, for which others would wait. Where they can be woken, they leave by
@@ -148,8 +153,7 @@ class MPIRanks:
         self._new_status = MPI.Status
         self._type_shared = MPI.COMM_TYPE_SHARED
         self._mpi_error, self._errors_return = MPI.Exception, MPI.ERRORS_RETURN
-        self._misses_a_rank = False
-        self._noticed = ""
+        self._noticed = ""  # of a lost rank
         self._have_agreed = False  # that one is lost
         self.survives = "Open MPI" in MPI.Get_library_version() and os.environ.get(_ULFM) == "1"
         self._comm = mpi_comm
@@ -170,10 +174,12 @@ class MPIRanks:
                 comm = self._comm.Dup()
                 comm.Set_errhandler(self._errors_return)
             on_node = comm.Split_type(self._type_shared)
-            ranks_on_node = sorted(on_node.allgather(self.rank))
-            on_node.Free()
+        with self._agreeing():
+            ranks = self._readable(lambda: on_node.allgather((self.rank, self._first_rank)))
+        on_node.Free()
         self._comm = comm
-        self._ranks_on_node = self._first_ranks_on_node = ranks_on_node
+        self._ranks_on_node = sorted(rank for rank, _ in ranks)
+        self._first_ranks_on_node = [first for _, first in ranks]
 
     @contextlib.contextmanager
     def _collective(self, name: str) -> Iterator[None]:
@@ -205,15 +211,21 @@ class MPIRanks:
         except _UnreadableError as error:
             noticed = str(error)
         if self.survives:
-            if noticed:
-                self._comm.Revoke()  # so that all others notice, too, wherever they wait; but for those that agree
             try:
-                all_is_well = self._comm.Agree(int(not noticed))
+                all_is_well = self._comm.Agree(1) if not noticed else self._disagree()
             except self._mpi_error as error:
                 noticed, all_is_well = noticed or _last_line(error), False
             if not all_is_well:
                 self._have_agreed = True
-                raise self._loss(noticed or "it did not come to this one, but to others")
+                raise self._loss(noticed or "another one has noticed it")
+
+    def _disagree(self) -> bool:
+        """The Agree of a rank that has noticed a loss; False, or MPI's error, on all ranks."""
+        with contextlib.suppress(self._mpi_error):
+            self._comm.Revoke()  # so that all others notice, too, wherever they wait; but for those that agree
+        no = np.zeros(1, np.intc)
+        _patiently(self._comm.Iagree(no).Test)  # some may still compute, on this very core
+        return bool(no[0])
 
     def _failure(self, error: Exception) -> ParallelCNNError:
         """Of MPI, where no rank can be spared. MPICH tells so of one that was killed while this one read its memory."""
@@ -223,7 +235,6 @@ class MPIRanks:
 
     def _loss(self, noticed: str) -> RankLostError:
         """To be raised, and answered by `recover`."""
-        self._misses_a_rank = True
         self._noticed = noticed
         return RankLostError(f"rank {self.rank} of {self.size} is missing another one: {noticed}")
 
@@ -242,11 +253,12 @@ class MPIRanks:
     def gather(self, value: T) -> list[T]:
         with self._collective("gather"):
             _patiently(self._comm.Ibarrier().Test)
-            return self._allgather(value)
+            return self._readable(lambda: self._comm.allgather(value))
 
-    def _allgather(self, value: T) -> list[T]:
+    def _readable(self, receive: Callable[[], T]) -> T:
+        """What `receive` unpickles; an error of ours if that is garbage."""
         try:
-            return self._comm.allgather(value)
+            return receive()
         except self._mpi_error:
             raise
         except Exception as error:
@@ -270,18 +282,17 @@ class MPIRanks:
                 self._leave_with_the_others(1, message, knows_why=False, shrunken=True)
             self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
             with contextlib.suppress(RankLostError):
-                left = self.gather((self._first_rank, self.arrivals, self._noticed))
-                # They may have noticed the loss in different collectives, and count on from the latest.
-                self.arrivals = max(arrivals for _, arrivals, _ in left)
+                left = self.gather((self._first_rank, self._noticed))
                 if self.watch is not None:
                     self.watch.restart()
                 break
         else:
-            raise ParallelCNNError(f"MPI cannot go on without the ranks that are lost: {self._noticed}")
-        self._misses_a_rank = False
-        self._ranks_on_node = [rank for rank, (first, *_) in enumerate(left) if first in self._first_ranks_on_node]
+            message = f"parallelcnn: error: MPI cannot go on without the ranks that are lost: {self._noticed}"
+            self._leave_with_the_others(1, message, knows_why=False)
+        self._noticed = ""
+        self._ranks_on_node = [rank for rank, (first, _) in enumerate(left) if first in self._first_ranks_on_node]
         if self.size == size_before:  # they would come here again and again
-            noticed = "; ".join(f"rank {rank}: {said}" for rank, (*_, said) in enumerate(left) if said)
+            noticed = "; ".join(f"rank {rank}: {said}" for rank, (_, said) in enumerate(left) if said)
             raise ParallelCNNError(f"MPI failed, although no rank is lost ({noticed})").together()
 
     def _shrink(self, *, goes_on: bool) -> bool:
@@ -290,9 +301,8 @@ class MPIRanks:
         # or it would take the one for the other.
         if not self._have_agreed:
             self._have_agreed = True
-            self._comm.Revoke()
             with contextlib.suppress(self._mpi_error):  # if one is lost; all are told alike
-                self._comm.Agree(0)
+                self._disagree()
         while True:
             time.sleep(_SECONDS_BEFORE_SHRINKING)
             with contextlib.suppress(self._mpi_error):  # another one was lost, meanwhile
@@ -333,22 +343,25 @@ class MPIRanks:
         self.arrivals += 1
         self.waiting = "the roll call"
         try:
-            return self._call_the_roll(value, came)
-        except self._mpi_error as error:
-            raise self._loss(_last_line(error)) if self.survives else self._failure(error) from error
+            with self._agreeing():
+                answer = self._call_the_roll(value, came)
+                if self.survives:  # Agree takes a whole core while others have not come
+                    _patiently(self._comm.Ibarrier().Test)
+            return answer
         finally:
             self.waiting = ""
 
     def _call_the_roll(self, value: Any, came: Callable[[int, Any], None]) -> Any:
         if self.rank != 0:
             question = self._comm.isend(value, 0, _ROLL_CALL_TAG)
-            answer = _patiently(lambda: self._comm.improbe(0, _ROLL_CALL_TAG)).recv()
+            answer = self._readable(_patiently(lambda: self._comm.improbe(0, _ROLL_CALL_TAG)).recv)
             question.wait()
             return answer
         answers = []
         for _ in range(1, self.size):
             status = self._new_status()
-            theirs = _patiently(lambda: self._comm.improbe(tag=_ROLL_CALL_TAG)).recv(status)
+            came_in = _patiently(lambda: self._comm.improbe(tag=_ROLL_CALL_TAG))
+            theirs = self._readable(functools.partial(came_in.recv, status))
             came(status.Get_source(), theirs)
             answers.append(self._comm.isend(value, status.Get_source(), _ROLL_CALL_TAG))
         for sent in answers:
@@ -366,7 +379,7 @@ class MPIRanks:
     def end_all(self, code: int, message: str) -> None:
         if not self.survives:
             self.abort(code, message)
-        self._leave_with_the_others(code, message, knows_why=not self._misses_a_rank)
+        self._leave_with_the_others(code, message, knows_why=not self._noticed)
 
     def _leave_with_the_others(self, code: int, message: str, *, knows_why: bool, shrunken: bool = False) -> NoReturn:
         """End this process, as all that are left do. They are woken, wherever they wait, and agree. Who knows why,
@@ -385,12 +398,13 @@ class MPIRanks:
         alone = threading.Timer(_SECONDS_TO_END + min(self.rank, 20), leave_alone)
         alone.daemon = True
         alone.start()
-        try:
+        while True:
             if not shrunken:
                 self._shrink(goes_on=False)
-            know_why = self._allgather(knows_why)
-        except (self._mpi_error, _UnreadableError):
-            leave_alone()
+            shrunken = False  # any more, if another one is lost meanwhile
+            with contextlib.suppress(RankLostError), self._agreeing():
+                know_why = self._readable(lambda: self._comm.allgather(knows_why))
+                break
         alone.cancel()
         speaks = self._comm.Get_rank() == know_why.index(max(know_why))
         say(message if speaks else "")

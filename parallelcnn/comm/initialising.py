@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from parallelcnn.comm.communicator import say
-from parallelcnn.comm.launcher import tell_to_end_the_job
+from parallelcnn.comm.launcher import launcher, tell_to_end_the_job
 from parallelcnn.threads import number_in
 
 START_TIMEOUT = 300.0  # that MPI waits for ranks that do not come [s]
@@ -37,15 +37,15 @@ def initialise(MPI: Any, rank: int, size: int) -> None:
     except (OSError, AttributeError):  # an mpi4py that hides MPI's functions: unwatched
         MPI.Init_thread()
         return
-    with _Lookout(rank, size):
-        # mpi4py's own lets no other thread of Python run meanwhile. The rest of what it does is set these two handlers.
+    with _StartWatch(rank, size):
+        # mpi4py's own lets no other thread of Python run meanwhile. Besides that it sets these two handlers.
         if init(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int())) != MPI.SUCCESS:
             raise RuntimeError("MPI_Init_thread failed")
     for comm in (MPI.COMM_SELF, MPI.COMM_WORLD):
         comm.Set_errhandler(MPI.ERRORS_RETURN)
 
 
-class _Lookout:
+class _StartWatch:
     """The thread that looks whether others are still to be expected, inside a `with` statement."""
 
     def __init__(self, rank: int, size: int) -> None:
@@ -62,32 +62,48 @@ class _Lookout:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(_LOOK_EVERY)  # it may be reading of a process that is stuck
 
     def _live(self) -> None:
         give_up_at = time.monotonic() + START_TIMEOUT
-        while not self._over.wait(_LOOK_EVERY):
+        while True:
             now, alive = time.monotonic(), living_ranks()
             if alive != self._alive:
                 self._alive, self._alive_since = alive, now
                 self._seen |= alive
-            # Who sees itself alone may be in a container of its own, where others are never seen.
-            some_are_gone = len(alive) < self._size_here and len(self._seen) > 1
-            if some_are_gone and now - self._alive_since > _BELIEVED_AFTER:
+            if self._some_are_gone() and now - self._alive_since > _BELIEVED_AFTER:
                 here = set(range(self._size)) if self._size_here == self._size else self._seen
                 gone = ", ".join(map(str, sorted(here - alive))) or "another one of this machine"
-                self._end(f"rank {gone} died before MPI had begun, and MPI would wait for ever")
+                turn = len([rank for rank in alive if rank < self._rank])
+                self._end(f"rank {gone} died before MPI had begun, and MPI would wait for ever", turn)
             if now > give_up_at:
-                self._end(f"MPI has not begun after {START_TIMEOUT:g} s: it waits for ranks that do not come")
+                self._end(
+                    f"MPI has not begun after {START_TIMEOUT:g} s: it waits for ranks that do not come", self._rank
+                )
+            if self._over.wait(_LOOK_EVERY):
+                return
 
-    def _end(self, why: str) -> None:
+    def _some_are_gone(self) -> bool:
+        """Of this machine's ranks. Not if this one does not see itself, since a process can overwrite what is seen of
+        it, nor if it is in a container of its own, where others never were to be seen.
+        """
+        sees_others = len(self._seen) > 1 or _launcher_is_seen()
+        return self._rank in self._alive and len(self._alive) < self._size_here and sees_others
+
+    def _end(self, why: str, turn: int) -> None:
         """Say it and end the job."""
-        turn = len([rank for rank in self._alive if rank < self._rank]) if self._alive else self._rank
         if self._over.wait(min(turn, 10) * _SPEAK_APART):
             return
         say(f"parallelcnn: error: {why}; the job ends")
         tell_to_end_the_job()
         os._exit(1)
+
+
+def _launcher_is_seen() -> bool:
+    try:
+        return launcher() > 0
+    except OSError:
+        return False
 
 
 def living_ranks() -> set[int]:
