@@ -30,7 +30,10 @@ def test_nothing_is_lost_when_ranks_are_killed(mode, tmp_path):
         if len(cells) > 3
     }
     assert int(rows["killed"]) >= kills
-    assert all(rows[what] == "0" for what in ("hangs", "lost runs", "wrong sums", "unreadable files", "left behind"))
+    assert all(
+        rows[what] == "0"
+        for what in ("hangs", "timeouts", "lost runs", "wrong sums", "unreadable files", "left behind")
+    )
 
 
 @pytest.fixture
