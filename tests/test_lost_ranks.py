@@ -303,6 +303,51 @@ def test_ranks_whose_collective_went_well_go_on_together_with_one_that_has_notic
     assert ran.out == "[0, 1, 2]\n"
 
 
+_FAIL_TOGETHER = """
+import json, sys
+import small
+import parallelcnn as pc
+from parallelcnn.comm import world
+
+comm = world()
+started_as = comm.rank
+
+class Fails:
+    def minibatch(self, step, epoch, loss, samples):
+        if step == 5 and started_as in json.loads(sys.argv[1]):
+            raise ValueError("on purpose")
+
+    def evaluation(self, *_):
+        pass
+
+sets = small.dataset(211), small.dataset(97, seed=1)
+options = dict(comm=comm, reporter=Fails(), grains=6)
+history = pc.train(small.network(seed=1), *sets, pc.SGD(0.1, momentum=0.9), 1, 25, **options)
+print(json.dumps([started_as, history.steps, history.lost_ranks]) + "\\n", end="", flush=True)
+comm.barrier()
+"""
+
+
+def fail_together(ranks):
+    line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "4", sys.executable, "-c", _FAIL_TOGETHER, json.dumps(ranks)]
+    return launch.run(line, limit=60, PYTHONPATH=str(HERE))
+
+
+def test_ranks_that_fail_together_are_left_out_together():
+    ran = fail_together([0, 2])
+    assert ran.code == 0, ran.err
+    assert sorted(map(json.loads, ran.out.splitlines())) == [[1, 9, 2], [3, 9, 2]]
+    assert ran.err.count("ValueError: on purpose") == 2
+
+
+def test_where_all_ranks_fail_together_one_says_so_and_the_job_has_failed():
+    """Each of them used to kill itself, for the others to go on, and mpirun returned 0."""
+    ran = fail_together([0, 1, 2, 3])
+    assert ran.code == 1, ran.err
+    assert ran.err.count("ValueError: on purpose") == 1
+    assert ran.err.count("parallelcnn: rank 0 of 4 failed\n") == 1
+
+
 _RANK_0_DIES_IN_THE_LAST_CHECKPOINT = """
 import os, signal, sys, warnings
 import small
@@ -512,10 +557,21 @@ import parallelcnn as pc
 from parallelcnn.comm import world
 
 comm = world()
-comm._shrink = lambda **_: time.sleep(1000)
+
+class NeverShrinks:
+    def __init__(self, mpi_comm):
+        self.mpi_comm = mpi_comm
+
+    def __getattr__(self, name):
+        return getattr(self.mpi_comm, name)
+
+    def Shrink(self):
+        time.sleep(1000)
 
 class Dies:
     def minibatch(self, step, epoch, loss, samples):
+        if step == 5:
+            comm._comm = NeverShrinks(comm._comm)
         if step == 5 and comm.rank == int(sys.argv[1]):
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import os
+import signal
 import sys
 import threading
 import time
@@ -78,6 +79,11 @@ class Communicator(Protocol):
             ParallelCNNError: on every rank, if none is lost.
         """
 
+    def give_up(self, message: str) -> None:
+        """Say why, on stderr, and end this rank, without which the others go on, where they can. If all give up, one
+        speaks for all, and the exit code is 1. Collective in so far as the others come to `recover` meanwhile.
+        """
+
     def roll_call(self, value: Any, came: Callable[[int, Any], None]) -> Any:
         """Rank 0's value. Rank 0 returns when all have come; before that it is told, by `came`, of each other rank that
         has and of its value. So it knows whom it waits for, as in no other collective.
@@ -126,6 +132,9 @@ class Serial:
 
     def recover(self) -> None:
         pass
+
+    def give_up(self, message: str) -> None:
+        self.abort(1, message)
 
     def roll_call(self, value: Any, came: Callable[[int, Any], None]) -> Any:
         return value
@@ -272,17 +281,15 @@ class MPIRanks:
 
     def recover(self) -> None:
         size_before = self.size
-        for _ in range(size_before):  # each time but the last another one is lost meanwhile
-            self.waiting = "recover"
-            all_go_on = self._shrink(goes_on=True)
-            self.waiting = ""
-            if not all_go_on:
+        for _ in range(2 * size_before):  # one is lost in every turn but the last, or gives up, and is lost in the next
+            if not self._shrink(goes_on=True):
                 who = f"rank {self.rank} of {self.size}"
                 message = f"parallelcnn: {who}: another one was lost, and some cannot go on without it"
                 self._leave_with_the_others(1, message, knows_why=False, shrunken=True)
-            self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
             with contextlib.suppress(RankLostError):
-                left = self.gather((self._first_rank, self._noticed))
+                left = self.gather((self._first_rank, self._noticed, False))
+                if any(gives_up for _, _, gives_up in left):
+                    continue
                 if self.watch is not None:
                     self.watch.restart()
                 break
@@ -290,15 +297,30 @@ class MPIRanks:
             message = f"parallelcnn: error: MPI cannot go on without the ranks that are lost: {self._noticed}"
             self._leave_with_the_others(1, message, knows_why=False)
         self._noticed = ""
-        self._ranks_on_node = [rank for rank, (first, _) in enumerate(left) if first in self._first_ranks_on_node]
+        self._ranks_on_node = [rank for rank, (first, *_) in enumerate(left) if first in self._first_ranks_on_node]
         if self.size == size_before:  # they would come here again and again
-            noticed = "; ".join(f"rank {rank}: {said}" for rank, (_, said) in enumerate(left) if said)
+            noticed = "; ".join(f"rank {rank}: {said}" for rank, (_, said, _) in enumerate(left) if said)
             raise ParallelCNNError(f"MPI failed, although no rank is lost ({noticed})").together()
+
+    def give_up(self, message: str) -> None:
+        if not self.survives:
+            self.abort(1, message)
+        if not self._shrink(goes_on=True):
+            self._leave_with_the_others(1, message, knows_why=True, shrunken=True)
+        with contextlib.suppress(RankLostError):
+            left = self.gather((self._first_rank, self._noticed, True))
+            if all(gives_up for _, _, gives_up in left):
+                say(message if self.rank == 0 else "")
+                os._exit(1 if self.rank == 0 else 0)
+        say(message)
+        # With an exit code of its own it would not count as lost: the others were left waiting (Open MPI 5.0.11).
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def _shrink(self, *, goes_on: bool) -> bool:
         """Leave out the ranks that are lost; returns whether all that are left go on."""
         # MPI 5.0 draft, "User-Level Failure Mitigation". Within Shrink MPI agrees, too: all must have done so before,
         # or it would take the one for the other.
+        self.waiting = "recover"
         if not self._have_agreed:
             self._have_agreed = True
             with contextlib.suppress(self._mpi_error):  # if one is lost; all are told alike
@@ -309,8 +331,11 @@ class MPIRanks:
                 self._comm = self._comm.Shrink()
                 self._comm.Set_errhandler(self._errors_return)
                 all_go_on = bool(self._comm.Agree(int(goes_on)))
-                self._have_agreed = False
-                return all_go_on
+                break
+        self._have_agreed = False
+        self.waiting = ""
+        self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+        return all_go_on
 
     def clock_offset(self, clock: Callable[[], int]) -> tuple[int, int]:
         # Cristian 1989, "Probabilistic clock synchronization": rank 0's answer was given between question and return,

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from parallelcnn.comm.communicator import Communicator, say
+from parallelcnn.comm.communicator import Communicator
 from parallelcnn.errors import ParallelCNNError, RankLostError
 from parallelcnn.threads import core_quota, fair_share, usable_cores, worth_waking
 
@@ -106,9 +106,7 @@ def abort_all_on_error(comm: Communicator) -> Iterator[None]:
         what = f"{type(error).__name__}: {error}" if known else traceback.format_exc()
         message = f"parallelcnn: rank {comm.rank} of {comm.size} failed\n{what}"
         if comm.survives and not isinstance(error, RankLostError):
-            say(message)
-            # With an exit code of its own it would not count as lost: the others were left waiting (Open MPI 5.0.11).
-            os.kill(os.getpid(), signal.SIGKILL)
+            comm.give_up(message)
         comm.end_all(1, message)
 
 
