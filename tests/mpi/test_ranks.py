@@ -281,6 +281,12 @@ def test_values_that_cannot_be_read_are_those_of_a_lost_rank_where_ranks_can_be_
         def allgather(self, _):
             return [pickle.loads(b"\xc0")]
 
+        def Revoke(self):
+            pass
+
+        def Iagree(self, _):  # alone it is at once, and what was said
+            return MPI.COMM_SELF.Ibarrier()
+
     monkeypatch.setattr(alone, "_comm", Garbling())
     for survives, error in ((False, pickle.UnpicklingError), (True, RankLostError)):
         alone.survives = survives
