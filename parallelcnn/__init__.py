@@ -15,9 +15,7 @@ from parallelcnn._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from parallelcnn.activations import ActivationFunction as ActivationFunction
-    from parallelcnn.checkpoint import Checkpoint as Checkpoint
-    from parallelcnn.checkpoint import CheckpointFolder as CheckpointFolder
-    from parallelcnn.checkpoint import load_checkpoint as load_checkpoint
+    from parallelcnn.autodiff.gradient_check import gradient_check as gradient_check
     from parallelcnn.comm import Serial as Serial
     from parallelcnn.comm import world as world
     from parallelcnn.data import Dataset as Dataset
@@ -26,10 +24,8 @@ if TYPE_CHECKING:
     from parallelcnn.data import load_idx_folder as load_idx_folder
     from parallelcnn.data import load_mnist as load_mnist
     from parallelcnn.errors import ParallelCNNError as ParallelCNNError
-    from parallelcnn.evaluation import Evaluation as Evaluation
-    from parallelcnn.evaluation import evaluate as evaluate
-    from parallelcnn.gradients import gradient_check as gradient_check
-    from parallelcnn.history import History as History
+    from parallelcnn.files.model import load_model as load_model
+    from parallelcnn.files.model import save_model as save_model
     from parallelcnn.layers import Activation as Activation
     from parallelcnn.layers import Conv2D as Conv2D
     from parallelcnn.layers import Dense as Dense
@@ -38,33 +34,37 @@ if TYPE_CHECKING:
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
     from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
-    from parallelcnn.model_file import load_model as load_model
-    from parallelcnn.model_file import save_model as save_model
     from parallelcnn.models import lenet5 as lenet5
     from parallelcnn.models import paper as paper
     from parallelcnn.network import NetworkHandler as NetworkHandler
     from parallelcnn.optimizers import SGD as SGD
     from parallelcnn.profiling import Profiler as Profiler
-    from parallelcnn.training import train as train
+    from parallelcnn.trainer import train as train
+    from parallelcnn.training.checkpoint import Checkpoint as Checkpoint
+    from parallelcnn.training.checkpoint import CheckpointFolder as CheckpointFolder
+    from parallelcnn.training.checkpoint import load_checkpoint as load_checkpoint
+    from parallelcnn.training.evaluation import Evaluation as Evaluation
+    from parallelcnn.training.evaluation import evaluate as evaluate
+    from parallelcnn.training.history import History as History
 
 # The list above once more, for the interpreter; a test holds the two together.
 _MODULES = {
     "activations": ["ActivationFunction"],
-    "model_file": ["load_model", "save_model"],
-    "checkpoint": ["Checkpoint", "CheckpointFolder", "load_checkpoint"],
+    "files.model": ["load_model", "save_model"],
+    "training.checkpoint": ["Checkpoint", "CheckpointFolder", "load_checkpoint"],
     "comm": ["Serial", "world"],
     "data": ["Dataset", "load_data", "load_digits", "load_idx_folder", "load_mnist"],
     "errors": ["ParallelCNNError"],
-    "evaluation": ["Evaluation", "evaluate"],
-    "gradients": ["gradient_check"],
-    "history": ["History"],
+    "training.evaluation": ["Evaluation", "evaluate"],
+    "autodiff.gradient_check": ["gradient_check"],
+    "training.history": ["History"],
     "layers": ["Activation", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D"],
     "losses": ["MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],
     "optimizers": ["SGD"],
     "profiling": ["Profiler"],
-    "training": ["train"],
+    "trainer": ["train"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["__version__", *_HOME]

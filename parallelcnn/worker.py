@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from parallelcnn.call_list import join
 from parallelcnn.errors import InputError, ShapeError
-from parallelcnn.joining import join
 from parallelcnn.kernels.load import all_within
 from parallelcnn.kernels.load import load as load_kernel
 from parallelcnn.layers.base import Array, Arrays, Call, Layer, Shape

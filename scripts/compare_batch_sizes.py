@@ -55,7 +55,7 @@ from training_turns import LEARNING_RATE, our_training, random_dataset, samples_
 import parallelcnn as pc
 from parallelcnn.comm import Communicator, abort_all_on_error, launched_ranks, mpi_library, mpirun, world
 from parallelcnn.data.sampler import grain, shuffle
-from parallelcnn.threads import one_blas_thread
+from parallelcnn.training.threads import one_blas_thread
 
 BATCH_SIZES = [2**i for i in range(13)]
 PEERS = {"training": ("PyTorch",), "prediction": ("PyTorch", "onnxruntime")}

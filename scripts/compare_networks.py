@@ -54,10 +54,10 @@ from networks import NETWORKS, flop_per_sample
 
 import parallelcnn as pc
 from parallelcnn.comm import Communicator, abort_all_on_error, launched_ranks, mpi_library, mpirun, world
-from parallelcnn.compilation import compile_in_turns
 from parallelcnn.data.sampler import grain
 from parallelcnn.losses import SoftmaxCrossEntropy
-from parallelcnn.threads import one_blas_thread
+from parallelcnn.training.compilation import compile_in_turns
+from parallelcnn.training.threads import one_blas_thread
 from parallelcnn.worker import LOSS
 
 

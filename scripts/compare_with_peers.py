@@ -45,7 +45,7 @@ from networks import flop_per_sample
 from tqdm import tqdm
 
 import parallelcnn as pc
-from parallelcnn.threads import usable_cores
+from parallelcnn.resources import usable_cores
 
 Result = dict[str, Any]
 

@@ -23,7 +23,7 @@ import numpy as np
 from numba import njit
 
 import parallelcnn as pc
-from parallelcnn.threads import one_blas_thread
+from parallelcnn.training.threads import one_blas_thread
 
 sys.path.append(str(Path(__file__).with_name("peers")))
 import train_parallelcnn

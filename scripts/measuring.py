@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from parallelcnn.comm import Communicator
 from parallelcnn.errors import ParallelCNNError
-from parallelcnn.files import write_atomically
+from parallelcnn.files.atomic import write_atomically
 
 FORMATS = ("contiguous", "channels_last")  # PyTorch's ways to lay out images, see pytorch_twin
 

@@ -62,16 +62,17 @@ from parallelcnn.comm import (
     share_on_node,
     world,
 )
-from parallelcnn.compilation import compile_in_turns, compile_kernels
 from parallelcnn.data.sampler import grain, shuffle
 from parallelcnn.errors import InputError, ParallelCNNError
 from parallelcnn.layers import Conv2D
 from parallelcnn.layers.base import Array, Call
 from parallelcnn.layers.pooled_conv2d import PooledConv2D
 from parallelcnn.losses import SoftmaxCrossEntropy
-from parallelcnn.preparation import check_fit
-from parallelcnn.summation import compute_gradient
-from parallelcnn.threads import one_blas_thread, usable_cores
+from parallelcnn.resources import usable_cores
+from parallelcnn.training.compilation import compile_in_turns, compile_kernels
+from parallelcnn.training.preparation import check_fit
+from parallelcnn.training.reduction import compute_gradient
+from parallelcnn.training.threads import one_blas_thread
 
 SAMPLES_PER_RANK = 50  # the paper's minibatch of 100 on two ranks
 TOLERANCE = 1e-5  # of the norm of the sum, which float32 rounds in another order where it is cut in two

@@ -48,7 +48,7 @@ from networks import flop_per_sample
 from tqdm import tqdm
 
 import parallelcnn as pc
-from parallelcnn.threads import usable_cores
+from parallelcnn.resources import usable_cores
 
 sys.path.append(str(CLONE / "scripts" / "peers"))
 from allocations import build_counter

@@ -23,17 +23,17 @@ from measuring import positive_integer, positive_number, run_to_the_end, seconds
 
 import parallelcnn as pc
 from parallelcnn.comm import Communicator, abort_all_on_error, world
-from parallelcnn.compilation import compile_in_turns, compile_kernels
 from parallelcnn.data import load_data
 from parallelcnn.data.sampler import Sampler
-from parallelcnn.history import History
 from parallelcnn.losses import SoftmaxCrossEntropy
-from parallelcnn.preparation import facts_of
-from parallelcnn.replicas import find_mismatch
-from parallelcnn.summation import Summation, summation_of
-from parallelcnn.team import Team
-from parallelcnn.threads import one_blas_thread
-from parallelcnn.watch import Watch
+from parallelcnn.resilience.replica_check import find_mismatch
+from parallelcnn.resilience.watchdog import Watch
+from parallelcnn.training.compilation import compile_in_turns, compile_kernels
+from parallelcnn.training.history import History
+from parallelcnn.training.preparation import facts_of
+from parallelcnn.training.reduction import Summation, summation_of
+from parallelcnn.training.thread_pool import Team
+from parallelcnn.training.threads import one_blas_thread
 
 FLOATS, WATCHED = "floats", "floats, watched"
 _FEWEST_STEPS = 3

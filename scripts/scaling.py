@@ -41,7 +41,7 @@ from training_turns import our_training, random_dataset
 
 import parallelcnn as pc
 from parallelcnn.comm import Communicator, abort_all_on_error, hosts, mpi_library, mpirun, world
-from parallelcnn.threads import one_blas_thread
+from parallelcnn.training.threads import one_blas_thread
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from measuring import Spread, command_line, markdown_table, plain_axes, processo
 from step_model import Link, Model, fit_link
 
 from parallelcnn.comm import mpi_library
-from parallelcnn.threads import usable_cores
+from parallelcnn.resources import usable_cores
 
 MESSAGE_BYTES = [
     8,

@@ -46,9 +46,9 @@ from measuring import (
 )
 from soak_start import Ended, Installation, Stroke, draw_strokes, start
 
-from parallelcnn.checkpoint import load_checkpoint
 from parallelcnn.errors import ParallelCNNError
-from parallelcnn.model_file import load_model
+from parallelcnn.files.model import load_model
+from parallelcnn.training.checkpoint import load_checkpoint
 
 MODES = {"ends": 3, "survives": 6, "alone": 1}  # and how often each is chosen
 ENDS_WITHIN = 10.0  # of a kill that ends the job [s]

@@ -20,27 +20,27 @@ from typing import Any
 PLACES = {
     # while the ranks start
     "join": [("parallelcnn.comm", "MPIRanks.__init__")],
-    "share": [("parallelcnn.run", "share_on_node")],
-    "compile": [("parallelcnn.training", "compile_kernels")],
-    "folder": [("parallelcnn.reporting", "RunFolder.__init__"), ("parallelcnn.reporting", "RunFolder.open")],
-    "start": [("parallelcnn.training", "start")],
+    "share": [("parallelcnn.cli.run", "share_on_node")],
+    "compile": [("parallelcnn.trainer", "compile_kernels")],
+    "folder": [("parallelcnn.cli.reporting", "RunFolder.__init__"), ("parallelcnn.cli.reporting", "RunFolder.open")],
+    "start": [("parallelcnn.trainer", "start")],
     # while they train
     "sum": [("parallelcnn.comm", "MPIRanks.sum_over_ranks"), ("parallelcnn.comm", "Serial.sum_over_ranks")],
     "update": [("parallelcnn.network", "NetworkHandler.update")],
-    "evaluate": [("parallelcnn.training", "evaluate_by")],
-    "compare": [("parallelcnn.replicas", "find_mismatch")],
+    "evaluate": [("parallelcnn.trainer", "evaluate_by")],
+    "compare": [("parallelcnn.resilience.replica_check", "find_mismatch")],
     # while one of them writes a file
-    "write": [("parallelcnn.files", "write_atomically"), ("parallelcnn.npz", "write_atomically")],
+    "write": [("parallelcnn.files.atomic", "write_atomically"), ("parallelcnn.files.archive", "write_atomically")],
     "flush": [("os", "fsync")],
     "rename": [("os", "replace")],
     # while they go on without a lost one
     "recover": [("parallelcnn.comm", "MPIRanks.recover")],
-    "rejoin": [("parallelcnn.replicas", "rejoin")],
-    "take over": [("parallelcnn.reporting", "RunFolder.take_metrics_up")],
+    "rejoin": [("parallelcnn.resilience.replica_check", "rejoin")],
+    "take over": [("parallelcnn.cli.reporting", "RunFolder.take_metrics_up")],
     # after the training
-    "finish": [("parallelcnn.run", "evaluate")],
-    "model": [("parallelcnn.run", "save_model")],
-    "summary": [("parallelcnn.reporting", "RunFolder.write_summary")],
+    "finish": [("parallelcnn.cli.run", "evaluate")],
+    "model": [("parallelcnn.cli.run", "save_model")],
+    "summary": [("parallelcnn.cli.reporting", "RunFolder.write_summary")],
     "end": [("parallelcnn.comm.starting", "_finalize")],
 }
 
@@ -108,15 +108,15 @@ def main() -> int:
     plan = json.loads(os.environ["SOAK_PLAN"])
     marks = Path(plan["marks"])
     rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")))
-    from parallelcnn import leaving
+    from parallelcnn.resilience import signals
 
-    leaving.let_interrupts_end_the_process()  # as the command does before it imports what follows
+    signals.let_interrupts_end_the_process()  # as the command does before it imports what follows
     from parallelcnn import cli
     from parallelcnn.comm import initialising
 
     initialising.START_TIMEOUT = 20.0  # shorter than what the script takes for a hang [s]
-    when_entered("parallelcnn.training", "ReplicaGuard", (marks / f"training-{rank}").touch)
-    when_entered("parallelcnn.run", "share_on_node", lambda: note_shared_memory(marks / f"shared-memory-{rank}"))
+    when_entered("parallelcnn.trainer", "ReplicaGuard", (marks / f"training-{rank}").touch)
+    when_entered("parallelcnn.cli.run", "share_on_node", lambda: note_shared_memory(marks / f"shared-memory-{rank}"))
     for stroke in plan["strokes"]:
         if rank in stroke["ranks"]:
             prepare(stroke, marks, rank)

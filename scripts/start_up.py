@@ -113,12 +113,12 @@ import numpy
 done("numpy is imported")
 import numba
 done("numba is imported")
-import parallelcnn as pc, parallelcnn.reporting, parallelcnn.training, parallelcnn.models
+import parallelcnn as pc, parallelcnn.cli.reporting, parallelcnn.trainer, parallelcnn.models
 done("the package is imported")
 sets = pc.load_data(data, data_dir)
 done(f"the data set is read")
 network = pc.NetworkHandler(pc.paper(), sets[0].input_shape)
-parallelcnn.compilation.compile_kernels(network, sets[0], pc.SGD(0.1), pc.SoftmaxCrossEntropy())
+parallelcnn.training.compilation.compile_kernels(network, sets[0], pc.SGD(0.1), pc.SoftmaxCrossEntropy())
 done("the kernels are loaded from the cache")
 class Reporter:
     def minibatch(self, step, *_):

@@ -38,11 +38,11 @@ from parallelcnn.comm import Communicator, abort_all_on_error, mpirun, run_toget
 from parallelcnn.data import Dataset, load_data
 from parallelcnn.data.sampler import grain, minibatches
 from parallelcnn.errors import ParallelCNNError
-from parallelcnn.evaluation import Evaluation, evaluate
 from parallelcnn.layers import Conv2D, Dense, Flatten, MaxPool2D
 from parallelcnn.losses import SoftmaxCrossEntropy
 from parallelcnn.optimizers import SGD
-from parallelcnn.threads import one_blas_thread
+from parallelcnn.training.evaluation import Evaluation, evaluate
+from parallelcnn.training.threads import one_blas_thread
 from parallelcnn.worker import LOSS
 
 Array = np.ndarray

@@ -9,8 +9,8 @@ import pytest
 import small
 
 import parallelcnn as pc
-from parallelcnn.checkpoint import facts_that_changed, save_checkpoint
 from parallelcnn.errors import CheckpointError, InputError, TrainingWarning
+from parallelcnn.training.checkpoint import facts_that_changed, save_checkpoint
 
 FACTS = {"layers": ["Dense(5)"], "seed": 3, "grains": None}
 
@@ -189,7 +189,7 @@ def test_a_full_disk_costs_a_warning_and_leaves_the_old_checkpoints(tmp_path, mo
 def test_the_old_one_stays_until_the_new_one_reads_back_well(tmp_path, monkeypatch):
     folder = pc.CheckpointFolder(tmp_path, keep_last=1)
     save_steps(folder, 1)
-    write = "parallelcnn.checkpoint.write_npz"
+    write = "parallelcnn.training.checkpoint.write_npz"
     monkeypatch.setattr(write, lambda path, arrays: path.write_bytes(b"what a broken disk gives back"))
     with pytest.warns(TrainingWarning, match="no checkpoint after minibatch 2"):
         folder.save_if_due(FACTS, small.network(), history(2), must=True)

@@ -9,10 +9,10 @@ import pytest
 import small
 
 import parallelcnn as pc
-from parallelcnn.checkpoint import _sha256, load_checkpoint, save_checkpoint
 from parallelcnn.errors import CheckpointError
-from parallelcnn.evaluation import Evaluation
-from parallelcnn.preparation import facts_of, start
+from parallelcnn.training.checkpoint import _sha256, load_checkpoint, save_checkpoint
+from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.preparation import facts_of, start
 
 DATASET = small.dataset(7)
 FACTS = facts_of(DATASET, DATASET, small.network(), seed=0)

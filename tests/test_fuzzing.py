@@ -25,11 +25,11 @@ from launch import run
 
 import parallelcnn as pc
 from parallelcnn.activations import ACTIVATIONS
-from parallelcnn.checkpoint import load_checkpoint, save_checkpoint
-from parallelcnn.data.idx import read_idx
+from parallelcnn.data.readers.idx import read_idx
 from parallelcnn.errors import InputError, ShapeError
-from parallelcnn.evaluation import Evaluation
-from parallelcnn.npz import open_npz, read_npy, write_npz
+from parallelcnn.files.archive import open_npz, read_npy, write_npz
+from parallelcnn.training.checkpoint import load_checkpoint, save_checkpoint
+from parallelcnn.training.evaluation import Evaluation
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 from fuzzing.archives import Member, archive_of, members_of, npy, npy_of

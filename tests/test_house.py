@@ -1,6 +1,7 @@
-"""The house: floors that import only downwards, quick imports, a list of names that is true."""
+"""The package: six levels that import only from lower ones, quick imports, a list of names that is true."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,32 +12,20 @@ import parallelcnn
 
 PACKAGE = Path(parallelcnn.__file__).parent
 
-# From the ground up; a module imports only from floors below its own, or, within a folder, from its neighbours.
-FLOORS = [
-    {"_version", "errors", "kernels", "files", "leaving"},
-    {"activations", "data", "npz", "threads"},
-    {"layers"},
-    {"losses", "parameters", "joining"},
-    {"optimizers", "workspace"},
-    {"worker"},
-    {"team"},
-    {"network"},
-    {"models", "gradients", "comm", "model_file"},
-    {"evaluation", "profiling", "summation", "watch"},
-    {"compilation", "divergence", "history"},
-    {"checkpoint"},
-    {"preparation", "replicas"},
-    {"training"},
-    {"reporting", "verification"},
-    {"run"},
-    {"doctor"},
-    {"cli"},
-    {"__main__"},
+# From the lowest level up. A module imports from lower levels, or from modules of its own level.
+LEVELS = [
+    {"_version", "errors", "resources", "kernels"},
+    {"activations", "layers", "losses"},
+    {"autodiff", "call_list", "data", "files", "models", "network", "optimizers", "parameters", "worker", "workspace"},
+    {"comm", "training"},
+    {"doctor", "profiling", "resilience"},
+    {"__main__", "cli", "trainer"},
 ]
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 
-def room_of(path):
+def name_of(path):
+    """The module's, or package's, name directly below `parallelcnn`."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -57,16 +46,24 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__in
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_from_floors_below_its_own(path):
-    floor = FLOOR_OF[room_of(path)]
+def test_a_module_imports_only_from_its_own_level_and_lower_ones(path):
     for name in imports_of(path):
         if name.startswith("parallelcnn."):
-            room = name.split(".")[1]
-            assert room == room_of(path) or FLOOR_OF[room] < floor, f"{path.name} imports {name}"
+            imported = name.split(".")[1]
+            assert LEVEL_OF[imported] <= LEVEL_OF[name_of(path)], f"{path.name} imports {name}"
+
+
+def test_packages_of_one_level_do_not_import_each_other_in_a_circle():
+    neighbours = {name: set() for name in LEVEL_OF}
+    for path in FILES:
+        imported = {name.split(".")[1] for name in imports_of(path) if name.startswith("parallelcnn.")}
+        neighbours[name_of(path)] |= {name for name in imported if LEVEL_OF[name] == LEVEL_OF[name_of(path)]}
+        neighbours[name_of(path)].discard(name_of(path))
+    tuple(graphlib.TopologicalSorter(neighbours).static_order())  # raises CycleError
 
 
 def test_only_comm_imports_mpi4py():
-    importers = {room_of(path) for path in FILES for name in imports_of(path) if name.startswith("mpi4py")}
+    importers = {name_of(path) for path in FILES for name in imports_of(path) if name.startswith("mpi4py")}
     assert importers == {"comm"}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from parallelcnn.data import load_data, load_idx_folder
-from parallelcnn.data.idx import read_idx
+from parallelcnn.data.readers.idx import read_idx
 from parallelcnn.errors import DataError
 
 NAMES = (
@@ -195,7 +195,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch, images):
         raise PermissionError(13, "Permission denied", str(path))
 
     # The real thing cannot be had as root.
-    monkeypatch.setattr("parallelcnn.data.idx.open", refuse, raising=False)
+    monkeypatch.setattr("parallelcnn.data.readers.idx.open", refuse, raising=False)
     assert refusal(read_idx, path) == f"{path}: cannot be read: Permission denied"
 
 

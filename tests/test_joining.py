@@ -10,7 +10,7 @@ import small
 from numba import njit
 
 import parallelcnn as pc
-from parallelcnn.joining import join
+from parallelcnn.call_list import join
 from parallelcnn.kernels._jit import kernel_uncached
 from parallelcnn.parameters import ParameterLayout
 from parallelcnn.workspace import Workspaces
@@ -78,7 +78,7 @@ def test_each_pass_of_the_papers_network_is_one_call(n):
 def test_for_another_number_of_samples_nothing_is_translated(monkeypatch):
     layer, input_shape = cases.LAYERS[0]
     passes(layer, input_shape, np.float32, join)
-    monkeypatch.setattr("parallelcnn.joining._translate", None)
+    monkeypatch.setattr("parallelcnn.call_list._translate", None)
     passes(layer, input_shape, np.float32, join, n=34)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from launch import environment
 
-from parallelcnn.checkpoint import CheckpointFolder
-from parallelcnn.leaving import LeaveOnSignal
+from parallelcnn.resilience.signals import LeaveOnSignal
+from parallelcnn.training.checkpoint import CheckpointFolder
 
 
 def holds_requests_to_leave(process: subprocess.Popen) -> bool:
@@ -49,7 +49,7 @@ def test_a_request_that_comes_while_the_command_starts_is_met_after_the_first_mi
 def test_what_was_held_is_taken_and_what_comes_afterwards_does_no_harm():
     script = """
 import os, signal
-from parallelcnn.leaving import LeaveOnSignal, hold_requests_to_leave
+from parallelcnn.resilience.signals import LeaveOnSignal, hold_requests_to_leave
 hold_requests_to_leave()
 os.kill(os.getpid(), signal.SIGUSR1)
 with LeaveOnSignal() as leave:

@@ -9,7 +9,7 @@ import pytest
 import parallelcnn as pc
 from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.losses import SoftmaxCrossEntropy
-from parallelcnn.summation import compute_gradient
+from parallelcnn.training.reduction import compute_gradient
 
 SMALL = (
     pc.Conv2D(3, 3, activation="tanh"),

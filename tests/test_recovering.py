@@ -15,7 +15,7 @@ def _ulfm():
 
 _ONE_DIES_IN_THE_START = """
 import os, signal, sys, time
-from parallelcnn.cli import _fail
+from parallelcnn.cli.command import _fail
 from parallelcnn.comm import communicator, run_together, world
 
 comm = world()
@@ -83,7 +83,7 @@ def test_where_one_of_those_that_are_left_cannot_go_on_the_others_do_not_wait_fo
 
 _ONE_IS_INTERRUPTED = """
 import os, signal, sys
-from parallelcnn.cli import _fail
+from parallelcnn.cli.command import _fail
 from parallelcnn.comm import do_with_survivors, run_together, world
 
 comm = world()
@@ -144,7 +144,7 @@ def test_ranks_whose_collective_went_well_go_on_together_with_one_that_has_notic
 _ONE_GETS_ANOTHER_ERROR = """
 import os, signal, sys
 from mpi4py import MPI
-from parallelcnn.cli import _fail
+from parallelcnn.cli.command import _fail
 from parallelcnn.comm import world
 from parallelcnn.errors import RankLostError
 
@@ -236,7 +236,8 @@ def test_garbage_that_mpi_hands_over_for_what_a_lost_rank_has_is_not_taken(colle
 
 _ONE_DIES_IN_THE_FIRST_COLLECTIVE = """
 import os, signal, sys
-from parallelcnn.comm import choose_threads, world
+from parallelcnn.comm import world
+from parallelcnn.training.threads import choose_threads
 from parallelcnn.errors import RankLostError
 
 comm = world()
@@ -263,7 +264,7 @@ def test_a_rank_lost_in_the_very_first_collective_leaves_the_others_knowing_each
 
 _ONE_ENDS_ALL_WHILE_OTHERS_AGREE = """
 import sys, time
-from parallelcnn.cli import _fail
+from parallelcnn.cli.command import _fail
 from parallelcnn.comm import world
 
 comm = world()

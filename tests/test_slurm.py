@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from parallelcnn.checkpoint import CheckpointFolder
+from parallelcnn.training.checkpoint import CheckpointFolder
 
 pytestmark = pytest.mark.slurm
 

@@ -45,7 +45,8 @@ def test_all_kernels_of_the_papers_network_are_compiled_within_fifteen_seconds(t
 
 _IMPORTED_AT_THE_FIRST_STEP = """
 import sys
-from parallelcnn import cli, reporting
+from parallelcnn import cli
+from parallelcnn.cli import reporting
 
 def minibatch(self, *step):
     print(*sys.modules)

@@ -26,7 +26,7 @@ def test_files_that_a_kill_left_half_written_are_removed_by_the_next_start(folde
     (out / "checkpoints").mkdir(parents=True)
     script = """
 import os, pathlib, signal, sys
-from parallelcnn.files import write_atomically
+from parallelcnn.files.atomic import write_atomically
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 write_atomically(pathlib.Path(sys.argv[1]), b"half")
 """

@@ -20,8 +20,9 @@ from parallelcnn.comm import launched_rank, launched_ranks
 from parallelcnn.errors import DivergenceError, InputError
 from parallelcnn.kernels.losses import count_correct
 from parallelcnn.kernels.waiting import tell_and_wait
-from parallelcnn.team import Team
-from parallelcnn.threads import core_quota, fair_share, usable_cores
+from parallelcnn.resources import core_quota, usable_cores
+from parallelcnn.training.thread_pool import Team
+from parallelcnn.training.threads import fair_share
 from parallelcnn.worker import Worker
 
 # As for ranks: see tests/mpi/test_ranks.py.
@@ -134,8 +135,8 @@ def test_a_team_whose_thread_has_failed_is_not_out_of_step():
 @pytest.mark.parametrize(("samples", "threads"), [(1, 1), (100, 1), (200, 2), (1000, 4)])
 def test_as_many_threads_as_there_are_cores_compute_if_they_have_enough_to_do(samples, threads, monkeypatch):
     """100 samples forwards through the paper's network, as it runs, are 15 million multiplications."""
-    monkeypatch.setattr("parallelcnn.comm.together.usable_cores", lambda: frozenset(range(4)))
-    monkeypatch.setattr("parallelcnn.comm.together.core_quota", lambda: None)
+    monkeypatch.setattr("parallelcnn.training.threads.usable_cores", lambda: frozenset(range(4)))
+    monkeypatch.setattr("parallelcnn.training.threads.core_quota", lambda: None)
     network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
     dataset = pc.Dataset(np.zeros((samples, 28, 28), np.uint8), np.zeros(samples, np.int64), 10)
     computing = set()
@@ -317,8 +318,8 @@ def test_a_rank_has_as_many_threads_as_its_part_of_the_cores(cores, quota, wante
 
 def test_without_a_number_there_is_a_thread_for_each_core(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 5, 7})
-    monkeypatch.setattr("parallelcnn.comm.together.core_quota", lambda: None)
-    monkeypatch.setattr("parallelcnn.threads._LEAST_MULTIPLY_ADDS", 1)
+    monkeypatch.setattr("parallelcnn.training.threads.core_quota", lambda: None)
+    monkeypatch.setattr("parallelcnn.training.threads._LEAST_MULTIPLY_ADDS", 1)
     assert usable_cores() == {2, 5, 7}
     before, most = threading.active_count(), []
 

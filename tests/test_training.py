@@ -10,7 +10,7 @@ import small
 import parallelcnn as pc
 from parallelcnn.errors import DivergenceError, InputError, ShapeError
 from parallelcnn.losses import MeanSquaredError, SoftmaxCrossEntropy
-from parallelcnn.threads import blas_threads
+from parallelcnn.training.threads import blas_threads
 
 
 def train(network=None, n=211, batch_size=25, epochs=3, optimizer=None, **options):

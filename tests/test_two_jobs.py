@@ -12,7 +12,7 @@ import pytest
 
 import parallelcnn as pc
 from parallelcnn import cli
-from parallelcnn.reporting import RunFolder
+from parallelcnn.cli.reporting import RunFolder
 
 
 def start(line, ranks=1, **extra):
@@ -32,7 +32,7 @@ def waiting(out):
 
 _HOLDS_THE_FOLDER = """
 import pathlib, sys, time
-from parallelcnn.files import lock
+from parallelcnn.files.atomic import lock
 out, seconds = pathlib.Path(sys.argv[1]), float(sys.argv[2])
 (out / "checkpoints").mkdir(parents=True, exist_ok=True)
 held = lock(out / ".lock")
@@ -45,7 +45,7 @@ for kept in out.glob("kept-*.npz"):
 
 _IMPATIENT = """
 import sys
-import parallelcnn.run as run
+import parallelcnn.cli.run as run
 from parallelcnn.cli import main
 run.LONGEST_LEAVING = 5.0
 sys.exit(main())

@@ -9,9 +9,9 @@ import launch
 import pytest
 
 import parallelcnn as pc
-from parallelcnn import watch
 from parallelcnn.comm import Serial
-from parallelcnn.watch import Report, Watch
+from parallelcnn.resilience import watchdog as watch
+from parallelcnn.resilience.watchdog import Report, Watch
 
 # ---- the command's option
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from parallelcnn.watch import Report, Sight, describe, find_missing
+from parallelcnn.resilience.watchdog import Report, Sight, describe, find_missing
 
 
 def report(rank, arrivals, waiting="", seconds=7.0, activity="computing"):

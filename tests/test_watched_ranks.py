@@ -21,7 +21,7 @@ import numpy as np
 import numba
 import small
 from parallelcnn.comm import world
-from parallelcnn.watch import Watch
+from parallelcnn.resilience.watchdog import Watch
 
 how, victims, timeout = sys.argv[1], [int(rank) for rank in sys.argv[2].split(",")], float(sys.argv[3])
 
@@ -137,7 +137,7 @@ _IS_SLOW = """
 import time
 import small
 from parallelcnn.comm import world
-from parallelcnn.watch import Watch
+from parallelcnn.resilience.watchdog import Watch
 
 comm = world()
 
@@ -172,7 +172,7 @@ _RESTARTS = """
 import os, sys, time
 from mpi4py import MPI
 from parallelcnn.comm import MPIRanks
-from parallelcnn.watch import Watch
+from parallelcnn.resilience.watchdog import Watch
 
 comm = MPIRanks(MPI.COMM_WORLD)
 lost = comm.rank == 0
@@ -208,7 +208,7 @@ _IS_KILLED_THEN_HANGS = """
 import os, signal, time
 import small
 from parallelcnn.comm import world
-from parallelcnn.watch import Watch
+from parallelcnn.resilience.watchdog import Watch
 
 comm = world()
 first_rank = comm.rank

@@ -18,7 +18,6 @@ from parallelcnn.comm.starting import mpirun as mpirun
 from parallelcnn.comm.starting import world as world
 from parallelcnn.comm.together import abort_after_interrupt as abort_after_interrupt
 from parallelcnn.comm.together import abort_all_on_error as abort_all_on_error
-from parallelcnn.comm.together import choose_threads as choose_threads
 from parallelcnn.comm.together import do_with_survivors as do_with_survivors
 from parallelcnn.comm.together import hosts as hosts
 from parallelcnn.comm.together import run_together as run_together

@@ -15,7 +15,7 @@ from typing import Any
 
 from parallelcnn.comm.communicator import say
 from parallelcnn.comm.launcher import launcher, tell_to_end_the_job
-from parallelcnn.threads import number_in
+from parallelcnn.resources import number_in
 
 START_TIMEOUT = 300.0  # that MPI waits for ranks that do not come [s]
 

@@ -13,7 +13,7 @@ from typing import Any
 from parallelcnn.comm.communicator import Communicator, MPIRanks, Serial
 from parallelcnn.comm.initialising import initialise
 from parallelcnn.errors import InputError, LaunchError
-from parallelcnn.threads import number_in
+from parallelcnn.resources import number_in
 
 
 def as_communicator(comm: Any) -> Communicator:

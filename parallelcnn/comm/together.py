@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from parallelcnn.comm.communicator import Communicator
 from parallelcnn.errors import ParallelCNNError, RankLostError
-from parallelcnn.threads import core_quota, fair_share, usable_cores, worth_waking
 
 T = TypeVar("T")
 
@@ -24,22 +23,6 @@ def this_host() -> str:
 def hosts(comm: Communicator) -> list[str]:
     """The host of every rank. Collective: every rank of `comm` must call it."""
     return comm.gather(this_host())
-
-
-def choose_threads(comm: Communicator, asked: int | None, multiply_adds: int | None = None) -> int:
-    """How many threads this rank computes on: as many as asked for, or, for None, its part of the node's cores, as far
-    as it has work for them.
-
-    Collective: every rank of `comm` must call it, with whatever numbers.
-
-    Args:
-        multiply_adds: of all ranks together, from one meeting of threads to the next; None: more than enough.
-    """
-    cores = comm.gather(usable_cores())
-    if asked is not None:
-        return asked
-    share = fair_share(comm.rank, {rank: cores[rank] for rank in comm.ranks_on_node()}, core_quota())
-    return share if multiply_adds is None else min(share, worth_waking(multiply_adds // comm.size))
 
 
 def run_together(comm: Communicator, work: Callable[[], T]) -> T:

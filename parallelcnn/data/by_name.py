@@ -4,8 +4,8 @@ import os
 
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.digits import load_digits
-from parallelcnn.data.idx import PathLike, load_idx_folder
 from parallelcnn.data.mnist import load_mnist
+from parallelcnn.data.readers.idx import PathLike, load_idx_folder
 from parallelcnn.errors import DataError, nearest_name
 
 DATA_NAMES = ("digits", "mnist")

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.data.idx import PathLike, load_idx_folder, open_content
+from parallelcnn.data.readers.idx import PathLike, load_idx_folder, open_content
 from parallelcnn.errors import DataError
 
 # Copies kept by PyTorch, by the Common Visual Data Foundation and by Amazon: MNIST's own page has

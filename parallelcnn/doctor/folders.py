@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parallelcnn.doctor.finding import Finding, in_units
-from parallelcnn.files import write_atomically
+from parallelcnn.files.atomic import write_atomically
 
 _SAVES = 20
 _MIB = 1 << 20

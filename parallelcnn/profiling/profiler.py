@@ -14,7 +14,7 @@ import numpy as np
 
 from parallelcnn.comm import Communicator
 from parallelcnn.errors import InputError
-from parallelcnn.files import write_atomically
+from parallelcnn.files.atomic import write_atomically
 from parallelcnn.layers.base import Array
 from parallelcnn.network import NetworkHandler
 from parallelcnn.worker import Worker

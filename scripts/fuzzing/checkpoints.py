@@ -17,13 +17,13 @@ from fuzzing.archives import archive_of, bytes_for_archive, files_of, members_of
 from fuzzing.target import Mutate
 from fuzzing.watch import MEBIBYTE, Violation, examine, shortened
 from parallelcnn import comm
-from parallelcnn.checkpoint import Checkpoint, _sha256, load_checkpoint, save_checkpoint
 from parallelcnn.data.sampler import Sampler
 from parallelcnn.errors import InputError, TrainingWarning
-from parallelcnn.evaluation import Evaluation
-from parallelcnn.history import History
-from parallelcnn.npz import read_npy
-from parallelcnn.preparation import facts_of, start
+from parallelcnn.files.archive import read_npy
+from parallelcnn.training.checkpoint import Checkpoint, _sha256, load_checkpoint, save_checkpoint
+from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.history import History
+from parallelcnn.training.preparation import facts_of, start
 
 
 def small_network() -> pc.NetworkHandler:

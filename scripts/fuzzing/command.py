@@ -15,11 +15,14 @@ from fuzzing.idx import GOOD_FOLDER
 from fuzzing.system import GROUP_FILES, VARIABLES, as_given, environment_of, examine_system
 from fuzzing.target import Mutate
 from fuzzing.watch import MEBIBYTE, Violation, examine
-from parallelcnn import cli, comm, compilation, evaluation, run
+from parallelcnn import comm
+from parallelcnn.cli import command as cli
+from parallelcnn.cli import run
 from parallelcnn.data import by_name, mnist
-from parallelcnn.data.idx import load_idx_folder
+from parallelcnn.data.readers.idx import load_idx_folder
 from parallelcnn.errors import InputError
-from parallelcnn.model_file import save_model
+from parallelcnn.files.model import save_model
+from parallelcnn.training import compilation, evaluation
 
 # What models of users' own may do wrong.
 _MODEL_FILE = """

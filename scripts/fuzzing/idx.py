@@ -10,7 +10,7 @@ from pathlib import Path
 from fuzzing.target import Mutate
 from fuzzing.watch import MEBIBYTE, examine
 from parallelcnn.data import mnist
-from parallelcnn.data.idx import load_idx_folder, read_idx
+from parallelcnn.data.readers.idx import load_idx_folder, read_idx
 from parallelcnn.errors import InputError
 
 

@@ -9,7 +9,7 @@ import parallelcnn as pc
 from fuzzing.archives import archive_of, bytes_for_archive, files_of, members_of
 from fuzzing.watch import Violation, examine
 from parallelcnn.errors import InputError
-from parallelcnn.model_file import load_model, save_model
+from parallelcnn.files.model import load_model, save_model
 
 
 def model_seeds() -> list[bytes]:

@@ -8,7 +8,7 @@ from unittest import mock
 
 from fuzzing.watch import MEBIBYTE, Violation, examine
 from parallelcnn import comm
-from parallelcnn.threads import core_quota
+from parallelcnn.resources import core_quota
 
 VARIABLES = (
     "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_SIZE", "PMI_RANK", "PMIX_RANK", "SLURM_STEP_NUM_TASKS",

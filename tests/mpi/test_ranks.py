@@ -15,8 +15,7 @@ import small
 import traced
 
 import parallelcnn as pc
-from parallelcnn.comm import MPIRanks, choose_threads, run_together, share_on_node, world
-from parallelcnn.compilation import compile_in_turns
+from parallelcnn.comm import MPIRanks, run_together, share_on_node, world
 from parallelcnn.errors import (
     DataError,
     DivergenceError,
@@ -27,7 +26,9 @@ from parallelcnn.errors import (
 )
 from parallelcnn.profiling.stamps import ARRIVED, SUMMED
 from parallelcnn.profiling.trace import trace
-from parallelcnn.threads import usable_cores
+from parallelcnn.resources import usable_cores
+from parallelcnn.training.compilation import compile_in_turns
+from parallelcnn.training.threads import choose_threads
 
 # The bound that we hold: every loss and every parameter of the run on N ranks is that of the run on one, up to
 # 1e-5 + 1e-5 times its size after three epochs. Measured are at most 1e-6; float32 resolves 6e-8.

@@ -10,11 +10,11 @@ import pytest
 import small
 
 import parallelcnn as pc
+from parallelcnn.cli.verification import verify
 from parallelcnn.comm import run_together, world
 from parallelcnn.errors import CheckpointError, DivergenceError, ReplicaMismatchError, TrainingWarning
 from parallelcnn.losses import SoftmaxCrossEntropy
-from parallelcnn.replicas import odd_ones, rejoin
-from parallelcnn.verification import verify
+from parallelcnn.resilience.replica_check import odd_ones, rejoin
 
 SGD = pc.SGD(0.1, momentum=0.9)
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from parallelcnn._version import __version__
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError
-from parallelcnn.leaving import (
+from parallelcnn.resilience.signals import (
     catch_interrupts,
     hold_requests_to_leave,
     interrupts_ending_the_process,
@@ -53,7 +53,7 @@ def _main(arguments: list[str] | None) -> int:
         hold_requests_to_leave()
     let_interrupts_end_the_process()
     from parallelcnn.comm import Serial
-    from parallelcnn.watch import Watch
+    from parallelcnn.resilience.watchdog import Watch
 
     _make_output_safe()
     try:
@@ -305,23 +305,23 @@ def _add_timeout_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace, comm: "Communicator") -> int:
-    from parallelcnn.run import Run
+    from parallelcnn.cli.run import Run
 
     catch_interrupts()
     return Run(options, comm, _IMPORTED).go()
 
 
 def _evaluate(options: argparse.Namespace, comm: "Communicator") -> None:
+    from parallelcnn.cli.reporting import as_percent
     from parallelcnn.comm import Serial, run_together
-    from parallelcnn.compilation import compile_in_turns
     from parallelcnn.data import Dataset
-    from parallelcnn.evaluation import evaluate
-    from parallelcnn.model_file import load_model
+    from parallelcnn.files.model import load_model
     from parallelcnn.models import find_model
     from parallelcnn.network import NetworkHandler
-    from parallelcnn.preparation import check_fit
-    from parallelcnn.reporting import as_percent
-    from parallelcnn.threads import check_threads
+    from parallelcnn.training.compilation import compile_in_turns
+    from parallelcnn.training.evaluation import evaluate
+    from parallelcnn.training.preparation import check_fit
+    from parallelcnn.training.threads import check_threads
 
     catch_interrupts()
     run_together(comm, lambda: check_threads(options.threads))
@@ -351,9 +351,10 @@ def _info(options: argparse.Namespace, comm: "Communicator") -> None:
     import numba
     import numpy as np
 
-    from parallelcnn.comm import choose_threads, hosts, launched_ranks, mpi_library
-    from parallelcnn.reporting import in_words
-    from parallelcnn.threads import blas_threads, usable_cores
+    from parallelcnn.cli.reporting import in_words
+    from parallelcnn.comm import hosts, launched_ranks, mpi_library
+    from parallelcnn.resources import usable_cores
+    from parallelcnn.training.threads import blas_threads, choose_threads
 
     _ = np.zeros((2, 2)) @ np.zeros((2, 2))  # brings numpy's BLAS into sight
     everywhere = hosts(comm)
@@ -377,13 +378,13 @@ def _info(options: argparse.Namespace, comm: "Communicator") -> None:
 
 
 def _doctor(options: argparse.Namespace, comm: "Communicator") -> int:
+    from parallelcnn.cli.reporting import in_words
     from parallelcnn.comm import launched_rank, run_together
     from parallelcnn.doctor import examine, some_images
     from parallelcnn.models import find_model
     from parallelcnn.network import NetworkHandler
-    from parallelcnn.preparation import check_fit, check_numbers
-    from parallelcnn.reporting import in_words
-    from parallelcnn.threads import check_threads
+    from parallelcnn.training.preparation import check_fit, check_numbers
+    from parallelcnn.training.threads import check_threads
 
     if comm.size == 1 and launched_rank() != 0:
         return 0  # alone where it should not be; rank 0 is too, and says so

@@ -21,12 +21,12 @@ from parallelcnn.comm import Communicator, mpi_library
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain
 from parallelcnn.errors import InputError, TrainingWarning
-from parallelcnn.evaluation import Evaluation
-from parallelcnn.files import lock, remove_unfinished, write_atomically
-from parallelcnn.history import History
+from parallelcnn.files.atomic import lock, remove_unfinished, write_atomically
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
 from parallelcnn.profiling import Profiler
+from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.history import History
 
 _FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json", "checkpoints")
 _LINES_AT_ONCE = 100  # of metrics.jsonl: they fit into Python's buffer of 8 KiB, which would empty itself in mid-line

@@ -10,27 +10,28 @@ from argparse import Namespace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from parallelcnn.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
-from parallelcnn.comm import Communicator, choose_threads, do_with_survivors, hosts, run_together, share_on_node
-from parallelcnn.compilation import compile_in_turns, compile_kernels
+from parallelcnn.cli.reporting import FolderInUseError, RunFolder, RunReporter, describe_result, describe_run, summarize
+from parallelcnn.cli.verification import verify
+from parallelcnn.comm import Communicator, do_with_survivors, hosts, run_together, share_on_node
 from parallelcnn.data import load_data
 from parallelcnn.errors import InputError
-from parallelcnn.evaluation import Evaluation, evaluate
-from parallelcnn.history import History
-from parallelcnn.leaving import LeaveOnSignal, interrupts_ending_the_process
+from parallelcnn.files.model import save_model
 from parallelcnn.losses import SoftmaxCrossEntropy
-from parallelcnn.model_file import save_model
 from parallelcnn.models import find_model
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
-from parallelcnn.preparation import check_fit, check_numbers, check_resume, facts_of
 from parallelcnn.profiling import Profiler
-from parallelcnn.replicas import check_repair
-from parallelcnn.reporting import FolderInUseError, RunFolder, RunReporter, describe_result, describe_run, summarize
-from parallelcnn.summation import check_grains
-from parallelcnn.threads import check_threads, number_in
-from parallelcnn.training import train
-from parallelcnn.verification import verify
+from parallelcnn.resilience.replica_check import check_repair
+from parallelcnn.resilience.signals import LeaveOnSignal, interrupts_ending_the_process
+from parallelcnn.resources import number_in
+from parallelcnn.trainer import train
+from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
+from parallelcnn.training.compilation import compile_in_turns, compile_kernels
+from parallelcnn.training.evaluation import Evaluation, evaluate
+from parallelcnn.training.history import History
+from parallelcnn.training.preparation import check_fit, check_numbers, check_resume, facts_of
+from parallelcnn.training.reduction import check_grains
+from parallelcnn.training.threads import check_threads, choose_threads
 
 LONGEST_LEAVING = 30.0  # of an earlier start of the same run, before this one is refused [s]
 _LOOK_AGAIN_AFTER = 0.1  # [s]

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from parallelcnn.data.dataset import Array, Dataset
-from parallelcnn.data.inflate import Inflated
+from parallelcnn.data.readers.inflate import Inflated
 from parallelcnn.errors import DataError
 
 PathLike = str | os.PathLike[str]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from parallelcnn.evaluation import Evaluation
+from parallelcnn.training.evaluation import Evaluation
 
 
 @dataclass

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.errors import CheckpointError, shown
-from parallelcnn.files import write_atomically
+from parallelcnn.files.atomic import write_atomically
 
 HEADER_LIMIT = 2**12  # bytes in front of an array's numbers
 _DESCRIPTION_LIMIT = 2**20  # bytes

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.errors import CheckpointError, InputError, TrainingWarning
-from parallelcnn.evaluation import Evaluation
-from parallelcnn.files import naming, remove_unfinished
-from parallelcnn.history import History
+from parallelcnn.files.archive import open_npz, read_description, read_npy, write_npz
+from parallelcnn.files.atomic import naming, remove_unfinished
 from parallelcnn.layers.base import Array
 from parallelcnn.network import NetworkHandler
-from parallelcnn.npz import open_npz, read_description, read_npy, write_npz
+from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.history import History
 
 _VERSION = 1
 _STATE = "state."

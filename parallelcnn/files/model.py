@@ -19,9 +19,9 @@ import numpy as np
 
 from parallelcnn import layers as library_layers
 from parallelcnn.errors import CheckpointError, InputError
+from parallelcnn.files.archive import COMPRESSION_LIMIT, HEADER_LIMIT, open_npz, read_description, read_npy, write_npz
 from parallelcnn.layers import Layer
 from parallelcnn.network import NetworkHandler, plan
-from parallelcnn.npz import COMPRESSION_LIMIT, HEADER_LIMIT, open_npz, read_description, read_npy, write_npz
 from parallelcnn.parameters import Slot
 
 _VERSION = 1

@@ -10,7 +10,7 @@ from parallelcnn.errors import ReplicaMismatchError
 from parallelcnn.losses import Loss
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
-from parallelcnn.training import train
+from parallelcnn.trainer import train
 
 # Every parameter after some minibatches; float32 resolves 6e-8, and steps add up.
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-5

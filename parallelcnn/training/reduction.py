@@ -16,7 +16,7 @@ from parallelcnn.kernels.fixed_point import add_fixed_point, from_fixed_point
 from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss
 from parallelcnn.network import NetworkHandler
-from parallelcnn.team import Team
+from parallelcnn.training.thread_pool import Team
 from parallelcnn.worker import LEAVE, LOSS, Worker
 
 # A sum may be 2**15 in fixed point, see the kernel; half of it keeps clear of the edge.

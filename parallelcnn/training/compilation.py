@@ -11,8 +11,8 @@ from parallelcnn.kernels.finite import all_finite
 from parallelcnn.losses import Loss
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
-from parallelcnn.summation import summation_of
-from parallelcnn.team import Team
+from parallelcnn.training.reduction import summation_of
+from parallelcnn.training.thread_pool import Team
 
 
 def compile_kernels(

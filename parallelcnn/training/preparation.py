@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.checkpoint import Checkpoint, facts_that_changed
 from parallelcnn.comm import Communicator
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.errors import CheckpointError, InputError, ReplicaMismatchError, ShapeError, TrainingWarning, shown
-from parallelcnn.history import History
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
+from parallelcnn.training.checkpoint import Checkpoint, facts_that_changed
+from parallelcnn.training.history import History
 
 # Facts that a training may not change in its middle: it would be another one.
 _FIXED = ("layers", "input_shape", "dtype", "loss", "train_set", "test_set", "seed")

@@ -4,12 +4,12 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from itertools import chain
-from pathlib import Path
 
 import numpy as np
 
+from parallelcnn.comm import Communicator
 from parallelcnn.errors import InputError
+from parallelcnn.resources import core_quota, usable_cores
 
 _LEAST_MULTIPLY_ADDS = 12_000_000  # of a thread between two meetings: a fifth of a millisecond
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
@@ -53,39 +53,20 @@ def worth_waking(multiply_adds: int) -> int:
     return max(1, multiply_adds // _LEAST_MULTIPLY_ADDS)
 
 
-def usable_cores() -> frozenset[int]:
-    """The cores that this process may use: a launcher, SLURM or taskset may have left it fewer than the machine has."""
-    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+def choose_threads(comm: Communicator, asked: int | None, multiply_adds: int | None = None) -> int:
+    """How many threads this rank computes on: as many as asked for, or, for None, its part of the node's cores, as far
+    as it has work for them.
 
+    Collective: every rank of `comm` must call it, with whatever numbers.
 
-def core_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """How many cores' time the ranks of this node may use up, at least 1; None: as much as there is.
-
-    What limits it is a container's quota, in version 1 or 2 of Linux's control groups, or a SLURM job's allocation,
-    which on some clusters binds no process.
+    Args:
+        multiply_adds: of all ranks together, from one meeting of threads to the next; None: more than enough.
     """
-    limits: list[int] = []
-    for line in groups.read_text(errors="surrogateescape").split("\n") if groups.exists() else ():
-        if line.count(":") < 2:
-            continue
-        _, controllers, path = line.split(":", 2)
-        version_1 = "cpu" in controllers.split(",")
-        folder = root / ("cpu" if version_1 else "") / path.strip("/")
-        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if version_1 else ("cpu.max",)
-        for group in chain((folder,), folder.parents):
-            # No such file, or no number in it: no limit.
-            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-                quota, period = " ".join((group / name).read_text() for name in names).split()
-                limits += [int(quota) // int(period)] if int(quota) > 0 else []
-    allocated = number_in("SLURM_CPUS_ON_NODE")
-    limits += [] if allocated is None else [allocated]
-    return max(1, min(limits)) if limits else None
-
-
-def number_in(variable: str) -> int | None:
-    """The number, at least 0, that a variable of the environment holds; None if it holds none, or one beyond reason."""
-    value = os.environ.get(variable, "")
-    return int(value) if value.isdecimal() and len(value) < 10 else None
+    cores = comm.gather(usable_cores())
+    if asked is not None:
+        return asked
+    share = fair_share(comm.rank, {rank: cores[rank] for rank in comm.ranks_on_node()}, core_quota())
+    return share if multiply_adds is None else min(share, worth_waking(multiply_adds // comm.size))
 
 
 @contextlib.contextmanager

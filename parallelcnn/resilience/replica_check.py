@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from parallelcnn.checkpoint import CheckpointFolder
 from parallelcnn.comm import Communicator
 from parallelcnn.errors import InputError, RankLostError, ReplicaMismatchError, TrainingWarning
-from parallelcnn.history import History
 from parallelcnn.network import NetworkHandler
+from parallelcnn.training.checkpoint import CheckpointFolder
+from parallelcnn.training.history import History
 
 REPAIRS = ("stop", "majority", "checkpoint")
 

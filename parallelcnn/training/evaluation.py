@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.comm import Communicator, as_communicator, choose_threads, run_together
+from parallelcnn.comm import Communicator, as_communicator, run_together
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain
 from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
-from parallelcnn.team import Team
-from parallelcnn.threads import check_threads, one_blas_thread
+from parallelcnn.training.thread_pool import Team
+from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
 from parallelcnn.worker import Worker
 
 

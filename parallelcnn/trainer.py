@@ -14,25 +14,25 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from parallelcnn.checkpoint import Checkpoint, CheckpointFolder
-from parallelcnn.comm import Communicator, abort_all_on_error, as_communicator, choose_threads, run_together
-from parallelcnn.compilation import compile_in_turns, compile_kernels
+from parallelcnn.comm import Communicator, abort_all_on_error, as_communicator, run_together
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import Sampler
-from parallelcnn.divergence import check_message, check_test_loss
 from parallelcnn.errors import RankLostError
-from parallelcnn.evaluation import Evaluation, evaluate_by
-from parallelcnn.history import History
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
-from parallelcnn.preparation import check_fit, check_kinds, check_numbers, check_replicas, facts_of, start
 from parallelcnn.profiling import Profiler
-from parallelcnn.replicas import ReplicaGuard, check_repair
-from parallelcnn.summation import Ranks, Summation, check_grains, summation_of
-from parallelcnn.team import Team
-from parallelcnn.threads import check_threads, one_blas_thread
-from parallelcnn.watch import DEFAULT_TIMEOUT, Watch
+from parallelcnn.resilience.replica_check import ReplicaGuard, check_repair
+from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watch
+from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder
+from parallelcnn.training.compilation import compile_in_turns, compile_kernels
+from parallelcnn.training.divergence import check_message, check_test_loss
+from parallelcnn.training.evaluation import Evaluation, evaluate_by
+from parallelcnn.training.history import History
+from parallelcnn.training.preparation import check_fit, check_kinds, check_numbers, check_replicas, facts_of, start
+from parallelcnn.training.reduction import Ranks, Summation, check_grains, summation_of
+from parallelcnn.training.thread_pool import Team
+from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
 from parallelcnn.worker import LEAVE, LOSS
 
 

@@ -1,0 +1,1 @@
+"""Differentiation: the check of a layer's backward pass against finite differences."""

@@ -1,0 +1,1 @@
+"""What protects a training: signals, the watchdog, the comparison of replicas."""

@@ -1,0 +1,1 @@
+"""Synchronous data-parallel training: the step, and what happens between steps."""
