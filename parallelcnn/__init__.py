@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from parallelcnn.files.model import load_model as load_model
     from parallelcnn.files.model import save_model as save_model
     from parallelcnn.layers import Activation as Activation
+    from parallelcnn.layers import Buffer as Buffer
     from parallelcnn.layers import Conv2D as Conv2D
     from parallelcnn.layers import Dense as Dense
     from parallelcnn.layers import Flatten as Flatten
     from parallelcnn.layers import Layer as Layer
     from parallelcnn.layers import MaxPool2D as MaxPool2D
+    from parallelcnn.layers import Parameter as Parameter
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
     from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
     from parallelcnn.models import lenet5 as lenet5
@@ -58,7 +60,7 @@ _MODULES = {
     "training.evaluation": ["Evaluation", "evaluate"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
-    "layers": ["Activation", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D"],
+    "layers": ["Activation", "Buffer", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D", "Parameter"],
     "losses": ["MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],

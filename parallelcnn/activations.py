@@ -1,9 +1,10 @@
 """Activations by name, and the value that a user's own becomes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from types import FunctionType
+from typing import Any, Protocol
 
 import numpy as np
 from numba.core.errors import NumbaError
@@ -15,6 +16,17 @@ from parallelcnn.kernels.copying import copy
 Array = np.ndarray
 
 
+class Recording(Protocol):
+    """What an activation needs of a `Step`."""
+
+    @property
+    def training(self) -> bool: ...
+
+    def array(self, shape: tuple[int, ...]) -> Array: ...
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> None: ...
+
+
 @dataclass(frozen=True)
 class ActivationFunction:
     """An element-wise function and its derivative.
@@ -23,9 +35,9 @@ class ActivationFunction:
         name: what a layer prints.
         function: x -> f(x), of one number, in Python that numba compiles (`math` and `numpy` functions).
         derivative: x -> f'(x), likewise; or y -> f'(x) with y = f(x) if `derivative_of_output`.
-        derivative_of_output: the derivative is written in terms of the output, so that x need not be kept.
-        rectifier: half of its inputs come out as nearly nothing, so that start values are He's instead of Glorot's.
-        never_decreases: a larger x never has a smaller f(x), so that f may come after a maximum instead of before.
+        derivative_of_output: the derivative is a function of the output, so x need not be kept.
+        relu_like: use He initialisation of the weights (Glorot otherwise).
+        monotonic: f never decreases, so it may be applied after max-pooling instead of before.
 
     Example:
         >>> bent = ActivationFunction("bent", lambda x: x + abs(x) / 2, lambda x: 1.5 if x > 0 else 0.5)
@@ -35,8 +47,8 @@ class ActivationFunction:
     function: Callable[[float], float]
     derivative: Callable[[float], float]
     derivative_of_output: bool = False
-    rectifier: bool = False
-    never_decreases: bool = False
+    relu_like: bool = False
+    monotonic: bool = False
 
     def __post_init__(self) -> None:
         for part in ("function", "derivative"):
@@ -46,36 +58,29 @@ class ActivationFunction:
     def __repr__(self) -> str:
         return f"<{self.name}>"
 
-    def forward(self, y: Array, kept: Array | None) -> None:
-        """Replace y by f(y). `kept`, like y, receives what `backward` needs; see `keeps_input`."""
-        for call in self.forward_calls(y, kept):
-            call()
+    def record_forward(self, step: Recording, y: Array) -> Array:
+        """Record that y is replaced by f(y); returns what `record_backward` needs: x where it is kept, otherwise y."""
+        kept = y
+        if step.training and self.keeps_input:
+            kept = step.array(y.shape[:-1])
+            step.call(copy, y.reshape(y.size), kept.reshape(y.size))
+        step.call(self.kernels()[0], y.reshape(y.size))
+        return kept
 
-    def backward(self, kept: Array, dy: Array) -> None:
-        """Multiply dy by the derivative; `kept` is the output, or the input if `keeps_input`."""
-        for call in self.backward_calls(kept, dy):
-            call()
-
-    def forward_calls(self, y: Array, kept: Array | None) -> Iterator[Callable[[], object]]:
-        """What `forward` does, one after the other."""
-        if kept is not None:
-            yield partial(copy, y.reshape(y.size), kept.reshape(kept.size))
-        yield partial(self._kernel(0), y.reshape(y.size))
-
-    def backward_calls(self, kept: Array, dy: Array) -> Iterator[Callable[[], object]]:
-        """What `backward` does, one after the other."""
-        yield partial(self._kernel(1), kept.reshape(kept.size), dy.reshape(dy.size))
+    def record_backward(self, step: Recording, kept: Array, dy: Array) -> None:
+        """Record that dy is multiplied by the derivative; `kept` is the output, or the input if `keeps_input`."""
+        step.call(self.kernels()[1], kept.reshape(kept.size), dy.reshape(dy.size))
 
     @property
     def keeps_input(self) -> bool:
         """Whether `backward` needs the input x, rather than the output y."""
         return not self.derivative_of_output
 
-    def _kernel(self, direction: int) -> Callable[..., None]:
-        """What applies the function (0) or the derivative (1)."""
+    def kernels(self) -> tuple[Callable[..., None], Callable[..., None]]:
+        """What replaces flat y by f(y), and what multiplies flat dy, given x or y, by the derivative."""
         if getattr(self.function, "__module__", None) == kernels.__name__:
-            return kernels.builtin_kernels(self.function, self.derivative)[direction]
-        return partial(self._run, direction)
+            return kernels.builtin_kernels(self.function, self.derivative)
+        return partial(self._run, 0), partial(self._run, 1)
 
     def _run(self, direction: int, *arrays: Array) -> None:
         """Apply a user's function or derivative."""
@@ -102,11 +107,11 @@ def _plain(function: Callable[[float], float]) -> Callable[[float], float]:
 class _Identity(ActivationFunction):
     """f(x) = x: nothing to do, nothing to keep."""
 
-    def forward_calls(self, y: Array, kept: Array | None) -> Iterator[Callable[[], object]]:
-        return iter(())
+    def record_forward(self, step: Recording, y: Array) -> Array:
+        return y
 
-    def backward_calls(self, kept: Array, dy: Array) -> Iterator[Callable[[], object]]:
-        return iter(())
+    def record_backward(self, step: Recording, kept: Array, dy: Array) -> None:
+        return
 
 
 ACTIVATIONS: dict[str, ActivationFunction] = {
@@ -116,32 +121,32 @@ ACTIVATIONS: dict[str, ActivationFunction] = {
         kernels.relu,
         kernels.relu_derivative_of_output,
         derivative_of_output=True,
-        rectifier=True,
-        never_decreases=True,
+        relu_like=True,
+        monotonic=True,
     ),
     "leaky_relu": ActivationFunction(
         "leaky_relu",
         kernels.leaky_relu,
         kernels.leaky_relu_derivative_of_output,
         derivative_of_output=True,
-        rectifier=True,
-        never_decreases=True,
+        relu_like=True,
+        monotonic=True,
     ),
     "sigmoid": ActivationFunction(
         "sigmoid",
         kernels.sigmoid,
         kernels.sigmoid_derivative_of_output,
         derivative_of_output=True,
-        never_decreases=True,
+        monotonic=True,
     ),
     "tanh": ActivationFunction(
-        "tanh", kernels.tanh, kernels.tanh_derivative_of_output, derivative_of_output=True, never_decreases=True
+        "tanh", kernels.tanh, kernels.tanh_derivative_of_output, derivative_of_output=True, monotonic=True
     ),
     "softplus": ActivationFunction(
-        "softplus", kernels.softplus, kernels.softplus_derivative, rectifier=True, never_decreases=True
+        "softplus", kernels.softplus, kernels.softplus_derivative, relu_like=True, monotonic=True
     ),
-    "gelu": ActivationFunction("gelu", kernels.gelu, kernels.gelu_derivative, rectifier=True),
-    "swish": ActivationFunction("swish", kernels.swish, kernels.swish_derivative, rectifier=True),
+    "gelu": ActivationFunction("gelu", kernels.gelu, kernels.gelu_derivative, relu_like=True),
+    "swish": ActivationFunction("swish", kernels.swish, kernels.swish_derivative, relu_like=True),
 }
 
 

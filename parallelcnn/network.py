@@ -1,47 +1,48 @@
-"""The NetworkHandler: a tuple of layers, their arrays, and the three motions forward, backward, update.
+"""The NetworkHandler: a tuple of layers, their parameters, and the three motions forward, backward, update.
 
 Outside, images are samples first, (n, C, H, W) or (n, H, W). Inside, the samples are the last axis, (C, H, W, n):
-`load` is the door in. The motions themselves are a `Worker`'s: a network has one for each thread.
+`load` converts. The passes themselves run on a `Replica`, of which each thread has its own.
 """
 
+import copy
 import hashlib
 import operator
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from itertools import pairwise
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
-from parallelcnn.activations import find_activation
 from parallelcnn.errors import InputError, ShapeError
+from parallelcnn.fusions import fuse
 from parallelcnn.kernels.losses import softmax
-from parallelcnn.layers import Conv2D, MaxPool2D
-from parallelcnn.layers.base import Array, Layer, Shape
-from parallelcnn.layers.maxpool2d import window_and_stride
-from parallelcnn.layers.pooled_conv2d import PooledConv2D
+from parallelcnn.kernels.moving_average import moving_average
+from parallelcnn.layers.base import Array, Buffer, Layer, Parameter, Shape
 from parallelcnn.optimizers import SGD
-from parallelcnn.parameters import ParameterLayout
-from parallelcnn.worker import Worker
-from parallelcnn.workspace import check_memory
+from parallelcnn.parameters import ArrayLayout
+from parallelcnn.replica import Replica
+from parallelcnn.resources import check_memory
 
 
 class NetworkHandler:
     """Runs a tuple of layers forwards and backwards, and updates their parameters.
 
+    A copy, by `copy` or pickle, is independent of its original. Predictions may run in several threads at once.
+
     Args:
         layers: the network, first to last.
         input_shape: shape of one sample: (C, H, W) or (features,).
-        seed: of the generator that draws the start values.
+        seed: of the generator that draws the initial weights.
         dtype: of every array; float64 is for checking gradients.
 
     Raises:
         ShapeError: if a layer does not take what the layer before it gives, or the network would not fit into memory.
 
     Attributes:
-        params: all parameters, one flat vector.
-        gradients: the loss differentiated by them, written by `backward`; a view into `message`.
-        message: the vector that is summed over ranks; see `Worker`.
-        worker: what `load`, `forward` and `backward` run on.
+        layers, input_shape, dtype: as given.
+        shapes: of one sample before, between and after the layers.
+        prediction: what `predict` makes of the output, "softmax" or "output"; set by training, from the loss.
 
     Example:
         >>> network = NetworkHandler((Conv2D(6, 3, activation="relu"), Flatten(), Dense(10)), (1, 28, 28))
@@ -62,23 +63,73 @@ class NetworkHandler:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise InputError(f"dtype must be float32 or float64, got {self.dtype}")
-        self.shapes, self.layout = plan(self.layers, input_shape)
-        self.input_shape = self.shapes[0]
-        check_memory("the network's parameters and gradients", 2 * self.layout.size * self.dtype.itemsize)
-
-        self.params = np.zeros(self.layout.size, self.dtype)
-        self._params = self.layout.views(self.params)
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise InputError(f"seed must be an integer of at least 0, got {seed!r}")
-        rng = np.random.default_rng(seed)
-        for layer, params in zip(self.layers, self._params, strict=True):
-            layer.init_params(params, rng)
+        self.shapes = chain_shapes(self.layers, input_shape)
+        self.input_shape = self.shapes[0]
+        declared, self.layout, self.buffer_layout = declare(self.layers, self.shapes)
+        check_memory("the network's parameters and gradients", 2 * self.layout.size * self.dtype.itemsize)
 
+        self._vector = np.zeros(self.layout.size, self.dtype)
+        self._buffer_vector = np.zeros(self.buffer_layout.size, self.dtype)
+        self._params = self.layout.views(self._vector)
+        self._buffers = self.buffer_layout.views(self._buffer_vector)
+        rng = np.random.default_rng(seed)
+        for arrays, (parameters, _) in zip(self._params, declared, strict=True):
+            for name, parameter in parameters.items():
+                initial = parameter.initial
+                arrays[name][...] = initial(rng, parameter.shape) if callable(initial) else initial
+        self._momentum = np.zeros(self.buffer_layout.size, self.dtype)
+        momenta = self.buffer_layout.views(self._momentum)
+        for arrays, weights, (_, buffers) in zip(self._buffers, momenta, declared, strict=True):
+            for name, buffer in buffers.items():
+                arrays[name][...], weights[name][...] = buffer.initial, buffer.momentum
+
+        self.prediction = "softmax"
         self._optimizer_state: dict[str, Array] = {}
-        self._running = _as_they_run(self.layers)
-        self._workers: list[Worker] = []
-        (self.worker,) = self.workers(1)
-        self.message, self.gradients = self.worker.message, self.worker.gradients
+        self._running = fuse(self.layers)
+        self._idle: list[Replica] = []  # for predictions; list's append and pop are safe from several threads
+        self._training_thread: int | None = None
+        self._replicas = [self.new_replica()]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.layers, self.input_shape, self.dtype, self.state, self.prediction)
+
+    def __copy__(self) -> "NetworkHandler":
+        return copy.deepcopy(self)  # a copy that shared arrays would be changed by training the original
+
+    @property
+    def params(self) -> Array:
+        """All parameters, one flat vector. Assigning to it copies numbers into it."""
+        return self._vector
+
+    @params.setter
+    def params(self, values: Any) -> None:
+        self._vector[...] = _checked(values, self._vector, "params")
+
+    @property
+    def buffers(self) -> Array:
+        """All buffers, one flat vector; see `Buffer`. Assigning to it copies numbers into it."""
+        return self._buffer_vector
+
+    @buffers.setter
+    def buffers(self, values: Any) -> None:
+        self._buffer_vector[...] = _checked(values, self._buffer_vector, "buffers")
+
+    @property
+    def replica(self) -> Replica:
+        """What `load`, `forward` and `backward` run on."""
+        return self._replicas[0]
+
+    @property
+    def gradients(self) -> Array:
+        """Gradients of the parameters, one flat vector, which `backward` overwrites."""
+        return self.replica.gradients
+
+    @property
+    def reduction_buffer(self) -> Array:
+        """What is summed over threads and ranks; see `Replica`."""
+        return self.replica.reduction_buffer
 
     @property
     def output_shape(self) -> Shape:
@@ -86,54 +137,111 @@ class NetworkHandler:
         return self.shapes[-1]
 
     @property
-    def as_it_runs(self) -> list[tuple[Layer, Shape]]:
-        """The layers that run, of which one may stand for two of `layers`, each with the shape of its input."""
+    def named_arrays(self) -> dict[str, Array]:
+        """Views of all parameters and buffers, by PyTorch's names, such as "0.weight"."""
+        both = ((self.layout, self._params), (self.buffer_layout, self._buffers))
+        return {slot.key: arrays[slot.layer][slot.name] for layout, arrays in both for slot in layout.slots}
+
+    @property
+    def fused_layers(self) -> list[tuple[Layer, Shape]]:
+        """The layers that run, of which one may do the work of two of `layers`, each with the shape of its input."""
         return [(layer, self.shapes[place]) for place, layer in self._running.items()]
 
+    @property
+    def mixes_samples(self) -> bool:
+        """Whether an output depends on other samples of its shard; see `Layer`."""
+        return any(layer.mixes_samples for layer in self.layers)
+
     def multiply_adds(self, samples: int, *, training: bool) -> int:
-        """Multiplications with addition of so many samples, forwards, in training also back; see `Layer`."""
-        forward = samples * sum(layer.multiply_adds(shape) for layer, shape in self.as_it_runs)
+        """Multiply-adds of so many samples, forwards, in training also backwards; see `Layer`."""
+        forward = samples * sum(layer.multiply_adds(shape) for layer, shape in self.fused_layers)
         return 3 * forward if training else forward
 
-    def load(self, images: Array, indices: Array | None = None) -> Array:
-        """Gather samples and bring them into the layout inside; see `Worker.load`."""
-        return self.worker.load(images, indices)
+    def load(self, images: Array, indices: Array | None = None, *, training: bool = False) -> Array:
+        """Gather samples and bring them into the layout inside; see `Replica.load`."""
+        return self.replica.load(images, indices, training=training)
 
     def forward(self, x: Array, *, training: bool = False) -> Array:
-        """Run the layers; see `Worker.forward`."""
-        return self.worker.forward(x, training=training)
+        """Run the layers; see `Replica.forward`."""
+        return self.replica.forward(x, training=training)
 
     def backward(self, dy: Array) -> None:
-        """Run the layers in reverse and overwrite `gradients`; see `Worker.backward`."""
-        self.worker.backward(dy)
+        """Run the layers in reverse and overwrite `gradients`; see `Replica.backward`."""
+        self.replica.backward(dy)
 
     def output_gradient(self, n: int) -> Array:
-        """The array, (*output_shape, n), that a loss writes its derivative to."""
-        return self.worker.output_gradient(n)
+        """The array, (*output_shape, n), that a loss writes its gradient to."""
+        return self.replica.output_gradient(n)
 
-    def workers(self, count: int) -> list[Worker]:
-        """As many workers, one for each thread. The first is the one that the methods of this class run on."""
-        while len(self._workers) < count:
-            self._workers.append(Worker(self._running, self.input_shape, self.layout, self._params, self.dtype))
-        return self._workers[:count]
+    def replicas(self, count: int) -> list[Replica]:
+        """As many replicas, one for each thread. The first is `replica`."""
+        while len(self._replicas) < count:
+            self._replicas.append(self.new_replica())
+        return self._replicas[:count]
 
-    def update(self, optimizer: SGD) -> None:
-        """Take one step of the optimiser along `gradients`; what it remembers is kept here, also for another rate."""
+    def new_replica(self) -> Replica:
+        """A replica of its own for whoever asks."""
+        layouts = self.layout, self.buffer_layout
+        return Replica(self._running, self.input_shape, layouts, self._params, self._buffers, self.dtype)
+
+    @contextmanager
+    def idle_replicas(self, count: int) -> Iterator[list[Replica]]:
+        """Replicas that nobody else uses inside the `with` statement, for predictions in any thread.
+
+        Raises:
+            InputError: while another thread trains the network.
+        """
+        if self._training_thread not in (None, threading.get_ident()):
+            raise InputError(
+                "the network is being trained in another thread: wait for it, or use a copy, copy.deepcopy(network)"
+            )
+        taken: list[Replica] = []
+        try:
+            while len(taken) < count:
+                try:
+                    taken.append(self._idle.pop())
+                except IndexError:
+                    taken.append(self.new_replica())
+            yield taken
+        finally:
+            self._idle += taken
+
+    @contextmanager
+    def being_trained(self) -> Iterator[None]:
+        """Inside the `with` statement other threads can neither train the network nor predict with it."""
+        before = self._training_thread
+        if before not in (None, threading.get_ident()):
+            raise InputError("the network is being trained in another thread: train a copy, copy.deepcopy(network)")
+        self._training_thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._training_thread = before
+
+    def update(self, optimizer: SGD, samples: int = 1) -> None:
+        """Take one step of the optimiser along `gradients`, and update the buffers.
+
+        Args:
+            samples: in the minibatch, over all ranks.
+        """
         optimizer.update(self.params, self.gradients, self._optimizer_state)
+        if self.buffers.size:
+            moving_average(self.buffers, self.replica.statistics, self._momentum, samples)
 
     def check_memory(self, threads: int = 1) -> None:
         """Raise ShapeError unless this machine's memory holds what so many threads write, a block of samples each."""
-        self.worker.check_memory()
-        check_memory(f"the gradients and activations of {threads} threads", threads * self.worker.nbytes)
+        self.replica.check_memory()
+        check_memory(f"the gradients and activations of {threads} threads", threads * self.replica.nbytes)
 
-    def rest_optimizer(self) -> None:
-        """Forget what the optimiser remembers of earlier steps."""
+    def reset_optimizer(self) -> None:
+        """Forget the optimiser state of earlier steps."""
         self._optimizer_state = {}
 
     @property
     def state(self) -> dict[str, Array]:
-        """All that an update changes, by name: the parameters, and the vectors that the optimiser remembers."""
-        return {"params": self.params, **self._optimizer_state}
+        """All that an update changes, by name: parameters, buffers if there are any, and the optimiser state."""
+        buffers = {"buffers": self.buffers} if self.buffers.size else {}
+        return {"params": self.params, **buffers, **self._optimizer_state}
 
     def set_state(self, state: dict[str, Array]) -> None:
         """Take over what `state` was, here or in another process. Copies.
@@ -143,33 +251,53 @@ class NetworkHandler:
         """
         self.check_state(state)
         self.params[...] = state["params"]
-        self._optimizer_state = {name: vector.copy() for name, vector in state.items() if name != "params"}
+        if self.buffers.size:
+            self.buffers[...] = state["buffers"]
+        self._optimizer_state = {
+            name: vector.copy() for name, vector in state.items() if name not in ("params", "buffers")
+        }
 
     def check_state(self, state: dict[str, Array]) -> None:
-        """Raise ShapeError unless each vector is as long as the parameters, and of their type."""
+        """Raise ShapeError unless each vector has the length and type that `state` has here."""
+        needed = ("params", "buffers") if self.buffers.size else ("params",)
+        for name in needed:
+            if name not in state:
+                raise ShapeError(f"{name} must be there, got {', '.join(state)}")
         for name, vector in state.items():
-            if vector.shape != self.params.shape or vector.dtype != self.dtype:
+            wanted = self.buffers if name == "buffers" else self.params
+            if vector.shape != wanted.shape or vector.dtype != self.dtype:
                 raise ShapeError(
-                    f"{name} must be {self.dtype} of shape {self.params.shape}, got {vector.dtype} of {vector.shape}"
+                    f"{name} must be {self.dtype} of shape {wanted.shape}, got {vector.dtype} of {vector.shape}"
                 )
 
     def predict(self, images: Array) -> Array:
-        """Class probabilities, the softmax of the network's output.
+        """What the network says of images: what the loss that it was trained with implies.
+
+        Class probabilities, the softmax of the output, after softmax cross-entropy and before any training; the plain
+        output after mean squared error. Safe in several threads at once.
 
         Args:
             images: (N, *input_shape), any number; grey images also without their channel axis; uint8 or floats.
 
         Returns:
-            (N, classes).
+            (N, *output_shape).
+
+        Raises:
+            InputError: for images of another shape or type, or while another thread trains the network.
         """
         images = np.asarray(images)
-        if len(self.output_shape) != 1:
+        if self.prediction == "softmax" and len(self.output_shape) != 1:
             raise ShapeError(f"predict takes a network that ends in (classes,), got {self.output_shape}")
-        probabilities = np.empty((len(images), *self.output_shape), self.dtype)
-        for start in range(0, max(len(images), 1), self.worker.block_size):
-            some = slice(start, start + self.worker.block_size)
-            softmax(self.forward(self.load(images[some])), probabilities[some])
-        return probabilities
+        predictions = np.empty((len(images), *self.output_shape), self.dtype)
+        with self.idle_replicas(1) as (replica,):
+            for start in range(0, max(len(images), 1), replica.block_size):
+                some = slice(start, start + replica.block_size)
+                output = replica.forward(replica.load(images[some]))
+                if self.prediction == "softmax":
+                    softmax(output, predictions[some])
+                else:
+                    predictions[some] = np.moveaxis(output, -1, 0)
+        return predictions
 
     def summary(self) -> str:
         """The table of layers, output shapes (samples first, any number of them) and parameter counts."""
@@ -199,35 +327,52 @@ class NetworkHandler:
         return digest.hexdigest()
 
 
-def plan(layers: tuple[Layer, ...], input_shape: Sequence[int]) -> tuple[tuple[Shape, ...], ParameterLayout]:
-    """The shapes before, between and after the layers, and where their parameters lie; allocates nothing.
+def _rebuild(
+    layers: tuple[Layer, ...], input_shape: Shape, dtype: np.dtype, state: dict[str, Array], prediction: str
+) -> NetworkHandler:
+    """A network from what `NetworkHandler.__reduce__` names."""
+    network = NetworkHandler(layers, input_shape, dtype=dtype.type)
+    network.set_state(state)
+    network.prediction = prediction
+    return network
+
+
+def _checked(values: Any, like: Array, name: str) -> Array:
+    values = np.asarray(values)
+    if values.shape != like.shape:
+        raise ShapeError(f"{name} must have shape {like.shape}, got {values.shape}")
+    return values
+
+
+Declared = list[tuple[dict[str, Parameter], dict[str, Buffer]]]
+
+
+def declare(layers: tuple[Layer, ...], shapes: tuple[Shape, ...]) -> tuple[Declared, ArrayLayout, ArrayLayout]:
+    """What the layers declare, and where their parameters and buffers lie; allocates nothing."""
+    inputs = zip(layers, shapes[:-1], strict=True)
+    declared = [(layer.parameters(shape), layer.buffers(shape)) for layer, shape in inputs]
+    parameters = ArrayLayout(tuple({name: one.shape for name, one in some.items()} for some, _ in declared))
+    buffers = ArrayLayout(tuple({name: one.shape for name, one in some.items()} for _, some in declared))
+    return declared, parameters, buffers
+
+
+def chain_shapes(layers: tuple[Layer, ...], input_shape: Sequence[int]) -> tuple[Shape, ...]:
+    """Shapes of one sample before, between and after the layers.
 
     Raises:
         ShapeError: if a layer does not take what the layer before it gives.
     """
-    shapes = _chain_shapes(layers, _checked_input_shape(input_shape))
-    inputs = zip(layers, shapes[:-1], strict=True)
-    return shapes, ParameterLayout(tuple(layer.param_shapes(shape) for layer, shape in inputs))
-
-
-def _checked_input_shape(input_shape: Sequence[int]) -> Shape:
-    try:
-        shape = tuple(operator.index(size) for size in input_shape)
-    except TypeError:
-        shape = ()
-    if len(shape) not in (1, 3) or min(shape) < 1:
-        raise ShapeError(f"input_shape must be (C, H, W) or (features,) of positive integers, got {input_shape!r}")
-    return shape
-
-
-def _chain_shapes(layers: tuple[Layer, ...], input_shape: Shape) -> tuple[Shape, ...]:
-    """Shapes before, between and after the layers; ShapeError where two do not fit."""
     if not layers:
         raise ShapeError("a network takes at least one layer, got none")
-    shapes = [input_shape]
+    shapes = [_checked_input_shape(input_shape)]
     for position, layer in enumerate(layers, start=1):
         if not isinstance(layer, Layer):
             raise ShapeError(f"layer {position} of the network must be a Layer, got {layer!r}")
+        if hasattr(layer, "param_shapes") or hasattr(layer, "cache_shapes"):
+            raise ShapeError(
+                f"layer {position} of {len(layers)}: {layer} is written for parallelcnn 0.1, whose layers computed on "
+                f"arrays; now they record their calls: see `parallelcnn guide custom-layers`"
+            )
         try:
             shape = layer.output_shape(shapes[-1])
         except ShapeError as error:
@@ -238,23 +383,14 @@ def _chain_shapes(layers: tuple[Layer, ...], input_shape: Shape) -> tuple[Shape,
     return tuple(shapes)
 
 
-def _as_they_run(layers: tuple[Layer, ...]) -> dict[int, Layer]:
-    """The layers as they run, by the place of their parameters: convolutions together with the pooling behind them.
-
-    The activation between the two moves behind the pooling: f(max(x)) is max(f(x)) where f never decreases, and so are
-    the gradients; but after a pooling of 2 x 2 there is a quarter as much to apply it to.
-    """
-    running = dict(enumerate(layers))
-    for i, (layer, after) in enumerate(pairwise(layers)):
-        # Only this library's own: a subclass may do anything.
-        if not (type(layer) is Conv2D and type(after) is MaxPool2D and after.activation == "identity"):
-            continue
-        window, stride = window_and_stride(after)
-        if window == stride and find_activation(layer.activation).never_decreases:
-            pooling = replace(after, activation=layer.activation)
-            running[i] = PooledConv2D(replace(layer, activation="identity"), pooling)
-            del running[i + 1]
-    return running
+def _checked_input_shape(input_shape: Sequence[int]) -> Shape:
+    try:
+        shape = tuple(operator.index(size) for size in input_shape)
+    except TypeError:
+        shape = ()
+    if len(shape) not in (1, 3) or min(shape) < 1:
+        raise ShapeError(f"input_shape must be (C, H, W) or (features,) of positive integers, got {input_shape!r}")
+    return shape
 
 
 def _any_number(shape: Shape) -> str:

@@ -1,7 +1,7 @@
-"""Names, shapes and places of all parameters in one flat vector.
+"""Names, shapes and places of arrays in one flat vector.
 
-One vector for the parameters and one of the same layout for their gradients: so one message, one update, one record in
-a file and one check serve every layer, and a layer sees named views.
+All parameters lie in one vector, and their gradients in another of the same layout. So one Allreduce, one update, one
+array in a file and one check serve every layer, and a layer sees named views.
 """
 
 import math
@@ -12,7 +12,7 @@ from parallelcnn.layers.base import Array, Shape
 
 
 class Slot(NamedTuple):
-    """The place of one parameter."""
+    """The place of one array."""
 
     layer: int
     name: str
@@ -23,10 +23,15 @@ class Slot(NamedTuple):
     def stop(self) -> int:
         return self.start + math.prod(self.shape)
 
+    @property
+    def key(self) -> str:
+        """The array's name in the network, as in PyTorch: "0.weight"."""
+        return f"{self.layer}.{self.name}"
+
 
 @dataclass(frozen=True)
-class ParameterLayout:
-    """Where each parameter of each layer lies.
+class ArrayLayout:
+    """Where each array of each layer lies.
 
     Args:
         shapes: for each layer, name -> shape.
@@ -51,7 +56,7 @@ class ParameterLayout:
         return sum(self.count(layer) for layer in range(len(self.shapes)))
 
     def count(self, layer: int) -> int:
-        """Number of parameters of one layer."""
+        """How many numbers one layer has."""
         return sum(math.prod(shape) for shape in self.shapes[layer].values())
 
     def views(self, flat: Array) -> tuple[dict[str, Array], ...]:

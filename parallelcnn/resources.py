@@ -5,6 +5,8 @@ import os
 from itertools import chain
 from pathlib import Path
 
+from parallelcnn.errors import ShapeError
+
 
 def usable_cores() -> frozenset[int]:
     """The cores that this process may use: a launcher, SLURM or taskset may have left it fewer than the machine has."""
@@ -39,3 +41,10 @@ def number_in(variable: str) -> int | None:
     """The number, at least 0, that a variable of the environment holds; None if it holds none, or one beyond reason."""
     value = os.environ.get(variable, "")
     return int(value) if value.isdecimal() and len(value) < 10 else None
+
+
+def check_memory(what: str, n_bytes: int) -> None:
+    """Raise ShapeError if that many bytes are more than this machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if n_bytes > memory:
+        raise ShapeError(f"{what} take {n_bytes >> 20:,} MiB, more than the {memory >> 20:,} MiB of this machine")

@@ -22,6 +22,7 @@ from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
 from parallelcnn.profiling import Profiler
+from parallelcnn.replica import LOSS, STOP
 from parallelcnn.resilience.replica_check import ReplicaGuard, check_repair
 from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watch
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder
@@ -33,7 +34,6 @@ from parallelcnn.training.preparation import check_fit, check_kinds, check_numbe
 from parallelcnn.training.reduction import Ranks, Summation, check_grains, summation_of
 from parallelcnn.training.thread_pool import Team
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
-from parallelcnn.worker import LEAVE, LOSS
 
 
 class Reporter(Protocol):
@@ -151,7 +151,7 @@ def train(
         history = start(comm, network, facts, resume, last_sample)
         threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True))
         run_together(comm, lambda: network.check_memory(threads))
-        workers = network.workers(threads)
+        replicas = network.replicas(threads)
         ranks = comm
         # An overflow needs no warning: the loss shows it.
         with abort_all_on_error(comm), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
@@ -159,8 +159,8 @@ def train(
                 comm, lambda: compile_kernels(network, train_set, optimizer, loss, grains)
             )
             if profiler is not None:
-                workers, ranks, reporter = profiler.watch(network, workers, comm, reporter)
-            with Team(workers) as team:
+                replicas, ranks, reporter = profiler.watch(network, replicas, comm, reporter)
+            with Team(replicas) as team:
                 loop = _Loop(
                     comm=comm,
                     ranks=ranks,
@@ -231,10 +231,10 @@ class _Loop:
         epoch, minibatch = self.sampler.after(self.history.samples_seen)
         self.comm.activity = "computing minibatch {} (epoch {})", self.history.steps + 1, epoch
         self.summation.compute(minibatch, self.ranks, leave=self.leave())
-        self._record_minibatch(epoch, float(self.network.message[LOSS]), len(minibatch))
+        self._record_minibatch(epoch, float(self.network.reduction_buffer[LOSS]), len(minibatch))
         check_message(self.network, self.history.steps, epoch)
         self.network.update(self.optimizer)
-        self.history.left = bool(self.network.message[LEAVE])
+        self.history.left = bool(self.network.reduction_buffer[STOP])
         self.history.train_seconds += time.perf_counter() - began
 
     def _stands_at_the_end(self) -> bool:

@@ -1,7 +1,7 @@
 """Layers with inputs they take: the one list that every test of layers walks over."""
 
 from parallelcnn import Activation, Conv2D, Dense, Flatten, MaxPool2D
-from parallelcnn.layers.pooled_conv2d import PooledConv2D
+from parallelcnn.fusions import PooledConv2D
 
 CONVOLUTIONS = [
     # channels: 1 and many, odd and even, and filters of every size that a kernel treats in its own way

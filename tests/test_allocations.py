@@ -48,7 +48,7 @@ def test_a_step_allocates_no_memory_for_numbers(layers, loss, optimizer):
     train_set = small.dataset(2 * (SAMPLES + 100) + SAMPLES)
     steps = traced.TracedSteps()
     network = pc.NetworkHandler(layers, (1, 11, 9))
-    network.worker.block_size = SAMPLES + 100  # in one block: what has a place for each sample is large, and seen
+    network.replica.block_size = SAMPLES + 100  # in one block: what has a place for each sample is large, and seen
     pc.train(network, train_set, small.dataset(9), optimizer, 4, SAMPLES + 100, loss=loss, reporter=steps)
     assert steps.steps == 6
     assert steps.peak <= PEAK
@@ -58,7 +58,7 @@ def test_a_step_of_the_papers_network_allocates_no_memory_for_numbers(rng):
     train_set = pc.Dataset(rng.integers(0, 256, (3 * SAMPLES, 28, 28), np.uint8), rng.integers(0, 10, 3 * SAMPLES), 10)
     steps = traced.TracedSteps()
     network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
-    network.worker.block_size = SAMPLES
+    network.replica.block_size = SAMPLES
     pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, reporter=steps)
     assert steps.steps == 4
     assert steps.peak <= PEAK
@@ -68,7 +68,7 @@ def test_threads_allocate_no_memory_for_numbers_either():
     steps = traced.TracedSteps()
     sets = small.dataset(4 * SAMPLES), small.dataset(9)
     network = pc.NetworkHandler(small.LAYERS, (1, 11, 9))
-    for worker in network.workers(2):
+    for worker in network.replicas(2):
         worker.block_size = SAMPLES
     pc.train(network, *sets, pc.SGD(0.1), 3, 2 * SAMPLES, reporter=steps, threads=2)
     assert steps.steps == 2
@@ -81,7 +81,7 @@ def test_regression_allocates_no_memory_for_numbers_either(rng):
     )
     steps = traced.TracedSteps()
     network = pc.NetworkHandler((pc.Dense(2),), (6,))
-    network.worker.block_size = SAMPLES
+    network.replica.block_size = SAMPLES
     loss = pc.MeanSquaredError()
     pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, loss=loss, reporter=steps)
     assert steps.peak <= PEAK
@@ -92,7 +92,7 @@ def test_a_step_of_several_blocks_allocates_no_memory_for_numbers_either(rng):
     steps = traced.TracedSteps()
     network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
     pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, 500, reporter=steps)
-    assert network.worker.block_size < 500
+    assert network.replica.block_size < 500
     assert steps.peak <= PEAK
 
 
@@ -107,13 +107,13 @@ def test_steps_leave_nothing_behind_but_their_losses():
 
 def test_the_tracer_sees_an_array_of_two_bytes_for_each_sample():
     class Layer(pc.Activation):
-        def forward(self, params, x, y, cache, *, training):
-            super().forward(params, x, y, cache, training=training)
-            np.ones(2 * x.shape[-1], np.uint8)
+        def forward(self, step, x):
+            step.call(lambda: np.ones(2 * step.n, np.uint8))
+            return super().forward(step, x)
 
     steps = traced.TracedSteps()
     network = pc.NetworkHandler((Layer("relu"), pc.Flatten(), pc.Dense(5)), (1, 11, 9))
-    network.worker.block_size = SAMPLES
+    network.replica.block_size = SAMPLES
     pc.train(network, small.dataset(2 * SAMPLES), small.dataset(9), pc.SGD(0.1), 2, SAMPLES, reporter=steps)
     assert steps.peak > PEAK
 

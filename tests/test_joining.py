@@ -8,39 +8,32 @@ import numpy as np
 import pytest
 import small
 from numba import njit
+from recorded import call_all, record
 
 import parallelcnn as pc
 from parallelcnn.call_list import join
 from parallelcnn.kernels._jit import kernel_uncached
-from parallelcnn.parameters import ParameterLayout
-from parallelcnn.workspace import Workspaces
 
 pytestmark = pytest.mark.skipif("NUMBA_DISABLE_JIT" in os.environ, reason="nothing is compiled")
-
-
-def call_all(calls):
-    for call in calls:
-        call()
 
 
 def passes(layer, input_shape, dtype, as_called, n=33):
     """What a layer writes in two forward and backward passes over other numbers each."""
     rng = np.random.default_rng(3)
-    layout = ParameterLayout((layer.param_shapes(input_shape),))
-    flat_params, flat_grads = rng.normal(size=layout.size).astype(dtype), np.zeros(layout.size, dtype)
-    (params,), (grads,) = layout.views(flat_params), layout.views(flat_grads)
-    workspace = Workspaces((layer,), (input_shape, layer.output_shape(input_shape)), np.dtype(dtype)).get(n)
-    (x, y), (cache,) = workspace.activations, workspace.caches
-    dx, dy = np.zeros_like(x), np.zeros_like(y)
-    forward = as_called(layer.bind_forward(params, x, y, cache, training=True))
-    backward = as_called(layer.bind_backward(params, grads, x, y, cache, dy, dx))
+    layer = record(layer, input_shape, n, dtype)
+    layer.flat_params[...] = rng.normal(size=layer.flat_params.size)
+    tape = layer.tape
+    forward, backward = (
+        as_called([call for part in parts for call in part]) for parts in (tape.forward_parts, tape.backward_parts)
+    )
     written = []
     for _ in range(2):
-        x[...], dy[...] = rng.normal(size=x.shape), rng.normal(size=dy.shape)
-        y[...], dx[...], flat_grads[...] = 7, 7, 7
+        tape.x[...], tape.dy[...] = rng.normal(size=tape.x.shape), rng.normal(size=tape.dy.shape)
+        layer.flat_grads[...] = 7
         call_all(forward)
+        written.append(tape.y.tobytes())
         call_all(backward)
-        written += [array.tobytes() for array in (y, dx, flat_grads)]
+        written += [array.tobytes() for array in (tape.dx, layer.flat_grads)]
     return written
 
 
@@ -62,17 +55,14 @@ def test_a_training_with_joined_calls_gives_the_same_bits(threads, monkeypatch):
         return network.parameters_sha256()
 
     joined = parameters()
-    monkeypatch.setattr("parallelcnn.worker.join", list)
+    monkeypatch.setattr("parallelcnn.tape.join", list)
     assert parameters() == joined
 
 
 @pytest.mark.parametrize("n", [50, 100])
 def test_each_pass_of_the_papers_network_is_one_call(n):
-    worker = pc.NetworkHandler(pc.paper(), (1, 28, 28)).worker
-    worker.forward(worker.load(np.zeros((n, 28, 28), np.uint8)), training=True)
-    worker.backward(worker.output_gradient(n))
-    calls = worker._workspaces.get(n).calls
-    assert {name: [len(part) for part in parts] for name, parts in calls.items()} == {"training": [1], "backward": [1]}
+    tape = pc.NetworkHandler(pc.paper(), (1, 28, 28)).replica.tape(n, training=True)
+    assert (len(tape.forward), len(tape.backward)) == (1, 1)
 
 
 def test_for_another_number_of_samples_nothing_is_translated(monkeypatch):

@@ -85,20 +85,20 @@ def test_a_gradient_summed_over_blocks_of_samples_is_that_of_all_at_once(samples
     messages = []
     for block_size in (16, 32, 128):
         network = pc.NetworkHandler((pc.Conv2D(3, 3), pc.MaxPool2D(2), pc.Flatten(), pc.Dense(10)), (1, 9, 9))
-        network.worker.block_size = block_size
-        blocks = list(network.worker.blocks(np.arange(samples)))
+        network.replica.block_size = block_size
+        blocks = list(network.replica.blocks(np.arange(samples)))
         assert [index for block in blocks for index in block] == list(range(samples))
         assert all(len(block) <= block_size for block in blocks)
-        compute_gradient(network.worker, dataset, rng.permutation(90)[:0], 90, pc.SoftmaxCrossEntropy())
-        compute_gradient(network.worker, dataset, np.arange(samples), 90, pc.SoftmaxCrossEntropy())
-        messages.append(network.message.copy())
+        compute_gradient(network.replica, dataset, rng.permutation(90)[:0], 90, pc.SoftmaxCrossEntropy())
+        compute_gradient(network.replica, dataset, np.arange(samples), 90, pc.SoftmaxCrossEntropy())
+        messages.append(network.reduction_buffer.copy())
     np.testing.assert_allclose(messages[0], messages[2], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(messages[1], messages[2], rtol=1e-4, atol=1e-6)
 
 
 def test_a_block_is_small_where_images_are_large_and_never_less_than_fills_vectors():
     def block_size(*input_shape):
-        return pc.NetworkHandler((pc.Conv2D(4, 3), pc.Flatten(), pc.Dense(2)), input_shape).worker.block_size
+        return pc.NetworkHandler((pc.Conv2D(4, 3), pc.Flatten(), pc.Dense(2)), input_shape).replica.block_size
 
     assert block_size(1, 8, 8) == 128
     assert block_size(1, 28, 28) == 48
@@ -167,7 +167,7 @@ def test_a_step_after_the_first_allocates_no_arrays(rng):
     everything = np.arange(50)
 
     def step():
-        output = network.forward(network.load(images, everything), training=True)
+        output = network.forward(network.load(images, everything, training=True), training=True)
         doutput = network.output_gradient(50)
         SoftmaxCrossEntropy().forward_backward(output, labels, 50, doutput)
         network.backward(doutput)
@@ -190,11 +190,11 @@ class Liar(pc.Layer):
     def output_shape(self, input_shape):
         return self.shape
 
-    def forward(self, params, x, y, cache, *, training):
-        pass
+    def forward(self, step, x):
+        return x
 
-    def backward(self, params, grads, x, y, cache, dy, dx):
-        pass
+    def backward(self, step, dy):
+        return dy
 
 
 @pytest.mark.parametrize(
@@ -255,6 +255,6 @@ def test_momentum_is_kept_from_step_to_step_also_when_the_rate_changes_until_it_
     assert network.params[0] == -1
     network.update(pc.SGD(2, momentum=0.5))
     assert network.params[0] == -1 - 2 * 1.5
-    network.rest_optimizer()
+    network.reset_optimizer()
     network.update(pc.SGD(1, momentum=0.5))
     assert network.params[0] == -1 - 2 * 1.5 - 1

@@ -77,16 +77,16 @@ class Slow(pc.Layer):
     def output_shape(self, input_shape):
         return input_shape
 
-    def forward(self, params, x, y, cache, *, training):
-        time.sleep(self.forward_ms / 1e3)
-        y[...] = x
+    def forward(self, step, x):
+        step.call(time.sleep, self.forward_ms / 1e3)
+        return x
 
-    def backward(self, params, grads, x, y, cache, dy, dx):
-        time.sleep(self.backward_ms / 1e3)
-        dx[...] = dy
+    def backward(self, step, dy):
+        step.call(time.sleep, self.backward_ms / 1e3)
+        return dy
 
 
-def test_the_papers_network_takes_980_kflop_per_sample_and_a_bit_less_as_it_runs():
+def test_the_papers_network_takes_980_kflop_per_sample_and_a_bit_less_fused_layers():
     network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
     first = 2 * 6 * 26 * 26 * 9  # forward; nobody asks for the gradient by the images
     second = 2 * 16 * 11 * 11 * 6 * 9
@@ -94,7 +94,7 @@ def test_the_papers_network_takes_980_kflop_per_sample_and_a_bit_less_as_it_runs
     written = list(zip(network.layers, network.shapes[:-1], strict=True))
     assert flops_of(written).sum() == 2 * first + 3 * second + 3 * dense == 979_920
     without_what_no_pooling_covers = 2 * 16 * 10 * 10 * 6 * 9
-    assert flops_of(network.as_it_runs).sum() == 2 * first + 3 * without_what_no_pooling_covers + 3 * dense
+    assert flops_of(network.fused_layers).sum() == 2 * first + 3 * without_what_no_pooling_covers + 3 * dense
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_the_time_line_shows_the_last_steps_and_their_layers():
     events = check_time_line(trace(profile), ranks=1, steps=range(17, 28))
     names = [event["name"] for event in events]
     for name in [
-        *(repr(layer) for layer, _ in small.network().as_it_runs),
+        *(repr(layer) for layer, _ in small.network().fused_layers),
         "load",
         "forward",
         "loss",
@@ -220,7 +220,7 @@ def test_the_time_line_shows_the_last_steps_and_their_layers():
 
 def test_a_share_that_goes_through_the_layers_in_blocks_adds_up_too():
     network = small.network()
-    network.worker.block_size = 16
+    network.replica.block_size = 16
     profiler = pc.Profiler()
     _, history = train(network, profiler, reporter=SlowReporter())
     the_whole_training(profiler, history)

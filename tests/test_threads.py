@@ -20,10 +20,10 @@ from parallelcnn.comm import launched_rank, launched_ranks
 from parallelcnn.errors import DivergenceError, InputError
 from parallelcnn.kernels.losses import count_correct
 from parallelcnn.kernels.waiting import tell_and_wait
+from parallelcnn.replica import Replica
 from parallelcnn.resources import core_quota, usable_cores
 from parallelcnn.training.thread_pool import Team
 from parallelcnn.training.threads import fair_share
-from parallelcnn.worker import Worker
 
 # As for ranks: see tests/mpi/test_ranks.py.
 BOUND = {"rtol": 1e-5, "atol": 1e-5}
@@ -76,10 +76,10 @@ def test_each_thread_works_on_its_own_grain_at_the_same_time():
         everyone.wait()  # would break if one did its work after the other
         return worker, samples.tolist()
 
-    with Team(network.workers(3)) as team:
+    with Team(network.replicas(3)) as team:
         outcomes = team.run(work, np.arange(8))
-    assert outcomes == list(zip(network.workers(3), [[0, 1], [2, 3, 4], [5, 6, 7]], strict=True))
-    assert outcomes[0][0] is network.worker
+    assert outcomes == list(zip(network.replicas(3), [[0, 1], [2, 3, 4], [5, 6, 7]], strict=True))
+    assert outcomes[0][0] is network.replica
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,12 +90,15 @@ class Fails(pc.Activation):
     main: bool = False
     passes = []  # noqa: RUF012
 
-    def backward(self, params, grads, x, y, cache, dy, dx):
+    def backward(self, step, dy):
+        step.call(self._fail)
+        return super().backward(step, dy)
+
+    def _fail(self):
         if (threading.current_thread() is threading.main_thread()) == self.main:
             Fails.passes.append(1)
             if len(Fails.passes) == 12:
                 raise self.error("on purpose")
-        super().backward(params, grads, x, y, cache, dy, dx)
 
 
 @pytest.mark.parametrize("main", [True, False])
@@ -114,13 +117,13 @@ def test_of_several_errors_the_first_workers_is_raised():
         if samples[0] > 0:
             raise ValueError(f"of {samples[0]}")
 
-    with Team(small.network().workers(3)) as team, pytest.raises(ValueError, match="of 2"):
+    with Team(small.network().replicas(3)) as team, pytest.raises(ValueError, match="of 2"):
         team.run(work, np.arange(8))
 
 
 def test_a_team_whose_thread_has_failed_is_not_out_of_step():
     """The outcome of a failed run must not be taken for that of the next one."""
-    with Team(small.network().workers(2)) as team:
+    with Team(small.network().replicas(2)) as team:
         for main_fails in (True, False):
 
             def work(worker, samples, main_fails=main_fails):
@@ -140,8 +143,8 @@ def test_as_many_threads_as_there_are_cores_compute_if_they_have_enough_to_do(sa
     network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
     dataset = pc.Dataset(np.zeros((samples, 28, 28), np.uint8), np.zeros(samples, np.int64), 10)
     computing = set()
-    load = Worker.load
-    monkeypatch.setattr(Worker, "load", lambda *arguments: computing.add(threading.get_ident()) or load(*arguments))
+    load = Replica.load
+    monkeypatch.setattr(Replica, "load", lambda *arguments: computing.add(threading.get_ident()) or load(*arguments))
     pc.evaluate(network, dataset, pc.Serial())
     assert len(computing) == threads
 
@@ -159,7 +162,13 @@ class Overflows(pc.Activation):
 
     by_zero: bool = False
 
-    def forward(self, params, x, y, cache, *, training):
+    def forward(self, step, x):
+        y = step.array(x.shape[:-1])
+        step.call(self._overflow, x, y, step.training)
+        step.save(y)
+        return y
+
+    def _overflow(self, x, y, training):
         compiling = x.shape[-1] not in range(2, 26)  # no share of a minibatch of 25: before there are threads
         y[...] = x / np.float32(0 if self.by_zero and not compiling else 1)
         if training:
@@ -196,7 +205,7 @@ def test_a_thread_that_waits_without_sleep_gives_up_after_as_many_pauses_as_it_w
 
 
 def test_threads_that_have_fallen_asleep_go_on():
-    team_of_two = [pc.NetworkHandler(small.LAYERS, (1, 11, 9)).worker for _ in range(2)]
+    team_of_two = [pc.NetworkHandler(small.LAYERS, (1, 11, 9)).replica for _ in range(2)]
     with Team(team_of_two) as team:
         for _ in range(3):
             time.sleep(0.05)  # far longer than threads look out before they sleep
@@ -270,7 +279,7 @@ def test_what_is_no_number_of_threads_is_refused(threads):
 def test_threads_for_which_there_is_no_room_are_refused_before_room_is_made_for_them(threads, message, monkeypatch):
     network = pc.NetworkHandler((pc.Flatten(), pc.Dense(100), pc.Dense(5)), (1, 11, 9))
     monkeypatch.setattr(os, "sysconf", lambda name: 2**13)  # pages, and their size
-    monkeypatch.setattr(network, "workers", lambda count: pytest.fail(f"made room for {count} threads"))
+    monkeypatch.setattr(network, "replicas", lambda count: pytest.fail(f"made room for {count} threads"))
     sets = small.dataset(9), small.dataset(9)
     with pytest.raises(InputError, match=message):
         pc.train(network, *sets, pc.SGD(0.1), 1, 9, comm=pc.Serial(), threads=threads)

@@ -6,10 +6,10 @@ import reference
 from test_kernels import DTYPES, SAMPLES, TOLERANCE, run_layer, surrounded
 
 from parallelcnn import Conv2D, MaxPool2D
+from parallelcnn.fusions import PooledConv2D
 from parallelcnn.kernels import conv2d, winograd
 from parallelcnn.layers.conv2d import windows_of
-from parallelcnn.layers.convolutions import Winograd, find_way
-from parallelcnn.layers.pooled_conv2d import PooledConv2D
+from parallelcnn.layers.conv_algorithms import Winograd, select
 
 # (filters, channels), (rows, columns) of the image, zeros (above, left); below and on the right one more, or less
 CASES = [
@@ -102,11 +102,11 @@ def test_winograds_convolution_is_as_exact_as_the_direct_one(channels, rng):
     ],
 )
 def test_a_convolution_of_many_channels_takes_winograds_way(layer, input_shape, n, pays):
-    x, y = (np.empty((*shape, n), np.float32) for shape in (input_shape, layer.output_shape(input_shape)))
+    x, y = (*input_shape, n), (*layer.output_shape(input_shape), n)
     if winograd.VECTOR_BYTES == 64:  # in narrower vectors fewer samples waste less
-        weight = np.empty(layer.param_shapes(input_shape)["weight"], np.float32)
-        way = find_way(windows_of(layer, input_shape), weight, x, y, computed=y)
-        assert isinstance(way, Winograd) == pays
+        weight = layer.parameters(input_shape)["weight"].shape
+        algorithm = select(windows_of(layer, input_shape), weight, x, y, computed=y)
+        assert isinstance(algorithm, Winograd) == pays
 
 
 @DTYPES
@@ -128,7 +128,7 @@ def test_a_layer_gives_the_same_whichever_way_it_takes(layer, dtype, monkeypatch
     kernel = winograd.forward_kernel
     monkeypatch.setattr(winograd, "forward_kernel", lambda filters: calls.append(filters) or kernel(filters))
     taken = run()
-    assert calls == [len(taken.params["weight"]), 32]  # forward, and the gradient by the input
+    assert calls == 2 * [len(taken.params["weight"]), 32]  # forward and input gradient, recorded twice
     monkeypatch.setattr(winograd, "pays", lambda *_: False)
     direct = run()
     tolerance = TOLERANCE[dtype] if dtype == np.float64 else {"rtol": 1e-3, "atol": 1e-3}

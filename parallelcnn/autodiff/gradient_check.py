@@ -1,4 +1,4 @@
-"""Is a layer's backward pass the derivative of its forward pass?"""
+"""Check a layer's backward pass against finite differences of its forward pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from parallelcnn.errors import GradientError, InputError
+from parallelcnn.kernels.random import sample_keys
 from parallelcnn.layers.base import Array, Layer
-from parallelcnn.parameters import ParameterLayout
-from parallelcnn.workspace import Workspaces
+from parallelcnn.parameters import ArrayLayout
+from parallelcnn.tape import LayerArrays, Recordable, Tape, aligned, plan_tape
 
 _STEP = 1e-6  # of the central difference; its error, about 1e-12 + 1e-16 / 1e-6, is far below the tolerance
 
@@ -26,12 +27,13 @@ def gradient_check(
 ) -> GradientCheck:
     """Compare a layer's backward pass with central differences of its forward pass, in float64.
 
-    The loss is sum(dy * forward(x)) for a random dy. Checked are the gradients by every parameter and by x; that
-    backward overwrites what stood there before; that it leaves parameters and x alone; that it does without dx; that
-    forward and backward rely on nothing that a cache held before forward; that both do with no samples.
+    The loss is sum(dy * forward(x)) for a random dy, in training. Checked are the gradients with respect to every
+    parameter and x; that backward overwrites what stood there before; that the passes change neither parameters nor x;
+    that backward gives the same gradients where nobody needs dx, and where arrays share memory; that the passes read
+    nothing that they have not written; that both work without samples.
 
     Args:
-        layer: any `Layer`; its functions must work in float64.
+        layer: any `Layer`; what it calls must work in float64.
         input_shape: shape of one input sample, such as (C, H, W).
         n: samples.
         seed: of the random parameters, x and dy.
@@ -49,33 +51,28 @@ def gradient_check(
     if not isinstance(layer, Layer) or n < 0:
         raise InputError(f"gradient_check takes a Layer and at least 0 samples, got {layer!r} and {n}")
     if n > 0:
-        gradient_check(layer, input_shape, 0, seed)  # a rank may have no share of a minibatch
+        gradient_check(layer, input_shape, 0, seed)  # a rank may have no samples of a minibatch
     subject = _Subject(layer, tuple(input_shape), n, np.random.default_rng(seed))
-    y = subject.forward()
-    dy = subject.rng.normal(size=y.shape)
-    params_before, x_before = subject.params.copy(), subject.x.copy()
-
-    dx = np.full(subject.x.shape, np.nan)
-    subject.gradients[:] = np.nan
-    subject.forward()
-    subject.backward(dy, dx)
-    gradients = subject.gradients.copy()
-    _require_equal(layer, "backward changes the parameters", subject.params, params_before)
-    _require_equal(layer, "backward changes x", subject.x, x_before)
-
-    subject.gradients[:] = np.nan
-    subject.forward()
-    subject.backward(dy, None)
-    # Up to rounding: a layer may sum in another order when it has less to do.
-    if not np.allclose(subject.gradients, gradients, rtol=1e-9, atol=1e-11, equal_nan=True):
-        raise GradientError(f"{layer}: the gradients differ when dx is None")
+    x_before, params_before = subject.x.copy(), subject.params.copy()
+    subject.run(subject.tape)
+    dx, gradients = subject.dx.copy(), subject.gradients.copy()
+    _require_equal(layer, "forward or backward changes the parameters", subject.params, params_before)
+    _require_equal(layer, "forward or backward changes x", subject.tape.x, x_before)
+    for complaint, needs_input_gradient, shared in (
+        ("the gradients differ where nobody needs dx", False, False),
+        ("the gradients differ where arrays share memory: some are used that no call names", True, True),
+    ):
+        subject.run(subject.record(needs_input_gradient=needs_input_gradient, shared=shared))
+        # Up to rounding: a layer may sum in another order when it has less to do.
+        if not np.allclose(subject.gradients, gradients, rtol=1e-9, atol=1e-11, equal_nan=True):
+            raise GradientError(f"{layer}: {complaint}")
 
     largest, compared = 0.0, 0
     for name, numbers, analytic in [
         *((name, values, grads) for (name, values, grads) in subject.named(gradients)),
         ("x", subject.x, dx),
     ]:
-        numeric = subject.differentiate(numbers, dy)
+        numeric = subject.differentiate(numbers)
         difference = np.abs(analytic - numeric)
         too_large = ~(difference <= atol + rtol * np.abs(numeric))  # a NaN is too large
         if too_large.any():
@@ -95,43 +92,64 @@ class _Subject:
     """The layer under examination, with arrays in float64."""
 
     def __init__(self, layer: Layer, input_shape: tuple[int, ...], n: int, rng: np.random.Generator) -> None:
-        self.layer, self.rng = layer, rng
-        shapes = (input_shape, layer.output_shape(input_shape))
-        self.layout = ParameterLayout((layer.param_shapes(input_shape),))
+        self._layer, self._n = layer, n
+        self._shapes = (input_shape, layer.output_shape(input_shape))
+        parameters, buffers = layer.parameters(input_shape), layer.buffers(input_shape)
+        self.layout = ArrayLayout(({name: one.shape for name, one in parameters.items()},))
         self.params = rng.normal(size=self.layout.size)
         self.gradients = np.empty(self.layout.size)
-        (self._param_views,) = self.layout.views(self.params)
-        (self._grad_views,) = self.layout.views(self.gradients)
-        workspaces = Workspaces((layer,), shapes, np.dtype(np.float64))
-        workspace = workspaces.get(n)
-        self.x, self._y = workspace.activations
-        (self._cache,) = workspace.caches
-        self.x[...] = rng.normal(size=self.x.shape)
+        (self._params,), (self._grads,) = self.layout.views(self.params), self.layout.views(self.gradients)
+        self._buffers = {name: np.full(one.shape, one.initial, np.float64) for name, one in buffers.items()}
+        self.x = rng.normal(size=(*input_shape, n))
+        self.dy = rng.normal(size=(*self._shapes[1], n))
+        self.dx = np.empty(self.x.shape)
+        self._keys = np.empty(n, np.uint64)
+        sample_keys(0, np.arange(n), self._keys)
+        self.tape = self.record(needs_input_gradient=True, shared=False)
 
-    def forward(self) -> Array:
-        self._y[...] = np.nan
-        for array in self._cache.values():
-            array[...] = np.nan if np.issubdtype(array.dtype, np.floating) else 1
-        self.layer.forward(self._param_views, self.x, self._y, self._cache, training=True)
-        return self._y
+    def record(self, *, needs_input_gradient: bool, shared: bool) -> Tape:
+        """A tape, on which arrays may share memory or not."""
+        statistics = {name: np.zeros_like(array) for name, array in self._buffers.items()}
+        arrays = LayerArrays(self._params, self._grads, self._buffers, statistics)
+        ends_at = -1 if needs_input_gradient else 0
+        what = Recordable((self._layer,), (0,), self._shapes, (arrays,), ends_at, np.dtype(np.float64))
+        plan = plan_tape(what, self._n, training=True, shared=shared)
+        memory = aligned(plan.size)
+        memory[...] = 0xFF  # a NaN in float64
+        return Tape(what, self._n, plan, memory, training=True)
 
-    def backward(self, dy: Array, dx: Array | None) -> None:
-        self.layer.backward(self._param_views, self._grad_views, self.x, self._y, self._cache, dy.copy(), dx)
+    def run(self, tape: Tape) -> None:
+        """Both passes; `gradients` and `dx` hold what they give."""
+        self.gradients[:] = np.nan
+        self.forward(tape)
+        tape.dy[...] = self.dy
+        for call in tape.backward:
+            call()
+        if tape.dx is not None:
+            self.dx[...] = tape.dx
+
+    def forward(self, tape: Tape) -> Array:
+        tape.x[...] = self.x
+        if tape.keys is not None:
+            tape.keys[...] = self._keys
+        for call in tape.forward:
+            call()
+        return tape.y
 
     def named(self, gradients: Array) -> list[tuple[str, Array, Array]]:
         """(name, parameter, its gradient) of every parameter."""
         (gradient_views,) = self.layout.views(gradients)
-        return [(name, self._param_views[name], gradient_views[name]) for name in self._param_views]
+        return [(name, self._params[name], gradient_views[name]) for name in self._params]
 
-    def differentiate(self, numbers: Array, dy: Array) -> Array:
-        """sum(dy * forward(x)) differentiated by each of `numbers`, an array that forward reads."""
+    def differentiate(self, numbers: Array) -> Array:
+        """The numeric gradient of the loss with respect to `numbers`, an array that forward reads."""
         numeric = np.empty(numbers.shape)
         for place in np.ndindex(numbers.shape):
             value = numbers[place]
             numbers[place] = value + _STEP
-            above = np.sum(dy * self.forward())
+            above = np.sum(self.dy * self.forward(self.tape))
             numbers[place] = value - _STEP
-            below = np.sum(dy * self.forward())
+            below = np.sum(self.dy * self.forward(self.tape))
             numbers[place] = value
             numeric[place] = (above - below) / (2 * _STEP)
         return numeric

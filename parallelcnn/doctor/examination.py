@@ -37,7 +37,7 @@ def examine(
         out: folder that results would be written to.
     """
     multiply_adds = network.multiply_adds(batch_size, training=True)
-    library, nbytes = mpi_library(), network.message.nbytes
+    library, nbytes = mpi_library(), network.reduction_buffer.nbytes
     ranks = launch.see_ranks(comm, threads, multiply_adds)
     yield launch.check_software(ranks)
     yield launch.check_runtimes(launch.installed_runtimes())

@@ -65,11 +65,11 @@ def measure(
     """
     optimizer, loss = SGD(1e-6), SoftmaxCrossEntropy()
     minibatch = np.arange(batch_size)
-    message = np.zeros_like(network.message)
+    message = np.zeros_like(network.reduction_buffer)
 
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         compiling = compile_in_turns(comm, lambda: compile_kernels(network, dataset, optimizer, loss))
-        with Team(network.workers(threads)) as team:
+        with Team(network.replicas(threads)) as team:
             load = Load(cores, threads)
             summation = summation_of(network, team, dataset, loss)
 

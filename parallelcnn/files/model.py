@@ -12,6 +12,7 @@ import math
 import operator
 import zipfile
 from collections.abc import Iterable
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from parallelcnn import layers as library_layers
 from parallelcnn.errors import CheckpointError, InputError
 from parallelcnn.files.archive import COMPRESSION_LIMIT, HEADER_LIMIT, open_npz, read_description, read_npy, write_npz
 from parallelcnn.layers import Layer
-from parallelcnn.network import NetworkHandler, plan
+from parallelcnn.network import NetworkHandler, chain_shapes, declare
 from parallelcnn.parameters import Slot
 
 _VERSION = 1
@@ -38,9 +39,10 @@ def save_model(path: str | Path, network: NetworkHandler) -> None:
         "version": _VERSION,
         "input_shape": network.input_shape,
         "dtype": network.dtype.name,
+        "prediction": network.prediction,
         "layers": [_describe(layer) for layer in network.layers],
     }
-    arrays: dict[str, Any] = {_key(slot): _view(network, slot) for slot in network.layout.slots}
+    arrays: dict[str, Any] = dict(network.named_arrays)
     arrays["description"] = np.array(json.dumps(description))
     write_npz(Path(path), arrays)
 
@@ -61,7 +63,8 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
 
 
 def _describe(layer: Layer) -> dict[str, Any]:
-    arguments = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer)}
+    names: list[str] = [f.name for f in dataclasses.fields(layer)] if is_dataclass(layer) else []
+    arguments = {name: getattr(layer, name) for name in names}
     plain = {name: _as_plain(value) for name, value in arguments.items()}
     return {"layer": type(layer).__name__, "arguments": plain, "written": repr(layer)}
 
@@ -88,24 +91,27 @@ def _build(
         if description["dtype"] not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, got {description['dtype']!r}")
         dtype = np.dtype(description["dtype"])
-        _, layout = plan(layers, input_shape)
+        _, *layouts = declare(layers, chain_shapes(layers, input_shape))
         held = COMPRESSION_LIMIT * path.stat().st_size
-        if layout.size * dtype.itemsize > held:
-            raise CheckpointError(
-                f"{path} is damaged: its description claims {layout.size:,} parameters, more than the file can hold"
-            )
+        for layout in layouts:
+            if layout.size * dtype.itemsize > held:
+                raise CheckpointError(
+                    f"{path} is damaged: its description claims {layout.size:,} parameters, more than the file can hold"
+                )
         found = [repr(layer) for layer in layers]
         if found != written:
             raise CheckpointError(f"{path} does not fit the network: it holds {_listed(written)}, not {_listed(found)}")
         # What a description claims is only allocated once it has been found in the file.
-        arrays = [_read_array(path, archive, slot, dtype) for slot in layout.slots]
+        slots = [slot for layout in layouts for slot in layout.slots]
+        arrays = {slot.key: _read_array(path, archive, slot, dtype) for slot in slots}
         network = NetworkHandler(layers, input_shape, dtype=dtype.type)
+        network.prediction = description.get("prediction", "softmax")  # files of version 0.1 say nothing
     except CheckpointError:
         raise
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise CheckpointError(f"{path} is damaged: its description makes no network ({error})") from None
-    for slot, array in zip(network.layout.slots, arrays, strict=True):
-        _view(network, slot)[...] = array
+    for name, array in network.named_arrays.items():
+        array[...] = arrays[name]
     return network
 
 
@@ -124,27 +130,19 @@ def _rebuild(path: Path, entry: dict[str, Any]) -> Layer:
 def _read_array(path: Path, archive: zipfile.ZipFile, slot: Slot, dtype: np.dtype) -> np.ndarray:
     n_bytes = dtype.itemsize * math.prod(slot.shape)
     try:
-        array = read_npy(archive, _key(slot), n_bytes + HEADER_LIMIT)
+        array = read_npy(archive, slot.key, n_bytes + HEADER_LIMIT)
     except KeyError:
-        raise CheckpointError(f"{path} does not fit the network: it holds no array {_key(slot)!r}") from None
+        raise CheckpointError(f"{path} does not fit the network: it holds no array {slot.key!r}") from None
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: array {_key(slot)!r}: {error}") from None
+        raise CheckpointError(f"{path} is damaged: array {slot.key!r}: {error}") from None
     if array.shape != slot.shape or array.dtype != dtype:
         raise CheckpointError(
-            f"{path} does not fit the network: array {_key(slot)!r} must be {dtype} of shape {slot.shape}, "
+            f"{path} does not fit the network: array {slot.key!r} must be {dtype} of shape {slot.shape}, "
             f"got {array.dtype} of shape {array.shape}"
         )
     if not np.isfinite(array).all():
-        raise CheckpointError(f"{path} is damaged: array {_key(slot)!r} holds numbers that are not finite")
+        raise CheckpointError(f"{path} is damaged: array {slot.key!r} holds numbers that are not finite")
     return array
-
-
-def _key(slot: Slot) -> str:
-    return f"{slot.layer}.{slot.name}"
-
-
-def _view(network: NetworkHandler, slot: Slot) -> np.ndarray:
-    return network.params[slot.start : slot.stop].reshape(slot.shape)
 
 
 def _listed(written: list[str]) -> str:

@@ -11,7 +11,7 @@ from functools import cache
 
 from numba.extending import register_jitable
 
-from ._jit import kernel, kernel_uncached
+from ._jit import inlined, kernel, kernel_uncached
 
 _SQRT_HALF = math.sqrt(0.5)
 _DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)  # of the normal distribution
@@ -124,4 +124,4 @@ def user_kernels(
     function: Callable[[float], float], derivative: Callable[[float], float]
 ) -> tuple[Callable[..., None], Callable[..., None]]:
     """The same for functions from elsewhere."""
-    return _loops(kernel_uncached(function), kernel_uncached(derivative), kernel_uncached)
+    return _loops(inlined(function), inlined(derivative), kernel_uncached)

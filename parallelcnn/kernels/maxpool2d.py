@@ -1,16 +1,27 @@
 """Maximum over windows; what won is remembered as the number of its tap, counted row by row through the window."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from ._jit import kernel
 from ._tiles import pool_row, unpool_row
+
+# The tiles of a window are written out tap by tap. Compiling them takes 16 s for windows of 56 x 56 and 9 minutes for
+# 160 x 160. Large windows are rare: they run as plain loops.
+_MOST_TAPS = 64
+
+
+def is_tiled(window_rows: int, window_columns: int) -> bool:
+    """Whether windows of that size run as tiles."""
+    return window_rows * window_columns <= _MOST_TAPS
 
 
 @cache
 def forward_kernel(window_rows: int, window_columns: int) -> Callable[..., None]:
     """The forward kernel for one size of window."""
     R, S = window_rows, window_columns
+    if not is_tiled(R, S):
+        return partial(_large_forward, R, S)
 
     @kernel
     def maxpool2d_forward(x, row_stride, column_stride, y, winner):
@@ -31,6 +42,8 @@ def backward_kernel(window_rows: int, window_columns: int, side_by_side: bool) -
     """The backward kernel for one size of window, and for windows that lie side by side or otherwise."""
     R, S = window_rows, window_columns
     adds = not side_by_side
+    if not is_tiled(R, S):
+        return partial(_large_backward, R, S)
 
     @kernel
     def maxpool2d_backward(dy, winner, row_stride, column_stride, dx):
@@ -49,3 +62,35 @@ def backward_kernel(window_rows: int, window_columns: int, side_by_side: bool) -
                 unpool_row(dy, winner, dx, (c, p * row_stride, c, p), column_stride, adds, R, S)
 
     return maxpool2d_backward
+
+
+@kernel
+def _large_forward(R, S, x, row_stride, column_stride, y, winner):
+    """As `maxpool2d_forward`, for windows of any size."""
+    C, P, Q, n = y.shape
+    for c in range(C):
+        for p in range(P):
+            for q in range(Q):
+                h, w = p * row_stride, q * column_stride
+                for i in range(n):
+                    y[c, p, q, i] = x[c, h, w, i]
+                    winner[c, p, q, i] = 0
+                for tap in range(1, R * S):
+                    seen = x[c, h + tap // S, w + tap % S]
+                    for i in range(n):
+                        if seen[i] > y[c, p, q, i] or seen[i] != seen[i]:
+                            y[c, p, q, i] = seen[i]
+                            winner[c, p, q, i] = tap
+
+
+@kernel
+def _large_backward(R, S, dy, winner, row_stride, column_stride, dx):
+    """As `maxpool2d_backward`, for windows of any size."""
+    C, P, Q, n = dy.shape
+    dx[:] = 0
+    for c in range(C):
+        for p in range(P):
+            for q in range(Q):
+                for i in range(n):
+                    tap = winner[c, p, q, i]
+                    dx[c, p * row_stride + tap // S, q * column_stride + tap % S, i] += dy[c, p, q, i]

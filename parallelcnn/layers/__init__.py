@@ -1,8 +1,10 @@
-"""Layers: frozen values over kernels. See `base` for what a layer is."""
+"""Layers: frozen values of hyperparameters that record their forward and backward passes."""
 
-from .activation import Activation as Activation
-from .base import Layer as Layer
-from .conv2d import Conv2D as Conv2D
-from .dense import Dense as Dense
-from .flatten import Flatten as Flatten
-from .maxpool2d import MaxPool2D as MaxPool2D
+from parallelcnn.layers.activation import Activation as Activation
+from parallelcnn.layers.base import Buffer as Buffer
+from parallelcnn.layers.base import Layer as Layer
+from parallelcnn.layers.base import Parameter as Parameter
+from parallelcnn.layers.conv2d import Conv2D as Conv2D
+from parallelcnn.layers.dense import Dense as Dense
+from parallelcnn.layers.flatten import Flatten as Flatten
+from parallelcnn.layers.maxpool2d import MaxPool2D as MaxPool2D

@@ -1,17 +1,15 @@
 """An activation as a layer of its own."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.kernels.copying import copy
 
-from .base import Array, Arrays, BoundLayer, Call, Shape
+from .base import Array, Layer, Shape, Step
 
 
 @dataclass(frozen=True, repr=False)
-class Activation(BoundLayer):
+class Activation(Layer):
     """y = f(x), element by element.
 
     Args:
@@ -28,14 +26,15 @@ class Activation(BoundLayer):
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
-        yield partial(copy, x.reshape(x.size), y.reshape(y.size))
-        yield from find_activation(self.activation).forward_calls(y, None)  # the input is at hand: it is x
+    def forward(self, step: Step, x: Array) -> Array:
+        y = step.array(x.shape[:-1])
+        step.call(copy, x.reshape(x.size), y.reshape(y.size))
+        step.save(find_activation(self.activation).record_forward(step, y))
+        return y
 
-    def backward_calls(
-        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> Iterator[Call]:
-        if dx is not None:
-            function = find_activation(self.activation)
-            yield partial(copy, dy.reshape(dy.size), dx.reshape(dx.size))
-            yield from function.backward_calls(x if function.keeps_input else y, dx)
+    def backward(self, step: Step, dy: Array) -> Array | None:
+        if not step.needs_input_gradient:
+            return None
+        (kept,) = step.saved
+        find_activation(self.activation).record_backward(step, kept, dy)
+        return dy

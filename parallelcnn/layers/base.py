@@ -1,13 +1,12 @@
-"""What a layer is: a frozen value of hyperparameters that says which arrays it needs and works on those handed in.
+"""What a layer is: a frozen value of hyperparameters that records its two passes on a `Step`.
 
-Shapes speak of one sample, (C, H, W) or (features,); an array has one axis more, the samples, last and contiguous.
+Shapes are those of one sample, (C, H, W) or (features,). Arrays have one more axis, the samples, last and contiguous.
 """
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields
-from functools import partial
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -15,142 +14,130 @@ import numpy as np
 from parallelcnn.activations import ActivationFunction
 from parallelcnn.errors import ShapeError
 
-Array = np.ndarray
-Arrays = dict[str, Array]
-Shape = tuple[int, ...]
-Call = Callable[[], object]
+from .step import Array as Array
+from .step import Call as Call
+from .step import Shape as Shape
+from .step import Step as Step
+
+Initialiser = Callable[[np.random.Generator, Shape], Array]
 
 
-@dataclass(frozen=True, repr=False)
-class Layer(ABC):
-    """One step of a network. Subclass it as a frozen dataclass to add your own, and let `gradient_check` judge it.
+@dataclass(frozen=True)
+class Parameter:
+    """An array that training changes.
 
-    A layer holds no arrays: the `NetworkHandler` allocates parameters, gradients, outputs and caches once, and hands
-    them in. It prints as its constructor call.
+    Args:
+        shape: its shape.
+        initial: the value of every element; or a function (rng, shape) -> array.
+        weight_decay: whether an optimiser's weight decay applies.
     """
+
+    shape: Shape
+    initial: float | Initialiser = 0.0
+    weight_decay: bool = True
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """State that is not trained: a moving average over minibatches.
+
+    In training a layer writes the sum over its samples into `step.statistics[name]`. The update then sets
+
+        buffer = (1 - momentum) * buffer + momentum * (sum over the minibatch) / (samples in the minibatch)
+
+    which is the same on any number of ranks and threads.
+
+    Args:
+        shape: its shape.
+        initial: the value of every element before training.
+        momentum: the weight of the newest minibatch, in (0, 1], as in PyTorch.
+    """
+
+    shape: Shape
+    initial: float = 0.0
+    momentum: float = 0.1
+
+
+class Layer(ABC):
+    """One step of a network. Subclass it, best as a frozen dataclass, to add your own; `gradient_check` checks it.
+
+    A layer owns no arrays, and prints as its constructor call.
+
+    Attributes:
+        mixes_samples: whether an output depends on more than one sample of a shard, as in batch normalisation.
+    """
+
+    mixes_samples = False
 
     @abstractmethod
     def output_shape(self, input_shape: Shape) -> Shape:
-        """Shape of one output sample.
+        """Shape of one output sample. Called when the network is built.
 
         Raises:
-            ShapeError: if the layer does not take such an input. Asked once, when the network is built.
+            ShapeError: if the layer does not take such an input.
         """
 
-    def param_shapes(self, input_shape: Shape) -> dict[str, Shape]:
-        """Names and shapes of the parameters; none unless overridden."""
+    def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
+        """The trainable arrays, by name; none unless overridden."""
         return {}
 
-    def init_params(self, params: Arrays, rng: np.random.Generator) -> None:
-        """Fill the parameters, zeros before, with start values drawn from `rng`."""
-        return
-
-    def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
-        """What backward needs beside x and y, and scratch: name -> shape per sample, or (shape per sample, dtype).
-
-        Arrays get the samples as their last axis and, unless a dtype is named, the network's dtype. They hold
-        anything when forward is called, and in backward what forward left there.
-        """
-        return {}
-
-    def scratch_shapes(self, input_shape: Shape) -> dict[str, Shape]:
-        """Further arrays of the cache, as large as it says here, however many samples, of the network's dtype.
-
-        What they hold may be lost between forward and backward.
-        """
+    def buffers(self, input_shape: Shape) -> dict[str, Buffer]:
+        """The arrays that training changes in another way than by gradients, by name; none unless overridden."""
         return {}
 
     def multiply_adds(self, input_shape: Shape) -> int:
-        """Multiplications with addition that the outputs of one sample take by definition, whatever the algorithm.
+        """Multiply-adds of the forward pass for one sample, by definition, whatever the algorithm.
 
-        The gradient by the parameters takes as many again, and so does the gradient by the input. Profiles ask, and
-        whoever decides on how many threads to run. 0, unless overridden, for layers that do not multiply by parameters.
+        Each gradient takes as many again. Used for profiles and to choose the number of threads.
         """
         return 0
 
     @abstractmethod
-    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
-        """Write y, the output for x, and what backward needs into cache. Any number of samples, 0 included."""
+    def forward(self, step: Step, x: Array) -> Array:
+        """Record the calls that compute the output; returns the array, (*output_shape, n), that will hold it.
 
-    @abstractmethod
-    def backward(
-        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> None:
-        """Overwrite grads and dx with the loss differentiated by params and x, given dy, by y.
-
-        dx is None where nobody needs it, before the first layer. dy is yours: it may be overwritten.
+        Nothing is computed here: this is called when a tape is recorded, and the calls run in every step. It must
+        record the same calls each time, for any number of samples, 0 included, and never write to x.
         """
 
-    def bind_forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> list[Call]:
-        """`forward` of these arrays as calls to make one after the other, in every step."""
-        return [partial(self.forward, params, x, y, cache, training=training)]
+    @abstractmethod
+    def backward(self, step: Step, dy: Array) -> Array | None:
+        """Record the calls that overwrite `step.grads` and compute the gradient with respect to the input.
 
-    def bind_backward(
-        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> list[Call]:
-        """`backward` of these arrays as calls to make one after the other, in every step."""
-        return [partial(self.backward, params, grads, x, y, cache, dy, dx)]
+        Args:
+            dy: the gradient with respect to the output. The calls may overwrite it.
+
+        Returns:
+            the array, like x, that will hold the input gradient; None if not `step.needs_input_gradient`.
+        """
 
     def __repr__(self) -> str:
         """The constructor call, as short as it can be written."""
+        described: dict[str, Any] = {f.name: f.default for f in fields(self)} if is_dataclass(self) else {}
         arguments = []
-        for f in fields(self):
-            value = _as_python(getattr(self, f.name))
-            if f.default is MISSING:
-                arguments.append(repr(value))
-            elif value != f.default:
-                arguments.append(f"{f.name}={value!r}")
+        for name in [*described, *(name for name in vars(self) if name not in described)]:
+            value, default = getattr(self, name), described.get(name, MISSING)
+            if name in described and default is MISSING:
+                arguments.append(_written(value))
+            elif not _is_same(value, default):
+                arguments.append(f"{name}={_written(value)}")
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
-class BoundLayer(Layer):
-    """A layer whose passes are calls that depend on arrays and their shapes alone: kernels with their arguments.
-
-    A network lists them once for each number of samples. So a step of the paper's network takes 505 us (50 samples),
-    where finding kernels and making views in every step took 555; and on two threads, which wait for each other's
-    Python, 860 instead of 1030 (100 samples).
-    """
-
-    @abstractmethod
-    def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
-        """What `forward` does, one after the other."""
-
-    @abstractmethod
-    def backward_calls(
-        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> Iterator[Call]:
-        """What `backward` does, one after the other."""
-
-    def forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> None:
-        for call in self.forward_calls(params, x, y, cache):
-            call()
-
-    def backward(
-        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> None:
-        for call in self.backward_calls(params, grads, x, y, cache, dy, dx):
-            call()
-
-    # A subclass may override `forward` or `backward` themselves, which then run as they are.
-
-    def bind_forward(self, params: Arrays, x: Array, y: Array, cache: Arrays, *, training: bool) -> list[Call]:
-        if type(self).forward is not BoundLayer.forward:
-            return super().bind_forward(params, x, y, cache, training=training)
-        return list(self.forward_calls(params, x, y, cache))
-
-    def bind_backward(
-        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> list[Call]:
-        if type(self).backward is not BoundLayer.backward:
-            return super().bind_backward(params, grads, x, y, cache, dy, dx)
-        return list(self.backward_calls(params, grads, x, y, cache, dy, dx))
+def _is_same(value: Any, default: Any) -> bool:
+    if isinstance(value, np.ndarray) or isinstance(default, np.ndarray):
+        return value is default
+    return bool(value == default)
 
 
-def _as_python(value: Any) -> Any:
-    """The same number as Python writes it: numpy's integers print as np.int64(3)."""
+def _written(value: Any) -> str:
+    """A value as Python writes it: numpy's integers print as np.int64(3), and its arrays over many lines."""
     if isinstance(value, tuple):
-        return tuple(map(_as_python, value))
-    return value.item() if isinstance(value, np.generic) else value
+        comma = "," if len(value) == 1 else ""
+        return f"({', '.join(map(_written, value))}{comma})"
+    if isinstance(value, np.ndarray) and value.ndim > 0:
+        return f"<{value.dtype} array of shape {value.shape}>"
+    return repr(value.item() if isinstance(value, np.generic | np.ndarray) else value)
 
 
 def check_positive(layer: Layer, name: str) -> None:
@@ -176,18 +163,11 @@ def pair(layer: Layer, name: str, value: Any, at_least: int = 1) -> tuple[int, i
     return check_integer(layer, name, rows, at_least), check_integer(layer, name, columns, at_least)
 
 
-def draw_start_values(
-    weight: Array,
-    fan_in: int,
-    fan_out: int,
-    activation: ActivationFunction,
-    rng: np.random.Generator,
-) -> None:
-    """He's start values for rectifiers, N(0, 2 / fan_in) (He et al. 2015, arXiv:1502.01852, eq. 10); Glorot's else,
-    uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16).
+def initial_weight(fan_in: int, fan_out: int, activation: ActivationFunction) -> Initialiser:
+    """He initialisation for relu-like activations, N(0, 2 / fan_in) (He et al. 2015, arXiv:1502.01852, eq. 10);
+    otherwise Glorot's, uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16).
     """
-    if activation.rectifier:
-        weight[...] = rng.normal(0.0, np.sqrt(2 / fan_in), weight.shape)
-    else:
-        limit = np.sqrt(6 / (fan_in + fan_out))
-        weight[...] = rng.uniform(-limit, limit, weight.shape)
+    if activation.relu_like:
+        return lambda rng, shape: rng.normal(0.0, np.sqrt(2 / fan_in), shape)
+    limit = np.sqrt(6 / (fan_in + fan_out))
+    return lambda rng, shape: rng.uniform(-limit, limit, shape)

@@ -1,23 +1,19 @@
 """Two-dimensional convolution."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
-
-import numpy as np
+from functools import cache
 
 from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels.conv2d import conv2d_backward_bias
 
-from .base import Array, Arrays, BoundLayer, Call, Shape, check_positive, draw_start_values, pair
-from .convolutions import NO_BIAS, Rows, WindowAxis, Windows, as_rows, find_way, scratch_shapes, takes_panels
+from .base import Array, Layer, Parameter, Shape, Step, check_positive, initial_weight, pair
+from .conv_algorithms import NO_BIAS, WindowAxis, Windows, as_rows, select
 
 
 @dataclass(frozen=True, repr=False)
-class Conv2D(BoundLayer):
+class Conv2D(Layer):
     """Slide filters over an image: y[k] = f(bias[k] + sum over c of weight[k, c] correlated with x[c]).
 
     Args:
@@ -55,55 +51,44 @@ class Conv2D(BoundLayer):
         rows, columns = windows_of(self, input_shape)
         return (self.filters, rows.outputs, columns.outputs)
 
-    def param_shapes(self, input_shape: Shape) -> dict[str, Shape]:
+    def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
         R, S = pair(self, "kernel_size", self.kernel_size)
-        shapes: dict[str, Shape] = {"weight": (self.filters, input_shape[0], R, S)}
+        K, C = self.filters, input_shape[0]
+        initial = initial_weight(C * R * S, K * R * S, find_activation(self.activation))
+        parameters = {"weight": Parameter((K, C, R, S), initial)}
         if self.bias:
-            shapes["bias"] = (self.filters,)
-        return shapes
-
-    def init_params(self, params: Arrays, rng: np.random.Generator) -> None:
-        weight = params["weight"]
-        K, C, R, S = weight.shape
-        draw_start_values(weight, C * R * S, K * R * S, find_activation(self.activation), rng)
-
-    def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
-        windows = windows_of(self, input_shape)
-        shapes: dict[str, Any] = {}
-        if not takes_panels(windows, self.filters, input_shape[0]):
-            shapes |= Rows(*windows).cache_shapes(input_shape)
-        if find_activation(self.activation).keeps_input:
-            shapes["before_activation"] = self.output_shape(input_shape)
-        return shapes
-
-    def scratch_shapes(self, input_shape: Shape) -> dict[str, Shape]:
-        return scratch_shapes(windows_of(self, input_shape), self.filters, input_shape[0])
+            parameters["bias"] = Parameter((K,), weight_decay=False)
+        return parameters
 
     def multiply_adds(self, input_shape: Shape) -> int:
         R, S = pair(self, "kernel_size", self.kernel_size)
         return math.prod(self.output_shape(input_shape)) * input_shape[0] * R * S
 
-    def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
-        way = find_way(windows_of(self, x.shape[:-1]), params["weight"], x, y, computed=y)
-        yield from way.forward(params["weight"], params.get("bias", NO_BIAS[y.dtype]), x, y, cache)
-        yield from find_activation(self.activation).forward_calls(y, cache.get("before_activation"))
+    def forward(self, step: Step, x: Array) -> Array:
+        weight, bias = step.params["weight"], step.params.get("bias", NO_BIAS[step.dtype])
+        y = step.array(self.output_shape(x.shape[:-1]))
+        algorithm = select(windows_of(self, x.shape[:-1]), weight.shape, x.shape, y.shape, computed=y.shape)
+        image = algorithm.forward(step, weight, bias, x, y)
+        step.save(x, image, find_activation(self.activation).record_forward(step, y))
+        return y
 
-    def backward_calls(
-        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> Iterator[Call]:
-        yield from find_activation(self.activation).backward_calls(cache.get("before_activation", y), dy)
+    def backward(self, step: Step, dy: Array) -> Array | None:
+        x, image, kept = step.saved
+        find_activation(self.activation).record_backward(step, kept, dy)
         if self.bias:
-            yield partial(conv2d_backward_bias, as_rows(dy), grads["bias"])
-        yield from self.gradient_calls(params, grads, x, cache, dy, dx)
+            step.call(conv2d_backward_bias, as_rows(dy), step.grads["bias"])
+        return self.record_gradients(step, x, image, dy)
 
-    def gradient_calls(
-        self, params: Arrays, grads: Arrays, x: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> Iterator[Call]:
-        """What overwrites the gradients by the weights and by x, given dy before the activation."""
-        weight, windows = params["weight"], windows_of(self, x.shape[:-1])
-        yield from find_way(windows, weight, x, dy, computed=dy).weight_gradient(grads["weight"], x, dy, cache)
-        if dx is not None:
-            yield from find_way(windows, weight, dx, dy, computed=dx).input_gradient(weight, dy, dx, cache)
+    def record_gradients(self, step: Step, x: Array, image: Array, dy: Array) -> Array | None:
+        """Record the gradients of the weights and the input, given dy before the activation."""
+        weight, windows = step.params["weight"], windows_of(self, x.shape[:-1])
+        shapes = weight.shape, x.shape, dy.shape
+        select(windows, *shapes, computed=dy.shape).weight_gradient(step, image, dy, step.grads["weight"])
+        if not step.needs_input_gradient:
+            return None
+        dx = step.array(x.shape[:-1])
+        select(windows, *shapes, computed=x.shape).input_gradient(step, weight, dy, dx)
+        return dx
 
 
 @cache

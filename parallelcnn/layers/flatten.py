@@ -1,18 +1,14 @@
 """From images to vectors."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
-from parallelcnn.kernels.copying import copy
-
-from .base import Array, Arrays, BoundLayer, Call, Shape
+from .base import Array, Layer, Shape, Step
 
 
 @dataclass(frozen=True, repr=False)
-class Flatten(BoundLayer):
-    """The numbers of an image in one line, channel by channel, row by row.
+class Flatten(Layer):
+    """The numbers of an image in one line, channel by channel, row by row. Copies nothing.
 
     Shapes: any -> (its size,).
     """
@@ -20,11 +16,10 @@ class Flatten(BoundLayer):
     def output_shape(self, input_shape: Shape) -> Shape:
         return (math.prod(input_shape),)
 
-    def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
-        yield partial(copy, x.reshape(y.size), y.reshape(y.size))
+    def forward(self, step: Step, x: Array) -> Array:
+        step.save(x.shape)
+        return x.reshape(math.prod(x.shape[:-1]), step.n)
 
-    def backward_calls(
-        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> Iterator[Call]:
-        if dx is not None:
-            yield partial(copy, dy.reshape(dx.size), dx.reshape(dx.size))
+    def backward(self, step: Step, dy: Array) -> Array | None:
+        (input_shape,) = step.saved
+        return dy.reshape(input_shape) if step.needs_input_gradient else None

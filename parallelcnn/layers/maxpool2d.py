@@ -1,9 +1,7 @@
 """Max-pooling."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+from functools import cache
 
 import numpy as np
 
@@ -11,11 +9,11 @@ from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import maxpool2d as kernels
 
-from .base import Array, Arrays, BoundLayer, Call, Shape, pair
+from .base import Array, Layer, Shape, Step, pair
 
 
 @dataclass(frozen=True, repr=False)
-class MaxPool2D(BoundLayer):
+class MaxPool2D(Layer):
     """The largest number of each window.
 
     Args:
@@ -49,26 +47,29 @@ class MaxPool2D(BoundLayer):
             )
         return (C, (H - R) // row_stride + 1, (W - S) // column_stride + 1)
 
-    def cache_shapes(self, input_shape: Shape) -> dict[str, Any]:
-        (R, S), _ = window_and_stride(self)
-        output_shape = self.output_shape(input_shape)
-        shapes: dict[str, Any] = {"winner": (output_shape, np.min_scalar_type(R * S - 1))}
-        if find_activation(self.activation).keeps_input:
-            shapes["before_activation"] = output_shape
-        return shapes
-
-    def forward_calls(self, params: Arrays, x: Array, y: Array, cache: Arrays) -> Iterator[Call]:
+    def forward(self, step: Step, x: Array) -> Array:
         window, stride = window_and_stride(self)
-        yield partial(kernels.forward_kernel(*window), x, *stride, y, cache["winner"])
-        yield from find_activation(self.activation).forward_calls(y, cache.get("before_activation"))
+        y = step.array(self.output_shape(x.shape[:-1]))
+        argmax = step.array(y.shape[:-1], argmax_type(window))
+        step.call(kernels.forward_kernel(*window), x, *stride, y, argmax)
+        step.save(x.shape[:-1], argmax, find_activation(self.activation).record_forward(step, y))
+        return y
 
-    def backward_calls(
-        self, params: Arrays, grads: Arrays, x: Array, y: Array, cache: Arrays, dy: Array, dx: Array | None
-    ) -> Iterator[Call]:
-        if dx is not None:
-            window, stride = window_and_stride(self)
-            yield from find_activation(self.activation).backward_calls(cache.get("before_activation", y), dy)
-            yield partial(kernels.backward_kernel(*window, window == stride), dy, cache["winner"], *stride, dx)
+    def backward(self, step: Step, dy: Array) -> Array | None:
+        if not step.needs_input_gradient:
+            return None
+        window, stride = window_and_stride(self)
+        input_shape, argmax, kept = step.saved
+        find_activation(self.activation).record_backward(step, kept, dy)
+        dx = step.array(input_shape)
+        step.call(kernels.backward_kernel(*window, window == stride), dy, argmax, *stride, dx)
+        return dx
+
+
+def argmax_type(window: tuple[int, int]) -> np.dtype:
+    """The smallest type that can number the places of a window."""
+    rows, columns = window
+    return np.min_scalar_type(rows * columns - 1)
 
 
 @cache

@@ -102,7 +102,7 @@ def durations_of(steps: Array, passes: Array, latest: Array, threads: int) -> Ar
 
     Args:
         steps: (steps, STEP_COLUMNS).
-        passes: of all workers, in any order; STEP counts from 0, the first row of `steps`.
+        passes: of all replicas, in any order; STEP counts from 0, the first row of `steps`.
         latest: of each step, when the last rank came to the sum.
         threads: that share the passes.
     """

@@ -17,7 +17,7 @@ from parallelcnn.errors import InputError
 from parallelcnn.files.atomic import write_atomically
 from parallelcnn.layers.base import Array
 from parallelcnn.network import NetworkHandler
-from parallelcnn.worker import Worker
+from parallelcnn.replica import Replica
 
 from .profile import Profile, RankProfile, durations_of, flops_of, rates_of, samples_of
 from .stamps import (
@@ -29,8 +29,8 @@ from .stamps import (
     THREAD,
     Log,
     WatchedRanks,
+    WatchedReplica,
     WatchedReporter,
-    WatchedWorker,
     clock,
     pass_columns,
     stamp_seconds,
@@ -64,18 +64,18 @@ class Profiler:
             raise InputError(f"Profiler: trace_steps must be an integer of at least 1, got {self.trace_steps!r}")
 
     def watch(
-        self, network: NetworkHandler, workers: Sequence[Worker], comm: Communicator, reporter: Any
-    ) -> tuple[list[Worker], WatchedRanks, WatchedReporter]:
-        """The same workers, ranks and reporter, watched; train with these. Forgets an earlier training.
+        self, network: NetworkHandler, replicas: Sequence[Replica], comm: Communicator, reporter: Any
+    ) -> tuple[list[Replica], WatchedRanks, WatchedReporter]:
+        """The same replicas, ranks and reporter, watched; train with these. Forgets an earlier training.
 
         Collective: every rank of `comm` must call it, and `finish` after the last step.
         """
         self.profile = None
         self._network, self._comm = network, comm
-        self._flops = flops_of(network.as_it_runs)
-        columns = pass_columns(len(network.as_it_runs))
+        self._flops = flops_of(network.fused_layers)
+        columns = pass_columns(len(network.fused_layers))
         self._steps = Log(STEP_COLUMNS, _STEPS_AT_ONCE)
-        self._passes = [Log(columns, _STEPS_AT_ONCE) for _ in workers]
+        self._passes = [Log(columns, _STEPS_AT_ONCE) for _ in replicas]
         self._thread_numbers = {threading.get_ident(): 0}
         self._working: set[int] = set()
         self._steps_done = self._samples_done = self._passes_done = 0
@@ -88,8 +88,8 @@ class Profiler:
 
         self._clock_error = 0
         self._synchronized = self._synchronize()
-        watched: list[Worker] = [
-            WatchedWorker(worker, log, self._steps) for worker, log in zip(workers, self._passes, strict=True)
+        watched: list[Replica] = [
+            WatchedReplica(replica, log, self._steps) for replica, log in zip(replicas, self._passes, strict=True)
         ]
         self._reporter = WatchedReporter(reporter, self._steps, _STEPS_AT_ONCE, self._make_room)
         self._reporter.training_begins()
@@ -98,7 +98,7 @@ class Profiler:
     def finish(self) -> None:
         """Bring together what the ranks have noted. Collective."""
         self._digest()
-        layers = self._network.as_it_runs
+        layers = self._network.fused_layers
         passes_a_step = self._passes_done / self._steps_done
         events_a_step = sum(self._comm.gather(8 + passes_a_step * (4 + 2 * len(layers))))
         shown = min(len(self._trace_steps), max(1, int(_TRACE_EVENTS / events_a_step)))

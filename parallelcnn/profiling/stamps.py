@@ -1,4 +1,4 @@
-"""Noting the time: workers, ranks and a reporter that do what those they wrap do, and write down when.
+"""Noting the time: replicas, ranks and a reporter that do what those they wrap do, and write down when.
 
 The loop does not know that it is watched, so a training without a profiler pays nothing. A stamp is one number in a
 row that was allocated before; every duration is the difference of two successive stamps.
@@ -7,7 +7,7 @@ row that was allocated before; every duration is the difference of two successiv
 import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,15 @@ import numpy as np
 from parallelcnn.comm import Communicator
 from parallelcnn.layers import Flatten
 from parallelcnn.layers.base import Array, Call
-from parallelcnn.parameters import ParameterLayout
-from parallelcnn.worker import Worker
+from parallelcnn.parameters import ArrayLayout
+from parallelcnn.replica import Replica
 
 clock = time.perf_counter_ns  # the system's monotonic clock: one for all processes of a machine
 
 # The columns of what a rank notes in a step.
 BEGAN, ARRIVED, SUMMED, UPDATED, ENDED = range(5)
 STEP_COLUMNS = 5
-# The columns of what a worker notes in a pass over its samples. After them: the end of each layer forwards, the begin
+# The columns of what a replica notes in a pass over its samples. After them: the end of each layer forwards, the begin
 # of the backward pass, the end of each layer backwards, the last layer first.
 STEP, THREAD, SAMPLES, LOAD_BEGAN, LOADED = range(5)
 
@@ -66,24 +66,24 @@ class Log:
         return rows
 
 
-class WatchedWorker(Worker):
-    """A worker that notes when it loads, and when each of its layers is done. Its arrays are those of the one it wraps.
+class WatchedReplica(Replica):
+    """A replica that notes when it loads and when each layer is done. Its arrays are those of the one it wraps.
 
     Args:
-        worker: that it wraps.
+        replica: that it wraps.
         log: of passes, its own.
         steps: the log of steps, read for the number of the step.
     """
 
     _by_layer = True
 
-    def __init__(self, worker: Worker, log: Log, steps: Log) -> None:
-        self.__dict__.update(worker.__dict__)
+    def __init__(self, replica: Replica, log: Log, steps: Log) -> None:
+        self.__dict__.update(replica.__dict__)
         self._log, self._steps = log, steps
 
-    def load(self, images: Array, indices: Array | None = None) -> Array:
+    def load(self, images: Array, indices: Array | None = None, *, training: bool = False, key: int = 0) -> Array:
         began = clock()
-        x = super().load(images, indices)
+        x = super().load(images, indices, training=training, key=key)
         numbers, begin = self._log.numbers, self._log.begin
         numbers[begin + STEP], numbers[begin + THREAD] = self._steps.count, threading.get_ident()
         numbers[begin + SAMPLES] = x.shape[-1]
@@ -97,7 +97,7 @@ class WatchedWorker(Worker):
         super().backward(dy)
         self._log.next_row()
 
-    def _run(self, parts: list[list[Call]]) -> None:
+    def _run(self, parts: Sequence[list[Call]]) -> None:
         for part in parts:
             for call in part:
                 call()
@@ -176,14 +176,15 @@ def stamp_seconds() -> float:
     Called as in training, and after something that uses the caches as a kernel does, which makes it three times as
     much as one stamp after the other.
     """
-    worker = Worker({0: Flatten()}, (1,), ParameterLayout(({},)), ({},), np.dtype(np.float32))
-    watched = WatchedWorker(worker, Log(pass_columns(1), 1), Log(STEP_COLUMNS, 1))
+    nothing = ArrayLayout(({},))
+    replica = Replica({0: Flatten()}, (1,), (nothing, nothing), ({},), ({},), np.dtype(np.float32))
+    watched = WatchedReplica(replica, Log(pass_columns(1), 1), Log(STEP_COLUMNS, 1))
     other = np.empty(2**20, np.float32)
     seconds: list[list[int]] = [[], []]
     for number in range(400):
         watched._next_column = LOADED + 1
         other[...] = number
         began = clock()
-        (watched if number % 2 else worker)._run([[]])
+        (watched if number % 2 else replica)._run([[]])
         seconds[number % 2].append(clock() - began)
     return max(float(np.median(seconds[1]) - np.median(seconds[0])), 0.0) / 1e9

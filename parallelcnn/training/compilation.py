@@ -8,6 +8,7 @@ import numpy as np
 from parallelcnn.comm import Communicator, Serial, run_together
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.kernels.finite import all_finite
+from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.losses import Loss
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
@@ -21,16 +22,18 @@ def compile_kernels(
     """Have every kernel of a training step compiled, or found in numba's cache, by running samples through it: one, and
     as many as are ever taken at once, since their number also decides how convolutions are computed.
 
-    On one thread, before others start: what is compiled here serves all workers, whose arrays are of the same types.
+    On one thread, before others start: what is compiled here serves all replicas, whose arrays are of the same types.
     Changes no parameter.
     """
-    for n in (1, network.worker.block_size):
+    for n in (1, network.replica.block_size):
         samples = np.zeros(n, np.intp)
         loss.count_correct(network.forward(network.load(dataset.images, samples)), dataset.labels[samples])
-        with Team([network.worker]) as team:
+        with Team([network.replica]) as team:
             summation_of(network, team, dataset, loss, grains).compute(samples, Serial(), leave=False)
-            all_finite(network.message)
+            all_finite(network.reduction_buffer)
     optimizer.update(network.params.copy(), network.gradients, {})
+    if network.buffers.size:
+        moving_average(network.buffers.copy(), network.replica.statistics, network.buffers, 1)
 
 
 def compile_in_turns(comm: Communicator, work: Callable[[], object]) -> float:

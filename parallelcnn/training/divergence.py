@@ -7,7 +7,7 @@ import numpy as np
 from parallelcnn.errors import DivergenceError
 from parallelcnn.kernels.finite import all_finite
 from parallelcnn.network import NetworkHandler
-from parallelcnn.worker import LOSS
+from parallelcnn.replica import LOSS
 
 
 def check_message(network: NetworkHandler, step: int, epoch: int) -> None:
@@ -15,9 +15,9 @@ def check_message(network: NetworkHandler, step: int, epoch: int) -> None:
 
     Every rank has the same sums, so all of them raise, with parameters from before this step.
     """
-    if all_finite(network.message):
+    if all_finite(network.reduction_buffer):
         return
-    loss = float(network.message[LOSS])
+    loss = float(network.reduction_buffer[LOSS])
     what = "gradient" if math.isfinite(loss) else "loss"
     value = "is not finite" if math.isfinite(loss) else f"is {loss}"
     raise DivergenceError(

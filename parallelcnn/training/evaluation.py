@@ -11,9 +11,9 @@ from parallelcnn.data.sampler import grain
 from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
+from parallelcnn.replica import Replica
 from parallelcnn.training.thread_pool import Team
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
-from parallelcnn.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def evaluate(
     loss.check(network.output_shape, dataset.labels, dataset.classes)
     threads = choose_threads(comm, threads, network.multiply_adds(len(dataset), training=False))
     run_together(comm, lambda: network.check_memory(threads))
-    workers = network.workers(threads)
-    with one_blas_thread(), Team(workers) as team:
-        for n in (1, workers[0].block_size):  # compiles, and that is for one thread; see `compile_kernels`
-            _run_block(workers[0], dataset, np.zeros(n, np.intp), loss)
+    replicas = network.replicas(threads)
+    with one_blas_thread(), Team(replicas) as team:
+        for n in (1, replicas[0].block_size):  # compiles, and that is for one thread; see `compile_kernels`
+            _run_block(replicas[0], dataset, np.zeros(n, np.intp), loss)
         return evaluate_by(team, dataset, comm, loss)
 
 
@@ -72,13 +72,13 @@ def evaluate_by(team: Team, dataset: Dataset, comm: Communicator, loss: Loss) ->
     rank of `comm` must call it.
     """
     comm.activity = f"evaluating on {dataset.name}"
-    size = team.workers[0].block_size
+    size = team.replicas[0].block_size
     blocks = np.zeros((-(-len(dataset) // size), 3))
 
-    def run_blocks(worker: Worker, numbers: Array) -> None:
+    def run_blocks(replica: Replica, numbers: Array) -> None:
         for number in numbers:
             samples = np.arange(number * size, min((number + 1) * size, len(dataset)))
-            blocks[number] = _run_block(worker, dataset, samples, loss)
+            blocks[number] = _run_block(replica, dataset, samples, loss)
 
     team.run(run_blocks, grain(np.arange(len(blocks)), comm.rank, comm.size))
     comm.sum_over_ranks(blocks)  # of each row but one rank has anything but zeros
@@ -87,10 +87,10 @@ def evaluate_by(team: Team, dataset: Dataset, comm: Communicator, loss: Loss) ->
     return Evaluation(float(total_loss / total_samples), accuracy, int(total_samples))
 
 
-def _run_block(worker: Worker, dataset: Dataset, samples: Array, loss: Loss) -> tuple[float, int, int]:
+def _run_block(replica: Replica, dataset: Dataset, samples: Array, loss: Loss) -> tuple[float, int, int]:
     """Sums over a block of losses, right answers and samples."""
-    output = worker.forward(worker.load(dataset.images, samples))
-    labels = worker.load_labels(dataset.labels, samples)
+    output = replica.forward(replica.load(dataset.images, samples))
+    labels = replica.load_labels(dataset.labels, samples)
     correct = loss.count_correct(output, labels)
-    unused = worker.output_gradient(len(samples))
+    unused = replica.output_gradient(len(samples))
     return loss.forward_backward(output, labels, 1, unused), correct or 0, len(samples)

@@ -132,7 +132,7 @@ def start(
     resume, facts = comm.gather((resume, facts) if comm.rank == 0 else (None, {}))[0]
     if resume is None:
         comm.broadcast(network.params)
-        network.rest_optimizer()
+        network.reset_optimizer()
         return History()
     check_resume(resume, network, facts, last_sample)
     for name, before, now in facts_that_changed(facts, resume.facts):

@@ -16,8 +16,8 @@ from parallelcnn.kernels.fixed_point import add_fixed_point, from_fixed_point
 from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss
 from parallelcnn.network import NetworkHandler
+from parallelcnn.replica import LOSS, STOP, Replica
 from parallelcnn.training.thread_pool import Team
-from parallelcnn.worker import LEAVE, LOSS, Worker
 
 # A sum may be 2**15 in fixed point, see the kernel; half of it keeps clear of the edge.
 _LARGEST_SUM = 2.0**14
@@ -51,21 +51,21 @@ class Summation(Protocol):
         """
 
 
-def compute_gradient(worker: Worker, dataset: Dataset, samples: Array, batch_size: int, loss: Loss) -> None:
-    """One worker's part: its message becomes the sum over `samples` of gradient and loss, by `batch_size`."""
-    for block in worker.blocks(samples):
-        x = worker.load(dataset.images, block)
-        output = worker.forward(x, training=True)
-        doutput = worker.output_gradient(len(block))
-        labels = worker.load_labels(dataset.labels, block)
-        worker.message[LOSS] = loss.forward_backward(output, labels, batch_size, doutput)
-        worker.backward(doutput)
+def compute_gradient(replica: Replica, dataset: Dataset, samples: Array, batch_size: int, loss: Loss) -> None:
+    """One replica's part: its message becomes the sum over `samples` of gradient and loss, by `batch_size`."""
+    for block in replica.blocks(samples):
+        x = replica.load(dataset.images, block, training=True)
+        output = replica.forward(x, training=True)
+        doutput = replica.output_gradient(len(block))
+        labels = replica.load_labels(dataset.labels, block)
+        replica.reduction_buffer[LOSS] = loss.forward_backward(output, labels, batch_size, doutput)
+        replica.backward(doutput)
 
 
 def compute_gradient_by(team: Team, dataset: Dataset, samples: Array, batch_size: int, loss: Loss) -> None:
-    """A rank's part: each worker its piece, and the first one's message, the network's, becomes the sum."""
-    team.run(lambda worker, some: compute_gradient(worker, dataset, some, batch_size, loss), samples)
-    team.sum_messages()
+    """A rank's part: each replica its piece, and the first one's message, the network's, becomes the sum."""
+    team.run(lambda replica, some: compute_gradient(replica, dataset, some, batch_size, loss), samples)
+    team.sum_reduction_buffers()
 
 
 class FloatSum:
@@ -77,8 +77,8 @@ class FloatSum:
     def compute(self, minibatch: Array, ranks: Ranks, *, leave: bool) -> None:
         share = grain(minibatch, ranks.rank, ranks.size)
         compute_gradient_by(self._team, self._dataset, share, len(minibatch), self._loss)
-        self._network.message[LEAVE] = leave
-        ranks.sum_over_ranks(self._network.message)
+        self._network.reduction_buffer[STOP] = leave
+        ranks.sum_over_ranks(self._network.reduction_buffer)
 
 
 class FixedPointSum:
@@ -92,21 +92,23 @@ class FixedPointSum:
         self._network, self._team, self._dataset, self._loss = network, team, dataset, loss
         self._grains = grains
         self._floats = FloatSum(network, team, dataset, loss)
-        self._sums = {worker: _Sums(network.params.size, _LARGEST_SUM / grains) for worker in team.workers}
+        self._sums = {
+            replica: _Sums(network.reduction_buffer.size - 2, _LARGEST_SUM / grains) for replica in team.replicas
+        }
 
     def compute(self, minibatch: Array, ranks: Ranks, *, leave: bool) -> None:
-        def take(worker: Worker, grains: Array) -> None:
-            sums = self._sums[worker]
+        def take(replica: Replica, grains: Array) -> None:
+            sums = self._sums[replica]
             sums.begin()
             for number in grains:
                 samples = grain(minibatch, number, self._grains)
                 if len(samples) > 0:
-                    compute_gradient(worker, self._dataset, samples, len(minibatch), self._loss)
-                    sums.add(worker.message)
+                    compute_gradient(replica, self._dataset, samples, len(minibatch), self._loss)
+                    sums.add(replica.reduction_buffer)
             sums.end()
 
         self._team.run(take, grain(np.arange(self._grains), ranks.rank, ranks.size))
-        first, *others = (self._sums[worker] for worker in self._team.workers)
+        first, *others = (self._sums[replica] for replica in self._team.replicas)
         for other in others:
             np.add(first.numbers, other.numbers, out=first.numbers)
         first.leave[0] = leave
@@ -114,12 +116,12 @@ class FixedPointSum:
         if first.left_out[0] > 0:
             self._compute_what_fits_no_integer(minibatch, ranks)
         else:
-            first.write(self._network.message)
+            first.write(self._network.reduction_buffer)
 
     def _compute_what_fits_no_integer(self, minibatch: Array, ranks: Ranks) -> None:
         """Leave what is infinite or NaN in the message, for whoever looks after divergence; raise if it is neither."""
         self._floats.compute(minibatch, ranks, leave=False)
-        message = self._network.message
+        message = self._network.reduction_buffer
         if np.isfinite(message).all():
             largest = float(np.abs(message[:LOSS]).max(initial=0))
             raise DivergenceError(
@@ -130,7 +132,7 @@ class FixedPointSum:
 
 
 class _Sums:
-    """A worker's sums: of gradients and losses, of wishes to leave, and how many terms were left out of them."""
+    """A replica's sums: of gradients and losses, of wishes to leave, and how many terms were left out of them."""
 
     def __init__(self, size: int, largest: float) -> None:
         self.numbers = np.zeros(size + 3, np.int64)
@@ -145,7 +147,7 @@ class _Sums:
     def add(self, message: Array) -> None:
         """Add a grain's message, which is of no use afterwards."""
         message[LOSS] *= _LOSS_SCALE
-        add_fixed_point(message[:LEAVE], self._largest, self._terms, self.left_out, self._is_empty)
+        add_fixed_point(message[:STOP], self._largest, self._terms, self.left_out, self._is_empty)
         self._is_empty = False
 
     def end(self) -> None:
@@ -156,9 +158,9 @@ class _Sums:
 
     def write(self, message: Array) -> None:
         """Make a message of the sums."""
-        from_fixed_point(self._terms, message[:LEAVE])
+        from_fixed_point(self._terms, message[:STOP])
         message[LOSS] /= _LOSS_SCALE
-        message[LEAVE] = self.leave[0]
+        message[STOP] = self.leave[0]
 
 
 def check_grains(grains: int | None) -> None:

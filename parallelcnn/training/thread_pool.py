@@ -13,7 +13,7 @@ import numpy as np
 from parallelcnn.data.sampler import grain
 from parallelcnn.errors import InputError
 from parallelcnn.kernels.waiting import tell_and_wait
-from parallelcnn.worker import Worker
+from parallelcnn.replica import Replica
 
 Array = np.ndarray
 T = TypeVar("T")
@@ -30,26 +30,26 @@ class Team:
     The threads live inside a `with` statement. Leaving it waits for what they are at, also after an error.
 
     Args:
-        workers: one for each thread; see `NetworkHandler.workers`.
+        replicas: one for each thread; see `NetworkHandler.replicas`.
     """
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
-        self.workers = workers
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self.replicas = replicas
         self._others: list[_OtherThread] = []
 
     def __enter__(self) -> Self:
         errstate = np.geterr()  # numpy holds it for each thread apart
         tell_and_wait(_flags(), _BEGUN, 0, _DONE, 0, 0, 0)  # compiles, and that is for one thread
         try:
-            for worker in self.workers[1:]:
-                self._others.append(_OtherThread(worker, errstate, len(self._others) + 1))
+            for replica in self.replicas[1:]:
+                self._others.append(_OtherThread(replica, errstate, len(self._others) + 1))
         except BaseException as error:
             started = 1 + len(self._others)
             self.__exit__()
             if not isinstance(error, RuntimeError):
                 raise
             raise InputError(
-                f"threads must be at most {started}, more do not start on this machine, got {len(self.workers)}"
+                f"threads must be at most {started}, more do not start on this machine, got {len(self.replicas)}"
             ) from None
         return self
 
@@ -58,21 +58,21 @@ class Team:
             other.leave()
         self._others.clear()
 
-    def run(self, work: Callable[[Worker, Array], T], samples: Array) -> list[T]:
-        """Have every worker do `work` on its grain of the samples, all at the same time.
+    def run(self, work: Callable[[Replica, Array], T], samples: Array) -> list[T]:
+        """Have every replica do `work` on its grain of the samples, all at the same time.
 
         Returns:
-            What `work` returned, by worker.
+            What `work` returned, by replica.
 
         Raises:
-            What `work` raised; of several errors that of the first worker among them.
+            What `work` raised; of several errors that of the first replica among them.
         """
         begun = []
         try:
             for i, other in enumerate(self._others, start=1):
-                other.begin(work, grain(samples, i, len(self.workers)))
+                other.begin(work, grain(samples, i, len(self.replicas)))
                 begun.append(other)
-            own = work(self.workers[0], grain(samples, 0, len(self.workers)))
+            own = work(self.replicas[0], grain(samples, 0, len(self.replicas)))
         finally:  # also after an error: an outcome that is left behind would be taken for that of the next run
             outcomes = [other.outcome() for other in begun]
         for _, error in outcomes:
@@ -80,11 +80,11 @@ class Team:
                 raise error
         return [own, *(value for value, _ in outcomes)]
 
-    def sum_messages(self) -> None:
-        """Add the messages of all workers into the first one's, in order."""
-        message = self.workers[0].message
-        for worker in self.workers[1:]:
-            np.add(message, worker.message, out=message)
+    def sum_reduction_buffers(self) -> None:
+        """Add the reduction buffers of all replicas into the first one's, in order."""
+        total = self.replicas[0].reduction_buffer
+        for replica in self.replicas[1:]:
+            np.add(total, replica.reduction_buffer, out=total)
 
 
 def _flags() -> Array:
@@ -92,15 +92,15 @@ def _flags() -> Array:
 
 
 class _OtherThread:
-    """A thread that does a worker's work when told to.
+    """A thread that does a replica's work when told to.
 
     Both sides look out for the other for a while before they sleep, since a core that sleeps comes late (50 us), and
     threads begin one after the other, so that they do not meet at the interpreter lock at every kernel. A step of the
     paper's network on two threads takes 785 us so, instead of 850.
     """
 
-    def __init__(self, worker: Worker, errstate: Any, number: int) -> None:
-        self._worker, self._errstate = worker, errstate
+    def __init__(self, replica: Replica, errstate: Any, number: int) -> None:
+        self._worker, self._errstate = replica, errstate
         self._flags = _flags()
         self._begun = 0
         self._later = min(number, _MOST_STAGGERED) * _STAGGER
@@ -109,7 +109,7 @@ class _OtherThread:
         self._thread = Thread(target=self._live, name="parallelcnn worker", daemon=True)
         self._thread.start()
 
-    def begin(self, work: Callable[[Worker, Array], Any], samples: Array) -> None:
+    def begin(self, work: Callable[[Replica, Array], Any], samples: Array) -> None:
         self._give((work, samples))
 
     def outcome(self) -> tuple[Any, BaseException | None]:

@@ -1,0 +1,237 @@
+"""The algorithms that compute a convolution and its gradients: which kernels, on which arrays, and which is used when.
+
+    Direct      any convolution                                              `kernels/conv2d.py`
+    Pointwise   filters of 1 x 1, stride 1, no padding, many channels        `kernels/pointwise.py`
+    Im2col      strides above 1, many channels and filters                   `kernels/panels.py`
+    Winograd    filters of 3 x 3, stride 1, many channels                    `kernels/winograd.py`
+
+Shapes alone decide: a choice by timing would give other bits in every run.
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from parallelcnn.kernels import conv2d, panels, pointwise, winograd
+
+from .base import Array, Shape, Step
+
+NO_BIAS = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
+
+# From so many channels on, before and behind a layer, filters of 1 x 1 run as products of whole images.
+_POINTWISE_CHANNELS = 32
+
+# From so many channels and filters on, strided windows run as products of panels: 32 -> 64 channels take 1.1 to 1.5
+# times less time so, and 32 -> 32 or 16 -> 64 about as much.
+_IM2COL_CHANNELS, _IM2COL_FILTERS = 32, 64
+
+
+class WindowAxis(NamedTuple):
+    """How windows lie along the rows, or the columns, of an image."""
+
+    window: int
+    stride: int
+    before: int  # zeros in front of the image
+    outputs: int  # windows
+
+
+class Windows(NamedTuple):
+    """How windows lie on an image."""
+
+    rows: WindowAxis
+    columns: WindowAxis
+
+
+class Algorithm(Protocol):
+    """One of the algorithms below. Its methods record calls on a step."""
+
+    def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
+        """Overwrite y; returns the image that `weight_gradient` takes: x, or x in another order.
+
+        bias: (K,), or (0,) for zeros. y may leave out the last rows and columns.
+        """
+
+    def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
+        """Overwrite dweight."""
+
+    def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
+        """Overwrite dx."""
+
+
+def select(windows: Windows, weight: Shape, x: Shape, y: Shape, computed: Shape) -> Algorithm:
+    """The algorithm for these shapes.
+
+    Args:
+        weight: (K, C, R, S).
+        x, y: (C, H, W, n) and (K, P, Q, n).
+        computed: the one of the two that is computed; y for the gradient of the weights.
+    """
+    (rows, columns), (K, C, R, S) = windows, weight
+    if any(axis.stride > 1 for axis in windows) and C >= _IM2COL_CHANNELS and K >= _IM2COL_FILTERS:
+        return Im2col(*windows)
+    place_by_place = (R, S) == (1, 1) and x[1:] == y[1:] and (rows.before, columns.before) == (0, 0)
+    if place_by_place and min(K, C) >= _POINTWISE_CHANNELS:
+        return Pointwise()
+    if winograd.pays(weight, (rows.stride, columns.stride), computed):
+        return Winograd(*windows)
+    return Direct(*windows)
+
+
+class Direct(NamedTuple):
+    """Tiles over the rows of the image; see `kernels.conv2d`."""
+
+    rows: WindowAxis
+    columns: WindowAxis
+
+    def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
+        image = self.arrange(step, x)
+        kernel = conv2d.forward_kernel(self.columns.window, self.columns.stride, len(weight))
+        step.call(kernel, as_rows(image), weight, bias, self._packed(step, weight), *self.steps(image), as_rows(y))
+        return image
+
+    def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
+        K, C, R, S = dweight.shape
+        kernel = conv2d.weight_gradient_kernel(R, S, self.columns.stride, K, C)
+        zeros = step.scratch((math.prod(image.shape[2:]),))
+        step.call(kernel, as_rows(image), as_rows(dy), zeros, *self.steps(image), dweight)
+
+    def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
+        """A forward pass over dy with the filters turned round and their channel axes exchanged.
+
+        For a stride of 2 every second row, or column, of dx is a pass of its own, over every second tap.
+        """
+        rows, columns = self
+        n, strided = dx.shape[-1], columns.stride > 1
+        image = step.array(self._parted(dx)) if strided else dx
+        packed = self._packed(step, weight)
+        for row_phase in range(rows.stride):
+            skipped = max(0, -((row_phase - rows.before) // rows.stride))  # rows of this phase above the image
+            first_row = skipped * rows.stride + row_phase - rows.before
+            for phase in range(min(columns.stride, columns.window)):
+                to = image[:, first_row :: rows.stride]
+                to = as_rows(to[:, :, phase] if strided else to)
+                turned = _turned(weight[:, :, row_phase :: rows.stride, phase :: columns.stride])
+                _, _, R, S = turned.shape
+                if turned.size == 0:  # a stride longer than the window leaves something out
+                    step.call(to.fill, 0)
+                    continue
+                kernel = conv2d.forward_kernel(S, 1, len(turned))
+                left = S - 1 - (0 if strided else columns.before)
+                steps = 1, R - 1 - skipped, left * n, 0, n
+                step.call(kernel, as_rows(dy), turned, NO_BIAS[dx.dtype], packed, *steps, to)
+        if strided:
+            step.call(conv2d.restore, image, columns.before, columns.stride, dx)
+
+    def arrange(self, step: Step, x: Array) -> Array:
+        """The image as the kernels take it: for a column stride above 1, rows are parted into phases."""
+        if self.columns.stride == 1:
+            return x
+        image = step.array(self._parted(x))
+        step.call(conv2d.arrange, x, self.columns.before, self.columns.stride, image)
+        return image
+
+    def steps(self, image: Array) -> tuple[int, ...]:
+        """What the kernels take: row_stride, top, left, phase and n."""
+        n = image.shape[-1]
+        left = self.columns.before * n if self.columns.stride == 1 else 0  # `arrange` has put the zeros in
+        return self.rows.stride, self.rows.before, left, image.shape[-2] * n, n
+
+    def _parted(self, x: Array) -> Shape:
+        C, H = x.shape[:2]
+        per_phase = self.columns.outputs + (self.columns.window - 1) // self.columns.stride
+        return C, H, min(self.columns.stride, self.columns.window), per_phase
+
+    def _packed(self, step: Step, weight: Array) -> Array:
+        return step.scratch((conv2d.scratch_size(*weight.shape),))
+
+
+class Pointwise:
+    """Filters of 1 x 1, one to each place of the image: matrix products; see `kernels.pointwise`."""
+
+    def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
+        given = bias if bias.size else None
+        step.call(pointwise.pointwise_forward, whole_images(x), weight[:, :, 0, 0], given, whole_images(y))
+        return x
+
+    def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
+        K, C, _, _ = dweight.shape
+        panel, sums = step.scratch((pointwise.PANEL, C)), step.scratch((K, C))
+        kernel = pointwise.pointwise_weight_gradient
+        step.call(kernel, whole_images(image), whole_images(dy), panel, sums, dweight[:, :, 0, 0])
+
+    def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
+        turned = step.scratch((len(dx), len(dy)))
+        kernel = pointwise.pointwise_backward_input
+        step.call(kernel, whole_images(dy), weight[:, :, 0, 0], turned, whole_images(dx))
+
+
+class Im2col(NamedTuple):
+    """Strided windows over many channels: products of panels of what they see; see `kernels.panels`."""
+
+    rows: WindowAxis
+    columns: WindowAxis
+
+    def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
+        kernel = panels.forward_kernel(self.columns.window, len(weight))
+        scratch = self._scratch(step, weight, "packed", "panel")
+        step.call(kernel, x, weight, bias, *scratch, self._steps(), y)
+        return x
+
+    def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
+        scratch = self._scratch(step, dweight, "panel", "dy_turned", "sums")
+        step.call(panels.panels_weight_gradient, image, dy, *scratch, self._steps(), dweight)
+
+    def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
+        kernel = panels.backward_input_kernel(math.prod(weight.shape[1:]))
+        scratch = self._scratch(step, weight, "packed", "panel", "dy_panel")
+        step.call(kernel, dy, weight, NO_BIAS[dx.dtype], *scratch, self._steps(), dx)
+
+    def _scratch(self, step: Step, weight: Array, *names: str) -> list[Array]:
+        shapes = panels.scratch_shapes(*weight.shape)
+        return [step.scratch(shapes[name]) for name in names]
+
+    def _steps(self) -> tuple[int, int, int, int]:
+        return self.rows.stride, self.rows.before, self.columns.stride, self.columns.before
+
+
+class Winograd(NamedTuple):
+    """Filters of 3 x 3 over many channels, in fewer multiplications; see `kernels.winograd`."""
+
+    rows: WindowAxis
+    columns: WindowAxis
+
+    def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
+        zeros_before = self.rows.before, self.columns.before
+        memory = self._memory(step, weight)
+        step.call(winograd.forward_kernel(len(weight)), x, weight, bias, memory, *zeros_before, y)
+        return x
+
+    def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
+        K, C, _, _ = dweight.shape
+        kernel = winograd.weight_gradient_kernel(K, C)
+        step.call(kernel, image, dy, self._memory(step, dweight), self.rows.before, self.columns.before, dweight)
+
+    def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
+        """A forward pass over dy with the filters turned round and their channel axes exchanged."""
+        zeros_before = 2 - self.rows.before, 2 - self.columns.before
+        kernel = winograd.forward_kernel(len(dx))
+        step.call(kernel, dy, _turned(weight), NO_BIAS[dx.dtype], self._memory(step, weight), *zeros_before, dx)
+
+    def _memory(self, step: Step, weight: Array) -> Array:
+        return step.scratch((winograd.memory_size(*weight.shape[:2]),))
+
+
+def _turned(weight: Array) -> Array:
+    return weight.swapaxes(0, 1)[:, :, ::-1, ::-1]
+
+
+def whole_images(array: Array) -> Array:
+    """(C, H, W, n) seen as (C, all of an image's numbers)."""
+    return array.reshape(len(array), math.prod(array.shape[1:]))
+
+
+def as_rows(array: Array) -> Array:
+    """(C, H, ..., n) seen as (C, H, one row's numbers). Written out, since -1 cannot be inferred where n = 0."""
+    C, H = array.shape[:2]
+    return array.reshape(C, H, math.prod(array.shape[2:]))
