@@ -146,7 +146,8 @@ def train(
             how = {"loss": loss, "optimizer": optimizer, "epochs": epochs, "batch_size": batch_size}
             return facts_of(train_set, test_set, network, **how, seed=seed, grains=grains)
 
-        facts = run_together(comm, describe)
+        # On every rank: any of them may have to save, once others are lost.
+        facts = comm.gather(run_together(comm, describe))[0]
         last_sample = epochs * len(train_set)
         history = start(comm, network, facts, resume, last_sample)
         threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True))

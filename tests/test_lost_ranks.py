@@ -260,6 +260,10 @@ def test_where_rank_0_is_lost_while_it_saves_at_the_end_another_one_saves(how, s
     ran = launch.run([*line, str(tmp_path), how], limit=60, PYTHONPATH=str(HERE))
     assert ran.code == 0, ran.err
     assert ran.out == f"1 {steps} {steps} 1 {how == 'leaves'}\n"
+    newest = pc.CheckpointFolder(tmp_path).newest()
+    sets = small.dataset(211), small.dataset(97, seed=1)
+    options = {"comm": pc.Serial(), "grains": 6, "resume": newest}
+    assert pc.train(small.network(seed=2), *sets, pc.SGD(0.1, momentum=0.9), 1, 25, **options).steps == 9
 
 
 _MPI_DOES_NOT_RECOVER = """

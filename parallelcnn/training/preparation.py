@@ -120,7 +120,7 @@ def start(
     Collective: every rank of `comm` must call it.
 
     Args:
-        facts: of the training that is to start, on rank 0.
+        facts: of the training that is to start, the same on every rank.
         last_sample: how many samples it will have seen at its end.
 
     Returns:
@@ -129,7 +129,7 @@ def start(
     Raises:
         CheckpointError: on every rank, if the checkpoint is of another training, or one that went further.
     """
-    resume, facts = comm.gather((resume, facts) if comm.rank == 0 else (None, {}))[0]
+    resume = comm.gather(resume if comm.rank == 0 else None)[0]
     if resume is None:
         comm.broadcast(network.params)
         network.reset_optimizer()

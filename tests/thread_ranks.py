@@ -1,0 +1,125 @@
+"""Ranks that are threads of this process: what several ranks do together, in milliseconds and without MPI.
+
+    results = on_ranks(3, lambda comm: comm.gather(comm.rank))
+
+A rank that calls `die` is lost, as under Open MPI's fault tolerance: the others get RankLostError and recover.
+"""
+
+import threading
+
+import numpy as np
+
+from parallelcnn.comm import Serial
+from parallelcnn.errors import RankLostError
+
+WAIT = 30  # that a rank waits for the others in a collective, on a busy machine [s]
+
+
+class Died(BaseException):
+    """Ends the thread of a lost rank."""
+
+
+class _Job:
+    """What the ranks share."""
+
+    def __init__(self, size):
+        self.changed = threading.Condition()
+        self.members = list(range(size))
+        self.dead = set()
+        self.recovering = set()
+        self.values = {}
+
+    def wait(self, met):
+        assert self.changed.wait_for(met, WAIT), "a rank does not come"
+
+
+class ThreadRank(Serial):
+    """The communicator of one of the threads."""
+
+    survives = True
+
+    def __init__(self, job, number):
+        self.job, self.number = job, number
+        self._renumber()
+
+    def _renumber(self):
+        self.rank, self.size = self.job.members.index(self.number), len(self.job.members)
+
+    def gather(self, value):
+        job = self.job
+        self.arrivals += 1
+        with job.changed:
+            values, members = job.values, job.members
+            values[self.number] = value
+            if len(values) == len(members):
+                job.values = {}
+            job.changed.notify_all()
+            job.wait(lambda: job.values is not values or job.dead & set(members))
+            if job.values is values:
+                raise RankLostError("a rank is lost")
+            return [values[member] for member in members]
+
+    def sum_over_ranks(self, array):
+        array[...] = sum(self.gather(array.copy()))
+
+    def largest_over_ranks(self, array):
+        array[...] = np.max(self.gather(array.copy()), axis=0)
+
+    def broadcast(self, array):
+        array[...] = self.gather(array.copy())[0]
+
+    def barrier(self):
+        self.gather(None)
+
+    def ranks_on_node(self):
+        return list(range(self.size))
+
+    def recover(self):
+        job = self.job
+        with job.changed:
+            job.recovering.add(self.number)
+            left = [member for member in job.members if member not in job.dead]
+            if job.recovering == set(left):
+                job.members, job.values, job.recovering = left, {}, set()
+            job.changed.notify_all()
+            job.wait(lambda: self.number not in job.recovering)
+            self._renumber()
+
+    def die(self):
+        """Be lost, without a word."""
+        with self.job.changed:
+            self.job.dead.add(self.number)
+            self.job.changed.notify_all()
+        raise Died
+
+    def give_up(self, message):
+        self.die()
+
+    def abort(self, code, message=""):
+        raise AssertionError(f"ended with exit code {code}: {message}")
+
+
+def on_ranks(size, work):
+    """What `work(comm)` returned on each rank, None for a lost one. Raises the first rank's error, if there is one."""
+    job = _Job(size)
+    results, errors = [None] * size, []
+
+    def live(number):
+        try:
+            results[number] = work(ThreadRank(job, number))
+        except Died:
+            pass
+        except BaseException as error:
+            errors.append(error)
+            with job.changed:
+                job.dead.add(number)
+                job.changed.notify_all()
+
+    threads = [threading.Thread(target=live, args=(number,)) for number in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
