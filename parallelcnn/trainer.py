@@ -25,7 +25,7 @@ from parallelcnn.profiling import Profiler
 from parallelcnn.replica import LOSS, STOP
 from parallelcnn.resilience.replica_check import ReplicaGuard, check_repair
 from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watch
-from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder
+from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointSaver
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.divergence import check_message, check_test_loss
 from parallelcnn.training.evaluation import Evaluation, evaluate_by
@@ -95,8 +95,8 @@ def train(
         checkpoints: where to save, and how often.
         resume: go on from there instead of from the beginning; rank 0's counts.
         leave: is asked after every minibatch; once it says yes on one rank, all of them save and leave at the same one.
-        repair: what to do if ranks are found, at the end of an epoch, not to hold the same parameters: "stop" with an
-            error, take over what the "majority" holds, or go back to the last "checkpoint" before.
+        repair: what to do if ranks are found, at the end of an epoch or before a checkpoint, not to hold the same
+            parameters: "stop" with an error, take over what the "majority" holds, or go back to the last "checkpoint".
         timeout: how long a rank may wait for others, before a message names them and the job ends [s]; 0: for ever.
 
     Raises:
@@ -162,6 +162,7 @@ def train(
             if profiler is not None:
                 replicas, ranks, reporter = profiler.watch(network, replicas, comm, reporter)
             with Team(replicas) as team:
+                saver = CheckpointSaver(comm, checkpoints, facts)
                 loop = _Loop(
                     comm=comm,
                     ranks=ranks,
@@ -173,11 +174,10 @@ def train(
                     loss=loss,
                     sampler=Sampler(len(train_set), batch_size, seed),
                     summation=summation_of(network, team, train_set, loss, grains),
-                    guard=ReplicaGuard(comm, network, history, repair, checkpoints),
+                    guard=ReplicaGuard(comm, network, history, repair, saver.folder),
                     history=history,
                     reporter=reporter,
-                    checkpoints=checkpoints,
-                    facts=facts,
+                    saver=saver,
                     evaluate_every=evaluate_every,
                     last_sample=last_sample,
                     leave=leave or (lambda: False),
@@ -205,8 +205,7 @@ class _Loop:
     guard: ReplicaGuard
     history: History
     reporter: Reporter | None
-    checkpoints: CheckpointFolder | None
-    facts: dict[str, Any]
+    saver: CheckpointSaver
     evaluate_every: int | None
     last_sample: int
     leave: Callable[[], bool]
@@ -225,17 +224,20 @@ class _Loop:
                 if not without_lost_ranks:
                     raise
                 self.guard.go_on_without_the_lost()
+                self.saver.recovered()
                 self._tell_resumed()
 
     def _step(self) -> None:
         began = time.perf_counter()
         epoch, minibatch = self.sampler.after(self.history.samples_seen)
         self.comm.activity = "computing minibatch {} (epoch {})", self.history.steps + 1, epoch
-        self.summation.compute(minibatch, self.ranks, leave=self.leave())
+        # Each rank may ask to leave (2), and rank 0 for a checkpoint (1): both travel with the sum.
+        self.summation.compute(minibatch, self.ranks, leave=2 * bool(self.leave()) + self.saver.asks())
         self._record_minibatch(epoch, float(self.network.reduction_buffer[LOSS]), len(minibatch))
         check_message(self.network, self.history.steps, epoch)
-        self.network.update(self.optimizer)
-        self.history.left = bool(self.network.reduction_buffer[STOP])
+        self.network.update(self.optimizer, len(minibatch))
+        asked = int(self.network.reduction_buffer[STOP])
+        self.history.left, self.saver.time_is_up = asked >= 2, asked % 2 == 1
         self.history.train_seconds += time.perf_counter() - began
 
     def _stands_at_the_end(self) -> bool:
@@ -245,12 +247,13 @@ class _Loop:
         if self._evaluation_is_due(epoch_ended):
             self._record_evaluation(evaluate_by(self.team, self.test_set, self.comm, self.loss))
         began = time.perf_counter()
-        if epoch_ended and self.guard.brings_back_an_earlier_state():
+        due = self.saver.is_due(history, must=epoch_ended or history.left)
+        if (epoch_ended or due) and self.guard.brings_back_an_earlier_state():
             self._tell_resumed()
             return False
-        if self.checkpoints is not None and self.comm.rank == 0:
+        if due:
             self.comm.activity = "saving a checkpoint"
-            self.checkpoints.save_if_due(self.facts, self.network, history, epoch_ended or history.left)
+            self.saver.save(self.network, history)
         history.train_seconds += time.perf_counter() - began
         return history.samples_seen == self.last_sample or history.left
 

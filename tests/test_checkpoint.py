@@ -10,7 +10,7 @@ import small
 
 import parallelcnn as pc
 from parallelcnn.errors import CheckpointError, InputError, TrainingWarning
-from parallelcnn.training.checkpoint import facts_that_changed, save_checkpoint
+from parallelcnn.training.checkpoint import CheckpointSaver, facts_that_changed, save_checkpoint
 
 FACTS = {"layers": ["Dense(5)"], "seed": 3, "grains": None}
 
@@ -127,16 +127,16 @@ def names(folder):
 
 
 def save_steps(folder, steps, evaluated=()):
-    network = small.network()
     for step in range(1, steps + 1):
         done = history(step, ())
         done.evaluations = [one for one in evaluated if one[0] <= step]
-        folder.save_if_due(FACTS, network, done, must=True)
+        folder.save(pc.Checkpoint(FACTS, small.network().state, done))
 
 
 def save_again(folder, *steps):
+    saver = CheckpointSaver(pc.Serial(), folder, FACTS)
     for step in steps:
-        folder.save_if_due(FACTS, small.network(), history(step), must=True)
+        saver.save(small.network(), history(step))
 
 
 def test_the_last_are_kept_and_files_of_others_are_not_touched(tmp_path):
@@ -186,13 +186,19 @@ def test_a_full_disk_costs_a_warning_and_leaves_the_old_checkpoints(tmp_path, mo
     assert names(tmp_path) == ["step-000000004.npz"]
 
 
+def test_a_checkpoint_that_was_just_written_stays_beside_later_ones_of_an_earlier_run(tmp_path):
+    folder = pc.CheckpointFolder(tmp_path, keep_last=1)
+    save_again(folder, 9, 4)
+    assert names(tmp_path) == ["step-000000004.npz", "step-000000009.npz"]
+
+
 def test_the_old_one_stays_until_the_new_one_reads_back_well(tmp_path, monkeypatch):
     folder = pc.CheckpointFolder(tmp_path, keep_last=1)
     save_steps(folder, 1)
     write = "parallelcnn.training.checkpoint.write_npz"
     monkeypatch.setattr(write, lambda path, arrays: path.write_bytes(b"what a broken disk gives back"))
     with pytest.warns(TrainingWarning, match="no checkpoint after minibatch 2"):
-        folder.save_if_due(FACTS, small.network(), history(2), must=True)
+        save_again(folder, 2)
     assert "step-000000001.npz" in names(tmp_path)
     with pytest.warns(TrainingWarning, match="taking the checkpoint before it"):
         assert folder.newest().history.steps == 1

@@ -236,10 +236,10 @@ class Counts:
         pass
 
 class DiesInTheLast(pc.CheckpointFolder):
-    def save_if_due(self, facts, network, history, due):
-        if due and started_as == 0 and history.steps > 0:
+    def save(self, checkpoint):
+        if started_as == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        super().save_if_due(facts, network, history, due)
+        super().save(checkpoint)
 
 sets = small.dataset(211), small.dataset(97, seed=1)
 options = dict(comm=comm, reporter=Counts(), grains=6, checkpoints=DiesInTheLast(sys.argv[1], every_steps=100))

@@ -23,7 +23,7 @@ def check_repair(repair: str, checkpoints: CheckpointFolder | None) -> None:
 
 
 class ReplicaGuard:
-    """Keeps the ranks of a training equal: after each epoch, and when one of them is lost.
+    """Keeps the replicas of a training equal: after each epoch, before each checkpoint, and when a rank is lost.
 
     Args:
         history: of the training, which goes back with the parameters.
@@ -40,7 +40,8 @@ class ReplicaGuard:
     ) -> None:
         self._comm, self._network, self._history = comm, network, history
         self._repair, self._checkpoints = repair, checkpoints
-        self._hold_equal()  # they have just begun alike
+        self._equal_at = history.steps  # they have just begun alike
+        self._went_back_to = -1
         self._ranks_at_first = comm.size + history.lost_ranks
 
     def brings_back_an_earlier_state(self) -> bool:
@@ -64,7 +65,7 @@ class ReplicaGuard:
             return True
         elif mismatch is not None:
             raise mismatch
-        self._hold_equal()
+        self._equal_at = self._history.steps
         return False
 
     def go_on_without_the_lost(self) -> None:
@@ -81,23 +82,20 @@ class ReplicaGuard:
         gone = f"{self._history.lost_ranks} of {self._ranks_at_first} ranks"
         self._warn(f"{gone} lost by minibatch {self._history.steps}: {self._comm.size} go on")
 
-    def _hold_equal(self) -> None:
-        self._equal_at = self._history.steps
-        if self._checkpoints is not None:
-            self._checkpoints.hold(self._equal_at)
-
     def _go_back(self) -> bool:
-        """To the newest checkpoint from before the ranks differed; False if there is none. Collective."""
+        """Go back to the newest checkpoint; False if there is none, or if the replicas have differed again since they
+        went back to it. Collective.
+        """
         assert self._checkpoints is not None
         found = self._checkpoints.newest(self._equal_at) if self._comm.rank == 0 else None
         found = self._comm.gather(found)[0]
-        if found is None:
+        if found is None or found.history.steps == self._went_back_to:
             return False
         self._network.set_state(found.state)
         before = found.history
         self._history.losses[:], self._history.evaluations[:] = before.losses, before.evaluations
         self._history.samples_seen = before.samples_seen
-        self._hold_equal()
+        self._equal_at = self._went_back_to = before.steps
         return True
 
     def _warn(self, message: str) -> None:

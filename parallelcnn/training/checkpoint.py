@@ -1,4 +1,4 @@
-"""Checkpoints: all that a training needs to go on from where it stood, in files of their own. Files, not ranks.
+"""Checkpoints: files with everything that a training needs to resume where it stood.
 
     description            JSON: format, version, what was trained on what (`facts`), counts, and the SHA-256 of it all
     state.params, ...      one vector each of what an update changes
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from parallelcnn.comm import Communicator
 from parallelcnn.errors import CheckpointError, InputError, TrainingWarning
 from parallelcnn.files.archive import open_npz, read_description, read_npy, write_npz
 from parallelcnn.files.atomic import naming, remove_unfinished
@@ -101,17 +102,17 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 @dataclass
 class CheckpointFolder:
-    """Where a training puts its checkpoints, how often, and how many it keeps.
+    """Where a training saves its checkpoints, how often, and how many it keeps.
 
-    One is put there at the end of every epoch, too, and when training leaves early.
+    A checkpoint is also saved at the end of every epoch, and when training stops early.
 
     Args:
-        path: a folder, made where it is missing. Only files that this class has named are touched in it.
-        every_steps: after so many minibatches.
-        every_seconds: after so long [s].
-        keep_last: of so many the files stay, and the one of the last epoch's end besides.
-        keep_best: the file of the best test result stays as well: of the highest accuracy, of the lowest loss if there
-            is none.
+        path: a folder, created if it is missing. Only files that this class has named are deleted in it.
+        every_steps: save after this many minibatches.
+        every_seconds: save after this time, by rank 0's clock [s].
+        keep_last: keep this many of the newest checkpoints.
+        keep_best: also keep the checkpoint with the best test result: the highest accuracy, or the lowest loss if there
+            is no accuracy.
 
     Raises:
         InputError: for numbers outside their range.
@@ -122,11 +123,7 @@ class CheckpointFolder:
     every_seconds: float | None = None
     keep_last: int = 2
     keep_best: bool = False
-    _saved_at: float = field(default_factory=time.monotonic, init=False, repr=False)
-    _saved_step: int = field(default=-1, init=False, repr=False)
-    _held_step: int = field(default=-1, init=False, repr=False)
-    _failed: bool = field(default=False, init=False, repr=False)
-    _unused: bool = field(default=True, init=False, repr=False)
+    _unused: bool = field(default=True, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, value in (("every_steps", self.every_steps), ("keep_last", self.keep_last)):
@@ -141,57 +138,30 @@ class CheckpointFolder:
             raise InputError(f"every_seconds must be a finite number above 0, got {seconds!r}")
         self.path = Path(self.path)
 
-    def save_if_due(self, facts: dict[str, Any], network: NetworkHandler, history: History, must: bool) -> None:
-        """Save if it must be, or is time to, and delete what need not be kept.
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, then delete those that need not be kept.
 
-        If that fails, warn, once until it works again: the earlier files are still there.
-
-        Args:
-            facts: see `Checkpoint`.
+        Raises:
+            OSError, CheckpointError: if that fails. The earlier checkpoints are still there.
         """
-        if history.steps in (0, self._saved_step) or not (must or self._is_time(history)):
-            return
-        self._saved_at, self._saved_step = time.monotonic(), history.steps
-        try:
-            if not all(np.isfinite(vector).all() for vector in network.state.values()):
-                raise CheckpointError("parameters that are not finite")
-            with naming(Path(self.path)):
-                Path(self.path).mkdir(parents=True, exist_ok=True)
-            if self._unused:
-                self._unused = False
-                remove_unfinished(Path(self.path))
-            save_checkpoint(self._file(history.steps), Checkpoint(facts, network.state, history))
-            keep = self._files()[: self.keep_last]
-            keep.append(self._file(self._held_step))
-            if self.keep_best:
-                keep.append(self._file(_best_step(history)))
-            for file in self._files():
-                if file not in keep:
-                    file.unlink(missing_ok=True)
-        except (OSError, CheckpointError) as error:
-            reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else error
-            message = f"no checkpoint after minibatch {history.steps} ({reason}); training goes on without it"
-            if not self._failed:
-                warnings.warn(message, TrainingWarning, stacklevel=3)
-            self._failed = True
-        else:
-            self._failed = False
-
-    def hold(self, step: int) -> None:
-        """Keep the checkpoint of that minibatch, which is known to be right, until another is held."""
-        self._held_step = step
-
-    def _is_time(self, history: History) -> bool:
-        if self.every_steps is not None and history.steps % self.every_steps == 0:
-            return True
-        if self.every_seconds is not None and time.monotonic() - self._saved_at >= self.every_seconds:
-            return True
-        return self.keep_best and _best_step(history) == history.steps
+        with naming(Path(self.path)):
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+        if self._unused:
+            self._unused = False
+            remove_unfinished(Path(self.path))
+        new = self._file(checkpoint.history.steps)
+        save_checkpoint(new, checkpoint)
+        keep = [new, *self._files()[: self.keep_last]]
+        if self.keep_best:
+            keep.append(self._file(_best_step(checkpoint.history)))
+        for file in self._files():
+            if file not in keep:
+                file.unlink(missing_ok=True)
 
     def newest(self, up_to: float = math.inf) -> Checkpoint | None:
-        """The newest checkpoint, at most of minibatch `up_to`, that reads well; None if there is none.
+        """The newest readable checkpoint of minibatch `up_to` or earlier; None if there is none.
 
-        Of files that do not it warns.
+        Warns of each file that cannot be read.
         """
         for file in self._files():
             if int(file.stem[5:]) > up_to:
@@ -209,6 +179,74 @@ class CheckpointFolder:
         """The newest first."""
         files = [file for file in Path(self.path).glob("step-*.npz") if file.stem[5:].isdecimal()]
         return sorted(files, key=lambda file: int(file.stem[5:]), reverse=True)
+
+
+class CheckpointSaver:
+    """Saves the checkpoints of one training. All ranks decide alike when one is due; rank 0 writes it.
+
+    Collective: every rank of `comm` must make one.
+
+    Args:
+        folder: rank 0's settings count; other ranks may have None.
+        facts: see `Checkpoint`; the same on every rank, since any of them may become rank 0.
+
+    Attributes:
+        folder: on every rank; None: nothing is saved.
+        time_is_up: whether rank 0 has asked for a checkpoint after the minibatch at hand; the same on every rank.
+    """
+
+    def __init__(self, comm: Communicator, folder: CheckpointFolder | None, facts: dict[str, Any]) -> None:
+        self._comm, self._facts = comm, facts
+        names = ("path", "every_steps", "every_seconds", "keep_last", "keep_best")
+        settings = comm.gather(None if folder is None else {name: getattr(folder, name) for name in names})[0]
+        self._settings = settings or {}
+        self.folder = None if settings is None else folder or CheckpointFolder(**settings)
+        self.time_is_up = False
+        self._saved_at = time.monotonic()
+        self._saved_step = -1
+        self._failed = False
+
+    def asks(self) -> bool:
+        """Whether this rank asks for a checkpoint: only rank 0 does, whose clock counts."""
+        seconds = self._settings.get("every_seconds")
+        return seconds is not None and self._comm.rank == 0 and time.monotonic() - self._saved_at >= seconds
+
+    def is_due(self, history: History, *, must: bool) -> bool:
+        """Whether a checkpoint is to be saved now; the same on every rank.
+
+        Args:
+            must: whatever the settings say.
+        """
+        if self.folder is None or history.steps in (0, self._saved_step):
+            return False
+        every_steps = self._settings["every_steps"]
+        is_best = self._settings["keep_best"] and _best_step(history) == history.steps
+        return must or self.time_is_up or is_best or (every_steps is not None and history.steps % every_steps == 0)
+
+    def save(self, network: NetworkHandler, history: History) -> None:
+        """Save a checkpoint; every rank must call it. The replicas must have been found equal.
+
+        If saving fails, rank 0 warns, once until it succeeds again.
+        """
+        self._saved_at, self._saved_step, self.time_is_up = time.monotonic(), history.steps, False
+        if self.folder is None or self._comm.rank != 0:
+            return
+        try:
+            if not all(np.isfinite(vector).all() for vector in network.state.values()):
+                raise CheckpointError("parameters that are not finite")
+            self.folder.save(Checkpoint(self._facts, network.state, history))
+        except (OSError, CheckpointError) as error:
+            reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else error
+            message = f"no checkpoint after minibatch {history.steps} ({reason}); training goes on without it"
+            if not self._failed:
+                warnings.warn(message, TrainingWarning, stacklevel=3)
+            self._failed = True
+        else:
+            self._failed = False
+
+    def recovered(self) -> None:
+        """Save again what rank 0 may have been saving when it was lost; every rank must call it."""
+        self._saved_step, self.time_is_up = -1, False
 
 
 def facts_that_changed(facts: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -37,14 +37,14 @@ class Ranks(Protocol):
 class Summation(Protocol):
     """Computes and sums what the ranks' threads find out about a minibatch."""
 
-    def compute(self, minibatch: Array, ranks: Ranks, *, leave: bool) -> None:
+    def compute(self, minibatch: Array, ranks: Ranks, *, leave: int) -> None:
         """Make the network's message that of the whole minibatch, on every rank.
 
         Collective: every rank must call it.
 
         Args:
             minibatch: (batch_size,), indices of samples, on every rank all of them.
-            leave: whether this rank wants to leave.
+            leave: this rank's number for the place LEAVE, at least 0, where the ranks' sum will stand.
 
         Raises:
             DivergenceError: on every rank, for a sum that cannot be held.
@@ -74,7 +74,7 @@ class FloatSum:
     def __init__(self, network: NetworkHandler, team: Team, dataset: Dataset, loss: Loss) -> None:
         self._network, self._team, self._dataset, self._loss = network, team, dataset, loss
 
-    def compute(self, minibatch: Array, ranks: Ranks, *, leave: bool) -> None:
+    def compute(self, minibatch: Array, ranks: Ranks, *, leave: int) -> None:
         share = grain(minibatch, ranks.rank, ranks.size)
         compute_gradient_by(self._team, self._dataset, share, len(minibatch), self._loss)
         self._network.reduction_buffer[STOP] = leave
@@ -96,7 +96,7 @@ class FixedPointSum:
             replica: _Sums(network.reduction_buffer.size - 2, _LARGEST_SUM / grains) for replica in team.replicas
         }
 
-    def compute(self, minibatch: Array, ranks: Ranks, *, leave: bool) -> None:
+    def compute(self, minibatch: Array, ranks: Ranks, *, leave: int) -> None:
         def take(replica: Replica, grains: Array) -> None:
             sums = self._sums[replica]
             sums.begin()
