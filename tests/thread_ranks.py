@@ -28,6 +28,7 @@ class _Job:
         self.dead = set()
         self.recovering = set()
         self.values = {}
+        self.errors = []
 
     def wait(self, met):
         assert self.changed.wait_for(met, WAIT), "a rank does not come"
@@ -76,13 +77,18 @@ class ThreadRank(Serial):
 
     def recover(self):
         job = self.job
-        with job.changed:
-            job.recovering.add(self.number)
+
+        def all_are_here():
             left = [member for member in job.members if member not in job.dead]
             if job.recovering == set(left):
                 job.members, job.values, job.recovering = left, {}, set()
+            return self.number not in job.recovering
+
+        with job.changed:
+            job.recovering.add(self.number)
             job.changed.notify_all()
-            job.wait(lambda: self.number not in job.recovering)
+            job.wait(all_are_here)
+            job.changed.notify_all()
             self._renumber()
 
     def die(self):
@@ -93,6 +99,8 @@ class ThreadRank(Serial):
         raise Died
 
     def give_up(self, message):
+        if self.number not in self.job.dead:
+            self.job.errors.append(AssertionError(message))
         self.die()
 
     def abort(self, code, message=""):
@@ -102,7 +110,7 @@ class ThreadRank(Serial):
 def on_ranks(size, work):
     """What `work(comm)` returned on each rank, None for a lost one. Raises the first rank's error, if there is one."""
     job = _Job(size)
-    results, errors = [None] * size, []
+    results = [None] * size
 
     def live(number):
         try:
@@ -110,7 +118,7 @@ def on_ranks(size, work):
         except Died:
             pass
         except BaseException as error:
-            errors.append(error)
+            job.errors.append(error)
             with job.changed:
                 job.dead.add(number)
                 job.changed.notify_all()
@@ -120,6 +128,6 @@ def on_ranks(size, work):
         thread.start()
     for thread in threads:
         thread.join()
-    if errors:
-        raise errors[0]
+    if job.errors:
+        raise job.errors[0]
     return results
