@@ -20,9 +20,12 @@ from typing import Any
 PLACES = {
     # while the ranks start
     "join": [("parallelcnn.comm", "MPIRanks.__init__")],
-    "share": [("parallelcnn.cli.run", "share_on_node")],
+    "share": [("parallelcnn.cli.run", "load_data_sets")],
     "compile": [("parallelcnn.trainer", "compile_kernels")],
-    "folder": [("parallelcnn.cli.reporting", "RunFolder.__init__"), ("parallelcnn.cli.reporting", "RunFolder.open")],
+    "folder": [
+        ("parallelcnn.cli.run_directory", "RunDirectory.__init__"),
+        ("parallelcnn.cli.run_directory", "RunDirectory.open"),
+    ],
     "start": [("parallelcnn.trainer", "start")],
     # while they train
     "sum": [("parallelcnn.comm", "MPIRanks.sum_over_ranks"), ("parallelcnn.comm", "Serial.sum_over_ranks")],
@@ -36,11 +39,11 @@ PLACES = {
     # while they go on without a lost one
     "recover": [("parallelcnn.comm", "MPIRanks.recover")],
     "rejoin": [("parallelcnn.resilience.replica_check", "rejoin")],
-    "take over": [("parallelcnn.cli.reporting", "RunFolder.take_metrics_up")],
+    "take over": [("parallelcnn.cli.run_directory", "RunDirectory.complete_metrics")],
     # after the training
     "finish": [("parallelcnn.cli.run", "evaluate")],
     "model": [("parallelcnn.cli.run", "save_model")],
-    "summary": [("parallelcnn.cli.reporting", "RunFolder.write_summary")],
+    "summary": [("parallelcnn.cli.run_directory", "RunDirectory.write_summary")],
     "end": [("parallelcnn.comm.starting", "_finalize")],
 }
 
@@ -116,7 +119,7 @@ def main() -> int:
 
     initialising.START_TIMEOUT = 20.0  # shorter than what the script takes for a hang [s]
     when_entered("parallelcnn.trainer", "ReplicaGuard", (marks / f"training-{rank}").touch)
-    when_entered("parallelcnn.cli.run", "share_on_node", lambda: note_shared_memory(marks / f"shared-memory-{rank}"))
+    when_entered("parallelcnn.cli.run", "load_data_sets", lambda: note_shared_memory(marks / f"shared-memory-{rank}"))
     for stroke in plan["strokes"]:
         if rank in stroke["ranks"]:
             prepare(stroke, marks, rank)

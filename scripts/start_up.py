@@ -113,7 +113,7 @@ import numpy
 done("numpy is imported")
 import numba
 done("numba is imported")
-import parallelcnn as pc, parallelcnn.cli.reporting, parallelcnn.trainer, parallelcnn.models
+import parallelcnn as pc, parallelcnn.cli.run, parallelcnn.trainer, parallelcnn.models
 done("the package is imported")
 sets = pc.load_data(data, data_dir)
 done(f"the data set is read")

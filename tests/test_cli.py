@@ -298,7 +298,7 @@ def refused(ran, message):
         (["--learning-rate", "nan"], "learning_rate must be a finite number of at least 0, got nan"),
         (["--learning-rate", "1e39"], "learning_rate must be a finite number of at least 0, got 1e+39"),
         (["--momentum", "1"], "momentum must be less than 1, got 1.0"),
-        (["--out", ""], "--out must name a folder, got ''"),
+        (["--out", ""], "--out must name a directory, got ''"),
         (["--nesterov"], "nesterov=True takes a momentum above 0"),
         (["--seed", "-1"], "seed must be an integer of at least 0, got -1"),
         (["--evaluate-every", "-5"], "evaluate_every must be an integer of at least 1, got -5"),

@@ -36,7 +36,7 @@ def test_a_full_disk_in_the_middle_of_training_is_said_once_and_training_goes_on
     assert ran.code == 1
     checkpoint, metrics, model = ran.err.splitlines()
     assert checkpoint.startswith("parallelcnn: warning: no checkpoint after minibatch 23 (File too large: ")
-    assert metrics == f"parallelcnn: warning: {out}/metrics.jsonl gets no more lines: File too large"
+    assert metrics == f"parallelcnn: warning: {out}/metrics.jsonl gets no more rows: File too large"
     assert model == f"parallelcnn: error: [Errno 27] File too large: '{out / 'model.npz'}'"
     assert not list((out / "checkpoints").iterdir())
 
@@ -114,7 +114,7 @@ def test_an_interrupt_is_never_lost_or_a_traceback_also_while_the_command_starts
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
         assert process.returncode in (130, -signal.SIGINT), err
-        left = err.startswith("parallelcnn: interrupted: left after minibatch ") and err.count("\n") == 1
+        left = err.startswith("parallelcnn: interrupted: stopped after minibatch ") and err.count("\n") == 1
         if milliseconds < 150 and ", in main\n" not in err and "Traceback" in err:
             continue  # on a busy machine Python is still reading the program, and the command has not begun
         assert left or err in ("", "parallelcnn: interrupted\n"), milliseconds

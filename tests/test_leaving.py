@@ -38,7 +38,10 @@ def test_a_request_that_comes_while_the_command_starts_is_met_after_the_first_mi
     process.send_signal(signal.SIGUSR1)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGUSR1, err
-    left = re.fullmatch(r"parallelcnn: SIGUSR1: left after minibatch (\d+); the same command .* goes on\n", err)
+    left = re.fullmatch(
+        r"parallelcnn: SIGUSR1: stopped after minibatch (\d+); to continue, give the same command with .* --resume\n",
+        err,
+    )
     assert left is not None, err
     assert int(left[1]) >= 1
     newest = CheckpointFolder(tmp_path / "out" / "checkpoints").newest()

@@ -351,7 +351,7 @@ def test_a_job_that_has_to_leave_is_queued_again_and_comes_to_the_same_bits(
 ) -> None:
     job = jobs_that_had_to_leave[reason]
     job.trained_one_world_on("node1", "node2")
-    left = re.findall(r"SIGUSR1: left after minibatch (\d+);", job.output)
+    left = re.findall(r"SIGUSR1: stopped after minibatch (\d+);", job.output)
     assert left == re.findall(r"^resumed after minibatch (\d+)$", job.output, re.MULTILINE), job.report
     # Where SLURM is slow to raise its limit, the second start comes to it, too.
     assert len(left) == int(job.fact("Restarts")) >= 1, job.report

@@ -46,13 +46,13 @@ def test_all_kernels_of_the_papers_network_are_compiled_within_fifteen_seconds(t
 _IMPORTED_AT_THE_FIRST_STEP = """
 import sys
 from parallelcnn import cli
-from parallelcnn.cli import reporting
+from parallelcnn.cli import run_directory
 
 def minibatch(self, *step):
     print(*sys.modules)
     sys.exit()
 
-reporting.RunReporter.minibatch = minibatch
+run_directory.RunReporter.minibatch = minibatch
 cli.main(sys.argv[1:])
 """
 

@@ -256,7 +256,7 @@ def test_an_interrupt_ends_the_command_within_seconds(tmp_path):
     sent = time.perf_counter()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.startswith("parallelcnn: interrupted: left after minibatch ")
+    assert err.startswith("parallelcnn: interrupted: stopped after minibatch ")
     assert time.perf_counter() - sent < 5
 
 

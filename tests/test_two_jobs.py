@@ -12,7 +12,7 @@ import pytest
 
 import parallelcnn as pc
 from parallelcnn import cli
-from parallelcnn.cli.reporting import RunFolder
+from parallelcnn.cli.run_directory import RunDirectory
 
 
 def start(line, ranks=1, **extra):
@@ -23,7 +23,7 @@ def start(line, ranks=1, **extra):
 
 
 def refusal(out):
-    return f"parallelcnn: error: --out {out} must be one run's at a time, but another run writes there now\n"
+    return f"parallelcnn: error: --out {out} must belong to one run at a time, but another run is writing there\n"
 
 
 def waiting(out):
@@ -47,7 +47,7 @@ _IMPATIENT = """
 import sys
 import parallelcnn.cli.run as run
 from parallelcnn.cli import main
-run.LONGEST_LEAVING = 5.0
+run.LONGEST_WAIT = 5.0
 sys.exit(main())
 """
 
@@ -144,7 +144,7 @@ def test_a_refused_run_gives_the_folder_back_at_once(folder, tmp_path, capsys):
     gc.disable()  # which would give it back, too, sooner or later
     try:
         assert cli.main([*line, "--resume", "--seed", "1"]) == 2
-        RunFolder(tmp_path / "out").close()
+        RunDirectory(tmp_path / "out").close()
     finally:
         gc.enable()
     assert "seed" in capsys.readouterr().err

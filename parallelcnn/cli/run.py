@@ -1,4 +1,4 @@
-"""One run of `parallelcnn train`, from its options to the files that it leaves behind."""
+"""One training run: from the options of the command to the files in the run directory."""
 
 import contextlib
 import math
@@ -10,10 +10,11 @@ from argparse import Namespace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from parallelcnn.cli.reporting import FolderInUseError, RunFolder, RunReporter, describe_result, describe_run, summarize
+from parallelcnn.cli.options import load_data_sets
+from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, RunReporter
+from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
-from parallelcnn.comm import Communicator, do_with_survivors, hosts, run_together, share_on_node
-from parallelcnn.data import load_data
+from parallelcnn.comm import Communicator, do_with_survivors, hosts, run_together
 from parallelcnn.errors import InputError
 from parallelcnn.files.model import save_model
 from parallelcnn.losses import SoftmaxCrossEntropy
@@ -33,16 +34,16 @@ from parallelcnn.training.preparation import check_fit, check_numbers, check_res
 from parallelcnn.training.reduction import check_grains
 from parallelcnn.training.threads import check_threads, choose_threads
 
-LONGEST_LEAVING = 30.0  # of an earlier start of the same run, before this one is refused [s]
-_LOOK_AGAIN_AFTER = 0.1  # [s]
+LONGEST_WAIT = 30.0  # for an earlier start of the same run to finish [s]
+_POLL_EVERY = 0.1  # [s]
 
 
 class Run:
-    """A run, on every rank. Its methods are collective: every rank must call them.
+    """A training run. Its methods are collective: every rank must call them.
 
     Args:
         options: of the command.
-        imported_at: when the program began, by `time.perf_counter` [s].
+        imported_at: when the program started, by `time.perf_counter` [s].
     """
 
     def __init__(self, options: Namespace, comm: Communicator, imported_at: float) -> None:
@@ -51,21 +52,20 @@ class Run:
         self._profiler = Profiler() if options.profile else None
 
     def go(self) -> int:
-        """Train, and write what came of it; returns the exit code."""
-        # Whatever can be wrong with the input is found before the first file is written.
+        """Train and write the results; returns the exit code."""
+        # All input is checked before the first file is written.
         self._optimizer = run_together(self._comm, self._check_options)
-        load = lambda: load_data(self._options.data, self._options.data_dir)  # noqa: E731
-        self._train_set, self._test_set = share_on_node(self._comm, load)
+        self._train_set, self._test_set = load_data_sets(self._options, self._comm)
         self._comm.activity = "building the network"
         self._network = run_together(self._comm, self._build)
         self._compile()
         self._verify()
-        self._open_folder()
+        self._open_directory()
         with contextlib.closing(self._reporter):
             with LeaveOnSignal() as leave:
                 history = self._train(leave)
             if history.left:
-                return self._say_why_it_left(history, leave)
+                return self._say_why_it_stopped(history, leave)
             do_with_survivors(self._comm, lambda: self._finish(history))
         return 0
 
@@ -76,9 +76,9 @@ class Run:
         check_grains(options.reproducible)
         check_repair(options.repair, self._checkpoint_folder(Path()))
         if options.out == "":
-            raise InputError("--out must name a folder, got ''")
+            raise InputError("--out must name a directory, got ''")
         if options.resume == "auto" and options.out is None:
-            raise InputError("--resume takes the folder of the run, --out DIR, or a checkpoint, --resume FILE")
+            raise InputError("--resume takes the run directory, --out DIR, or a checkpoint, --resume FILE")
         if options.verify is not None and options.verify < 1:
             raise InputError(f"--verify must be an integer of at least 1, got {options.verify}")
         return SGD(options.learning_rate, options.momentum, options.nesterov, options.weight_decay)
@@ -123,75 +123,77 @@ class Run:
         if self._comm.rank == 0:
             print(f"verified   {found}", flush=True)
 
-    def _open_folder(self) -> None:
+    def _open_directory(self) -> None:
         options, comm = self._options, self._comm
-        comm.activity = "looking for checkpoints, making the folder of the results"
-        # A command that is refused leaves the folder as it was.
+        comm.activity = "opening the run directory"
+        # A command that is refused leaves the directory unchanged.
         named = run_together(comm, lambda: self._named_checkpoint() if comm.rank == 0 else None)
-        folder = self._take_folder()
+        directory = self._take_directory()
         try:
-            newest = run_together(comm, lambda: None if folder is None else self._newest_checkpoint(folder))
-            run_together(comm, lambda: None if folder is None else folder.open(goes_on=newest is not None))
+            newest = run_together(comm, lambda: None if directory is None else self._newest_checkpoint(directory))
+            run_together(comm, lambda: None if directory is None else directory.open(resume=newest is not None))
         except BaseException:
-            if folder is not None:
-                folder.close()
+            if directory is not None:
+                directory.close()
             raise
         self._resume = named or newest
-        self._path = comm.gather(Path() if folder is None else folder.path)[0]
-        self._reporter = RunReporter(comm, folder, self._path, options.epochs, len(self._train_set))
+        self._path = comm.gather(Path() if directory is None else directory.path)[0]
+        self._reporter = RunReporter(comm, directory, self._path, options.epochs, len(self._train_set))
         all_hosts, all_threads = hosts(comm), comm.gather(self._threads)
-        if folder is None:
+        if directory is None:
             return
-        if folder.moved_to is not None:
-            print(f"moved the files of an earlier run to {folder.moved_to}")
+        if directory.moved_to is not None:
+            print(f"moved the files of an earlier run to {directory.moved_to}")
         if self._resume is not None:
             print(f"resumed after minibatch {self._resume.history.steps:,}")
         elif options.resume is not None:
-            print(f"no checkpoint in {folder.checkpoints} yet: starting from the beginning")
+            print(f"no checkpoint in {directory.checkpoints} yet: starting from the beginning")
         data = self._train_set, self._test_set
         print(describe_run(options, all_hosts, all_threads, self._network, *data, self._optimizer), flush=True)
 
-    def _take_folder(self) -> RunFolder | None:
-        """The folder of the results, on rank 0. If this run was started before, what is left of that may still have it:
-        then wait.
+    def _take_directory(self) -> RunDirectory | None:
+        """The run directory, on rank 0. If this run was started before, and that start is still writing, wait for it to
+        finish.
         """
         options, comm = self._options, self._comm
         started_before = options.resume is not None or bool(options.out and number_in("SLURM_RESTART_COUNT"))
-        give_up_at = time.monotonic() + (LONGEST_LEAVING if started_before else 0.0)
+        give_up_at = time.monotonic() + (LONGEST_WAIT if started_before else 0.0)
         says = comm.rank == 0
 
-        def take() -> RunFolder | None:
+        def take() -> RunDirectory | None:
             try:
-                return RunFolder(options.out) if comm.rank == 0 else None
-            except FolderInUseError:
+                return RunDirectory(options.out) if comm.rank == 0 else None
+            except DirectoryInUseError:
                 if time.monotonic() >= give_up_at:
                     raise
                 return None
 
-        # In one long collective the other ranks would take rank 0 for one that hangs.
+        # Many short collectives: in one long one the watchdog of the other ranks would take rank 0 for a hung rank.
         while True:
-            folder = run_together(comm, take)
-            if comm.gather(folder is not None)[0]:
-                return folder
+            directory = run_together(comm, take)
+            if comm.gather(directory is not None)[0]:
+                return directory
             if says:
                 print(f"waiting for the run that still writes to {options.out}", flush=True)
                 says = False
-            time.sleep(_LOOK_AGAIN_AFTER)
+            time.sleep(_POLL_EVERY)
 
     def _named_checkpoint(self) -> Checkpoint | None:
-        """What --resume FILE names."""
+        """The checkpoint of --resume FILE."""
         resume = self._options.resume
         return None if resume in (None, "auto") else self._checked(load_checkpoint(resume))
 
-    def _newest_checkpoint(self, folder: RunFolder) -> Checkpoint | None:
-        """What --resume alone finds. The folder must be this run's: another one saves and deletes until it leaves."""
+    def _newest_checkpoint(self, directory: RunDirectory) -> Checkpoint | None:
+        """The checkpoint of --resume alone. Call it when the directory is locked: until then another run may save and
+        delete checkpoints.
+        """
         if self._options.resume != "auto":
             return None
-        newest = self._checkpoint_folder(folder.path).newest()
+        newest = self._checkpoint_folder(directory.path).newest()
         return None if newest is None else self._checked(newest)
 
     def _checked(self, resume: Checkpoint) -> Checkpoint:
-        """The checkpoint, if this training can go on from it."""
+        """The checkpoint, if this training can continue from it."""
         options, sets = self._options, (self._train_set, self._test_set)
         facts = facts_of(*sets, self._network, loss=self._loss, seed=options.seed)
         check_resume(resume, self._network, facts, options.epochs * len(self._train_set))
@@ -226,18 +228,21 @@ class Run:
             timeout=options.timeout,
         )
 
-    def _say_why_it_left(self, history: History, leave: LeaveOnSignal) -> int:
+    def _say_why_it_stopped(self, history: History, leave: LeaveOnSignal) -> int:
         number = max(self._comm.gather(leave.received))
         if self._comm.rank == 0:
-            what = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
-            where = f"left after minibatch {history.steps:,}"
-            how = f"the same command with --out {self._path} --resume goes on"
-            print(f"parallelcnn: {what}: {where}; {how}", file=sys.stderr, flush=True)
-        self._comm.barrier()  # a launcher ends the others once one has left: not before the message is out
+            why = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
+            print(
+                f"parallelcnn: {why}: stopped after minibatch {history.steps:,}; "
+                f"to continue, give the same command with --out {self._path} --resume",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._comm.barrier()  # a launcher kills the others when one rank exits: print first
         return 128 + number
 
     def _finish(self, history: History) -> None:
-        """Test on the training set, too, and write the results."""
+        """Evaluate on the training set as well, and write the results."""
         comm = self._comm
         on_train_set = evaluate(self._network, self._train_set, comm, loss=self._loss, threads=self._threads)
         all_hosts, all_threads, peaks = hosts(comm), comm.gather(self._threads), comm.gather(_peak_rss_bytes())
@@ -252,16 +257,16 @@ class Run:
     def _write_results(
         self, history: History, on_train_set: Evaluation, all_hosts: list[str], all_threads: list[int], peak_rss: int
     ) -> None:
-        if self._reporter.folder is None:  # the rank that had it is lost
+        if self._reporter.directory is None:  # the rank that had it is lost
             self._reporter.resumed(history)
-        folder = self._reporter.folder
-        assert folder is not None
+        directory = self._reporter.directory
+        assert directory is not None
         if self._profiler is not None:
             print(f"\n{self._profiler.table()}\n")
-        if not folder.make_again():
+        if not directory.make_again():
             print(f"parallelcnn: metrics.jsonl was removed from {self._path} while this run wrote it", file=sys.stderr)
-        # A disk may become full: what cannot be had again comes first.
-        save_model(folder.path / "model.npz", self._network)
+        # The disk may become full: first what cannot be computed again.
+        save_model(directory.path / "model.npz", self._network)
         options, network = self._options, self._network
         summary = summarize(options, all_hosts, all_threads, network, self._train_set, history, on_train_set)
         summary["compile_seconds"] += self._compile_seconds
@@ -269,14 +274,14 @@ class Run:
         summary["wall_seconds"] = _seconds_since_start(self._imported_at)
         summary["started"] = (datetime.now(UTC) - timedelta(seconds=summary["wall_seconds"])).isoformat()
         since_first_step = time.perf_counter() - self._reporter.first_step_at
-        # A run that went on from the checkpoint of the last minibatch has taken no step: JSON knows no NaN.
+        # A run that resumes from its last minibatch takes no step: JSON has no NaN.
         took_a_step = not math.isnan(since_first_step)
         summary["first_step_seconds"] = summary["wall_seconds"] - since_first_step if took_a_step else None
-        folder.write_summary(summary)
-        folder.plot_losses(history)
+        directory.write_summary(summary)
+        directory.plot_losses(history)
         if self._profiler is not None:
-            folder.write_profile(self._profiler)
-        print(describe_result(folder, summary), flush=True)
+            directory.write_profile(self._profiler)
+        print(describe_result(directory.path, summary), flush=True)
 
 
 def _peak_rss_bytes() -> int:
@@ -287,10 +292,10 @@ def _peak_rss_bytes() -> int:
 
 
 def _seconds_since_start(imported_at: float) -> float:
-    """Since this process was started, by the system's account, which has seen the interpreter start [s].
+    """Seconds since this process started, according to the system, which includes the start of the interpreter.
 
     Args:
-        imported_at: where there is no such account, by `time.perf_counter` [s].
+        imported_at: used where the system does not tell, by `time.perf_counter` [s].
     """
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Does training on many ranks do what training on one does? Tried out, on the network and data at hand."""
+"""`--verify`: compare training on all ranks with training on one, on the given network and data."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
 from parallelcnn.trainer import train
 
-# Every parameter after some minibatches; float32 resolves 6e-8, and steps add up.
+# Tolerances of every parameter after some minibatches. float32 resolves 6e-8, and rounding grows over steps.
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-5
 
 
@@ -29,20 +29,20 @@ def verify(
     threads: int,
     grains: int | None,
 ) -> str:
-    """Train some minibatches on all ranks and on one alone, from the same start, and compare the parameters.
+    """Train some minibatches on all ranks and on one alone, from the same parameters, and compare the results.
 
-    Leaves the network as it was. Collective: every rank of `comm` must call it.
+    Does not change the network. Collective: every rank of `comm` must call it.
 
     Args:
-        steps: minibatches.
-        threads: on each rank; the one alone takes one.
-        grains: with them the bits must be the same, otherwise the numbers up to rounding.
+        steps: number of minibatches.
+        threads: of each rank; the training on one rank uses one.
+        grains: number of shards, with which the bits must be equal; None: the numbers must be close.
 
     Returns:
-        what was found, in words.
+        the result, as a sentence.
 
     Raises:
-        ReplicaMismatchError: on every rank, if they are not.
+        ReplicaMismatchError: on every rank, if the parameters differ.
     """
     before = {name: vector.copy() for name, vector in network.state.items()}
     start = network.params.copy()

@@ -17,7 +17,7 @@ from fuzzing.target import Mutate
 from fuzzing.watch import MEBIBYTE, Violation, examine
 from parallelcnn import comm
 from parallelcnn.cli import command as cli
-from parallelcnn.cli import run
+from parallelcnn.cli import doctor, run
 from parallelcnn.data import by_name, mnist
 from parallelcnn.data.readers.idx import load_idx_folder
 from parallelcnn.errors import InputError
@@ -159,9 +159,9 @@ def examine_command(content: bytes, folder: Path) -> InputError | None:
             mock.patch.object(run, "compile_in_turns", return_value=0.0),
             mock.patch.object(run, "verify", return_value=""),
             # From here on there is nothing to read.
-            mock.patch.object(run.RunFolder, "__init__", _stop),
+            mock.patch.object(run.RunDirectory, "__init__", _stop),
             mock.patch.object(evaluation, "evaluate", _stop),
-            mock.patch.object(cli, "_doctor", _stop),
+            mock.patch.object(doctor, "run", _stop),
             mock.patch.object(by_name, "load_digits", _four_images),
             mock.patch.object(mnist, "_download", _no_network),
         ):

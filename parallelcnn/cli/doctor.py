@@ -1,0 +1,69 @@
+"""`parallelcnn doctor`: check the installation and how the ranks were started."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parallelcnn.cli.options import add_batch_size_option, add_model_option, add_rank_options
+
+if TYPE_CHECKING:
+    from parallelcnn.comm import Communicator
+    from parallelcnn.network import NetworkHandler
+
+_EXAMPLES = """\
+examples:
+  parallelcnn doctor
+  mpirun -n 4 parallelcnn doctor --model lenet5 --batch-size 256
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="check the installation and how the ranks were started",
+        description="Check the installation and how the ranks were started.\n"
+        "Each line says ok or what to do; the exit code is 1 if there is something to do.",
+        epilog=_EXAMPLES,
+    )
+    parser.set_defaults(run=run, strict=False)
+    add_model_option(parser)
+    add_batch_size_option(parser)
+    add_rank_options(parser)
+    parser.add_argument(
+        "--folder", default=".", metavar="DIR", help="directory for the results [default: the current one]"
+    )
+
+
+def run(options: argparse.Namespace, comm: "Communicator") -> int:
+    from parallelcnn.cli.summary import plural
+    from parallelcnn.comm import launched_rank, run_together
+    from parallelcnn.doctor import examine, some_images
+    from parallelcnn.models import find_model
+    from parallelcnn.network import NetworkHandler
+    from parallelcnn.training.preparation import check_fit, check_numbers
+    from parallelcnn.training.threads import check_threads
+
+    if comm.size == 1 and launched_rank() != 0:
+        return 0  # alone although several were started; rank 0 is alone, too, and reports it
+    images = some_images(options.batch_size)
+
+    def build() -> "NetworkHandler":
+        check_numbers(1, options.batch_size, 0, None, images)
+        check_threads(options.threads)
+        network = NetworkHandler(find_model(options.model, images.classes), images.input_shape)
+        check_fit(network, images)
+        network.check_memory(options.threads or 1)
+        return network
+
+    network = run_together(comm, build)
+    to_do = 0
+    for finding in examine(comm, network, images, options.batch_size, options.threads, Path(options.folder)):
+        to_do += not finding.ok
+        if comm.rank == 0:
+            print(finding, flush=True)
+    if comm.rank == 0:
+        print(
+            f"\n{plural(to_do, 'thing')} to do: see the lines with an arrow" if to_do else "\nall is well", flush=True
+        )
+    comm.barrier()  # a launcher kills the others when one rank exits with an error: print first
+    return 1 if to_do else 0

@@ -1,0 +1,47 @@
+"""`parallelcnn info`: versions, MPI library, ranks, hosts, cores and threads."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from parallelcnn._version import __version__
+
+if TYPE_CHECKING:
+    from parallelcnn.comm import Communicator
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    about = "versions, MPI library, ranks, hosts, cores and threads"
+    parser = commands.add_parser("info", help=f"show {about}", description=f"Show {about}.")
+    parser.set_defaults(run=run, strict=False, timeout=0)
+
+
+def run(options: argparse.Namespace, comm: "Communicator") -> int:
+    import numba
+    import numpy as np
+
+    from parallelcnn.cli.summary import plural
+    from parallelcnn.comm import hosts, launched_ranks, mpi_library
+    from parallelcnn.resources import usable_cores
+    from parallelcnn.training.threads import blas_threads, choose_threads
+
+    _ = np.zeros((2, 2)) @ np.zeros((2, 2))  # loads numpy's BLAS, for `blas_threads`
+    all_hosts = hosts(comm)
+    cores = comm.gather(len(usable_cores()))
+    threads = comm.gather(choose_threads(comm, None))
+    if comm.rank != 0:
+        return 0
+    launched, said_by = launched_ranks()
+    print(f"parallelcnn    {__version__}")
+    print(f"python         {sys.version.split()[0]}, numpy {np.__version__}, numba {numba.__version__}")
+    print(f"MPI library    {mpi_library()}")
+    print(f"ranks          {comm.size}")
+    if launched > 1 and comm.size == 1:
+        print(f"               but {said_by}: each rank is alone; `parallelcnn train` says which launcher is right")
+    for rank, host in enumerate(all_hosts):
+        may_use, computes_on = plural(cores[rank], "core"), plural(threads[rank], "thread")
+        print(f"    rank {rank:<6} {host}, may use {may_use}, computes on {computes_on} by default")
+    print(f"numba threads  {numba.config.NUMBA_NUM_THREADS} (not used: a rank has its own thread pool)")
+    for library, count in blas_threads():
+        print(f"BLAS threads   {count} ({library}; one in each of a rank's threads)")
+    return 0
