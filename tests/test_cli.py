@@ -11,14 +11,18 @@ import sys
 import termios
 import time
 from datetime import datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small
 from conftest import ROOT
-from idx_files import write_idx
+from idx_files import write_idx, write_idx_folder
 from launch import parallelcnn, run
 
 import parallelcnn as pc
+from parallelcnn import cli
+from parallelcnn.errors import InputError
 
 
 @pytest.fixture
@@ -139,13 +143,69 @@ def test_on_a_terminal_there_is_a_bar_and_afterwards_a_line_an_epoch(folder, tmp
     assert "epoch 2/2   loss" in text  # the line
 
 
-def test_evaluate_takes_the_file_or_its_folder(train, folder, tmp_path):
-    assert train("--epochs", 1).code == 0
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    for place in (tmp_path / "out", tmp_path / "out" / "model.npz"):
-        ran = parallelcnn("evaluate", place, "--data", folder)
-        assert ran.code == 0, ran.err
-        assert f"test accuracy {100 * summary['test_accuracy']:.2f} %" in ran.out
+def evaluated(capsys, *arguments):
+    """Run evaluate in this process; its exit code and output."""
+    code = cli.main(["evaluate", *map(str, arguments)])
+    shown = capsys.readouterr()
+    return SimpleNamespace(code=code, out=shown.out, err=shown.err)
+
+
+def test_evaluate_takes_model_and_data_from_the_run(folder, tmp_path, capsys, monkeypatch):
+    """Also if the data directory was given relative to another working directory."""
+    out = tmp_path / "out"
+    monkeypatch.chdir(folder.parent)
+    assert cli.main(["train", "--data", folder.name, "--epochs", "1", "--out", str(out)]) == 0
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    summary = json.loads((out / "summary.json").read_text())
+    result = f"test loss {summary['test_loss']:.4f}, test accuracy {100 * summary['test_accuracy']:.2f} %\n"
+    for place in (out, out / "model.npz", f"{out}/"):
+        ran = evaluated(capsys, place)
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out == f"{folder}: {result}"
+
+    other = write_idx_folder(tmp_path / "other", n_train=10, n_test=30)
+    ran = evaluated(capsys, out, "--data", other)
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith(f"trained on {folder.name}, evaluated on {other}\n{other}: test loss ")
+
+    alone = tmp_path / "alone.npz"
+    shutil.copy(out / "model.npz", alone)
+    refused(evaluated(capsys, alone), f"evaluate needs --data NAME|DIR: {tmp_path / 'summary.json'}, which would say")
+    ran = evaluated(capsys, alone, "--data", folder)
+    assert (ran.code, ran.out) == (0, f"{folder}: {result}")
+    for content in ("", "{", "[]", "[" * 100_000, json.dumps({**summary, "data": 3})):
+        (tmp_path / "summary.json").write_text(content)
+        refused(evaluated(capsys, alone), "is missing or unreadable")
+    (tmp_path / "summary.json").write_text(json.dumps({**summary, "parameters_sha256": "0"}))
+    refused(evaluated(capsys, alone), "is about another model than")
+    (tmp_path / "summary.json").unlink()
+    os.mkfifo(tmp_path / "summary.json")
+    refused(evaluated(capsys, alone), "is missing or unreadable")
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        ({"data": "digits", "data_directory": None}, ("digits", None)),
+        ({"data": "digits"}, ("digits", None)),  # written by an earlier version
+        ({"data": "mnist", "data_directory": "/images/mnist"}, ("mnist", "/images/mnist")),
+        ({"data": "mnist", "data_directory": None}, ("mnist", None)),
+        ({"data": "images", "data_directory": "/home/user/images"}, ("/home/user/images", None)),
+    ],
+)
+def test_evaluate_loads_the_data_set_that_the_run_was_trained_on(data, wanted, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def load_data(*arguments):
+        asked.append(arguments)
+        raise InputError("stop here")
+
+    monkeypatch.setattr("parallelcnn.data.load_data", load_data)
+    pc.save_model(tmp_path / "model.npz", small.network())
+    (tmp_path / "summary.json").write_text(json.dumps(data))
+    refused(evaluated(capsys, tmp_path), "stop here")
+    assert asked == [wanted]
 
 
 OWN_MODEL = """

@@ -1,22 +1,26 @@
 """`parallelcnn evaluate`: loss and accuracy of a trained network on a test set."""
 
 import argparse
+import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parallelcnn.cli.options import add_data_options, add_model_option, add_rank_options, load_data_sets
-from parallelcnn.errors import InputError
+from parallelcnn.errors import InputError, shown
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Communicator
     from parallelcnn.network import NetworkHandler
 
+_SUMMARY_LIMIT = 2**24  # bytes that are read of a summary.json: hosts and threads of 100,000 ranks
+
 _EXAMPLES = """\
 examples:
-  parallelcnn evaluate runs/a
-  parallelcnn evaluate model.npz --data mnist
+  parallelcnn evaluate runs/a                        on the test set of the run
+  parallelcnn evaluate runs/a --data other/images    on another test set
+  parallelcnn evaluate model.npz --data mnist        a model file without its run directory
 """
 
 
@@ -29,7 +33,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.set_defaults(run=run, strict=True)
     parser.add_argument("file", metavar="MODEL", help="model.npz, or the run directory that holds it")
-    add_data_options(parser)
+    add_data_options(parser, default=None)
     add_model_option(parser, default=None, note="; only if its layers are your own")
     add_rank_options(parser)
 
@@ -38,6 +42,7 @@ def run(options: argparse.Namespace, comm: "Communicator") -> int:
     from parallelcnn.cli.progress import percent
     from parallelcnn.comm import Serial, run_together
     from parallelcnn.data import Dataset
+    from parallelcnn.files.archive import open_npz
     from parallelcnn.files.model import load_model
     from parallelcnn.models import find_model
     from parallelcnn.training.compilation import compile_in_turns
@@ -45,16 +50,45 @@ def run(options: argparse.Namespace, comm: "Communicator") -> int:
     from parallelcnn.training.preparation import check_fit
     from parallelcnn.training.threads import check_threads
 
-    catch_interrupts()
-    run_together(comm, lambda: check_threads(options.threads))
-    _, test_set = load_data_sets(options, comm)
-
-    def load() -> "NetworkHandler":
+    def find() -> tuple[Path, dict[str, Any]]:
+        check_threads(options.threads)
         if options.file == "":
             raise InputError("evaluate takes a model file, got ''")
         file = Path(options.file)
+        file = file / "model.npz" if os.path.isdir(file) else file
+        with open_npz(file, "model file"):  # if there is none, say so before anything about its data
+            return file, _summary_of(file)
+
+    catch_interrupts()
+    file, summary = run_together(comm, find)
+    summary = comm.gather(summary)[0]
+    trained_on, replaced = summary.get("data"), options.data is not None
+
+    def choose_data() -> None:
+        if replaced:
+            return
+        if trained_on is None:
+            raise InputError(
+                f"evaluate needs --data NAME|DIR: {file.with_name('summary.json')}, "
+                f"which would say what {file} was trained on, is missing or unreadable"
+            )
+        options.data = trained_on
+        directory = summary.get("data_directory")
+        if trained_on != "mnist":
+            options.data = directory or trained_on
+        elif options.data_dir is None:
+            options.data_dir = directory
+
+    run_together(comm, choose_data)
+    _, test_set = load_data_sets(options, comm)
+
+    def load() -> "NetworkHandler":
         layers = None if options.model is None else find_model(options.model, test_set.classes)
-        network = load_model(file / "model.npz" if os.path.isdir(file) else file, layers)
+        network = load_model(file, layers)
+        if not replaced and summary["parameters_sha256"] != network.parameters_sha256():
+            raise InputError(
+                f"evaluate needs --data NAME|DIR: {file.with_name('summary.json')} is about another model than {file}"
+            )
         check_fit(network, test_set)
         return network
 
@@ -65,5 +99,20 @@ def run(options: argparse.Namespace, comm: "Communicator") -> int:
         compile_in_turns(comm, lambda: evaluate(network, one_sample, Serial(), threads=1))
     result = evaluate(network, test_set, comm, threads=options.threads)
     if comm.rank == 0:
+        if replaced and trained_on is not None and trained_on != test_set.name:
+            print(f"trained on {shown(trained_on)}, evaluated on {test_set.name}")
         print(f"{test_set.name}: test loss {result.loss:.4f}, test accuracy {percent(result.accuracy)}")
     return 0
+
+
+def _summary_of(file: Path) -> dict[str, Any]:
+    """What `summary.json` beside a model file says of data and parameters; empty if that is missing or unreadable."""
+    from parallelcnn.files.regular import open_regular
+
+    try:
+        with open_regular(file.with_name("summary.json")) as opened:
+            summary = json.loads(opened.read(_SUMMARY_LIMIT))
+        kept = {name: summary.get(name) for name in ("data", "data_directory", "parameters_sha256")}
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return {}
+    return kept if all(value is None or isinstance(value, str) for value in kept.values()) else {}

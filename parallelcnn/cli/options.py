@@ -28,12 +28,17 @@ class Parser(argparse.ArgumentParser):
             super().print_help(file)
 
 
-def add_data_options(parser: argparse._ActionsContainer) -> None:
+def add_data_options(parser: argparse._ActionsContainer, default: str | None = "digits") -> None:
+    """Add --data and --data-dir.
+
+    Args:
+        default: None: the data of the run.
+    """
     parser.add_argument(
         "--data",
-        default="digits",
+        default=default,
         metavar="NAME|DIR",
-        help="digits, mnist, or a directory with the four IDX files [default: digits]",
+        help=f"digits, mnist, or a directory with the four IDX files [default: {default or 'the data of the run'}]",
     )
     parser.add_argument(
         "--data-dir", metavar="DIR", help="directory of MNIST's files; by default the cache, filled by a download"

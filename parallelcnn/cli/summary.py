@@ -73,6 +73,7 @@ def summarize(
         "layers": [repr(layer) for layer in network.layers],
         "parameters": network.params.size,
         "data": train_set.name,
+        "data_directory": _data_directory(options),
         "ranks": len(hosts),
         "hosts": list(hosts),
         "threads": list(threads),
@@ -108,6 +109,12 @@ def describe_result(path: Path, summary: Mapping[str, Any]) -> str:
 def plural(count: int, noun: str) -> str:
     """A count with its noun: 1 thread, 2 threads."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _data_directory(options: Namespace) -> str | None:
+    """The absolute path of the directory that was named as the data set, or as the place of MNIST's files."""
+    directory = options.data_dir if options.data == "mnist" else None if options.data == "digits" else options.data
+    return None if directory is None else os.path.abspath(directory)
 
 
 def _short(parts: list[int]) -> str:
