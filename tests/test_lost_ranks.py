@@ -146,15 +146,13 @@ def test_the_command_goes_on_and_leaves_complete_files(victims, folder, tmp_path
     assert f"{len(victims)} of 3 ranks lost by minibatch" in err
     summary = json.loads((out / "summary.json").read_text())
     assert summary["ranks"] == 3 - len(victims)
-    lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [one["step"] for one in lines if "loss" in one] == list(range(1, 150 * 23 + 1))
-    assert [one["epoch"] for one in lines if "test_loss" in one] == list(range(1, 151))
     assert pc.load_model(out / "model.npz").parameters_sha256() == summary["parameters_sha256"]
     assert len(list((out / "checkpoints").iterdir())) == 2
     alone = launch.run([*line, "--epochs", "150", "--out", str(tmp_path / "alone")])
     assert alone.code == 0, alone.err
     wanted = json.loads((tmp_path / "alone" / "summary.json").read_text())["parameters_sha256"]
     assert summary["parameters_sha256"] == wanted
+    assert (out / "metrics.jsonl").read_bytes() == (tmp_path / "alone" / "metrics.jsonl").read_bytes()
 
 
 def process_of_rank(rank, out):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from parallelcnn._version import __version__
 from parallelcnn.cli import doctor, evaluate, info, train
 from parallelcnn.cli.options import Parser, UsageError
-from parallelcnn.errors import InputError, LaunchError, ParallelCNNError
+from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, TrainingWarning
 from parallelcnn.resilience.signals import hold_requests_to_leave, let_interrupts_end_the_process
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     before = signal.getsignal(signal.SIGINT)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("default", TrainingWarning)  # whatever PYTHONWARNINGS says: none ends a training
             warnings.showwarning = _show_warning
             return _main(arguments)
     finally:
@@ -151,8 +152,6 @@ def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
     """Print one of our warnings as a sentence, any other as Python does."""
-    from parallelcnn.errors import TrainingWarning
-
     if issubclass(category, TrainingWarning):
         print(f"parallelcnn: warning: {message}", file=sys.stderr, flush=True)
     else:

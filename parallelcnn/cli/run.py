@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -64,6 +65,7 @@ class Run:
         with contextlib.closing(self._reporter):
             with LeaveOnSignal() as leave:
                 history = self._train(leave)
+            self._reporter.history = history
             if history.left:
                 return self._say_why_it_stopped(history, leave)
             do_with_survivors(self._comm, lambda: self._finish(history))
@@ -137,8 +139,9 @@ class Run:
                 directory.close()
             raise
         self._resume = named or newest
-        self._path = comm.gather(Path() if directory is None else directory.path)[0]
-        self._reporter = RunReporter(comm, directory, self._path, options.epochs, len(self._train_set))
+        owned = comm.gather(("", "") if directory is None else (str(directory.path), directory.token))[0]
+        self._path, token = Path(owned[0]), owned[1]
+        self._reporter = RunReporter(comm, directory, self._path, token, options.epochs, len(self._train_set))
         all_hosts, all_threads = hosts(comm), comm.gather(self._threads)
         if directory is None:
             return
@@ -199,10 +202,10 @@ class Run:
         check_resume(resume, self._network, facts, options.epochs * len(self._train_set))
         return resume
 
-    def _checkpoint_folder(self, path: Path) -> CheckpointFolder:
+    def _checkpoint_folder(self, path: Path, locate: Callable[[], Path] | None = None) -> CheckpointFolder:
         options = self._options
         every = options.checkpoint_every, options.checkpoint_seconds
-        return CheckpointFolder(path / "checkpoints", *every, options.keep_last, options.keep_best)
+        return CheckpointFolder(path / "checkpoints", *every, options.keep_last, options.keep_best, locate)
 
     def _train(self, leave: LeaveOnSignal) -> History:
         options = self._options
@@ -221,7 +224,9 @@ class Run:
             threads=self._threads,
             profiler=self._profiler,
             grains=options.reproducible,
-            checkpoints=self._checkpoint_folder(self._path),
+            checkpoints=self._checkpoint_folder(
+                self._path, locate=lambda: self._reporter.directory_to_write().checkpoints
+            ),
             resume=self._resume,
             leave=leave,
             repair=options.repair,
@@ -231,10 +236,11 @@ class Run:
     def _say_why_it_stopped(self, history: History, leave: LeaveOnSignal) -> int:
         number = max(self._comm.gather(leave.received))
         if self._comm.rank == 0:
+            path = self._path if self._reporter.directory is None else self._reporter.directory.path
             why = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
             print(
                 f"parallelcnn: {why}: stopped after minibatch {history.steps:,}; "
-                f"to continue, give the same command with --out {self._path} --resume",
+                f"to continue, give the same command with --out {path} --resume",
                 file=sys.stderr,
                 flush=True,
             )
@@ -257,14 +263,9 @@ class Run:
     def _write_results(
         self, history: History, on_train_set: Evaluation, all_hosts: list[str], all_threads: list[int], peak_rss: int
     ) -> None:
-        if self._reporter.directory is None:  # the rank that had it is lost
-            self._reporter.resumed(history)
-        directory = self._reporter.directory
-        assert directory is not None
+        directory = self._reporter.directory_to_write()
         if self._profiler is not None:
             print(f"\n{self._profiler.table()}\n")
-        if not directory.make_again():
-            print(f"parallelcnn: metrics.jsonl was removed from {self._path} while this run wrote it", file=sys.stderr)
         # The disk may become full: first what cannot be computed again.
         save_model(directory.path / "model.npz", self._network)
         options, network = self._options, self._network

@@ -1,9 +1,12 @@
-"""The run directory: lock, metrics.jsonl, summary.json, loss.png and profile."""
+"""The run directory: its lock, and the files of a run: metrics.jsonl, summary.json, loss.png and the profile."""
 
 import contextlib
+import errno
 import io
 import json
 import math
+import os
+import shutil
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,16 +16,21 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from parallelcnn.cli.metrics import MetricsFile, evaluation_row
 from parallelcnn.cli.progress import Progress
 from parallelcnn.comm import Communicator
 from parallelcnn.errors import InputError, TrainingWarning
 from parallelcnn.files.atomic import lock, remove_unfinished, write_atomically
+from parallelcnn.files.regular import open_regular
 from parallelcnn.profiling import Profiler
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 
 _FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json", "checkpoints")
-_ROWS_AT_ONCE = 100  # rows of metrics.jsonl fit into Python's buffer of 8 KiB, which would flush in mid-row
+_LOCK = ".lock"
+_LONGEST_END = 5.0  # of a process that was killed and still holds the lock [s]
+_POLL_EVERY = 0.1  # [s]
+_REPLACED = "was removed or replaced during the run"
 
 
 class DirectoryInUseError(InputError):
@@ -32,29 +40,59 @@ class DirectoryInUseError(InputError):
 class RunDirectory:
     """The directory that receives the files of a run; one run at a time. Existing files stay until `open`.
 
+    The lock is a file that the run holds locked, and that contains the run's token. If the directory is removed or
+    replaced during the run, the token is no longer there: the run continues in a new directory beside it, and leaves
+    alone what another run may have written.
+
     Args:
         path: created if missing; None: `runs/` and the time in UTC.
+        token: of the run; a new one by default.
 
     Raises:
         InputError: if nothing can be written there.
         DirectoryInUseError: if another run writes there.
 
     Attributes:
+        path: of the directory; changes if the directory is removed or replaced.
         moved_to: where `open` has moved the files of an earlier run.
     """
 
-    def __init__(self, path: str | Path | None) -> None:
+    def __init__(self, path: str | Path | None, token: str | None = None) -> None:
         self._now = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-        self.path = Path(path) if path is not None else _unused(Path("runs") / self._now)
+        self.token = token or os.urandom(8).hex()
         self.moved_to: Path | None = None
-        self._metrics: TextIO | None = None
+        self._metrics: MetricsFile | None = None
+        self.path = Path("runs") / self._now if path is None else Path(path)
+        if self.path.name in ("", ".."):  # a new directory beside it could not be named
+            self.path = Path(os.path.abspath(self.path))
         with self._refusing_what_fails():
+            if path is None:
+                self.path = _make_new(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(self.path / ".lock")
-        if self._lock is None:
-            raise DirectoryInUseError(
-                f"--out {self.path} must belong to one run at a time, but another run is writing there"
-            )
+            try:
+                self._lock = _take_lock(self.path)
+            except BlockingIOError:
+                raise DirectoryInUseError(
+                    f"--out {self.path} must belong to one run at a time, but another run is writing there"
+                ) from None
+
+    @classmethod
+    def take_over(cls, path: Path, token: str) -> "RunDirectory":
+        """The directory of a run whose rank 0 is lost, to continue in; a new one if it is no longer the run's."""
+        directory = None
+        give_up_at = time.monotonic() + _LONGEST_END
+        while directory is None and _token_in(path) == token and time.monotonic() < give_up_at:
+            try:
+                directory = cls(path, token)
+            except DirectoryInUseError:
+                time.sleep(_POLL_EVERY)
+        if directory is None:
+            why = "is still locked by the lost rank" if _token_in(path) == token else _REPLACED
+            directory = cls(_make_new(path, 2), token)
+            _warn_moved(path, why, directory.path)
+        directory.open(resume=True)
+        directory.metrics.start_again(directory.path / "metrics.jsonl")
+        return directory
 
     def open(self, *, resume: bool) -> None:
         """Make room for the files of this run.
@@ -67,81 +105,61 @@ class RunDirectory:
             InputError: if nothing can be written there.
         """
         with self._refusing_what_fails():
+            _write_token(self._lock, self.token)
             for directory in (self.path, self.checkpoints):
                 remove_unfinished(directory)
             earlier = [self.path / name for name in _FILES if (self.path / name).exists()]
             if earlier and not resume:
-                self.moved_to = _unused(self.path / f"before-{self._now}")
-                self.moved_to.mkdir()
+                self.moved_to = _make_new(self.path / f"before-{self._now}")
                 for file in earlier:
                     file.rename(self.moved_to / file.name)
-            self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+            self._metrics = MetricsFile(self.path / "metrics.jsonl")
 
     @contextlib.contextmanager
     def _refusing_what_fails(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from None
+            inside = error.filename is not None and Path(error.filename).parent == self.path
+            what = f"{Path(error.filename).name}: " if inside else ""
+            raise InputError(f"--out {self.path} cannot be written: {what}{error.strerror}") from None
 
     @property
     def checkpoints(self) -> Path:
         """The directory of the checkpoints."""
         return self.path / "checkpoints"
 
-    def write_metrics(self, rows: str, *, flush: bool) -> None:
-        """Append rows to `metrics.jsonl`. If that fails, warn, and train on without it."""
-        if self._metrics is None:
-            return
-        try:
-            self._metrics.write(rows)
-            if flush:
-                self._metrics.flush()
-        except OSError as error:
-            self._give_metrics_up(error)
+    @property
+    def metrics(self) -> MetricsFile:
+        """The file of metrics, after `open`."""
+        assert self._metrics is not None
+        return self._metrics
 
-    def complete_metrics(self, history: History, epoch_samples: int) -> None:
-        """Add to `metrics.jsonl` the rows of `history` that it lacks, and remove later ones."""
-        if self._metrics is None:
+    def stay_ours(self) -> None:
+        """Call before files are written or deleted: if the directory is no longer this run's, continue in a new one.
+
+        Raises:
+            OSError: if no new directory can be created.
+        """
+        if _token_in(self.path) == self.token:
             return
-        path = self.path / "metrics.jsonl"
+        new = _make_new(self.path, 2)
         try:
-            self._metrics.close()
-            kept = [row for row in _read_metrics(path) if row["step"] <= history.steps]
-            done = max((row["step"] for row in kept if "loss" in row), default=0)
-            tested = {row["step"] for row in kept if "test_loss" in row}
-            steps_per_epoch = max(history.steps * epoch_samples / max(history.samples_seen, 1), 1)
-            for step, loss in enumerate(history.losses[done:], start=done + 1):
-                kept.append({"step": step, "epoch": math.ceil(step / steps_per_epoch), "loss": loss})
-            kept += [_evaluation_row(*one) for one in history.evaluations if one[0] not in tested]
-            kept.sort(key=lambda row: (row["step"], "test_loss" in row))
-            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-            self._metrics = path.open("a", encoding="utf-8")
-        except OSError as error:
-            self._give_metrics_up(error)
+            taken = _take_lock(new)
+            _write_token(taken, self.token)
+        except OSError:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        _warn_moved(self.path, _REPLACED, new)
+        self._lock.close()
+        self.path, self._lock = new, taken
+        self.metrics.start_again(new / "metrics.jsonl")
 
     def close(self) -> None:
         """Write what is left of the metrics, and release the directory for other runs."""
         if self._metrics is not None:
-            try:
-                self._metrics.close()
-            except OSError as error:
-                self._give_metrics_up(error)
-        if self._lock is not None:
-            self._lock.close()
-
-    def _give_metrics_up(self, error: OSError) -> None:
-        path = self.path / "metrics.jsonl"
-        warnings.warn(f"{path} gets no more rows: {error.strerror}", TrainingWarning, stacklevel=2)
-        metrics, self._metrics = self._metrics, None
-        with contextlib.suppress(OSError):
-            if metrics is not None:
-                metrics.close()
-
-    def make_again(self) -> bool:
-        """Create the directory again if it has been removed; False if the metrics are lost."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        return (self.path / "metrics.jsonl").exists()
+            self._metrics.close()
+        self._lock.close()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
@@ -171,72 +189,70 @@ class RunReporter:
     Args:
         comm: the ranks.
         directory: on rank 0, where the metrics go.
-        path: of that directory, on every rank.
+        path, token: of that directory, on every rank.
         epochs: number of epochs.
         samples: samples in an epoch.
 
     Attributes:
         directory: on rank 0.
+        history: of the training, once known.
         first_step_at: when the first minibatch was done, by `time.perf_counter` [s].
     """
 
     def __init__(
-        self, comm: Communicator, directory: RunDirectory | None, path: Path, epochs: int, samples: int
+        self, comm: Communicator, directory: RunDirectory | None, path: Path, token: str, epochs: int, samples: int
     ) -> None:
-        self._comm, self.directory, self._path = comm, directory, path
+        self._comm, self.directory, self._path, self._token = comm, directory, path, token
         self._samples = samples
         self._progress = Progress(epochs, samples)
+        self.history: History | None = None
         self.first_step_at = math.nan
 
     def resumed(self, history: History) -> None:
+        self.history = history
         self._progress.resumed(history)
         if self._comm.rank != 0:
             return
+        with contextlib.suppress(OSError):  # no new directory for now: the metrics are completed later
+            self.directory_to_write().metrics.rewrite(history, self._samples)
+
+    def directory_to_write(self) -> RunDirectory:
+        """The run directory, on rank 0, which may have become rank 0 because the rank before it is lost.
+
+        Raises:
+            OSError: if the directory is no longer the run's, and no new one can be created.
+        """
         if self.directory is None:
-            self.directory = RunDirectory(self._path)
-            self.directory.open(resume=True)
-        self.directory.complete_metrics(history, self._samples)
+            self.directory = RunDirectory.take_over(self._path, self._token)
+        self.directory.stay_ours()
+        return self.directory
 
     def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
         if math.isnan(self.first_step_at):
             self.first_step_at = time.perf_counter()
         if self.directory is None:
             return
-        # Formatted here: json.dumps took 2 % of a step. JSON has no NaN: null.
-        number = f"{loss:.9g}" if math.isfinite(loss) else "null"
-        row = f'{{"step": {step}, "epoch": {epoch}, "loss": {number}}}\n'
-        self.directory.write_metrics(row, flush=step % _ROWS_AT_ONCE == 0)
+        self.directory.metrics.append_loss(step, epoch, loss)
         self._progress.minibatch(step, epoch, loss, samples)
 
     def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:
+        self.history = history
         if self.directory is None:
             return
-        self.directory.write_metrics(json.dumps(_evaluation_row(step, epoch, result)) + "\n", flush=True)
+        self.directory.metrics.append(evaluation_row(step, epoch, result), flush=True)
+        with contextlib.suppress(OSError):
+            self.directory_to_write().metrics.complete(history, self._samples)
         self._progress.evaluation(step, epoch, result, history)
 
     def close(self) -> None:
-        """Remove the progress bar, and release the directory."""
+        """Remove the progress bar, complete the metrics, and release the directory."""
         self._progress.close()
-        if self.directory is not None:
-            self.directory.close()
-
-
-def _evaluation_row(step: int, epoch: int, result: Evaluation) -> dict[str, Any]:
-    test_loss = result.loss if math.isfinite(result.loss) else None
-    return {"step": step, "epoch": epoch, "test_loss": test_loss, "test_accuracy": result.accuracy}
-
-
-def _read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete rows of `metrics.jsonl`; the last row of a killed run may be cut off."""
-    if not path.exists():
-        return
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            yield row
+        if self.directory is None:
+            return
+        if self.history is not None:
+            with contextlib.suppress(OSError):
+                self.directory_to_write().metrics.complete(self.history, self._samples, last_chance=True)
+        self.directory.close()
 
 
 def plot_losses(path: Path, history: History) -> None:
@@ -265,10 +281,39 @@ def plot_losses(path: Path, history: History) -> None:
     write_atomically(path, content.getvalue())
 
 
-def _unused(path: Path) -> Path:
-    """The path, or the first of path-2, path-3, ... that does not exist."""
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
+def _take_lock(path: Path) -> TextIO:
+    """Lock the directory; BlockingIOError if another run has it."""
+    taken = lock(path / _LOCK)
+    if taken is None:
+        raise BlockingIOError(errno.EWOULDBLOCK, "another run is writing there", str(path))
+    return taken
+
+
+def _write_token(locked: TextIO, token: str) -> None:
+    locked.truncate(0)
+    os.write(locked.fileno(), token.encode())  # unbuffered: what cannot be written now is not written at the end
+
+
+def _token_in(path: Path) -> str | None:
+    """The token of the run that has taken the directory last; None if there is none that can be read."""
+    try:
+        with open_regular(path / _LOCK) as file:
+            return file.read(100)
+    except (OSError, ValueError):
+        return None
+
+
+def _make_new(path: Path, number: int = 1) -> Path:
+    """Create the directory, or the first of path-2, path-3, ... that does not exist, from that number on."""
+    while True:
+        candidate = path if number == 1 else Path(f"{path}-{number}")
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            number += 1
+
+
+def _warn_moved(path: Path, why: str, new: Path) -> None:
+    message = f"{path} {why}; from here on the run writes to {new}"
+    warnings.warn(message, TrainingWarning, stacklevel=3)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from parallelcnn.files.regular import open_regular
+
 _UNFINISHED = ".unfinished"
 
 
@@ -57,9 +59,9 @@ def lock(path: Path) -> TextIO | None:
     A process that dies gives it back.
 
     Raises:
-        OSError: if there can be no such file.
+        OSError: if there can be no such file, or something else than a regular file is in its place.
     """
-    file = path.open("a", encoding="utf-8")
+    file = open_regular(path, "a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

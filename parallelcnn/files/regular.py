@@ -4,11 +4,11 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import IO, Any
+from typing import Literal, TextIO
 
 
-def open_regular(path: str | Path, mode: str = "r") -> IO[Any]:
-    """Open a file as `open` does, text as UTF-8, but never wait for a writer, a reader or a device.
+def open_regular(path: str | Path, mode: Literal["r", "a"] = "r") -> TextIO:
+    """Open a text file in UTF-8, as `open` does, but never wait for a writer, a reader or a device.
 
     Raises:
         OSError: if it cannot be opened, or is a directory, a FIFO, a socket or a device.
@@ -25,7 +25,7 @@ def open_regular(path: str | Path, mode: str = "r") -> IO[Any]:
             raise
         return descriptor
 
-    return open(path, mode, encoding=None if "b" in mode else "utf-8", opener=opener)
+    return open(path, mode, encoding="utf-8", opener=opener)
 
 
 def _check_regular(status: os.stat_result, name: str) -> None:

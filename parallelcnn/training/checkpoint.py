@@ -12,7 +12,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,7 @@ class CheckpointFolder:
         keep_last: keep this many of the newest checkpoints.
         keep_best: also keep the checkpoint with the best test result: the highest accuracy, or the lowest loss if there
             is no accuracy.
+        locate: called before files are written, read or deleted; returns the path, should it change during training.
 
     Raises:
         InputError: for numbers outside their range.
@@ -123,6 +124,7 @@ class CheckpointFolder:
     every_seconds: float | None = None
     keep_last: int = 2
     keep_best: bool = False
+    locate: Callable[[], Path] | None = field(default=None, repr=False, compare=False)
     _unused: bool = field(default=True, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -144,6 +146,7 @@ class CheckpointFolder:
         Raises:
             OSError, CheckpointError: if that fails. The earlier checkpoints are still there.
         """
+        self._locate()
         with naming(Path(self.path)):
             Path(self.path).mkdir(parents=True, exist_ok=True)
         if self._unused:
@@ -151,6 +154,7 @@ class CheckpointFolder:
             remove_unfinished(Path(self.path))
         new = self._file(checkpoint.history.steps)
         save_checkpoint(new, checkpoint)
+        self._locate()
         keep = [new, *self._files()[: self.keep_last]]
         if self.keep_best:
             keep.append(self._file(_best_step(checkpoint.history)))
@@ -158,11 +162,16 @@ class CheckpointFolder:
             if file not in keep:
                 file.unlink(missing_ok=True)
 
+    def _locate(self) -> None:
+        if self.locate is not None:
+            self.path = self.locate()
+
     def newest(self, up_to: float = math.inf) -> Checkpoint | None:
         """The newest readable checkpoint of minibatch `up_to` or earlier; None if there is none.
 
         Warns of each file that cannot be read.
         """
+        self._locate()
         for file in self._files():
             if int(file.stem[5:]) > up_to:
                 continue
