@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from idx_files import write_idx_folder
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "scripts" / "benchmarks"
+sys.path.append(str(BENCHMARKS))
 
 # numba's cache does not notice that a file has changed which a kernel's file imports: a folder for each state of them.
 _sources = sorted((ROOT / "parallelcnn" / "kernels").glob("*.py"))

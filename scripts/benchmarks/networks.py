@@ -1,0 +1,69 @@
+"""The networks that the benchmarks train, and the number of operations that each needs."""
+
+import math
+
+import parallelcnn as pc
+
+Shape = tuple[int, ...]
+
+
+def same(channels: int, size: int = 3) -> pc.Conv2D:
+    """A convolution that keeps the size of the image, with relu."""
+    return pc.Conv2D(channels, size, padding="same", activation="relu")
+
+
+def halving(channels: int, size: int = 3) -> pc.Conv2D:
+    """A convolution of stride 2, with relu, padded in a way that PyTorch also offers."""
+    return pc.Conv2D(channels, size, stride=2, padding=size // 2, activation="relu")
+
+
+CLASSIFIER = (pc.Flatten(), pc.Dense(10))
+NETWORKS: dict[str, tuple[tuple[pc.Layer, ...], Shape]] = {
+    "paper": (pc.paper(), (1, 28, 28)),
+    "LeNet-5": (pc.lenet5(), (1, 28, 28)),
+    "CIFAR-size": (
+        (same(32), pc.MaxPool2D(2), same(64), pc.MaxPool2D(2), same(128), pc.MaxPool2D(2), *CLASSIFIER),
+        (3, 32, 32),
+    ),
+    "VGG-like": (
+        tuple(layer for channels in (64, 128, 256) for layer in (same(channels), same(channels), pc.MaxPool2D(2)))
+        + CLASSIFIER,
+        (3, 32, 32),
+    ),
+    "1x1": (
+        (
+            *(same(64), pc.MaxPool2D(2)),
+            *(same(32, 1), same(32), same(128, 1), pc.MaxPool2D(2)),
+            *(same(64, 1), same(64), same(256, 1), pc.MaxPool2D(2)),
+            *CLASSIFIER,
+        ),
+        (3, 32, 32),
+    ),
+    "strided": ((same(32), halving(64), halving(128), halving(128), *CLASSIFIER), (3, 32, 32)),
+    "7x7": ((halving(64, 7), pc.MaxPool2D(2), same(64), halving(128), *CLASSIFIER), (3, 32, 32)),
+}
+
+
+def flop_per_sample(layers: tuple[pc.Layer, ...], input_shape: Shape) -> float:
+    """Multiplications and additions of convolutions and dense layers in a training step, by their shapes.
+
+    Three products per weight: forward, gradient of the weights, gradient of the input; the first layer needs no
+    gradient of the input.
+    """
+    total, shape = 0.0, tuple(input_shape)
+    for position, layer in enumerate(layers):
+        output = tuple(layer.output_shape(shape))
+        products = 0
+        if isinstance(layer, pc.Conv2D):
+            rows, columns = pair(layer.kernel_size)
+            products = math.prod(output) * shape[0] * rows * columns
+        elif isinstance(layer, pc.Dense):
+            products = math.prod(output) * math.prod(shape)
+        total += 2 * products * (3 if position else 2)
+        shape = output
+    return total
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """3 -> (3, 3)."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
