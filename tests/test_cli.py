@@ -435,7 +435,7 @@ def test_an_output_that_knows_only_ascii_is_no_failure(folder, tmp_path):
 
 
 def test_where_nothing_can_be_cached_kernels_are_compiled_every_time(folder, tmp_path):
-    """A package in a folder that cannot be written to, and no home: numba finds no place for its cache."""
+    """A package in a folder that cannot be written to, and no home: there is no place for compiled kernels."""
     package = tmp_path / "site"
     shutil.copytree(ROOT / "parallelcnn", package / "parallelcnn", ignore=shutil.ignore_patterns("__pycache__"))
     for path in (package / "parallelcnn").rglob("*"):
@@ -458,6 +458,7 @@ def test_where_nothing_can_be_cached_kernels_are_compiled_every_time(folder, tmp
     home = ["HOME=/proc/none", "XDG_CACHE_HOME=/proc/none"]
     ran = run(["env", "-C", str(package), "-u", "NUMBA_CACHE_DIR", *home, f"PYTHONPATH={package}", *line])
     assert ran.code == 0, ran.err
+    assert ran.err.count("warning: compiled kernels are not kept, so every process compiles them again: ") == 1
 
 
 def test_a_name_that_is_too_long_for_a_file_is_no_model_file(tmp_path):

@@ -110,7 +110,8 @@ def test_a_cache_that_cannot_be_written_to_is_named(tmp_path):
     ran = parallelcnn("doctor", NUMBA_CACHE_DIR=str(in_the_way))
     lines = require_sound(ran)
     assert not lines["kernel cache"][0]
-    assert f"NUMBA_CACHE_DIR={in_the_way} cannot be written to" in lines["kernel cache"][1]
+    assert f"NUMBA_CACHE_DIR={in_the_way} cannot be used" in lines["kernel cache"][1]
+    assert f"NUMBA_CACHE_DIR={in_the_way} cannot be written to (Not a directory)" in ran.err
     assert "    -> export NUMBA_CACHE_DIR=" in ran.out
 
 
@@ -331,7 +332,7 @@ def test_a_cache_that_no_node_or_one_node_lacks_is_found():
     assert folders.check_cache([there], "/cache").ok
     for everywhere in ([None], [there, None]):
         found = folders.check_cache(everywhere, "")
-        assert found.found.startswith("none: the package's folder and ~/.cache cannot be written to")
+        assert found.found.startswith("none: the package's folder and ~/.cache cannot be used")
 
 
 def test_the_file_system_is_that_of_the_nearest_mount(tmp_path):

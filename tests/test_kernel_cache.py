@@ -1,11 +1,18 @@
-"""Kernels that are kept on disk: by many processes at once, in a damaged cache, and where nothing can be kept."""
+"""The cache of compiled kernels: many processes at once, damage, directories that others can write to, no directory."""
 
 import json
+import os
 import resource
+import stat
 import subprocess
 import sys
+import warnings
 
+import numba
 import pytest
+
+from parallelcnn.errors import TrainingWarning
+from parallelcnn.kernels import _cache
 
 # Runs one kernel for the types of numbers and dimensions that it is told, and prints how often it was compiled.
 _PROGRAM = """
@@ -65,16 +72,46 @@ def test_processes_that_keep_kernels_at_the_same_time_lose_none(start):
     assert finish(start(_TYPES)) == 0
 
 
-@pytest.mark.parametrize("ending", ["nbi", "nbc"])
-@pytest.mark.parametrize("damage", [b"", b"no pickle"])
-def test_a_damaged_cache_is_compiled_anew_and_then_whole_again(start, tmp_path, ending, damage):
+def _cut(content):
+    return content[: len(content) // 2]
+
+
+def _empty(content):
+    return b""
+
+
+def _flip_a_bit_of_the_checksum(content):
+    return bytes([content[0] ^ 1]) + content[1:]
+
+
+def _flip_a_bit_of_the_machine_code(content):
+    place = 2 * len(content) // 3
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [_empty, _cut, _flip_a_bit_of_the_checksum, _flip_a_bit_of_the_machine_code])
+def test_a_damaged_file_is_not_loaded_but_compiled_again_and_replaced(start, tmp_path, damage):
     assert finish(start(_TYPES[:2])) == 2
-    damaged = list((tmp_path / "cache").rglob(f"one_kernel*.{ending}"))
-    assert damaged
-    for file in damaged:
-        file.write_bytes(damage)
+    files = list((tmp_path / "cache").rglob("one_kernel*.nbc"))
+    assert len(files) == 2
+    for file in files:
+        file.write_bytes(damage(file.read_bytes()))
     assert finish(start(_TYPES[:2])) == 2
     assert finish(start(_TYPES[:2])) == 0
+
+
+def test_a_file_under_the_name_of_another_is_not_loaded(start, tmp_path):
+    assert finish(start(_TYPES[:2])) == 2
+    one, other = (tmp_path / "cache").rglob("one_kernel*.nbc")
+    one.write_bytes(other.read_bytes())
+    assert finish(start(_TYPES[:2])) == 1
+
+
+def test_files_of_an_earlier_source_are_removed(start, tmp_path):
+    assert finish(start(_TYPES[:1])) == 1
+    (tmp_path / "one_kernel.py").write_text(_KERNEL + "# edited\n")
+    assert finish(start(_TYPES[:1])) == 1
+    assert len(list((tmp_path / "cache").rglob("one_kernel*"))) == 1
 
 
 def test_a_full_disk_keeps_nothing_and_stops_nothing(start):
@@ -83,3 +120,125 @@ def test_a_full_disk_keeps_nothing_and_stops_nothing(start):
 
     assert finish(start(_TYPES[:2], preexec_fn=fill_the_disk)) == 2
     assert finish(start(_TYPES[:2])) == 2
+
+
+@pytest.fixture
+def directory_for(monkeypatch):
+    """The directory for kernels of a source directory, as a new process would choose it, and the warnings."""
+
+    def directory_for(source, cache_dir=""):
+        monkeypatch.setattr(numba.config, "CACHE_DIR", str(cache_dir))
+        _cache._directory_for.cache_clear()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = _cache._directory_for(str(source))
+            assert _cache._directory_for(str(source)) is found
+        assert all(issubclass(warning.category, TrainingWarning) for warning in caught)
+        return found and found.path, [str(warning.message) for warning in caught]
+
+    yield directory_for
+    _cache._directory_for.cache_clear()
+
+
+@pytest.fixture
+def unwritable(tmp_path):
+    """A source directory that has a file in place of __pycache__."""
+    source = tmp_path / "site" / "kernels"
+    source.mkdir(parents=True)
+    (source / "__pycache__").write_text("")
+    return source
+
+
+@pytest.mark.parametrize("environment", [{"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "relative"}, {}])
+def test_without_a_home_directory_there_is_no_cache_and_one_warning(
+    directory_for, unwritable, environment, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it does without HOME and passwd entry
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    found, (said,) = directory_for(unwritable)
+    assert found is None
+    assert "not kept, so every process compiles them again" in said
+    assert "no home directory is known" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
+
+
+def test_an_empty_xdg_cache_home_means_the_home_directory(directory_for, unwritable, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found, said = directory_for(unwritable)
+    assert found.startswith(f"{tmp_path}/home/.cache/numba/kernels-")
+    assert not said
+    assert stat.S_IMODE(os.stat(found).st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o702])
+def test_a_chosen_directory_that_all_can_write_to_is_refused_and_named(directory_for, mode, tmp_path):
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(mode)
+    for chosen in (open_to_all, open_to_all / "below"):
+        found, (said,) = directory_for(tmp_path / "kernels", chosen)
+        assert found.startswith(f"{tmp_path}/kernels/__pycache__/")
+        assert f"NUMBA_CACHE_DIR={chosen} is not safe: every user can write to {open_to_all}" in said
+        assert not list(open_to_all.iterdir())
+
+
+def test_a_directory_like_tmp_is_taken_if_what_is_ours_in_it_is_ours_alone(directory_for, tmp_path):
+    like_tmp = tmp_path / "tmp"
+    like_tmp.mkdir()
+    like_tmp.chmod(0o1777)
+    found, said = directory_for(tmp_path / "kernels", like_tmp)
+    assert found.startswith(f"{like_tmp}/")
+    assert not said
+    for mode in (0o720, 0o702, 0o777, 0o1777):  # somebody has made it before us
+        os.chmod(found, mode)
+        other, (said,) = directory_for(tmp_path / "kernels", like_tmp)
+        assert other != found
+        assert f"is not safe: other users can write to {found}" in said
+
+
+def _give_away(path, monkeypatch):
+    """Make a file or directory another user's, or this process."""
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr("os.geteuid", lambda: 12345)
+
+
+def test_a_directory_of_another_user_is_refused(directory_for, tmp_path, monkeypatch):
+    found, said = directory_for(tmp_path / "kernels", tmp_path / "cache")
+    assert found.startswith(f"{tmp_path}/cache/kernels-")
+    assert not said
+    subdirectory = os.path.basename(found)
+    monkeypatch.setattr(_cache, "_subdirectory", lambda _: subdirectory)
+    _give_away(found, monkeypatch)
+    other, said = directory_for(tmp_path / "kernels", tmp_path / "cache")
+    assert other != found
+    assert f"is not safe: other users can write to {found}" in said[0]
+
+
+def test_a_file_that_another_user_has_put_there_or_can_write_to_is_not_loaded(directory_for, tmp_path, monkeypatch):
+    path, _ = directory_for(tmp_path / "kernels", tmp_path / "cache")
+    directory = _cache._directory_for(str(tmp_path / "kernels"))
+    directory.write("kernel", b"content")
+    assert directory.read("kernel") == b"content"
+    for mode in (0o602, 0o620):
+        os.chmod(os.path.join(path, "kernel"), mode)
+        with pytest.raises(PermissionError):
+            directory.read("kernel")
+    os.chmod(os.path.join(path, "kernel"), 0o600)
+    _give_away(os.path.join(path, "kernel"), monkeypatch)
+    with pytest.raises(PermissionError):
+        directory.read("kernel")
+
+
+def test_a_link_to_what_is_elsewhere_is_no_file_of_the_cache(directory_for, tmp_path):
+    directory_for(tmp_path / "kernels", tmp_path / "cache")
+    directory = _cache._directory_for(str(tmp_path / "kernels"))
+    (tmp_path / "elsewhere").write_text("content")
+    os.symlink(tmp_path / "elsewhere", os.path.join(directory.path, "kernel"))
+    with pytest.raises(OSError, match="symbolic link"):
+        directory.read("kernel")

@@ -86,6 +86,6 @@ def _on(comm: Communicator, mine: bool, work: Callable[[], Any]) -> list[Any]:
 
 
 def _cache() -> Path | None:
-    """The folder in which numba keeps the kernels; None if it has found none that it can write to."""
+    """The folder in which compiled kernels are kept; None if there is none that is safe and can be written to."""
     kernel: Any = sgd  # numba's type, of which the type checker does not know
     return None if kernel.stats.cache_path is None else Path(kernel.stats.cache_path)

@@ -95,22 +95,22 @@ def check_cache(folders: Sequence[Folder | None], asked_for: str) -> Finding:
     """Whether compiled kernels are kept.
 
     Args:
-        folders: numba's of every node; None: it has found none.
+        folders: that of every node; None: there is none.
         asked_for: NUMBA_CACHE_DIR.
     """
-    topic, remedy = "kernel cache", "export NUMBA_CACHE_DIR=FOLDER, one that can be written to"
+    topic, remedy = "kernel cache", "export NUMBA_CACHE_DIR=FOLDER, one that only you can write to"
     for folder in folders:
         if folder is None:
             tried = f"NUMBA_CACHE_DIR={asked_for}, " if asked_for else ""
             return Finding(
                 topic,
-                f"none: {tried}the package's folder and ~/.cache cannot be written to; every process compiles",
+                f"none: {tried}the package's folder and ~/.cache cannot be used; every process compiles",
                 remedy,
             )
         if folder.problem:
             return Finding(topic, f"{folder.path}: {folder.problem}", remedy)
         if asked_for and Path(asked_for).absolute() not in Path(folder.path).parents:
-            return Finding(topic, f"NUMBA_CACHE_DIR={asked_for} cannot be written to; {folder} is used instead", remedy)
+            return Finding(topic, f"NUMBA_CACHE_DIR={asked_for} cannot be used; {folder} is used instead", remedy)
         if folder.free < _ROOM_TO_SPARE:
             return Finding(topic, f"{folder}: that may be too little", "make room there")
     first = folders[0]

@@ -1,67 +1,245 @@
-"""The folder in which numba keeps compiled kernels, made safe for many processes, and for damage.
+"""The cache of compiled kernels on disk.
 
-numba writes a file under another name and then renames it, so that nobody reads half a file. But to add a kernel it
-reads the index, chooses a number, and writes both index and code: of two processes that do so at once, for different
-types of arguments, one may be lost, or the index may name the code of the other. A job that found a broken index, left
-behind by a full disk, failed, and so did all after it (numba issues 4807, 10128, 10434). None of it is needed to
-compute: whoever cannot read what was kept compiles it, and whoever cannot keep it goes on.
+To load a compiled kernel is to unpickle it and to run its machine code. So a cache is only loaded from a directory that
+nobody but the user (or root) can write to, and each file begins with a checksum of the rest: a flipped bit in machine
+code crashes the process, in every job that follows.
+
+numba's own cache (numba.core.caching) does neither. Where no home directory is known, it loads from a path below the
+current directory. It also keeps an index beside the compiled code, and processes that write both at the same time have
+lost entries or broken the index (numba issues 4807, 10128, 10434). Here a kernel for given argument types is one file,
+whose name is a hash of everything that its machine code depends on. There is no index and no lock.
+
+The cache is never needed: a kernel that cannot be read is compiled, and one that cannot be written is compiled again
+by the next process.
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
+import inspect
 import os
-from collections.abc import Iterator
+import pickle
+import stat
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numba.core.caching import FunctionCache
+import llvmlite
+import numba
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+from parallelcnn.errors import TrainingWarning
+
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_CHECKSUM_BYTES = 32
 
 
-class SafeCache(FunctionCache):
-    """numba's cache of one kernel; additions to it wait for one another, and nothing in it can make a job fail.
+class KernelCache(NullCache):
+    """The cache of one kernel, as numba's dispatcher uses it.
 
-    And where numba notices only a change of the kernel's own file, this notices one of the files that all kernels stand
-    on as well.
+    Nothing that goes wrong here can make a job fail.
     """
 
-    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), _fingerprint_of_foundation())
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    @property
+    def cache_path(self) -> str | None:
+        """The directory of the compiled kernels; None if there is none."""
+        directory = self._directory()
+        return None if directory is None else directory.path
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled kernel for these types of arguments; None if there is none that can be read."""
+        """The compiled kernel for these argument types; None if the cache does not hold it."""
+        target_context.refresh()
+        directory = self._directory()
+        if directory is None:
+            return None
         try:
-            return super().load_overload(sig, target_context)
-        except Exception:  # what unpickling damage raises can be anything
+            key = self._key(sig, target_context.codegen())
+            content = directory.read(self._file_name(key))
+            if content[:_CHECKSUM_BYTES] != _checksum(key, content[_CHECKSUM_BYTES:]):
+                return None
+            return CompileResult._rebuild(target_context, *pickle.loads(content[_CHECKSUM_BYTES:]))
+        except Exception:  # another version of numba or llvmlite may raise anything
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep a compiled kernel; if the index is damaged, a new one takes its place."""
-        with contextlib.suppress(OSError), _alone_in(self.cache_path):
-            try:
-                super().save_overload(sig, data)
-            except OSError:
-                raise
-            except Exception:  # again of unpickling: the index that the kernel was to be added to
-                self.flush()
-                super().save_overload(sig, data)
+        """Write a compiled kernel."""
+        directory = self._directory()
+        if directory is None or data.library.has_dynamic_globals or not all(one.can_cache for one in data.lifted):
+            return
+        with contextlib.suppress(OSError):
+            key = self._key(sig, data.codegen)
+            payload = dumps(data._reduce())
+            directory.write(self._file_name(key), _checksum(key, payload) + payload)
+            directory.remove_outdated(self._family(), _source_hash(self._file()))
+
+    def _file(self) -> str:
+        return inspect.getfile(self._function)
+
+    def _directory(self) -> "_Directory | None":
+        return _directory_for(os.path.dirname(os.path.abspath(self._file())))
+
+    def _key(self, sig: Any, codegen: Any) -> bytes:
+        """What the machine code depends on, beside the source files and versions: argument types, processor, closure.
+
+        The name of a numba type says all about arrays, numbers and tuples of them, which is what kernels take.
+        """
+        cells = tuple(cell.cell_contents for cell in self._function.__closure__ or ())
+        code = hashlib.sha256(self._function.__code__.co_code + dumps(cells)).hexdigest()
+        return repr((str(sig), codegen.magic_tuple(), code)).encode()
+
+    def _family(self) -> str:
+        """The beginning of the names of all files of this kernel that programs of these versions write."""
+        module = os.path.basename(self._file()).removesuffix(".py")
+        qualified_name = self._function.__qualname__.replace("<", "").replace(">", "")
+        return f"{module}.{qualified_name}.{sys.implementation.cache_tag}.numba-{numba.__version__}."
+
+    def _file_name(self, key: bytes) -> str:
+        return f"{self._family()}{_source_hash(self._file())}.{hashlib.sha256(key).hexdigest()[:16]}.nbc"
+
+
+@dataclass(frozen=True)
+class _Directory:
+    """A directory of compiled kernels, checked and open.
+
+    Files are opened relative to the open directory, so that it cannot be replaced after it was checked.
+    """
+
+    path: str
+    descriptor: int
+
+    def read(self, name: str) -> bytes:
+        with open(self._open(name, os.O_RDONLY), "rb") as file:
+            if _writable_by_others(os.fstat(file.fileno())):
+                raise PermissionError
+            return file.read()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file under another name and rename it, so that no reader finds a part of it."""
+        temporary = f"{name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+        try:
+            with open(self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+                file.write(content)
+            os.rename(temporary, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=self.descriptor)
+            raise
+
+    def remove_outdated(self, family: str, source_hash: str) -> None:
+        """Remove the files of a kernel that belong to another state of its source."""
+        for name in os.listdir(self.descriptor):
+            if name.startswith(family) and not name.startswith(f"{family}{source_hash}."):
+                os.unlink(name, dir_fd=self.descriptor)
+
+    def _open(self, name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.descriptor)
 
 
 @functools.cache
-def _fingerprint_of_foundation() -> str:
-    """Of the files in this folder whose names begin with an underscore."""
-    fingerprint = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("_*.py")):
-        fingerprint.update(path.read_bytes())
-    return fingerprint.hexdigest()
+def _directory_for(source_directory: str) -> _Directory | None:
+    """The directory for the kernels of the source files in `source_directory`; None if there is no safe one.
+
+    Warns if the user's choice, NUMBA_CACHE_DIR, cannot be used, and if none can.
+    """
+    problems = []
+    directory = None
+    for chosen, parent in _candidates(source_directory):
+        path = os.path.join(parent, _subdirectory(source_directory))
+        try:
+            directory = _Directory(path, _open_safely(path))
+            break
+        except OSError as error:
+            problems.append(f"{chosen}{parent} {_in_words(error)}")
+    if directory is None or (numba.config.CACHE_DIR and problems):
+        outcome = f"kept in {directory.path}" if directory else "not kept, so every process compiles them again"
+        problems += [] if directory or _home_cache() else ["no home directory is known"]
+        warnings.warn(
+            f"compiled kernels are {outcome}: {'; '.join(problems)}. Set NUMBA_CACHE_DIR to a directory that only you "
+            f"can write to",
+            TrainingWarning,
+            stacklevel=2,
+        )
+    return directory
 
 
-@contextlib.contextmanager
-def _alone_in(folder: str) -> Iterator[None]:
-    """Inside, no other process of any node is, unless the file system has no locks."""
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, "lock"), "wb") as file:  # closing it lets go of the lock
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _candidates(source_directory: str) -> Iterator[tuple[str, str]]:
+    """Where kernels may be kept, best first: how messages introduce it, and the path. Never the current directory."""
+    if numba.config.CACHE_DIR:
+        yield "NUMBA_CACHE_DIR=", os.path.abspath(numba.config.CACHE_DIR)
+    yield "", os.path.join(source_directory, "__pycache__")
+    if (cache := _home_cache()) is not None:
+        yield "", os.path.join(cache, "numba")
+
+
+def _home_cache() -> str | None:
+    """The user's cache directory (XDG base directory specification); None if none is known."""
+    for path in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
+        if os.path.isabs(path):  # an empty or relative one does not count
+            return path
+    return None
+
+
+def _subdirectory(source_directory: str) -> str:
+    """One for each user and installation: NUMBA_CACHE_DIR may be a directory like /tmp, which users share."""
+    source = hashlib.sha256(source_directory.encode(errors="surrogateescape")).hexdigest()[:16]
+    return f"{os.path.basename(source_directory)}-{os.geteuid()}-{source}"
+
+
+def _open_safely(path: str) -> int:
+    """Open a directory, made where it is missing, into which nobody else can put files; its descriptor.
+
+    Raises:
+        OSError: if there can be no such directory.
+    """
+    path = os.path.realpath(path)
+    parents = Path(path).parents
+    for parent in parents:
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.stat(parent).st_mode
+            # In a directory with the sticky bit, like /tmp, others cannot rename what is ours. A parent that a group
+            # can write to is common on clusters: the owner of what is found in the end is checked, so no harm is done.
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                raise PermissionError(0, f"is not safe: every user can write to {parent}")
+    for missing in [parent for parent in reversed(parents) if not os.path.exists(parent)] + [Path(path)]:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(missing, 0o700)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if _writable_by_others(os.fstat(descriptor)):
+        os.close(descriptor)
+        raise PermissionError(0, f"is not safe: other users can write to {path}")
+    if not os.access(path, os.W_OK | os.X_OK):
+        os.close(descriptor)
+        raise PermissionError(0, "cannot be written to")
+    return descriptor
+
+
+def _writable_by_others(found: os.stat_result) -> bool:
+    return found.st_uid not in (0, os.geteuid()) or bool(found.st_mode & _OTHERS_MAY_WRITE)
+
+
+def _in_words(error: OSError) -> str:
+    return str(error.strerror) if error.errno == 0 else f"cannot be written to ({error.strerror})"
+
+
+def _checksum(key: bytes, payload: bytes) -> bytes:
+    """Of the key, too: a file that was renamed is not taken for another."""
+    return hashlib.blake2b(key + payload, digest_size=_CHECKSUM_BYTES).digest()
+
+
+@functools.cache
+def _source_hash(file: str) -> str:
+    """A hash of a kernel's source file, of the files that all kernels build on (those of this directory whose names
+    begin with an underscore), and of the version of llvmlite.
+    """
+    found = hashlib.sha256(llvmlite.__version__.encode())
+    for path in (Path(file), *sorted(Path(__file__).parent.glob("_*.py"))):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]

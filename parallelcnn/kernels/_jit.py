@@ -7,13 +7,12 @@ The cache of compiled kernels notices a change of the file that holds a kernel, 
 begin with an underscore. So kernel files import nothing else of the package.
 """
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from numba import njit
 
-from ._cache import SafeCache
+from ._cache import KernelCache
 
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -45,7 +44,5 @@ def exact_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _cached(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     compiled = njit(nogil=True, error_model="numpy", **options)(function)
-    # Without a folder to keep it in that can be written to, every process compiles.
-    with contextlib.suppress(RuntimeError):
-        compiled._cache = SafeCache(function)  # as njit(cache=True) does, with a safer cache
+    compiled._cache = KernelCache(function)  # as njit(cache=True) does, with a safer cache
     return compiled
