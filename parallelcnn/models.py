@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -84,26 +85,32 @@ def find_model(model: str, classes: int | None) -> tuple[Layer, ...]:
 def _find_function(file: Path, name: str) -> Callable[..., Any]:
     if not os.path.isfile(file):  # Path.is_file raises for a name that is too long
         raise InputError(f"no file {file}, named by --model {file}:{name}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    folder = str(file.resolve().parent)
+    loader = _LoaderThatWritesNothing(file.stem, str(file))
+    spec = importlib.util.spec_from_file_location(file.stem, file, loader=loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Layers defined in the file are dataclasses, which look their module up by name; its neighbours can be imported.
     sys.modules.setdefault(file.stem, module)
-    sys.path.append(str(file.resolve().parent))
-    # Results go to --out: Python would put the compiled file into a folder beside it.
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    sys.path.append(folder)
+    loaders = ((ExtensionFileLoader, EXTENSION_SUFFIXES), (_LoaderThatWritesNothing, SOURCE_SUFFIXES))
+    sys.path_importer_cache[folder] = FileFinder(folder, *loaders)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise InputError(f"{file} raised {_described(error, file)}") from error
-    finally:
-        sys.dont_write_bytecode = before
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
         raise InputError(f"{file} has no function {name!r}: {nearest_name(name, known)}")
     return function
+
+
+class _LoaderThatWritesNothing(SourceFileLoader):
+    """Loads a module, and puts no compiled file beside it: results go to --out."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        return
 
 
 def _call(function: Callable[..., Any], classes: int | None) -> Any:

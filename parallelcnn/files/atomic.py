@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -29,13 +29,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         OSError: if that fails; whatever stood at `path` still does, and nothing is left beside it.
     """
     with naming(path):
-        descriptor, temporary = tempfile.mkstemp(_UNFINISHED, f".{path.name}.", path.parent)
+        temporary = path.with_name(f".{path.name}.{secrets.token_urlsafe(6)}{_UNFINISHED}")
+        # The kernel applies the umask. To read it here would mean to set it, for all threads of the process.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with open(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -70,9 +71,3 @@ def lock(path: Path) -> TextIO | None:
     except OSError:  # a file system without locks: better without than not at all
         pass
     return file
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -18,6 +18,7 @@ from parallelcnn.files.atomic import write_atomically
 from parallelcnn.layers.base import Array
 from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import Replica
+from parallelcnn.training.threads import blas_limit
 
 from .profile import Profile, RankProfile, durations_of, flops_of, rates_of, samples_of
 from .stamps import (
@@ -207,14 +208,12 @@ def matrix_rate() -> float:
 
     Large enough to be the best that a core can do; in and out fit into its second-level cache, or nearly so.
     """
-    from threadpoolctl import threadpool_limits
-
     n = 512
     a, b = np.random.default_rng(0).random((2, n, n), np.float32)
     product = np.empty_like(a)
     seconds = []
     np.matmul(a, b, out=product)  # loads the library, whose threads are then there to be limited
-    with threadpool_limits(1, user_api="blas"):
+    with blas_limit:
         for _ in range(15):
             began = time.perf_counter()
             np.matmul(a, b, out=product)

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -69,19 +71,44 @@ def choose_threads(comm: Communicator, asked: int | None, multiply_adds: int | N
     return share if multiply_adds is None else min(share, worth_waking(multiply_adds // comm.size))
 
 
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
+class _BlasLimit:
+    """Limits BLAS to one thread inside a `with` statement.
+
+    With most builds of BLAS the limit holds for the whole process. So where several threads are inside, the last to
+    leave restores what the first has found. If each restored what it had found itself, the limit could stay for ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        from threadpoolctl import threadpool_limits
+
+        with self._lock:
+            limit = threadpool_limits(1, user_api="blas")  # by each: some builds count threads for each caller apart
+            if self._inside == 0:
+                self._limit = limit
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.restore_original_limits()
+
+
+blas_limit = _BlasLimit()
+
+
+def one_blas_thread() -> contextlib.AbstractContextManager[None]:
     """Inside, a matrix product runs on one thread, unless the environment asks for a number of them.
 
     The ranks and their threads already use the cores: with a thread per core in each, they would wait for one another.
     """
-    if any(variable in os.environ for variable in _VARIABLES):
-        yield
-        return
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, user_api="blas"):
-        yield
+    asked_for = any(variable in os.environ for variable in _VARIABLES)
+    return contextlib.nullcontext() if asked_for else blas_limit
 
 
 def blas_threads() -> list[tuple[str, int]]:
