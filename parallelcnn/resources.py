@@ -1,11 +1,16 @@
-"""What this process may use of its machine: cores, as affinity, control groups and SLURM allow."""
+"""What this process may use of its machine: cores and memory, as affinity, control groups, limits and SLURM allow."""
 
 import contextlib
 import os
+import resource
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 from parallelcnn.errors import ShapeError
+
+_GROUPS = Path("/proc/self/cgroup")
+_GROUPS_ROOT = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> frozenset[int]:
@@ -13,28 +18,59 @@ def usable_cores() -> frozenset[int]:
     return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
-def core_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+def core_quota(groups: Path = _GROUPS, root: Path = _GROUPS_ROOT) -> int | None:
     """How many cores' time the ranks of this node may use up, at least 1; None: as much as there is.
 
     What limits it is a container's quota, in version 1 or 2 of Linux's control groups, or a SLURM job's allocation,
     which on some clusters binds no process.
     """
     limits: list[int] = []
+    for setting in _settings("cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us"), ("cpu.max",), groups, root):
+        with contextlib.suppress(ValueError, ZeroDivisionError):  # no numbers: no limit
+            quota, period = map(int, setting.split())
+            limits += [quota // period] if quota > 0 else []
+    allocated = number_in("SLURM_CPUS_ON_NODE")
+    limits += [] if allocated is None else [allocated]
+    return max(1, min(limits)) if limits else None
+
+
+def memory_limit(groups: Path = _GROUPS, root: Path = _GROUPS_ROOT) -> tuple[int, str]:
+    """How many bytes of memory this process may have, and what says so: the smallest of all limits.
+
+    Those are the machine's memory; the control groups of a container or job, version 1 or 2; the shell's ulimit; and
+    what a SLURM job was given on this node. What other processes use is not subtracted.
+    """
+    limits = [(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine")]
+    for setting in _settings("memory", ("memory.limit_in_bytes",), ("memory.max",), groups, root):
+        with contextlib.suppress(ValueError):  # "max"
+            limits.append((int(setting), "this container or job (its control group)"))
+    for kind, name in ((resource.RLIMIT_AS, "ulimit -v"), (resource.RLIMIT_DATA, "ulimit -d")):
+        limit, _ = resource.getrlimit(kind)
+        limits += [] if limit == resource.RLIM_INFINITY else [(limit, name)]
+    per_node, per_core = number_in("SLURM_MEM_PER_NODE"), number_in("SLURM_MEM_PER_CPU")  # MiB; 0: all there is
+    limits += [(per_node << 20, "SLURM_MEM_PER_NODE")] if per_node else []
+    cores = number_in("SLURM_CPUS_ON_NODE")
+    limits += [(per_core * cores << 20, f"SLURM_MEM_PER_CPU on {cores} CPUs")] if per_core and cores else []
+    return min((limit, name) for limit, name in limits if limit >= 0)
+
+
+def _settings(
+    controller: str, version_1: tuple[str, ...], version_2: tuple[str, ...], groups: Path, root: Path
+) -> Iterator[str]:
+    """What the control groups of this process, and all groups above them, say in files of these names."""
     for line in groups.read_text(errors="surrogateescape").split("\n") if groups.exists() else ():
         if line.count(":") < 2:
             continue
         _, controllers, path = line.split(":", 2)
-        version_1 = "cpu" in controllers.split(",")
-        folder = root / ("cpu" if version_1 else "") / path.strip("/")
-        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if version_1 else ("cpu.max",)
+        if controllers == "":
+            folder, names = root / path.strip("/"), version_2
+        elif controller in controllers.split(","):
+            folder, names = root / controller / path.strip("/"), version_1
+        else:
+            continue
         for group in chain((folder,), folder.parents):
-            # No such file, or no number in it: no limit.
-            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-                quota, period = " ".join((group / name).read_text() for name in names).split()
-                limits += [int(quota) // int(period)] if int(quota) > 0 else []
-    allocated = number_in("SLURM_CPUS_ON_NODE")
-    limits += [] if allocated is None else [allocated]
-    return max(1, min(limits)) if limits else None
+            with contextlib.suppress(OSError, ValueError):  # no such files, or no text
+                yield " ".join((group / name).read_text() for name in names)
 
 
 def number_in(variable: str) -> int | None:
@@ -44,7 +80,7 @@ def number_in(variable: str) -> int | None:
 
 
 def check_memory(what: str, n_bytes: int) -> None:
-    """Raise ShapeError if that many bytes are more than this machine's memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Raise ShapeError if that many bytes are more than this process may use."""
+    memory, source = memory_limit()
     if n_bytes > memory:
-        raise ShapeError(f"{what} take {n_bytes >> 20:,} MiB, more than the {memory >> 20:,} MiB of this machine")
+        raise ShapeError(f"{what} take {n_bytes >> 20:,} MiB, more than the {memory >> 20:,} MiB of {source}")

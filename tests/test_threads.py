@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -341,47 +340,6 @@ def test_without_a_number_there_is_a_thread_for_each_core(monkeypatch):
 
     train(None, epochs=1, reporter=Counts())
     assert set(most) == {before + 2}
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "wanted"),
-    [
-        ("0::/\n", {"cpu.max": "max 100000"}, None),
-        ("0::/\n", {"cpu.max": "400000 100000"}, 4),
-        ("0::/\n", {"cpu.max": "250000 100000"}, 2),
-        ("0::/\n", {"cpu.max": "50000 100000"}, 1),
-        ("0::/outer/inner\n", {"outer/cpu.max": "300000 100000", "outer/inner/cpu.max": "max 100000"}, 3),
-        ("0::/outer/inner\n", {"outer/cpu.max": "300000 100000", "outer/inner/cpu.max": "200000 100000"}, 2),
-        ("3:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "600000", "cpu/cpu.cfs_period_us": "100000"}, 6),
-        ("3:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-        ("0::/\n", {}, None),
-        (None, {}, None),
-        ("no fields\n0:two\n0::/\n", {"cpu.max": "400000 100000"}, 4),
-        ("0::/\udcff\n0::/\n", {"cpu.max": "400000 100000"}, 4),
-        ("0::/\n", {"cpu.max": "100000 0"}, None),
-        ("0::/\n", {"cpu.max": "100000 100000 \udcff"}, None),
-    ],
-)
-def test_the_quota_of_a_container_is_read(groups, files, wanted, tmp_path, monkeypatch):
-    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
-    if groups is not None:
-        (tmp_path / "cgroup").write_bytes(os.fsencode(groups))
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(os.fsencode(f"{content}\n"))
-    assert core_quota(tmp_path / "cgroup", tmp_path) == wanted
-    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "3")
-    assert core_quota(tmp_path / "cgroup", tmp_path) == min(wanted or 3, 3)
-
-
-def test_a_control_group_of_3000_folders_takes_no_memory(tmp_path):
-    (tmp_path / "cgroup").write_text("0::" + "/a" * 3000)
-    tracemalloc.start()
-    try:
-        core_quota(tmp_path / "cgroup", tmp_path)
-        assert tracemalloc.get_traced_memory()[1] < 2**19
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("number", ["", "two", "-3", "9" * 5000, "\u00b2"])

@@ -132,8 +132,8 @@ def _fail(error: BaseException, comm: "Communicator") -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif together and comm.rank != 0:
         pass
-    elif isinstance(error, ParallelCNNError | OSError):
-        message = f"parallelcnn: error: {who}{error}"
+    elif isinstance(error, ParallelCNNError | OSError | MemoryError):
+        message = f"parallelcnn: error: {who}{str(error) or 'out of memory'}"
     elif isinstance(error, KeyboardInterrupt) and together:
         message = "parallelcnn: interrupted"
     elif isinstance(error, KeyboardInterrupt):

@@ -46,9 +46,9 @@ def run_together(comm: Communicator, work: Callable[[], T]) -> T:
     if error is not None:
         if isinstance(error, ParallelCNNError):
             report = (type(error), str(error))
-        elif isinstance(error, OSError):  # of the machine, not of the program: where it was raised tells nothing
+        elif isinstance(error, OSError | MemoryError):  # of the machine: where it was raised tells nothing
             who = f"rank {comm.rank} of {comm.size}: " if comm.size > 1 else ""
-            report = (ParallelCNNError, f"{who}{error}")
+            report = (ParallelCNNError, f"{who}{str(error) or 'out of memory'}")
         else:
             text = "".join(traceback.format_exception(error)).rstrip()
             report = (ParallelCNNError, f"rank {comm.rank} of {comm.size} failed\n{text}")
@@ -85,7 +85,7 @@ def abort_all_on_error(comm: Communicator) -> Iterator[None]:
             raise
         if isinstance(error, KeyboardInterrupt):
             abort_after_interrupt(comm)
-        known = isinstance(error, ParallelCNNError | OSError)
+        known = isinstance(error, ParallelCNNError | OSError | MemoryError)
         what = f"{type(error).__name__}: {error}" if known else traceback.format_exc()
         message = f"parallelcnn: rank {comm.rank} of {comm.size} failed\n{what}"
         if comm.survives and not isinstance(error, RankLostError):

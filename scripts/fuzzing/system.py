@@ -8,14 +8,17 @@ from unittest import mock
 
 from fuzzing.watch import MEBIBYTE, Violation, examine
 from parallelcnn import comm
-from parallelcnn.resources import core_quota
+from parallelcnn.resources import core_quota, memory_limit
 
 VARIABLES = (
     "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_SIZE", "PMI_RANK", "PMIX_RANK", "SLURM_STEP_NUM_TASKS",
-    "SLURM_NTASKS", "SLURM_PROCID", "SLURM_CPUS_ON_NODE", "SLURMD_NODENAME", "OMP_NUM_THREADS",
+    "SLURM_NTASKS", "SLURM_PROCID", "SLURM_CPUS_ON_NODE", "SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURMD_NODENAME",
+    "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS", "PARALLELCNN_CACHE", "PARALLELCNN_MNIST_MIRRORS", "XDG_CACHE_HOME", "HOME",
 )  # fmt: skip
-GROUP_FILES = ("cgroup", "cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")
+GROUP_FILES = (
+    "cgroup", "cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us", "memory.max", "memory.limit_in_bytes",
+)  # fmt: skip
 
 
 def examine_system(files: dict, variables: dict, folder: Path) -> None:
@@ -24,6 +27,7 @@ def examine_system(files: dict, variables: dict, folder: Path) -> None:
 
     def read() -> None:
         core_quota(groups / "cgroup", groups)
+        memory_limit(groups / "cgroup", groups)
         comm.launched_ranks()
         comm.launched_rank()
 
