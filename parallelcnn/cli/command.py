@@ -19,7 +19,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
 from parallelcnn._version import __version__
-from parallelcnn.cli import doctor, evaluate, info, train
+from parallelcnn.cli import doctor, evaluate, guide, info, train
 from parallelcnn.cli.options import Parser, UsageError
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, TrainingWarning
 from parallelcnn.resilience.signals import hold_requests_to_leave, let_interrupts_end_the_process
@@ -27,7 +27,7 @@ from parallelcnn.resilience.signals import hold_requests_to_leave, let_interrupt
 if TYPE_CHECKING:
     from parallelcnn.comm import Communicator
 
-_COMMANDS = (train, evaluate, info, doctor)
+_COMMANDS = (train, evaluate, info, doctor, guide)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,10 +88,15 @@ def _parser() -> Parser:
     return parser
 
 
-def _world(strict: bool) -> "Communicator":
-    """All ranks. If the launch is wrong: LaunchError if `strict`, otherwise this process alone."""
+def _world(strict: bool | None) -> "Communicator":
+    """All ranks. If the launch is wrong: LaunchError if `strict`, otherwise this process alone.
+
+    None: this process alone, and MPI is not started.
+    """
     from parallelcnn.comm import Serial, world
 
+    if strict is None:
+        return Serial()
     try:
         return world(strict=strict)
     except LaunchError:
