@@ -1,5 +1,6 @@
 """README and guide: their Python runs, their command lines parse, files and names exist; and `parallelcnn guide`."""
 
+import json
 import re
 import shlex
 import sys
@@ -8,6 +9,7 @@ from argparse import ArgumentParser, _SubParsersAction
 from configparser import ConfigParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from launch import run
@@ -54,6 +56,11 @@ def options_of(parser: ArgumentParser):
 def headings(page):
     """The anchors that GitHub makes of a page's headings."""
     return {re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in page.read_text().splitlines()}
+
+
+def words_in_code(page):
+    """What a page of the guide has in backticks."""
+    return {word.rstrip("/") for word in re.findall(r"`([^`\n]+)`", (GUIDE / page).read_text())}
 
 
 def named(pages=PAGES):
@@ -163,7 +170,7 @@ def test_how_a_step_works_names_at_most_eight_files():
     assert all((ROOT / "parallelcnn" / file).is_file() for file in files)
 
 
-def test_the_output_in_the_readme_is_that_of_the_command(folder, tmp_path, capsys):
+def test_readme_and_guide_show_the_output_and_the_files_of_a_run(folder, tmp_path, capsys):
     (shown,) = (block for _, block in code_of(README, "text") if "epoch 1/3" in block)
     assert main(["train", "--data", str(folder), "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
@@ -174,6 +181,12 @@ def test_the_output_in_the_readme_is_that_of_the_command(folder, tmp_path, capsy
 
     for as_shown, as_printed in zip(form(shown), form(printed), strict=True):
         assert as_printed.startswith(as_shown.removesuffix("..."))
+
+    files = {path.name for path in tmp_path.iterdir()} - {".lock"}
+    assert files <= words_in_code("training.md")
+    with np.load(next(tmp_path.glob("checkpoints/*.npz"))) as checkpoint:
+        assert set(checkpoint) <= words_in_code("file-formats.md")
+    assert set(json.loads((tmp_path / "summary.json").read_text())) <= words_in_code("file-formats.md")
 
 
 def test_the_guide_is_installed_with_the_package():
