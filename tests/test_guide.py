@@ -144,6 +144,17 @@ def test_the_guide_explains_every_option_of_every_command():
         assert options_of(parser) - {"-h"} <= {"--help", *re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}, name
 
 
+def test_the_guide_lists_the_defaults_of_train():
+    defaults = subcommands(_parser())["train"].get_default
+    rows = re.findall(r"^\| `--([a-z-]+)[^`]*` \|.*\| `?([\w.]+)`? \|$", (GUIDE / "training.md").read_text(), re.M)
+    assert len(rows) >= 8
+    for option, listed in rows:
+        default = defaults(option.replace("-", "_"))
+        if default is None or isinstance(default, bool):
+            default = "off"
+        assert listed == (f"{default:g}" if isinstance(default, float) else str(default)), option
+
+
 @named()
 def test_a_page_fits_on_a_terminal(page):
     text = text_outside_code(page)
