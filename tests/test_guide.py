@@ -27,7 +27,17 @@ SETUP.read(ROOT / "setup.cfg")
 # Options of launchers and of SLURM's commands.
 FOREIGN_OPTIONS = {
     *("-n", "--allow-run-as-root", "--bind-to", "--map-by", "--oversubscribe", "--with-ft"),
-    *("--batch", "--cpus-per-task", "--mpi", "--no-requeue", "--nodes", "--ntasks-per-node", "--signal", "--time"),
+    *(
+        "--account",
+        "--batch",
+        "--mpi",
+        "--no-requeue",
+        "--nodes",
+        "--ntasks-per-node",
+        "--partition",
+        "--signal",
+        "--time",
+    ),
 }
 OTHER_PROGRAMS = {"cd", "cp", "export", "git", "pip", "python", "salloc", "scancel", "source"}
 
