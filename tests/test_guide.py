@@ -24,22 +24,10 @@ PAGES = [README, *sorted(GUIDE.glob("*.md"))]
 SETUP = ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 
-# Options of launchers and of SLURM's commands.
-FOREIGN_OPTIONS = {
-    *("-n", "--allow-run-as-root", "--bind-to", "--map-by", "--oversubscribe", "--with-ft"),
-    *(
-        "--account",
-        "--batch",
-        "--mpi",
-        "--no-requeue",
-        "--nodes",
-        "--ntasks-per-node",
-        "--partition",
-        "--signal",
-        "--time",
-    ),
-}
-OTHER_PROGRAMS = {"cd", "cp", "export", "git", "pip", "python", "salloc", "scancel", "source"}
+MPIRUN_OPTIONS = {"-n", "--allow-run-as-root", "--bind-to", "--map-by", "--oversubscribe", "--with-ft"}
+SLURM_OPTIONS = {"-n", "--account", "--batch", "--mem", "--mpi", "--no-requeue", "--nodes", "--ntasks-per-node"}
+SLURM_OPTIONS |= {"--partition", "--signal", "--time"}
+OTHER_PROGRAMS = {"export", "pip", "python", "scancel"}
 
 
 def text_outside_code(page):
@@ -108,11 +96,12 @@ def check_command(words, parser):
         parser.parse_args(words[1:])
     elif program in ("mpirun", "srun", "salloc"):
         start = next(i for i, word in enumerate(words) if i and Path(word).name in ("parallelcnn", "python"))
-        assert {word.partition("=")[0] for word in words[1:start] if word.startswith("-")} <= FOREIGN_OPTIONS
+        known = MPIRUN_OPTIONS if program == "mpirun" else SLURM_OPTIONS
+        assert {word.partition("=")[0] for word in words[1:start] if word.startswith("-")} <= known
         check_command(words[start:], parser)
     elif program == "sbatch":
         script = words.index("slurm/train.sbatch")
-        assert {word.partition("=")[0] for word in words[1:script]} <= FOREIGN_OPTIONS
+        assert {word.partition("=")[0] for word in words[1:script]} <= SLURM_OPTIONS
         parser.parse_args(["train", *words[script + 1 :]])
     elif "/" in words[0]:
         assert words[0].startswith(".venv/") or (ROOT / words[0]).is_file()
@@ -137,7 +126,7 @@ def test_the_command_lines_of_a_page_name_existing_commands_and_options(page):
 @named()
 def test_the_text_of_a_page_names_existing_options_files_and_functions(page):
     text = page.read_text()
-    known = FOREIGN_OPTIONS.union(*map(options_of, subcommands(_parser()).values()))
+    known = MPIRUN_OPTIONS.union(SLURM_OPTIONS, *map(options_of, subcommands(_parser()).values()))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
     assert set(re.findall(r"\bpc\.(\w+)", text)) <= set(dir(pc))
     for file in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|sh|sbatch|md))`", text):
