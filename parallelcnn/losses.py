@@ -5,6 +5,7 @@ the mean over samples, whatever number of them each rank holds.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,7 +17,13 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class SoftmaxCrossEntropy:
-    """-log of the probability that softmax(logits) gives to the label, for integer labels."""
+    """-log of the probability that softmax(logits) gives to the label, for integer labels.
+
+    Attributes:
+        prediction: what `predict` makes of the output of a network trained with this loss.
+    """
+
+    prediction: ClassVar[str] = "softmax"
 
     def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
         """Raise ShapeError unless a network with that output can learn those labels."""
@@ -46,6 +53,8 @@ class SoftmaxCrossEntropy:
 @dataclass(frozen=True)
 class MeanSquaredError:
     """Mean over outputs of (output - target)^2; an integer label stands for its one-hot vector."""
+
+    prediction: ClassVar[str] = "output"
 
     def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
         """Raise ShapeError unless a network with that output can learn those labels."""

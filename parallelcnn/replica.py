@@ -1,7 +1,7 @@
 """A replica: the arrays that one thread writes when it runs a network. The parameters are shared."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -64,10 +64,9 @@ class Replica:
         self._memory = aligned(0)
         self._tapes: dict[tuple[int, bool], Tape] = {}
         self._labels = np.empty(0)
-        # Layers that mix samples must see a whole shard.
-        mixes = any(layer.mixes_samples for layer in layers.values())
-        self.block_size = _LARGEST_BLOCK if mixes else _block_size(shapes, dtype)
-        self._block_sums: Array | None = None
+        self._mixes_samples = any(layer.mixes_samples for layer in layers.values())
+        self.block_size = _block_size(shapes, dtype)
+        self._sum: Array | None = None
 
     @property
     def input_shape(self) -> Shape:
@@ -92,22 +91,26 @@ class Replica:
         return tape
 
     def blocks(self, samples: Array) -> Iterator[Array]:
-        """The samples in blocks of about equal size, at most `block_size`: one where there are so few, or none.
+        """The samples in blocks of about equal size, at most `block_size`; in one where layers mix samples.
 
         What `reduction_buffer` holds after each is added up; when there are no more, it holds the sum.
         """
         count = max(-(-len(samples) // self.block_size), 1)
-        if count == 1:
+        if count == 1 or self._mixes_samples:
             yield samples
             return
         size = min(_LANES * -(-len(samples) // (count * _LANES)), self.block_size)
-        if self._block_sums is None:
-            self._block_sums = np.empty_like(self.reduction_buffer)
-        self._block_sums[...] = 0
-        for start in range(0, len(samples), size):
-            yield samples[start : start + size]
-            np.add(self._block_sums, self.reduction_buffer, out=self._block_sums)
-        self.reduction_buffer[...] = self._block_sums
+        yield from self.summed(samples[start : start + size] for start in range(0, len(samples), size))
+
+    def summed(self, pieces: Iterable[Array]) -> Iterator[Array]:
+        """The same for pieces of any size, or none."""
+        if self._sum is None:
+            self._sum = np.empty_like(self.reduction_buffer)
+        self._sum[...] = 0
+        for piece in pieces:
+            yield piece
+            np.add(self._sum, self.reduction_buffer, out=self._sum)
+        self.reduction_buffer[...] = self._sum
 
     def load(self, images: Array, indices: Array | None = None, *, training: bool = False, key: int = 0) -> Array:
         """Gather samples, scale uint8 to [0, 1], and bring them into the layout inside.
@@ -137,7 +140,7 @@ class Replica:
             raise InputError(f"indices must lie in [0, {len(images)}), got {indices.min()} to {indices.max()}")
         tape = self.tape(len(indices), training=training)
         if tape.keys is not None:
-            sample_keys(key, indices, tape.keys)
+            sample_keys(np.uint64(key), indices, tape.keys)
         dtype = self._recordable.dtype
         if images.dtype not in (np.uint8, dtype) or not images.flags.c_contiguous:
             images = np.ascontiguousarray(images[indices], np.uint8 if images.dtype == np.uint8 else dtype)
@@ -211,9 +214,6 @@ class Replica:
 
     def _plan_size(self) -> int:
         return plan_tape(self._recordable, self.block_size, training=True).size
-
-
-_LARGEST_BLOCK = 1 << 30
 
 
 def _block_size(shapes: Sequence[Shape], dtype: np.dtype) -> int:

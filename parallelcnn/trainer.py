@@ -31,7 +31,7 @@ from parallelcnn.training.divergence import check_message, check_test_loss
 from parallelcnn.training.evaluation import Evaluation, evaluate_by
 from parallelcnn.training.history import History
 from parallelcnn.training.preparation import check_fit, check_kinds, check_numbers, check_replicas, facts_of, start
-from parallelcnn.training.reduction import Ranks, Summation, check_grains, summation_of
+from parallelcnn.training.reduction import Ranks, Reducer, check_grains, reducer_of
 from parallelcnn.training.thread_pool import Team
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
 
@@ -155,7 +155,13 @@ def train(
         replicas = network.replicas(threads)
         ranks = comm
         # An overflow needs no warning: the loss shows it.
-        with abort_all_on_error(comm), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+        with (
+            network.being_trained(),
+            abort_all_on_error(comm),
+            one_blas_thread(),
+            np.errstate(over="ignore", invalid="ignore"),
+        ):
+            network.prediction = getattr(loss, "prediction", "output")
             history.compile_seconds = compile_in_turns(
                 comm, lambda: compile_kernels(network, train_set, optimizer, loss, grains)
             )
@@ -173,7 +179,7 @@ def train(
                     optimizer=optimizer,
                     loss=loss,
                     sampler=Sampler(len(train_set), batch_size, seed),
-                    summation=summation_of(network, team, train_set, loss, grains),
+                    reducer=reducer_of(network, team, train_set, loss, grains, history.exponents),
                     guard=ReplicaGuard(comm, network, history, repair, saver.folder),
                     history=history,
                     reporter=reporter,
@@ -201,7 +207,7 @@ class _Loop:
     optimizer: SGD
     loss: Loss
     sampler: Sampler
-    summation: Summation
+    reducer: Reducer
     guard: ReplicaGuard
     history: History
     reporter: Reporter | None
@@ -232,7 +238,8 @@ class _Loop:
         epoch, minibatch = self.sampler.after(self.history.samples_seen)
         self.comm.activity = "computing minibatch {} (epoch {})", self.history.steps + 1, epoch
         # Each rank may ask to leave (2), and rank 0 for a checkpoint (1): both travel with the sum.
-        self.summation.compute(minibatch, self.ranks, leave=2 * bool(self.leave()) + self.saver.asks())
+        asked = 2 * bool(self.leave()) + self.saver.asks()
+        self.reducer.compute(minibatch, self.ranks, key=self.sampler.key, stop=asked)
         self._record_minibatch(epoch, float(self.network.reduction_buffer[LOSS]), len(minibatch))
         check_message(self.network, self.history.steps, epoch)
         self.network.update(self.optimizer, len(minibatch))

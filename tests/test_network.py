@@ -9,7 +9,7 @@ import pytest
 import parallelcnn as pc
 from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.losses import SoftmaxCrossEntropy
-from parallelcnn.training.reduction import compute_gradient
+from parallelcnn.training.reduction import compute_shard
 
 SMALL = (
     pc.Conv2D(3, 3, activation="tanh"),
@@ -89,8 +89,8 @@ def test_a_gradient_summed_over_blocks_of_samples_is_that_of_all_at_once(samples
         blocks = list(network.replica.blocks(np.arange(samples)))
         assert [index for block in blocks for index in block] == list(range(samples))
         assert all(len(block) <= block_size for block in blocks)
-        compute_gradient(network.replica, dataset, rng.permutation(90)[:0], 90, pc.SoftmaxCrossEntropy())
-        compute_gradient(network.replica, dataset, np.arange(samples), 90, pc.SoftmaxCrossEntropy())
+        compute_shard(network.replica, dataset, rng.permutation(90)[:0], 90, pc.SoftmaxCrossEntropy())
+        compute_shard(network.replica, dataset, np.arange(samples), 90, pc.SoftmaxCrossEntropy())
         messages.append(network.reduction_buffer.copy())
     np.testing.assert_allclose(messages[0], messages[2], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(messages[1], messages[2], rtol=1e-4, atol=1e-6)

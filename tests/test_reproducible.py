@@ -12,41 +12,54 @@ from parallelcnn.kernels.fixed_point import add_fixed_point, from_fixed_point
 UNIT = 2.0**-48
 
 
-def fixed(*terms, largest=100.0, dtype=np.float32):
-    sums, left_out = np.full(len(terms[0]), 7, np.int64), np.full(1, 7, np.int64)  # of which nothing may remain
+def fixed(*terms, largest=100.0, exponents=(0,), starts=None, dtype=np.float32):
+    starts = np.array([0, len(terms[0])] if starts is None else starts)
+    exponents = np.array(exponents)
+    sums, counts = np.full(len(terms[0]), 7, np.int64), np.zeros((4, len(exponents)), np.int64)  # no 7 may remain
     for number, term in enumerate(terms):
-        add_fixed_point(np.array(term, dtype), largest, sums, left_out, number == 0)
-    numbers = np.empty(len(sums), dtype)
-    from_fixed_point(sums, numbers)
-    return numbers, left_out[0]
+        add_fixed_point(np.array(term, dtype), starts, exponents, largest, sums, counts, number == 0)
+    numbers, bits = np.empty(len(sums), dtype), np.zeros_like(exponents)
+    from_fixed_point(sums, starts, exponents, numbers, bits)
+    return numbers, counts, bits
 
 
+@pytest.mark.parametrize("exponent", [-60, 0, 20])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_sum_in_fixed_point_is_the_sum_to_within_a_unit_in_any_order(dtype, rng):
+def test_a_sum_in_fixed_point_is_the_sum_to_within_a_unit_in_any_order(dtype, exponent, rng):
     terms = (rng.standard_normal((50, 300)) * 10.0 ** rng.integers(-9, 1, (50, 300))).astype(dtype)
+    terms *= dtype(2.0**exponent)
     wanted = terms.astype(np.longdouble).sum(axis=0)
-    sums = [fixed(*terms[rng.permutation(50)], dtype=dtype)[0] for _ in range(5)]
+    sums = [fixed(*terms[rng.permutation(50)], exponents=[exponent], dtype=dtype)[0] for _ in range(5)]
     for one in sums[1:]:
         np.testing.assert_array_equal(one, sums[0])
-    np.testing.assert_allclose(sums[0], wanted.astype(dtype), rtol=2 * np.finfo(dtype).eps, atol=51 * UNIT)
+    unit = 2.0**exponent * UNIT
+    np.testing.assert_allclose(sums[0], wanted.astype(dtype), rtol=2 * np.finfo(dtype).eps, atol=51 * unit)
 
 
 def test_what_does_not_fit_is_counted_and_left_out():
     bad = [np.nan, np.inf, -np.inf, 100.5, -101, 3e38]
-    numbers, left_out = fixed([*bad, 100, -100, 0], [1] * 9)
-    assert left_out == len(bad)
+    numbers, (infinite, large, exact, rounded), _ = fixed([*bad, 100, -100, 0], [1] * 9)
+    assert (infinite[0], large[0], rounded[0]) == (3, 3, 0)
+    assert exact[0] >= 2 + 9
     np.testing.assert_array_equal(numbers, [1] * len(bad) + [101, -99, 1])
 
 
-def test_what_does_not_fit_is_counted_over_all_terms():
-    assert fixed([np.nan, 1], [1, 1], [1, np.inf])[1] == 2
+def test_terms_are_counted_over_all_that_are_added_and_by_segment():
+    _, (infinite, large, exact, rounded), bits = fixed(
+        [np.nan, 1, 2.0**-30], [1, 1, 0], exponents=[0, 0], starts=[0, 2, 3]
+    )
+    assert infinite.tolist() == [1, 0]
+    assert large.tolist() == [0, 0]
+    assert exact.tolist() == [3, 0]
+    assert rounded.tolist() == [0, 1]  # zero loses nothing
+    assert bits.tolist() == [50, 19]  # 2 * 2**48 and 2**18
 
 
-def test_as_many_of_the_largest_terms_as_there_are_grains_do_not_wrap():
-    grains = 2**14
-    term = np.array([2.0**14 / grains, -(2.0**14) / grains])
-    numbers, left_out = fixed(*[term] * grains, largest=2.0**14 / grains, dtype=np.float64)
-    assert left_out == 0
+def test_as_many_of_the_largest_terms_as_there_are_shards_do_not_wrap():
+    shards = 2**14
+    term = np.array([2.0**14 / shards, -(2.0**14) / shards])
+    numbers, counts, _ = fixed(*[term] * shards, largest=2.0**14 / shards, dtype=np.float64)
+    assert counts[:2].sum() == 0
     np.testing.assert_array_equal(numbers, [2.0**14, -(2.0**14)])
 
 
@@ -90,13 +103,30 @@ def test_reproducible_training_is_training_up_to_rounding(dtype):
     np.testing.assert_allclose(network.params, plain.params, rtol=tolerance, atol=tolerance)
 
 
-def test_a_gradient_too_large_for_fixed_point_is_an_error_and_never_wrapped():
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("scale", [1e-18, 1e-9, 1e-5, 1, 1e6, 1e12])
+def test_values_of_any_size_are_summed_as_accurately_as_without(scale, threads, rng):
+    """Targets, parameters, losses and gradients all are of that size."""
+    inputs = rng.normal(size=(120, 6)).astype(np.float32)
+    targets = (inputs @ rng.normal(size=(6, 2)) * scale).astype(np.float32)
+    dataset = pc.Dataset(inputs, targets, None)
+
+    def train(grains):
+        network = pc.NetworkHandler((pc.Dense(4, activation="tanh"), pc.Dense(2)), (6,))
+        network.params[28:] *= np.float32(scale)
+        options = {"loss": pc.MeanSquaredError(), "comm": pc.Serial(), "threads": threads, "grains": grains}
+        return network.params, pc.train(network, dataset, dataset, pc.SGD(0.05), 2, 30, **options)
+
+    (plain, wanted), (params, history) = train(None), train(4)
+    np.testing.assert_allclose(history.losses, wanted.losses, rtol=1e-5)
+    np.testing.assert_allclose(params[28:], plain[28:], rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_a_gradient_that_is_infinite_is_divergence_and_changes_no_parameter():
     network = small.network()
-    network.params *= 1e6
+    network.params *= 1e30
     before = network.params.copy()
-    with pytest.raises(
-        DivergenceError, match="is too large for reproducible sums, which hold 2048 for each of 8 grains"
-    ):
+    with pytest.raises(DivergenceError):
         train(network, grains=8, loss=pc.MeanSquaredError())
     np.testing.assert_array_equal(network.params, before)
 

@@ -29,17 +29,22 @@ class Sampler:
         n_samples: in an epoch.
         batch_size: over all ranks.
         seed: of the order, with the epoch.
+
+    Attributes:
+        key: of the random numbers of the epoch of the last minibatch, 64 bits; see `kernels.random`.
     """
 
     def __init__(self, n_samples: int, batch_size: int, seed: int) -> None:
         self._n_samples, self._batch_size, self._seed = n_samples, batch_size, seed
         self._order, self._order_of = np.empty(0, np.intp), 0
+        self.key = 0
 
     def after(self, samples_seen: int) -> tuple[int, Array]:
         """The epoch, counted from 1, and the minibatch that follow when so many samples have been seen."""
         epochs, seen = divmod(samples_seen, self._n_samples)
         if self._order_of != epochs + 1:
             self._order, self._order_of = shuffle(self._n_samples, self._seed, epochs + 1), epochs + 1
+            self.key = int(np.random.SeedSequence((self._seed, epochs + 1)).generate_state(1, np.uint64)[0])
         return self._order_of, self._order[seen : seen + self._batch_size]
 
 

@@ -15,7 +15,7 @@ from parallelcnn.losses import SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
-from parallelcnn.training.reduction import summation_of
+from parallelcnn.training.reduction import reducer_of
 from parallelcnn.training.thread_pool import Team
 from parallelcnn.training.threads import one_blas_thread
 
@@ -71,10 +71,10 @@ def measure(
         compiling = compile_in_turns(comm, lambda: compile_kernels(network, dataset, optimizer, loss))
         with Team(network.replicas(threads)) as team:
             load = Load(cores, threads)
-            summation = summation_of(network, team, dataset, loss)
+            reducer = reducer_of(network, team, dataset, loss, None)
 
             def step(ranks: Communicator) -> None:
-                summation.compute(minibatch, ranks, leave=False)
+                reducer.compute(minibatch, ranks, key=0, stop=0)
                 network.update(optimizer)
 
             short_sum = _median_seconds(

@@ -94,7 +94,7 @@ class ReplicaGuard:
         self._network.set_state(found.state)
         before = found.history
         self._history.losses[:], self._history.evaluations[:] = before.losses, before.evaluations
-        self._history.samples_seen = before.samples_seen
+        self._history.samples_seen, self._history.exponents[:] = before.samples_seen, before.exponents
         self._equal_at = self._went_back_to = before.steps
         return True
 
@@ -159,7 +159,8 @@ def rejoin(comm: Communicator, network: NetworkHandler, history: History) -> Non
     mine: Any = None
     if comm.rank == ahead:
         lists = history.losses[steps:], history.evaluations[evaluations:]
-        mine = network.state, *lists, history.samples_seen, history.left
-    state, losses, results, history.samples_seen, history.left = comm.gather(mine)[ahead]
+        mine = network.state, *lists, history.exponents, history.samples_seen, history.left
+    state, losses, results, exponents, history.samples_seen, history.left = comm.gather(mine)[ahead]
     network.set_state(state)
+    history.exponents[:] = exponents
     history.losses[steps:], history.evaluations[evaluations:] = losses, results

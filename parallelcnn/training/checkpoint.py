@@ -66,6 +66,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "samples_seen": history.samples_seen,
         "train_seconds": history.train_seconds,
         "lost_ranks": history.lost_ranks,
+        "exponents": history.exponents,
     }
     text = json.dumps({**description, "sha256": _sha256(description, arrays)})
     write_npz(Path(path), {"description": np.array(text), **arrays})
@@ -292,6 +293,7 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
     losses, evaluations = arrays["losses"], arrays["evaluations"]
     counts = [description[name] for name in ("samples_seen", "lost_ranks")]
     seconds, facts = description["train_seconds"], description["facts"]
+    exponents = description.get("exponents", [])  # files of version 0.1 have none
     state = {name.removeprefix(_STATE): array for name, array in arrays.items() if name.startswith(_STATE)}
     if losses.dtype != np.float64 or losses.ndim != 1 or not np.isfinite(losses).all():
         raise ValueError("losses are not one finite number for each minibatch")
@@ -304,17 +306,25 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
         raise ValueError("evaluations hold what is no accuracy")
     if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
         raise ValueError("samples seen and ranks lost are not counts")
+    if not (isinstance(exponents, list) and all(type(one) is int and abs(one) < 256 for one in exponents)):
+        raise ValueError("exponents are no small integers")
     if not (isinstance(seconds, int | float) and 0 <= seconds < math.inf) or not isinstance(facts, dict):
         raise ValueError("seconds or facts are none")
     params = state["params"]
     if not all(
-        vector.shape == params.shape == (params.size,) and vector.dtype == params.dtype for vector in state.values()
+        vector.dtype == params.dtype and vector.shape == (vector.size if name == "buffers" else params.size,)
+        for name, vector in state.items()
     ):
         raise ValueError("its vectors are not vectors of one length and type")
     if params.dtype not in (np.float32, np.float64) or not all(np.isfinite(vector).all() for vector in state.values()):
         raise ValueError("its vectors hold numbers that are not finite")
     history = History(
-        losses.tolist(), [_from_row(row) for row in evaluations], counts[0], float(seconds), lost_ranks=counts[1]
+        losses.tolist(),
+        [_from_row(row) for row in evaluations],
+        counts[0],
+        float(seconds),
+        lost_ranks=counts[1],
+        exponents=exponents,
     )
     return Checkpoint(facts, state, history)
 

@@ -12,7 +12,7 @@ from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.losses import Loss
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
-from parallelcnn.training.reduction import summation_of
+from parallelcnn.training.reduction import reducer_of
 from parallelcnn.training.thread_pool import Team
 
 
@@ -29,7 +29,7 @@ def compile_kernels(
         samples = np.zeros(n, np.intp)
         loss.count_correct(network.forward(network.load(dataset.images, samples)), dataset.labels[samples])
         with Team([network.replica]) as team:
-            summation_of(network, team, dataset, loss, grains).compute(samples, Serial(), leave=False)
+            reducer_of(network, team, dataset, loss, grains).compute(samples, Serial(), key=0, stop=0)
             all_finite(network.reduction_buffer)
     optimizer.update(network.params.copy(), network.gradients, {})
     if network.buffers.size:

@@ -57,8 +57,7 @@ def evaluate(
     loss.check(network.output_shape, dataset.labels, dataset.classes)
     threads = choose_threads(comm, threads, network.multiply_adds(len(dataset), training=False))
     run_together(comm, lambda: network.check_memory(threads))
-    replicas = network.replicas(threads)
-    with one_blas_thread(), Team(replicas) as team:
+    with network.idle_replicas(threads) as replicas, one_blas_thread(), Team(replicas) as team:
         for n in (1, replicas[0].block_size):  # compiles, and that is for one thread; see `compile_kernels`
             _run_block(replicas[0], dataset, np.zeros(n, np.intp), loss)
         return evaluate_by(team, dataset, comm, loss)

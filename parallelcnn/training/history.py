@@ -17,6 +17,7 @@ class History:
         compile_seconds: until the kernels were ready [s].
         left: whether training was asked to leave before its end, and did.
         lost_ranks: how many ranks were lost on the way.
+        exponents: of reproducible sums, one for each parameter; see `FixedPointReducer`.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -26,6 +27,7 @@ class History:
     compile_seconds: float = 0.0
     left: bool = False
     lost_ranks: int = 0
+    exponents: list[int] = field(default_factory=list)
 
     @property
     def steps(self) -> int:

@@ -1,8 +1,8 @@
-"""The gradient of a minibatch: computed in pieces by threads and ranks, and summed.
+"""Reduction: from a minibatch to its summed gradient, over shards, threads and ranks, in one Allreduce.
 
-`FloatSum` is the fastest: each thread takes one piece, and float32 sums follow. Its rounding depends on how many
-threads and ranks there are. `FixedPointSum` cuts every minibatch into the same pieces, whoever takes them, and adds
-integers: the same bits on any number of threads and ranks.
+`FloatReducer` is the fastest. Its rounding depends on how many threads and ranks there are. `FixedPointReducer` cuts
+every minibatch into the same shards, whoever computes them, and adds integers: the same bits on any number of threads
+and ranks.
 """
 
 from typing import Protocol
@@ -11,7 +11,7 @@ import numpy as np
 
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain
-from parallelcnn.errors import DivergenceError, InputError
+from parallelcnn.errors import InputError
 from parallelcnn.kernels.fixed_point import add_fixed_point, from_fixed_point
 from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss
@@ -19,14 +19,18 @@ from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import LOSS, STOP, Replica
 from parallelcnn.training.thread_pool import Team
 
-# A sum may be 2**15 in fixed point, see the kernel; half of it keeps clear of the edge.
+_SHARD_SIZE = 32  # samples, as in Goyal et al. 2017 (arXiv:1706.02677), for layers that mix samples
+_MOST_SHARDS = 2**14
+
+# Of fixed point: a sum of a segment may be 2**(e + 15); half of it keeps clear of the edge.
 _LARGEST_SUM = 2.0**14
-_LOSS_SCALE = 2.0**-16  # so that losses may be large
-_MOST_GRAINS = 2**14
+_WANTED_BITS = 54  # of a segment's largest sum, after its exponent was changed
+_FEWEST_BITS = 42  # before it is
+_LOWEST, _HIGHEST = -140, 120  # exponents that float32 can need
 
 
 class Ranks(Protocol):
-    """What a sum needs to know of ranks; see `Communicator`."""
+    """What a reducer needs to know of ranks; see `Communicator`."""
 
     rank: int
     size: int
@@ -34,147 +38,195 @@ class Ranks(Protocol):
     def sum_over_ranks(self, array: Array) -> None: ...
 
 
-class Summation(Protocol):
-    """Computes and sums what the ranks' threads find out about a minibatch."""
+class Reducer(Protocol):
+    """Computes the gradient of a minibatch and sums it."""
 
-    def compute(self, minibatch: Array, ranks: Ranks, *, leave: int) -> None:
-        """Make the network's message that of the whole minibatch, on every rank.
+    def compute(self, minibatch: Array, ranks: Ranks, *, key: int, stop: int) -> None:
+        """Make the network's reduction buffer that of the whole minibatch, on every rank.
 
         Collective: every rank must call it.
 
         Args:
             minibatch: (batch_size,), indices of samples, on every rank all of them.
-            leave: this rank's number for the place LEAVE, at least 0, where the ranks' sum will stand.
-
-        Raises:
-            DivergenceError: on every rank, for a sum that cannot be held.
+            key: of the random numbers of this epoch.
+            stop: this rank's number, at least 0, for the place STOP, which receives the sum over ranks.
         """
 
 
-def compute_gradient(replica: Replica, dataset: Dataset, samples: Array, batch_size: int, loss: Loss) -> None:
-    """One replica's part: its message becomes the sum over `samples` of gradient and loss, by `batch_size`."""
+def compute_shard(
+    replica: Replica, dataset: Dataset, samples: Array, batch_size: int, loss: Loss, key: int = 0
+) -> None:
+    """One shard: the replica's reduction buffer becomes the gradient, statistics and loss of these samples.
+
+    Args:
+        batch_size: samples in the minibatch over all ranks, by which the loss divides.
+    """
     for block in replica.blocks(samples):
-        x = replica.load(dataset.images, block, training=True)
+        x = replica.load(dataset.images, block, training=True, key=key)
         output = replica.forward(x, training=True)
-        doutput = replica.output_gradient(len(block))
         labels = replica.load_labels(dataset.labels, block)
+        doutput = replica.output_gradient(len(block))
         replica.reduction_buffer[LOSS] = loss.forward_backward(output, labels, batch_size, doutput)
         replica.backward(doutput)
 
 
-def compute_gradient_by(team: Team, dataset: Dataset, samples: Array, batch_size: int, loss: Loss) -> None:
-    """A rank's part: each replica its piece, and the first one's message, the network's, becomes the sum."""
-    team.run(lambda replica, some: compute_gradient(replica, dataset, some, batch_size, loss), samples)
-    team.sum_reduction_buffers()
+class FloatReducer:
+    """Sums of floating-point numbers.
 
-
-class FloatSum:
-    """Sums of floating-point numbers."""
+    Each thread of each rank takes a shard of its own. Where layers mix samples the shards are cut alike on any number
+    of ranks and threads, and each thread takes some of them.
+    """
 
     def __init__(self, network: NetworkHandler, team: Team, dataset: Dataset, loss: Loss) -> None:
         self._network, self._team, self._dataset, self._loss = network, team, dataset, loss
 
-    def compute(self, minibatch: Array, ranks: Ranks, *, leave: int) -> None:
-        share = grain(minibatch, ranks.rank, ranks.size)
-        compute_gradient_by(self._team, self._dataset, share, len(minibatch), self._loss)
-        self._network.reduction_buffer[STOP] = leave
+    def compute(self, minibatch: Array, ranks: Ranks, *, key: int, stop: int) -> None:
+        def take(replica: Replica, samples: Array) -> None:
+            compute_shard(replica, self._dataset, samples, len(minibatch), self._loss, key)
+
+        def take_some(replica: Replica, numbers: Array) -> None:
+            for samples in replica.summed(grain(minibatch, number, shards) for number in numbers):
+                take(replica, samples)
+
+        if self._network.mixes_samples:
+            shards = default_shards(len(minibatch))
+            self._team.run(take_some, grain(np.arange(shards), ranks.rank, ranks.size))
+        else:
+            self._team.run(take, grain(minibatch, ranks.rank, ranks.size))
+        self._team.sum_reduction_buffers()
+        self._network.reduction_buffer[STOP] = stop
         ranks.sum_over_ranks(self._network.reduction_buffer)
 
 
-class FixedPointSum:
-    """Sums in fixed point over pieces of the minibatch, its grains.
+class FixedPointReducer:
+    """Sums in fixed point over shards of the minibatch.
+
+    Each parameter, and the loss, has an exponent of its own, which follows the size of its sums from step to step.
+    These sums are the same on all ranks, and so are the exponents. A step in which terms do not fit, or in which none
+    of a parameter's terms keeps its bits, is computed again with other exponents.
 
     Args:
-        grains: how many; it decides the bits of the result, and more of them than ranks times threads serve nobody.
+        shards: how many; it decides the bits of the result.
+        exponents: of each segment, kept up to date; part of what a training resumes from. Empty: zeros.
     """
 
-    def __init__(self, network: NetworkHandler, team: Team, dataset: Dataset, loss: Loss, grains: int) -> None:
+    def __init__(
+        self, network: NetworkHandler, team: Team, dataset: Dataset, loss: Loss, shards: int, exponents: list[int]
+    ) -> None:
         self._network, self._team, self._dataset, self._loss = network, team, dataset, loss
-        self._grains = grains
-        self._floats = FloatSum(network, team, dataset, loss)
-        self._sums = {
-            replica: _Sums(network.reduction_buffer.size - 2, _LARGEST_SUM / grains) for replica in team.replicas
-        }
+        self._shards, self._kept = shards, exponents
+        self._starts = segment_starts(network)
+        self._exponents = np.zeros(len(self._starts) - 1, np.int64)
+        if len(exponents) not in (0, len(self._exponents)):
+            raise InputError(f"reproducible sums take {len(self._exponents)} exponents, got {len(exponents)}")
+        self._floats = FloatReducer(network, team, dataset, loss)
+        self._sums = {replica: _Sums(self._starts, _LARGEST_SUM / shards) for replica in team.replicas}
+        self._bits = np.zeros_like(self._exponents)
 
-    def compute(self, minibatch: Array, ranks: Ranks, *, leave: int) -> None:
-        def take(replica: Replica, grains: Array) -> None:
+    def compute(self, minibatch: Array, ranks: Ranks, *, key: int, stop: int) -> None:
+        self._exponents[...] = self._kept or 0  # those of the step before, also where training went back to it
+        while True:
+            total = self._sum(minibatch, ranks, key=key, stop=stop)
+            infinite, large, exact, rounded = total.counts
+            if infinite.any() or (large[self._exponents >= _HIGHEST] > 0).any():
+                # Leave what is infinite or NaN in the reduction buffer, for the check that follows.
+                self._floats.compute(minibatch, ranks, key=key, stop=stop)
+                return
+            too_small = (rounded > 0) & (exact == 0) & (self._exponents > _LOWEST)
+            if not large.any() and not too_small.any():
+                break
+            change = np.where(large > 0, 16, np.where(too_small, -24, 0))
+            np.clip(self._exponents + change, _LOWEST, _HIGHEST, out=self._exponents)
+        buffer = self._network.reduction_buffer
+        from_fixed_point(total.terms, self._starts, self._exponents, buffer, self._bits)
+        buffer[STOP] = total.stop[0]
+        moved = (self._bits > 0) & (self._bits < _FEWEST_BITS)
+        np.clip(self._exponents + np.where(moved, self._bits - _WANTED_BITS, 0), _LOWEST, _HIGHEST, out=self._exponents)
+        self._kept[:] = self._exponents.tolist()
+
+    def _sum(self, minibatch: Array, ranks: Ranks, *, key: int, stop: int) -> "_Sums":
+        def take(replica: Replica, numbers: Array) -> None:
             sums = self._sums[replica]
-            sums.begin()
-            for number in grains:
-                samples = grain(minibatch, number, self._grains)
+            sums.clear()
+            for number in numbers:
+                samples = grain(minibatch, number, self._shards)
                 if len(samples) > 0:
-                    compute_gradient(replica, self._dataset, samples, len(minibatch), self._loss)
-                    sums.add(replica.reduction_buffer)
-            sums.end()
+                    compute_shard(replica, self._dataset, samples, len(minibatch), self._loss, key)
+                    sums.add(replica.reduction_buffer, self._exponents)
+            sums.finish()
 
-        self._team.run(take, grain(np.arange(self._grains), ranks.rank, ranks.size))
+        self._team.run(take, grain(np.arange(self._shards), ranks.rank, ranks.size))
         first, *others = (self._sums[replica] for replica in self._team.replicas)
         for other in others:
             np.add(first.numbers, other.numbers, out=first.numbers)
-        first.leave[0] = leave
+        first.stop[0] = stop
         ranks.sum_over_ranks(first.numbers)
-        if first.left_out[0] > 0:
-            self._compute_what_fits_no_integer(minibatch, ranks)
-        else:
-            first.write(self._network.reduction_buffer)
-
-    def _compute_what_fits_no_integer(self, minibatch: Array, ranks: Ranks) -> None:
-        """Leave what is infinite or NaN in the message, for whoever looks after divergence; raise if it is neither."""
-        self._floats.compute(minibatch, ranks, leave=False)
-        message = self._network.reduction_buffer
-        if np.isfinite(message).all():
-            largest = float(np.abs(message[:LOSS]).max(initial=0))
-            raise DivergenceError(
-                f"a gradient of {largest:.3g}, with a loss of {message[LOSS]:.3g}, is too large for reproducible sums, "
-                f"which hold {_LARGEST_SUM / self._grains:g} for each of {self._grains} grains: training has diverged, "
-                f"or wants a smaller learning rate or inputs of a smaller scale"
-            ).together()
+        return first
 
 
 class _Sums:
-    """A replica's sums: of gradients and losses, of wishes to leave, and how many terms were left out of them."""
+    """A replica's sums: of the terms, of the places STOP, and the counts of `add_fixed_point`, in one vector."""
 
-    def __init__(self, size: int, largest: float) -> None:
-        self.numbers = np.zeros(size + 3, np.int64)
-        self._terms, self.leave, self.left_out = np.split(self.numbers, [size + 1, size + 2])
-        self._largest = largest
+    def __init__(self, starts: Array, largest: float) -> None:
+        size, segments = starts[-1], len(starts) - 1
+        self.numbers = np.zeros(size + 1 + 4 * segments, np.int64)
+        self.terms, self.stop, counts = np.split(self.numbers, [size, size + 1])
+        self.counts = counts.reshape(4, segments)
+        self._starts, self._largest = starts, largest
         self._is_empty = True
 
-    def begin(self) -> None:
-        """Forget what was added."""
+    def clear(self) -> None:
+        self.counts[...] = 0
         self._is_empty = True
 
-    def add(self, message: Array) -> None:
-        """Add a grain's message, which is of no use afterwards."""
-        message[LOSS] *= _LOSS_SCALE
-        add_fixed_point(message[:STOP], self._largest, self._terms, self.left_out, self._is_empty)
+    def add(self, terms: Array, exponents: Array) -> None:
+        """Add the reduction buffer of a shard."""
+        add_fixed_point(terms, self._starts, exponents, self._largest, self.terms, self.counts, self._is_empty)
         self._is_empty = False
 
-    def end(self) -> None:
-        """Make `numbers` the sum of what was added, of nothing too."""
+    def finish(self) -> None:
+        """Make `numbers` the sum of what was added, which may be nothing."""
         if self._is_empty:
-            self.numbers[...] = 0
-        self.leave[0] = 0
+            self.terms[...] = 0
+        self.stop[0] = 0
 
-    def write(self, message: Array) -> None:
-        """Make a message of the sums."""
-        from_fixed_point(self._terms, message[:STOP])
-        message[LOSS] /= _LOSS_SCALE
-        message[STOP] = self.leave[0]
+
+def segment_starts(network: NetworkHandler) -> Array:
+    """Where the segments of the reduction buffer begin that have exponents of their own, and where the last one ends:
+    each parameter, each statistic, and the loss.
+    """
+    parameters, statistics = network.layout.slots, network.buffer_layout.slots
+    starts = [slot.start for slot in parameters] + [network.layout.size + slot.start for slot in statistics]
+    end = network.layout.size + network.buffer_layout.size
+    return np.array([*starts, end, end + 1], np.int64)
+
+
+def default_shards(batch_size: int) -> int:
+    """How many shards a minibatch is cut into where layers mix samples: the power of two nearest to 32 samples each."""
+    return 1 << max(round(float(np.log2(max(batch_size / _SHARD_SIZE, 1)))), 0)
 
 
 def check_grains(grains: int | None) -> None:
-    """Raise InputError unless that is a number of grains, or None."""
+    """Raise InputError unless that is a number of shards, or None."""
     if grains is None:
         return
-    if isinstance(grains, bool) or not isinstance(grains, int | np.integer) or not 1 <= grains <= _MOST_GRAINS:
-        raise InputError(f"grains must be an integer from 1 to {_MOST_GRAINS:,}, got {grains!r}")
+    if isinstance(grains, bool) or not isinstance(grains, int | np.integer) or not 1 <= grains <= _MOST_SHARDS:
+        raise InputError(f"grains must be an integer from 1 to {_MOST_SHARDS:,}, got {grains!r}")
 
 
-def summation_of(
-    network: NetworkHandler, team: Team, dataset: Dataset, loss: Loss, grains: int | None = None
-) -> Summation:
-    """Sums in fixed point over so many grains; of floats, for None."""
-    if grains is None:
-        return FloatSum(network, team, dataset, loss)
-    return FixedPointSum(network, team, dataset, loss, grains)
+def reducer_of(
+    network: NetworkHandler,
+    team: Team,
+    dataset: Dataset,
+    loss: Loss,
+    shards: int | None,
+    exponents: list[int] | None = None,
+) -> Reducer:
+    """A `FixedPointReducer` over so many shards; a `FloatReducer` for None.
+
+    Args:
+        exponents: kept up to date, so that a training can resume with them; empty at first.
+    """
+    if shards is None:
+        return FloatReducer(network, team, dataset, loss)
+    return FixedPointReducer(network, team, dataset, loss, shards, [] if exponents is None else exponents)
