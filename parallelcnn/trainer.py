@@ -25,12 +25,13 @@ from parallelcnn.profiling import Profiler
 from parallelcnn.replica import LOSS, STOP
 from parallelcnn.resilience.replica_check import ReplicaGuard, check_repair
 from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watch
+from parallelcnn.training.agreement import check_replicas, describe_data
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointSaver
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.divergence import check_message, check_test_loss
 from parallelcnn.training.evaluation import Evaluation, evaluate_by
 from parallelcnn.training.history import History
-from parallelcnn.training.preparation import check_fit, check_kinds, check_numbers, check_replicas, facts_of, start
+from parallelcnn.training.preparation import check_fit, check_kinds, check_numbers, facts_of, start
 from parallelcnn.training.reduction import Ranks, Reducer, check_grains, reducer_of
 from parallelcnn.training.thread_pool import Team
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
@@ -119,7 +120,7 @@ def train(
             "batch_size": batch_size,
             "evaluate_every": evaluate_every,
             "loss": loss,
-            "profiler": profiler,
+            "profiler": repr(profiler),
             "grains": grains,
             "repair": repair,
         }
@@ -137,17 +138,15 @@ def train(
 
         comm.activity = "preparing to train"
         run_together(comm, check)
-        check_replicas(comm, plan, train_set, test_set)
-        seed = comm.gather(seed)[0]
+        seed, saves = comm.gather((seed, checkpoints is not None or resume is not None))[0]
+        data = describe_data(comm, train_set=train_set, test_set=test_set) if saves or comm.size > 1 else {}
+        check_replicas(comm, {**plan, "classes": (train_set.classes, test_set.classes), **data})
 
         def describe() -> dict[str, Any]:
-            if comm.rank != 0 or (checkpoints is None and resume is None):
-                return {}
-            how = {"loss": loss, "optimizer": optimizer, "epochs": epochs, "batch_size": batch_size}
-            return facts_of(train_set, test_set, network, **how, seed=seed, grains=grains)
+            how = {"optimizer": optimizer, "epochs": epochs, "batch_size": batch_size, "seed": seed, "grains": grains}
+            return facts_of(train_set, test_set, network, loss=loss, data=data, **how) if saves else {}
 
-        # On every rank: any of them may have to save, once others are lost.
-        facts = comm.gather(run_together(comm, describe))[0]
+        facts = run_together(comm, describe)  # on every rank: any of them may have to save, once others are lost
         last_sample = epochs * len(train_set)
         history = start(comm, network, facts, resume, last_sample)
         threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True))

@@ -67,7 +67,7 @@ def main() -> int:
         }
         if comm.rank == 0:
             losses = len(train_set) // options.batch_sizes[0]
-            facts = facts_of(train_set, test_set, network)
+            facts = facts_of(train_set, test_set, network, loss=pc.SoftmaxCrossEntropy())
             found["checkpoint"] = checkpoint_seconds(network, facts, losses, options.folder, options.rounds)
             options.found.write_text(json.dumps(found))
         comm.barrier()

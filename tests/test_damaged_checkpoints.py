@@ -15,7 +15,7 @@ from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.preparation import facts_of, start
 
 DATASET = small.dataset(7)
-FACTS = facts_of(DATASET, DATASET, small.network(), seed=0)
+FACTS = facts_of(DATASET, DATASET, small.network(), loss=pc.SoftmaxCrossEntropy(), seed=0)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Model files: what was saved comes back, and nothing else is taken for one."""
 
 import contextlib
+import copy
 import io
 import json
 import tracemalloc
@@ -63,6 +64,50 @@ def test_layers_of_the_users_own_are_asked_for_and_taken(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds Dense\(5, activation=<bent>\), which is not .* --model FILE"):
         pc.load_model(tmp_path / "model.npz")
     assert pc.load_model(tmp_path / "model.npz", layers).parameters_sha256() == network.parameters_sha256()
+
+
+class Scaled(pc.Dense):
+    """What it multiplies by is no field."""
+
+    def __init__(self, units, factor):
+        super().__init__(units)
+        object.__setattr__(self, "factor", factor)
+
+
+def bent(slope):
+    return pc.ActivationFunction("bent", lambda x: slope * x, lambda x: 1.0)
+
+
+@pytest.mark.parametrize(
+    ("saved", "given"),
+    [
+        (Scaled(5, 1.0), Scaled(5, 2.0)),
+        (Scaled(5, np.arange(5000)), Scaled(5, np.arange(5000) ^ (np.arange(5000) == 2500))),
+        (pc.Dense(5, activation=bent(0.5)), pc.Dense(5, activation=bent(0.7))),
+    ],
+)
+def test_a_layer_of_the_users_with_other_values_is_refused_although_it_prints_alike(saved, given, tmp_path):
+    path = tmp_path / "model.npz"
+    assert repr(saved) == repr(given)
+    pc.save_model(path, pc.NetworkHandler((pc.Flatten(), saved), (1, 11, 9)))
+    pc.load_model(path, (pc.Flatten(), copy.deepcopy(saved)))
+    with pytest.raises(CheckpointError, match=r"does not fit the network: it holds a (Scaled|Dense)\(5.* other values"):
+        pc.load_model(path, (pc.Flatten(), given))
+    # Files of older versions keep no fingerprints.
+    with np.load(path, allow_pickle=False) as arrays:
+        kept = dict(arrays)
+    description = json.loads(str(kept["description"]))
+    assert description["layers"][1].pop("fingerprint")
+    path.write_bytes(_npz(**{**kept, "description": np.array(json.dumps(description))}))
+    pc.load_model(path, (pc.Flatten(), given))
+
+
+def test_a_layer_of_the_users_that_is_called_like_one_of_ours_is_not_taken_for_it(tmp_path):
+    network = pc.NetworkHandler((pc.Flatten(), type("Dense", (pc.Dense,), {})(5)), (1, 11, 9))
+    pc.save_model(tmp_path / "model.npz", network)
+    with pytest.raises(CheckpointError, match=r"holds Dense\(5\), which is not this library's own"):
+        pc.load_model(tmp_path / "model.npz")
+    pc.load_model(tmp_path / "model.npz", network.layers)
 
 
 def test_a_model_that_does_not_fit_the_layers_is_refused(tmp_path):

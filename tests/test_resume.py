@@ -88,6 +88,30 @@ def test_another_training_is_refused_and_named(tmp_path):
         assert network.parameters_sha256() == before
 
 
+class Scaled(pc.Dense):
+    """What it multiplies by is no field, and not in its `repr`."""
+
+    def __init__(self, units, factor):
+        super().__init__(units)
+        object.__setattr__(self, "factor", factor)
+
+
+def test_layers_that_print_alike_but_hold_other_values_are_another_training(tmp_path):
+    def network(factor):
+        return pc.NetworkHandler((pc.Flatten(), Scaled(5, factor)), (1, 11, 9))
+
+    folder = pc.CheckpointFolder(tmp_path)
+    train(epochs=1, checkpoints=folder, network=network(1.0))
+    newest = folder.newest()
+    with pytest.raises(CheckpointError, match="the checkpoint is of another training: its layer 2 holds other values"):
+        train(resume=newest, network=network(2.0))
+    newest.facts["fingerprints"] = [1]
+    with pytest.raises(CheckpointError, match="its layer 1 holds other values"):
+        train(resume=newest, network=network(1.0))
+    del newest.facts["fingerprints"]  # as older versions wrote it
+    train(epochs=1, resume=newest, network=network(2.0))
+
+
 def test_other_epochs_and_another_learning_rate_go_on_and_are_said(tmp_path):
     folder = pc.CheckpointFolder(tmp_path)
     train(epochs=1, checkpoints=folder)

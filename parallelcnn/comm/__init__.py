@@ -10,6 +10,7 @@ from parallelcnn.comm.communicator import MPIRanks as MPIRanks
 from parallelcnn.comm.communicator import Serial as Serial
 from parallelcnn.comm.communicator import ulfm as ulfm
 from parallelcnn.comm.sharing import share_on_node as share_on_node
+from parallelcnn.comm.sharing import shared_file as shared_file
 from parallelcnn.comm.starting import as_communicator as as_communicator
 from parallelcnn.comm.starting import launched_rank as launched_rank
 from parallelcnn.comm.starting import launched_ranks as launched_ranks

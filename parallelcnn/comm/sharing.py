@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
+
 from parallelcnn.comm.communicator import Communicator
 from parallelcnn.comm.together import run_together
 from parallelcnn.errors import DataError
@@ -72,3 +74,18 @@ def _map_arrays(name: str, pieces: list[tuple[int, int]], pickled: bytes) -> Any
     with open(name, "rb") as file:
         memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     return pickle.loads(pickled, buffers=[memory[start : start + length] for start, length in pieces])
+
+
+def shared_file(array: np.ndarray) -> tuple[str, str, int] | None:
+    """The file that an array lies in, if its memory is one that other processes may map, too: device, inode, and the
+    place of the array in it. None: its memory is this process's own, or that is not known.
+    """
+    address = array.__array_interface__["data"][0]
+    with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
+        for line in maps:
+            addresses, permissions, offset, device, inode = line.split()[:5]
+            start, end = (int(number, 16) for number in addresses.split("-"))
+            if start <= address < end:
+                is_shared = permissions.endswith("s") and "w" not in permissions and inode != "0"
+                return (device, inode, int(offset, 16) + address - start) if is_shared else None
+    return None

@@ -21,6 +21,7 @@ import numpy as np
 from parallelcnn import layers as library_layers
 from parallelcnn.errors import CheckpointError, InputError
 from parallelcnn.files.archive import COMPRESSION_LIMIT, HEADER_LIMIT, open_npz, read_description, read_npy, write_npz
+from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.layers import Layer
 from parallelcnn.network import NetworkHandler, chain_shapes, declare
 from parallelcnn.parameters import Slot
@@ -66,7 +67,13 @@ def _describe(layer: Layer) -> dict[str, Any]:
     names: list[str] = [f.name for f in dataclasses.fields(layer)] if is_dataclass(layer) else []
     arguments = {name: getattr(layer, name) for name in names}
     plain = {name: _as_plain(value) for name, value in arguments.items()}
-    return {"layer": type(layer).__name__, "arguments": plain, "written": repr(layer)}
+    kind = type(layer)
+    is_ours = kind is getattr(library_layers, kind.__name__, None)
+    name = kind.__name__ if is_ours else f"{kind.__module__}.{kind.__name__}"
+    entry = {"layer": name, "arguments": plain, "written": repr(layer)}
+    if not _can_be_rebuilt(entry):  # to recognise the layer, of which `written` may tell less than all
+        entry["fingerprint"] = stored_fingerprint(layer)
+    return entry
 
 
 def _as_plain(value: Any) -> Any:
@@ -101,6 +108,9 @@ def _build(
         found = [repr(layer) for layer in layers]
         if found != written:
             raise CheckpointError(f"{path} does not fit the network: it holds {_listed(written)}, not {_listed(found)}")
+        for layer, entry in zip(layers, description["layers"], strict=True):
+            if "fingerprint" in entry and not matches(entry["fingerprint"], stored_fingerprint(layer)):
+                raise CheckpointError(f"{path} does not fit the network: it holds a {layer!r} with other values")
         # What a description claims is only allocated once it has been found in the file.
         slots = [slot for layout in layouts for slot in layout.slots]
         arrays = {slot.key: _read_array(path, archive, slot, dtype) for slot in slots}
@@ -116,15 +126,20 @@ def _build(
 
 
 def _rebuild(path: Path, entry: dict[str, Any]) -> Layer:
-    kind: Any = getattr(library_layers, entry["layer"], None)
-    known = isinstance(kind, type) and issubclass(kind, Layer) and kind is not Layer
-    arguments = entry["arguments"]
-    if not known or any(isinstance(value, dict) for value in arguments.values()):
+    if not _can_be_rebuilt(entry):
         raise CheckpointError(
             f"{path} holds {entry['written']}, which is not this library's own: say where it is, "
             f"--model FILE.py:FUNCTION (in the library: layers=)"
         )
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()})
+    arguments = entry["arguments"].items()
+    kind = getattr(library_layers, entry["layer"])
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in arguments})
+
+
+def _can_be_rebuilt(entry: dict[str, Any]) -> bool:
+    kind: Any = getattr(library_layers, entry["layer"], None)
+    known = isinstance(kind, type) and issubclass(kind, Layer) and kind is not Layer
+    return known and not any(isinstance(value, dict) for value in entry["arguments"].values())
 
 
 def _read_array(path: Path, archive: zipfile.ZipFile, slot: Slot, dtype: np.dtype) -> np.ndarray:

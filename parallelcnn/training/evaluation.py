@@ -12,6 +12,7 @@ from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import Replica
+from parallelcnn.training.agreement import check_replicas, describe_data
 from parallelcnn.training.thread_pool import Team
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
 
@@ -50,11 +51,20 @@ def evaluate(
     Raises:
         ShapeError: if data set, network and loss do not fit together, or not into this machine's memory.
         InputError: for a number of threads below 1, or larger than machines have.
+        ReplicaMismatchError: if the ranks were not called with the same arguments.
     """
-    check_threads(threads)
     comm = as_communicator(comm)
     loss = loss or SoftmaxCrossEntropy()
-    loss.check(network.output_shape, dataset.labels, dataset.classes)
+
+    def check() -> None:
+        check_threads(threads)
+        loss.check(network.output_shape, dataset.labels, dataset.classes)
+
+    run_together(comm, check)
+    if comm.size > 1:
+        told = {"layers": network.layers, "loss": loss, "classes": dataset.classes}
+        read = {"parameters": network.parameters_sha256(), **describe_data(comm, dataset=dataset)}
+        check_replicas(comm, {**told, **read})
     threads = choose_threads(comm, threads, network.multiply_adds(len(dataset), training=False))
     run_together(comm, lambda: network.check_memory(threads))
     with network.idle_replicas(threads) as replicas, one_blas_thread(), Team(replicas) as team:

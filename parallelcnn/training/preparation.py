@@ -2,17 +2,18 @@
 
 import copy
 import warnings
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from parallelcnn.comm import Communicator
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.errors import CheckpointError, InputError, ReplicaMismatchError, ShapeError, TrainingWarning, shown
+from parallelcnn.errors import CheckpointError, InputError, ShapeError, TrainingWarning, shown
+from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
+from parallelcnn.training.agreement import describe_dataset
 from parallelcnn.training.checkpoint import Checkpoint, facts_that_changed
 from parallelcnn.training.history import History
 
@@ -56,35 +57,31 @@ def check_fit(network: NetworkHandler, dataset: Dataset, loss: Loss | None = Non
         )
 
 
-def check_replicas(comm: Communicator, plan: dict[str, object], train_set: Dataset, test_set: Dataset) -> None:
-    """Raise ReplicaMismatchError, on all ranks, unless all of them were called with the same arguments."""
-    mine = {name: repr(value) for name, value in plan.items()}
-    for name, dataset in (("train_set", train_set), ("test_set", test_set)):
-        labels = zlib.crc32(dataset.labels.data)
-        mine[name] = f"{dataset.images.dtype} of shape {dataset.images.shape}, labels with CRC-32 {labels:08x}"
-    everyone = comm.gather(mine)
-    for name in mine:
-        for rank, theirs in enumerate(everyone):
-            if theirs[name] != everyone[0][name]:
-                raise ReplicaMismatchError(
-                    f"all ranks must train the same: rank 0 has {name} {everyone[0][name]}, "
-                    f"but rank {rank} has {theirs[name]}"
-                ).together()
-
-
-def facts_of(train_set: Dataset, test_set: Dataset, network: NetworkHandler, **others: Any) -> dict[str, Any]:
+def facts_of(
+    train_set: Dataset,
+    test_set: Dataset,
+    network: NetworkHandler,
+    *,
+    loss: Loss,
+    data: Mapping[str, str] | None = None,
+    **others: Any,
+) -> dict[str, Any]:
     """What a checkpoint says of its training, in values that JSON can hold.
 
     Args:
-        others: by name, what says by its `repr` what it is.
+        data: what `describe_data` has found out about the data sets.
+        others: further settings, by name.
     """
+    compared = {**{f"layer {i}": layer for i, layer in enumerate(network.layers, start=1)}, "loss": loss}
     return {
         "layers": [repr(layer) for layer in network.layers],
         "input_shape": list(network.input_shape),
         "dtype": network.dtype.name,
-        "train_set": _fingerprint(train_set),
-        "test_set": _fingerprint(test_set),
+        "loss": repr(loss),
+        "train_set": data["train_set"] if data else describe_dataset(train_set),
+        "test_set": data["test_set"] if data else describe_dataset(test_set),
         **{name: value if isinstance(value, int | None) else repr(value) for name, value in others.items()},
+        "fingerprints": {name: stored_fingerprint(value) for name, value in compared.items()},
     }
 
 
@@ -101,6 +98,10 @@ def check_resume(resume: Checkpoint, network: NetworkHandler, facts: dict[str, A
         if name in _FIXED:
             found = shown(f"its {name} is {before}, not {now}")
             raise CheckpointError(f"the checkpoint is of another training: {found}").together()
+    fingerprints = resume.facts.get("fingerprints", facts["fingerprints"])  # older checkpoints have none
+    for name, now in facts["fingerprints"].items():
+        if not (isinstance(fingerprints, dict) and matches(fingerprints.get(name), now)):
+            raise CheckpointError(f"the checkpoint is of another training: its {name} holds other values").together()
     if resume.history.samples_seen > last_sample:
         raise CheckpointError(
             f"the checkpoint has seen {resume.history.samples_seen:,} samples already: epochs must be more, "
@@ -136,16 +137,7 @@ def start(
         return History()
     check_resume(resume, network, facts, last_sample)
     for name, before, now in facts_that_changed(facts, resume.facts):
-        if comm.rank == 0:
+        if comm.rank == 0 and name != "fingerprints":  # these have been compared
             warnings.warn(shown(f"resumed with {name} {now} instead of {before}"), TrainingWarning, stacklevel=3)
     network.set_state(resume.state)
     return copy.deepcopy(resume.history)
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    images = dataset.images if dataset.images.flags.c_contiguous else np.ascontiguousarray(dataset.images)
-    labels = np.ascontiguousarray(dataset.labels)
-    return (
-        f"{dataset.images.dtype} of shape {dataset.images.shape}, "
-        f"CRC-32 {zlib.crc32(images.data):08x}, labels {zlib.crc32(labels.data):08x}"
-    )

@@ -141,14 +141,8 @@ def test_ranks_that_were_called_with_different_arguments_are_told_so(comm):
     sets = small.dataset(50), small.dataset(20)
     for other, message in (
         ({"epochs": 3}, f"rank 0 has epochs 2, but rank {comm.size - 1} has 3"),
-        ({"batch_size": 9}, "rank 0 has batch_size 10, but"),
-        ({"optimizer": pc.SGD(0.2)}, r"rank 0 has optimizer SGD\(learning_rate=0.1"),
         ({"train_set": small.dataset(49)}, r"rank 0 has train_set uint8 of shape \(50, 11, 9\)"),
-        ({"train_set": small.dataset(50, seed=9)}, "labels with CRC-32"),
-        ({"evaluate_every": 3}, "rank 0 has evaluate_every None, but"),
-        ({"profiler": pc.Profiler()}, r"rank 0 has profiler None, but"),
-        ({"loss": pc.MeanSquaredError()}, r"rank 0 has loss SoftmaxCrossEntropy\(\), but"),
-        ({"network": small.network(dtype=np.float64)}, "rank 0 has dtype dtype"),
+        ({"test_set": small.dataset(20, seed=9)}, "rank 0 has test_set uint8 .* labels [0-9a-f]{8}, but rank"),
         ({"network": pc.NetworkHandler((pc.Flatten(), pc.Dense(5)), (1, 11, 9))}, "rank 0 has layers"),
     ):
         arguments = {

@@ -1,0 +1,106 @@
+"""Checks, before the first step, that all ranks were called with the same arguments and the same data."""
+
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from parallelcnn._version import __version__
+from parallelcnn.comm import Communicator, run_together, shared_file
+from parallelcnn.data.dataset import Dataset
+from parallelcnn.errors import ReplicaMismatchError, shown
+from parallelcnn.files.fingerprint import fingerprint
+
+
+class _Argument(NamedTuple):
+    """An argument as the other ranks see it.
+
+    Attributes:
+        text: for messages.
+        fingerprint: what is compared.
+        attributes: fingerprints of what an object holds, by name, to say what differs.
+    """
+
+    text: str
+    fingerprint: str
+    attributes: dict[str, str]
+
+
+def check_replicas(comm: Communicator, arguments: Mapping[str, object]) -> None:
+    """Raise ReplicaMismatchError, on all ranks, unless all of them have the same arguments and the same version.
+
+    Collective: every rank of `comm` must call it.
+
+    Args:
+        arguments: by name; data sets as `describe_data` describes them.
+    """
+    if comm.size == 1:
+        return
+
+    def describe() -> dict[str, _Argument]:
+        values: dict[str, object] = {"version of parallelcnn": __version__}
+        for name, value in arguments.items():
+            if name == "layers" and isinstance(value, tuple):  # each of them first, to say which one differs
+                values |= {f"layer {position}": layer for position, layer in enumerate(value, start=1)}
+            values[name] = value
+        return {name: _described(value) for name, value in values.items()}
+
+    everyone = comm.gather(run_together(comm, describe))
+    first = everyone[0]
+    for name in first:
+        for rank, theirs in enumerate(everyone):
+            what = name if len(theirs) == len(first) else "layers"  # more of them, or fewer
+            if theirs[what].fingerprint != first[what].fingerprint:
+                raise ReplicaMismatchError(_difference(what, first[what], rank, theirs[what])).together()
+
+
+def describe_data(comm: Communicator, **datasets: Dataset) -> dict[str, str]:
+    """Type, shape and CRC-32 of the contents of data sets, by the same names.
+
+    Collective: every rank of `comm` must call it. Where ranks have mapped the same file, one of them reads it: to read
+    MNIST takes 25 ms.
+    """
+    arrays = [array for dataset in datasets.values() for array in (dataset.images, dataset.labels)]
+    node = comm.ranks_on_node()[0]
+    places = comm.gather([(node, place) if (place := shared_file(array)) else None for array in arrays])
+    mine = places[comm.rank]
+    # The first rank that has the array reads it.
+    readers = [
+        comm.rank if place is None else next(rank for rank in range(comm.size) if places[rank][i] == place)
+        for i, place in enumerate(mine)
+    ]
+    checksums = comm.gather(
+        [_crc32(array) if reader == comm.rank else 0 for array, reader in zip(arrays, readers, strict=True)]
+    )
+    found = iter([checksums[reader][i] for i, reader in enumerate(readers)])
+    return {name: _with_checksums(dataset, next(found), next(found)) for name, dataset in datasets.items()}
+
+
+def describe_dataset(dataset: Dataset) -> str:
+    """The same of one data set, of this rank alone."""
+    return _with_checksums(dataset, _crc32(dataset.images), _crc32(dataset.labels))
+
+
+def _with_checksums(dataset: Dataset, images: int, labels: int) -> str:
+    return f"{dataset.images.dtype} of shape {dataset.images.shape}, CRC-32 {images:08x}, labels {labels:08x}"
+
+
+def _crc32(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data)
+
+
+def _described(value: object) -> _Argument:
+    attributes = {name: fingerprint(one) for name, one in getattr(value, "__dict__", {}).items()}
+    return _Argument(value if isinstance(value, str) else repr(value), fingerprint(value), attributes)
+
+
+def _difference(name: str, first: _Argument, rank: int, other: _Argument) -> str:
+    if first.text != other.text:
+        found = f"rank 0 has {name} {shown(first.text)}, but rank {rank} has {shown(other.text)}"
+    else:
+        names = sorted(first.attributes.keys() | other.attributes.keys())
+        differ = [one for one in names if first.attributes.get(one) != other.attributes.get(one)]
+        what = f"another {' and '.join(differ)}" if differ else "other code or contents"
+        found = f"rank {rank} has {name}, {shown(first.text)}, with {what} than rank 0"
+    return f"all ranks must train the same: {found}"
