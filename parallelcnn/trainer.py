@@ -24,7 +24,7 @@ from parallelcnn.optimizers import SGD
 from parallelcnn.profiling import Profiler
 from parallelcnn.replica import LOSS, STOP
 from parallelcnn.resilience.replica_check import ReplicaGuard, check_repair
-from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watch
+from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watch, check_timeout
 from parallelcnn.training.agreement import check_replicas, describe_data
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointSaver
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
@@ -108,7 +108,8 @@ def train(
         DivergenceError: if loss or gradient is no longer finite, on every rank in the same step.
         LaunchError: see `world`.
     """
-    comm = as_communicator(comm)
+    check_timeout(timeout)
+    comm = as_communicator(comm, timeout)
     with Watch(comm, timeout):
         loss = loss or SoftmaxCrossEntropy()
         plan = {

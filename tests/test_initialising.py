@@ -1,6 +1,8 @@
 """Ranks that die, or do not come, before MPI has begun."""
 
+import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,7 +68,7 @@ def verdict(monkeypatch):
 
     def verdict(do, rank=0, size=4):
         said.clear()
-        with initialising._StartWatch(rank, size):
+        with initialising._StartWatch(rank, size, 300.0):
             do()
             time.sleep(1.0)
         return "".join(said)
@@ -174,17 +176,29 @@ def test_ranks_do_not_wait_for_one_that_died_before_mpi_began(ranks, victims, af
 
 
 _ONE_DOES_NOT_COME = """
-import os, time
+import os, signal, sys, time
 from parallelcnn.comm import initialising, world
-initialising.START_TIMEOUT = 2.0
+initialising.LEAST_TIMEOUT = 1.0
 if "1" in (os.environ.get("OMPI_COMM_WORLD_RANK"), os.environ.get("PMI_RANK")):
-    time.sleep(1000)
-world()
+    os.kill(os.getpid(), signal.SIGSTOP)
+world(timeout=2)
 """
 
 
 @pytest.mark.mpi
-def test_ranks_do_not_wait_for_ever_for_one_that_never_comes_to_mpi():
+def test_ranks_wait_for_one_that_is_stopped_before_mpi_begins_no_longer_than_the_timeout():
     ran = launch.run_ranks(2, ["-c", _ONE_DOES_NOT_COME], limit=30)
     assert ran.code == 1, ran.err
     assert "parallelcnn: error: MPI has not begun after 2 s: it waits for ranks that do not come" in ran.err
+    assert ran.seconds < 15
+
+
+def test_of_the_living_ranks_the_stopped_ones_are_found(start_rank):
+    stopped, _ = start_rank(2), start_rank(3)
+    stopped.send_signal(signal.SIGSTOP)
+    wait_until(lambda: initialising.stopped_ranks() == {2})
+
+
+def test_the_timeout_of_the_start_is_that_of_the_command_unless_mpi_could_not_start_in_it():
+    timeouts = [initialising._StartWatch(0, 1, asked)._timeout for asked in (0, 1, 60)]
+    assert timeouts == [math.inf, initialising.LEAST_TIMEOUT, 60]

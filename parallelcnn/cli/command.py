@@ -64,7 +64,7 @@ def _main(arguments: list[str] | None) -> int:
         return _say_once(2, parser.format_help())
     comm: Communicator = Serial()
     try:
-        comm = _world(options.strict)
+        comm = _world(options.strict, options.timeout)
         with Watch(comm, options.timeout):
             code = options.run(options, comm)
         sys.stdout.flush()
@@ -88,17 +88,22 @@ def _parser() -> Parser:
     return parser
 
 
-def _world(strict: bool | None) -> "Communicator":
+def _world(strict: bool | None, timeout: float) -> "Communicator":
     """All ranks. If the launch is wrong: LaunchError if `strict`, otherwise this process alone.
 
     None: this process alone, and MPI is not started.
     """
     from parallelcnn.comm import Serial, world
+    from parallelcnn.resilience.watchdog import check_timeout
 
     if strict is None:
         return Serial()
     try:
-        return world(strict=strict)
+        check_timeout(timeout)
+    except InputError as error:  # before the ranks know of each other
+        raise LaunchError(str(error)) from None
+    try:
+        return world(strict=strict, timeout=timeout)
     except LaunchError:
         if strict:
             raise

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     about = "versions, MPI library, ranks, hosts, cores and threads"
     parser = commands.add_parser("info", help=f"show {about}", description=f"Show {about}.")
-    parser.set_defaults(run=run, strict=False, timeout=0)
+    parser.set_defaults(run=run, strict=False, timeout=300.0)
 
 
 def run(options: argparse.Namespace, comm: "Communicator") -> int:

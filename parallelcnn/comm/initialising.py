@@ -7,6 +7,7 @@ every rank looks at the clock, and at the processes of this machine.
 
 import contextlib
 import ctypes
+import math
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from parallelcnn.comm.communicator import say
 from parallelcnn.comm.launcher import launcher, tell_to_end_the_job
 from parallelcnn.resources import number_in
 
-START_TIMEOUT = 300.0  # that MPI waits for ranks that do not come [s]
+LEAST_TIMEOUT = 5.0  # MPI itself takes seconds to start on a busy machine [s]
 
 _LOOK_EVERY = 0.5  # [s]
 # A rank that is gone may also have come through MPI_Init, and from there to its end, before this one was let run again.
@@ -25,19 +26,20 @@ _BELIEVED_AFTER = 3.0  # [s]
 _SPEAK_APART = 2.0  # one rank after the other: the first ends all [s]
 
 
-def initialise(MPI: Any, rank: int, size: int) -> None:
+def initialise(MPI: Any, rank: int, size: int, timeout: float) -> None:
     """Call MPI_Init_thread; end this process with a sentence and exit code 1 if others do not come to it.
 
     Args:
         MPI: the module of mpi4py, which has not initialised MPI.
         rank, size: of this process, as its launcher says.
+        timeout: how long to wait for others, at least `LEAST_TIMEOUT`; 0: no limit [s].
     """
     try:
         init = ctypes.CDLL(MPI.__file__).MPI_Init_thread
     except (OSError, AttributeError):  # an mpi4py that hides MPI's functions: unwatched
         MPI.Init_thread()
         return
-    with _StartWatch(rank, size):
+    with _StartWatch(rank, size, timeout):
         # mpi4py's own lets no other thread of Python run meanwhile. Besides that it sets these two handlers.
         if init(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int())) != MPI.SUCCESS:
             raise RuntimeError("MPI_Init_thread failed")
@@ -48,8 +50,9 @@ def initialise(MPI: Any, rank: int, size: int) -> None:
 class _StartWatch:
     """The thread that looks whether others are still to be expected, inside a `with` statement."""
 
-    def __init__(self, rank: int, size: int) -> None:
+    def __init__(self, rank: int, size: int, timeout: float) -> None:
         self._rank, self._size = rank, size
+        self._timeout = max(timeout, LEAST_TIMEOUT) if timeout > 0 else math.inf
         self._size_here = number_in("OMPI_COMM_WORLD_LOCAL_SIZE") or 0
         self._seen: set[int] = set()
         self._alive: set[int] = set()
@@ -65,7 +68,7 @@ class _StartWatch:
         self._thread.join(_LOOK_EVERY)  # it may be reading of a process that is stuck
 
     def _live(self) -> None:
-        give_up_at = time.monotonic() + START_TIMEOUT
+        give_up_at = time.monotonic() + self._timeout
         while True:
             now, alive = time.monotonic(), living_ranks()
             if alive != self._alive:
@@ -77,8 +80,10 @@ class _StartWatch:
                 turn = len([rank for rank in alive if rank < self._rank])
                 self._end(f"rank {gone} died before MPI had begun, and MPI would wait for ever", turn)
             if now > give_up_at:
+                stopped = ", ".join(f"; rank {rank} is stopped" for rank in sorted(stopped_ranks()))
                 self._end(
-                    f"MPI has not begun after {START_TIMEOUT:g} s: it waits for ranks that do not come", self._rank
+                    f"MPI has not begun after {self._timeout:g} s: it waits for ranks that do not come{stopped}",
+                    self._rank,
                 )
             if self._over.wait(_LOOK_EVERY):
                 return
@@ -107,14 +112,29 @@ def _launcher_is_seen() -> bool:
 
 
 def living_ranks() -> set[int]:
-    """The ranks of this job of Open MPI's, by number, of which a process lives on this machine; none of another MPI."""
+    """The ranks of this job of Open MPI's that have a process on this machine; none of another MPI's."""
+    return set(_processes())
+
+
+def stopped_ranks() -> set[int]:
+    """Those of the living ranks that have been stopped, by SIGSTOP or a debugger."""
+    stopped = set()
+    for rank, process in _processes().items():
+        with contextlib.suppress(OSError):
+            if (process / "stat").read_text().rpartition(")")[2].split()[0] in "tT":
+                stopped.add(rank)
+    return stopped
+
+
+def _processes() -> dict[int, Path]:
+    """The folder in /proc of each living rank."""
     job = os.environ.get("PMIX_NAMESPACE", "").encode()
-    ranks: set[int] = set()
+    ranks: dict[int, Path] = {}
     for process in Path("/proc").glob("[0-9]*") if job else ():
         # One that is over, or another user's, says nothing of itself.
         with contextlib.suppress(OSError, ValueError, KeyError):
             pairs = (pair.partition(b"=") for pair in (process / "environ").read_bytes().split(b"\0"))
             variables = {name: value for name, _, value in pairs}
             if variables.get(b"PMIX_NAMESPACE") == job:
-                ranks.add(int(variables[b"OMPI_COMM_WORLD_RANK"]))
+                ranks[int(variables[b"OMPI_COMM_WORLD_RANK"])] = process
     return ranks

@@ -15,24 +15,43 @@ from parallelcnn.comm.initialising import initialise
 from parallelcnn.errors import InputError, LaunchError
 from parallelcnn.resources import number_in
 
+START_TIMEOUT = 300.0  # that MPI waits for ranks that do not come [s]
 
-def as_communicator(comm: Any) -> Communicator:
+
+def as_communicator(comm: Any, timeout: float = START_TIMEOUT) -> Communicator:
     """What the user handed over as a communicator: None for `world()`, one of ours, or one of mpi4py's.
 
     Raises:
+        InputError: if ranks cannot train over it.
         LaunchError: see `world`.
     """
     if comm is None:
-        return world()
-    if hasattr(comm, "sum_over_ranks"):
-        return comm
-    if hasattr(comm, "Allreduce"):
+        return world(timeout=timeout)
+    MPI = sys.modules.get("mpi4py.MPI")
+    if MPI is not None and isinstance(comm, MPI.Comm):
+        _check_mpi_comm(MPI, comm)
         return MPIRanks(comm)
+    if hasattr(comm, "sum_over_ranks") and not isinstance(comm, type):
+        return comm
     raise InputError(f"comm must be None, a communicator of mpi4py or parallelcnn.Serial(), got {comm!r}")
 
 
-def world(*, strict: bool = True) -> Communicator:
+def _check_mpi_comm(MPI: Any, comm: Any) -> None:
+    """Raise InputError unless it connects ranks, this one among them."""
+    rule = "comm must be an intracommunicator of mpi4py"
+    if not MPI.Is_initialized() or MPI.Is_finalized():
+        raise InputError(f"{rule}, but MPI {'has been finalized' if MPI.Is_initialized() else 'is not initialized'}")
+    if comm == MPI.COMM_NULL:
+        raise InputError(f"{rule}, got MPI.COMM_NULL: this rank is not part of the communicator, or it has been freed")
+    if comm.Is_inter():
+        raise InputError(f"{rule}, got an intercommunicator: its Merge() returns one that has all of its ranks")
+
+
+def world(*, strict: bool = True, timeout: float = START_TIMEOUT) -> Communicator:
     """All ranks that were started together.
+
+    Args:
+        timeout: how long to wait for the others while MPI starts; 0: no limit [s].
 
     Raises:
         LaunchError: if `strict`, and a launcher started several ranks, but MPI does not work or sees only one: going on
@@ -42,7 +61,7 @@ def world(*, strict: bool = True) -> Communicator:
     if wanted == 1 and not _has_launcher() and "mpi4py.MPI" not in sys.modules:
         return Serial()
     try:
-        MPI = _start_mpi()
+        MPI = _start_mpi(timeout)
     except (ImportError, RuntimeError) as error:
         if wanted == 1 or not strict:
             return Serial()
@@ -85,7 +104,7 @@ def _abort_after_traceback(ranks: Communicator) -> Callable[..., None]:
     return excepthook
 
 
-def _start_mpi() -> Any:
+def _start_mpi(timeout: float) -> Any:
     """mpi4py's MPI, initialised; LaunchError if it would abort in the attempt, because another MPI's launcher runs."""
     if "mpi4py.MPI" not in sys.modules:
         import mpi4py
@@ -102,7 +121,7 @@ def _start_mpi() -> Any:
                 f"which starts its ranks with\n"
                 f"    {mpirun()} -n {wanted} {shlex.join(_command())}"
             )
-        initialise(MPI, launched_rank(), launched_ranks()[0])
+        initialise(MPI, launched_rank(), launched_ranks()[0], timeout)
         atexit.register(_finalize)
     from mpi4py import MPI
 
