@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import shutil
+import sys
 
+import launch
 import pytest
 import small
 
@@ -304,3 +306,71 @@ def test_a_run_without_out_gets_a_directory_of_its_own_also_in_the_same_second(t
     with pytest.warns(TrainingWarning, match="runs-2"):
         directory.stay_ours()
     directory.close()
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("raise AttributeError('_ARRAY_API not found')", "AttributeError: _ARRAY_API not found"),
+        (
+            "raise ImportError('libfreetype.so.6: cannot open \x1b]0;title')",
+            "ImportError: libfreetype.so.6: cannot open \\x1b]0;title",
+        ),
+        (
+            "raise ModuleNotFoundError(\"No module named 'kiwisolver'\")",
+            "ModuleNotFoundError: No module named 'kiwisolver'",
+        ),
+        ("", "ModuleNotFoundError: No module named 'matplotlib.figure'"),
+    ],
+)
+def test_a_matplotlib_that_is_broken_costs_the_picture_and_nothing_else(broken, reason, tmp_path, monkeypatch):
+    package = tmp_path / "packages" / "matplotlib"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(broken)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(package.parent)
+    directory = opened(tmp_path / "out")
+    with pytest.warns(TrainingWarning) as said:
+        directory.write_extras(two_steps([2.0])[0], None)
+    assert [str(one.message) for one in said] == [f"no loss.png: {reason}"]
+    directory.close()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        del sys.modules[name]
+
+
+def test_a_profile_or_picture_that_cannot_be_written_costs_nothing_else(tmp_path):
+    class Profiler:
+        def table(self):
+            raise ZeroDivisionError("no steps")
+
+        def save_trace(self, path):
+            path.write_text("trace")
+
+    pytest.importorskip("matplotlib")
+    directory = opened(tmp_path / "out")
+    (tmp_path / "out" / "loss.png").mkdir()
+    with pytest.warns(TrainingWarning) as said:
+        directory.write_extras(two_steps([2.0])[0], Profiler())
+    assert [str(one.message) for one in said] == [
+        "no loss.png: Is a directory",
+        "no profile.txt: ZeroDivisionError: no steps",
+    ]
+    assert (tmp_path / "out" / "trace.json").read_text() == "trace"
+    directory.close()
+
+
+def test_a_plotting_backend_that_is_not_installed_does_not_matter(tmp_path):
+    """Jupyter sets it for all that it starts."""
+    pytest.importorskip("matplotlib")
+    script = """
+import pathlib, sys
+from parallelcnn.cli.run_directory import plot_losses
+from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.history import History
+plot_losses(pathlib.Path(sys.argv[1]), History([2.0], [(1, 1, Evaluation(0.5, 0.75, 10))], 10))
+"""
+    backend = "module://matplotlib_inline_that_is_not_installed.backend_inline"
+    ran = launch.run([sys.executable, "-c", script, str(tmp_path / "loss.png")], MPLBACKEND=backend)
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

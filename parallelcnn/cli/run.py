@@ -264,8 +264,6 @@ class Run:
         self, history: History, on_train_set: Evaluation, all_hosts: list[str], all_threads: list[int], peak_rss: int
     ) -> None:
         directory = self._reporter.directory_to_write()
-        if self._profiler is not None:
-            print(f"\n{self._profiler.table()}\n")
         # The disk may become full: first what cannot be computed again.
         save_model(directory.path / "model.npz", self._network)
         options, network = self._options, self._network
@@ -279,9 +277,9 @@ class Run:
         took_a_step = not math.isnan(since_first_step)
         summary["first_step_seconds"] = summary["wall_seconds"] - since_first_step if took_a_step else None
         directory.write_summary(summary)
-        directory.plot_losses(history)
+        directory.write_extras(history, self._profiler)
         if self._profiler is not None:
-            directory.write_profile(self._profiler)
+            print(f"\n{self._profiler.table()}\n")
         print(describe_result(directory.path, summary), flush=True)
 
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import importlib.util
 import io
 import json
 import math
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ import numpy as np
 from parallelcnn.cli.metrics import MetricsFile, evaluation_row
 from parallelcnn.cli.progress import Progress
 from parallelcnn.comm import Communicator
-from parallelcnn.errors import InputError, TrainingWarning
+from parallelcnn.errors import InputError, TrainingWarning, shown
 from parallelcnn.files.atomic import lock, remove_unfinished, write_atomically
 from parallelcnn.files.regular import open_regular
 from parallelcnn.profiling import Profiler
@@ -165,20 +167,28 @@ class RunDirectory:
         """Write `summary.json`."""
         write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
 
-    def write_profile(self, profiler: Profiler) -> None:
-        """Write `profile.txt`, the table, and `trace.json`, the timeline."""
-        write_atomically(self.path / "profile.txt", f"{profiler.table()}\n".encode())
-        profiler.save_trace(self.path / "trace.json")
+    def write_extras(self, history: History, profiler: Profiler | None) -> None:
+        """Write what a run can do without: `loss.png`, and `profile.txt` and `trace.json` if there is a profiler.
 
-    def plot_losses(self, history: History) -> bool:
-        """Write `loss.png`; False if matplotlib is not installed."""
+        If one of them fails, a warning says why. No picture and no warning if matplotlib is not installed.
+        """
+        with self._optional("loss.png") as path:
+            if importlib.util.find_spec("matplotlib") is not None:
+                plot_losses(path, history)
+        if profiler is not None:
+            with self._optional("profile.txt") as path:
+                write_atomically(path, f"{profiler.table()}\n".encode())
+            with self._optional("trace.json") as path:
+                profiler.save_trace(path)
+
+    @contextlib.contextmanager
+    def _optional(self, name: str) -> Iterator[Path]:
         try:
-            import matplotlib
-        except ImportError:
-            return False
-        matplotlib.use("Agg")
-        plot_losses(self.path / "loss.png", history)
-        return True
+            yield self.path / name
+        except Exception as error:  # a matplotlib that was built for another numpy raises anything
+            reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            message = shown(f"no {name}: {reason or error}")
+            warnings.warn(message, TrainingWarning, stacklevel=4)
 
 
 class RunReporter:
@@ -257,6 +267,10 @@ class RunReporter:
 
 def plot_losses(path: Path, history: History) -> None:
     """Plot the training loss over minibatches, raw (faint) and smoothed, with the test loss as dots."""
+    if "matplotlib" not in sys.modules:
+        # Jupyter names its own backend here. Where that is not installed, matplotlib refuses to be imported, although
+        # a figure that is only saved needs no backend.
+        os.environ.pop("MPLBACKEND", None)
     from matplotlib.figure import Figure
 
     losses = np.array(history.losses)
