@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from parallelcnn.data.numbers import check_images
 from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.fusions import fuse
 from parallelcnn.kernels.losses import softmax
@@ -43,6 +44,8 @@ class NetworkHandler:
         layers, input_shape, dtype: as given.
         shapes: of one sample before, between and after the layers.
         prediction: what `predict` makes of the output, "softmax" or "output"; set by training, from the loss.
+        input_range: the smallest and largest number of the images that it was trained on, where uint8 counts as 0 to 1;
+            None: not known. Images of another scale cause a warning.
 
     Example:
         >>> network = NetworkHandler((Conv2D(6, 3, activation="relu"), Flatten(), Dense(10)), (1, 28, 28))
@@ -86,6 +89,7 @@ class NetworkHandler:
                 arrays[name][...], weights[name][...] = buffer.initial, buffer.momentum
 
         self.prediction = "softmax"
+        self.input_range: tuple[float, float] | None = None
         self._optimizer_state: dict[str, Array] = {}
         self._running = fuse(self.layers)
         self._idle: list[Replica] = []  # for predictions; list's append and pop are safe from several threads
@@ -93,7 +97,7 @@ class NetworkHandler:
         self._replicas = [self.new_replica()]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.layers, self.input_shape, self.dtype, self.state, self.prediction)
+        return _rebuild, (self.layers, self.input_shape, self.dtype, self.state, self.prediction, self.input_range)
 
     def __copy__(self) -> "NetworkHandler":
         return copy.deepcopy(self)  # a copy that shared arrays would be changed by training the original
@@ -283,11 +287,13 @@ class NetworkHandler:
             (N, *output_shape).
 
         Raises:
-            InputError: for images of another shape or type, or while another thread trains the network.
+            InputError: for images of another shape or type, or that hold NaN or infinity; or while another thread
+                trains the network.
         """
         images = np.asarray(images)
         if self.prediction == "softmax" and len(self.output_shape) != 1:
             raise ShapeError(f"predict takes a network that ends in (classes,), got {self.output_shape}")
+        check_images(images, self.input_range, stacklevel=2)
         predictions = np.empty((len(images), *self.output_shape), self.dtype)
         with self.idle_replicas(1) as (replica,):
             for start in range(0, max(len(images), 1), replica.block_size):
@@ -328,12 +334,17 @@ class NetworkHandler:
 
 
 def _rebuild(
-    layers: tuple[Layer, ...], input_shape: Shape, dtype: np.dtype, state: dict[str, Array], prediction: str
+    layers: tuple[Layer, ...],
+    input_shape: Shape,
+    dtype: np.dtype,
+    state: dict[str, Array],
+    prediction: str,
+    input_range: tuple[float, float] | None,
 ) -> NetworkHandler:
     """A network from what `NetworkHandler.__reduce__` names."""
     network = NetworkHandler(layers, input_shape, dtype=dtype.type)
     network.set_state(state)
-    network.prediction = prediction
+    network.prediction, network.input_range = prediction, input_range
     return network
 
 

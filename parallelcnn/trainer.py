@@ -16,6 +16,7 @@ import numpy as np
 
 from parallelcnn.comm import Communicator, abort_all_on_error, as_communicator, run_together
 from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.numbers import warn_of_scale
 from parallelcnn.data.sampler import Sampler
 from parallelcnn.errors import RankLostError
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
@@ -101,7 +102,8 @@ def train(
         timeout: how long a rank may wait for others, before a message names them and the job ends [s]; 0: for ever.
 
     Raises:
-        InputError: for arguments outside their range, or a data set that does not fit network and loss.
+        InputError: for arguments outside their range, a data set that does not fit network and loss, or one that holds
+            NaN or infinity.
         CheckpointError: if what `resume` holds is not a training of this network on these data.
         ReplicaMismatchError: if the ranks were not called with the same arguments, or no longer hold the same
             parameters.
@@ -136,6 +138,10 @@ def train(
             check_repair(repair, checkpoints)
             check_fit(network, train_set, loss)
             check_fit(network, test_set, loss)
+            train_set.check_numbers("training set")
+            test_set.check_numbers("test set")
+            if comm.rank == 0:
+                warn_of_scale(train_set.input_range, test_set.input_range, stacklevel=4)
 
         comm.activity = "preparing to train"
         run_together(comm, check)
@@ -150,6 +156,7 @@ def train(
         facts = run_together(comm, describe)  # on every rank: any of them may have to save, once others are lost
         last_sample = epochs * len(train_set)
         history = start(comm, network, facts, resume, last_sample)
+        network.input_range = train_set.input_range
         threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True))
         run_together(comm, lambda: network.check_memory(threads))
         replicas = network.replicas(threads)

@@ -1,9 +1,11 @@
 """A data set: images and labels, samples first, as they lie in memory while a network trains on them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from parallelcnn.data.numbers import Range, check_finite, range_of
 from parallelcnn.errors import DataError
 
 Array = np.ndarray
@@ -46,9 +48,9 @@ class Dataset:
             self._check_classes(labels, self.classes)
         # One kind of array, whatever came, so that kernels are compiled once.
         object.__setattr__(self, "images", np.ascontiguousarray(images))
-        object.__setattr__(
-            self, "labels", np.ascontiguousarray(labels, np.float32 if self.classes is None else np.int64)
-        )
+        with np.errstate(over="ignore"):  # `check_numbers` finds the infinity
+            labels = np.ascontiguousarray(labels, np.float32 if self.classes is None else np.int64)
+        object.__setattr__(self, "labels", labels)
 
     def _check_classes(self, labels: Array, classes: int) -> None:
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -70,3 +72,19 @@ class Dataset:
         """Shape of one sample as a network takes it: grey images gain their one channel, (1, H, W)."""
         shape = self.images.shape[1:]
         return (1, *shape) if len(shape) == 2 else shape
+
+    def check_numbers(self, role: str = "data set") -> None:
+        """Raise DataError if images or labels hold a number that is not finite. Looks once at each data set.
+
+        Args:
+            role: what it is used as, for the message.
+        """
+        if "_checked" not in self.__dict__:
+            check_finite(f"{role} {self.name!r}: image", self.images)
+            check_finite(f"{role} {self.name!r}: the label of sample", self.labels)
+            object.__setattr__(self, "_checked", True)
+
+    @cached_property
+    def input_range(self) -> Range:
+        """The smallest and the largest number of the images; see `range_of`."""
+        return range_of(self.images)

@@ -41,6 +41,7 @@ def save_model(path: str | Path, network: NetworkHandler) -> None:
         "input_shape": network.input_shape,
         "dtype": network.dtype.name,
         "prediction": network.prediction,
+        "input_range": network.input_range,
         "layers": [_describe(layer) for layer in network.layers],
     }
     arrays: dict[str, Any] = dict(network.named_arrays)
@@ -116,13 +117,24 @@ def _build(
         arrays = {slot.key: _read_array(path, archive, slot, dtype) for slot in slots}
         network = NetworkHandler(layers, input_shape, dtype=dtype.type)
         network.prediction = description.get("prediction", "softmax")  # files of version 0.1 say nothing
+        network.input_range = _as_range(description.get("input_range"))
     except CheckpointError:
         raise
-    except (KeyError, TypeError, AttributeError, InputError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, InputError) as error:
         raise CheckpointError(f"{path} is damaged: its description makes no network ({error})") from None
     for name, array in network.named_arrays.items():
         array[...] = arrays[name]
     return network
+
+
+def _as_range(value: Any) -> tuple[float, float] | None:
+    """The range of the training images that a description names; None in files of earlier versions."""
+    if value is None:
+        return None
+    low, high = value
+    if not -math.inf < low <= high < math.inf:
+        raise InputError(f"input_range must be two numbers, got {value!r}")
+    return float(low), float(high)
 
 
 def _rebuild(path: Path, entry: dict[str, Any]) -> Layer:

@@ -7,6 +7,7 @@ import numpy as np
 
 from parallelcnn.comm import Communicator, as_communicator, run_together
 from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.numbers import warn_of_another_range
 from parallelcnn.data.sampler import grain
 from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
@@ -50,6 +51,7 @@ def evaluate(
 
     Raises:
         ShapeError: if data set, network and loss do not fit together, or not into this machine's memory.
+        DataError: if the data set holds NaN or infinity.
         InputError: for a number of threads below 1, or larger than machines have.
         ReplicaMismatchError: if the ranks were not called with the same arguments.
     """
@@ -59,6 +61,10 @@ def evaluate(
     def check() -> None:
         check_threads(threads)
         loss.check(network.output_shape, dataset.labels, dataset.classes)
+        dataset.check_numbers()
+        if comm.rank == 0:
+            images = f"the images of {dataset.name}"
+            warn_of_another_range(images, dataset.input_range, network.input_range, stacklevel=4)
 
     run_together(comm, check)
     if comm.size > 1:

@@ -1,0 +1,156 @@
+"""Numbers in images and labels: NaN and infinity are named with their place, another scale causes a warning."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import small
+
+import parallelcnn as pc
+from parallelcnn.data.numbers import check_finite
+from parallelcnn.errors import DataError, InputError, TrainingWarning
+
+LAYERS = (pc.Flatten(), pc.Dense(5))
+
+
+def pixels(n=60, dtype=np.float32, scale=1.0, shift=0.0):
+    """Images with all numbers from 0 to 255, as uint8, or as floats times and plus something."""
+    images = np.random.default_rng(0).integers(0, 256, (n, 11, 9), np.uint8)
+    images[0, 0, :2] = 0, 255
+    labels = np.arange(n) % 5
+    if dtype == np.uint8:
+        return pc.Dataset(images, labels, 5)
+    return pc.Dataset((images * np.float32(scale) + np.float32(shift)).astype(np.float32), labels, 5)
+
+
+def train(train_set, test_set=None, network=None, **options):
+    network = network or pc.NetworkHandler(LAYERS, train_set.input_shape)
+    pc.train(network, train_set, test_set or train_set, pc.SGD(1e-6), 1, 20, comm=pc.Serial(), threads=1, **options)
+    return network
+
+
+def replaced(dataset, sample, place, value):
+    images = dataset.images.copy()
+    images[(sample, *place)] = value
+    return pc.Dataset(images, dataset.labels, dataset.classes, "spoilt")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_found_before_the_first_step(value):
+    good = pixels(scale=1 / 255)
+    bad = replaced(good, 37, (5, 3), value)
+    network = pc.NetworkHandler(LAYERS, (1, 11, 9))
+    before = network.parameters_sha256()
+    for sets, role in (((bad, good), "training set"), ((good, bad), "test set")):
+        message = rf"^{role} 'spoilt': image 37 holds {value} at \(5, 3\), but every number must be finite$"
+        with pytest.raises(DataError, match=message):
+            train(*sets, network)
+    with pytest.raises(DataError, match=rf"^data set 'spoilt': image 37 holds {value} at \(5, 3\)"):
+        pc.evaluate(network, bad, pc.Serial(), threads=1)
+    with pytest.raises(DataError, match=rf"^image 37 holds {value} at \(5, 3\)"):
+        network.predict(bad.images)
+    assert network.parameters_sha256() == before
+    assert network.input_range is None
+
+
+@pytest.mark.parametrize(("labels", "where"), [(np.zeros(9), ""), (np.zeros((9, 2)), r" at \(1,\)")])
+@pytest.mark.parametrize("value", [np.nan, 1e300])
+def test_a_label_that_is_not_finite_is_found_too(labels, where, value):
+    labels = labels.copy()
+    labels[(4, 1) if where else 4] = value
+    dataset = pc.Dataset(np.zeros((9, 3), np.uint8), labels, None)
+    network = pc.NetworkHandler((pc.Dense(labels.size // 9),), (3,))
+    with pytest.raises(DataError, match=rf"training set 'data': the label of sample 4 holds (nan|inf){where}, but"):
+        pc.train(network, dataset, dataset, pc.SGD(), 1, 9, comm=pc.Serial(), loss=pc.MeanSquaredError())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_every_place_of_large_arrays_is_looked_at_and_large_numbers_are_finite(dtype, monkeypatch):
+    monkeypatch.setattr("parallelcnn.data.numbers._PIECE", 30)
+    numbers = np.full((50, 7), np.finfo(dtype).max, dtype)
+    check_finite("image", numbers)
+    check_finite("image", numbers[::2, ::-1])
+    check_finite("image", numbers[:0])
+    for sample, place in ((0, 0), (23, 6), (49, 6)):
+        spoilt = numbers.copy()
+        spoilt[sample, place] = np.nan
+        with pytest.raises(DataError, match=rf"image {sample} holds nan at \({place},\)"):
+            check_finite("image", spoilt)
+
+
+def test_each_data_set_is_looked_at_once_and_pixels_never(monkeypatch):
+    looked = []
+    monkeypatch.setattr("parallelcnn.data.dataset.check_finite", lambda what, numbers: looked.append(what))
+    dataset = pixels(scale=1 / 255)
+    network = train(dataset)
+    pc.evaluate(network, dataset, pc.Serial(), threads=1)
+    assert len(looked) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr("numpy.dot", lambda *_: pytest.fail("looked at"))
+    monkeypatch.setattr("numpy.isfinite", lambda *_: pytest.fail("looked at"))
+    check_finite("image", np.zeros((3, 4), np.uint8))
+
+
+def test_images_that_are_not_scaled_cause_a_warning():
+    with pytest.warns(
+        TrainingWarning, match="the training images hold numbers from 0 to 255, where .* as uint8"
+    ) as met:
+        train(pixels())
+    assert len(met) == 1
+    with pytest.warns(TrainingWarning, match="the training images hold numbers from -1000 to 1550"):
+        train(pixels(scale=10, shift=-1000))
+
+
+PREPARED = {
+    "uint8": pixels(dtype=np.uint8),
+    "scaled": pixels(scale=1 / 255),
+    "0 to 255": pixels(),
+    "centred": pixels(scale=2 / 255, shift=-1),
+    "standardised": pixels(scale=3.24 / 255, shift=-0.42),
+}
+ALIKE = [("uint8", "scaled"), ("scaled", "uint8"), ("standardised", "centred")]
+
+
+@pytest.mark.parametrize("found", PREPARED)
+@pytest.mark.parametrize("trained", PREPARED)
+def test_images_of_another_scale_than_in_training_cause_a_warning(trained, found):
+    network, other = pc.NetworkHandler(LAYERS, (1, 11, 9)), PREPARED[found]
+    network.input_range = PREPARED[trained].input_range
+    differ = trained != found and (trained, found) not in ALIKE
+    for use in (lambda: network.predict(other.images), lambda: pc.evaluate(network, other, pc.Serial(), threads=1)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            use()
+        assert [warning.category for warning in caught] == [TrainingWarning] * differ
+        assert all("but the network was trained on numbers from " in str(warning.message) for warning in caught)
+        assert all(warning.filename == __file__ for warning in caught)
+
+
+def test_training_warns_of_test_images_of_another_scale():
+    with pytest.warns(
+        TrainingWarning, match="the test images hold numbers from 0 to 255, but the network was trained on"
+    ):
+        train(pixels(dtype=np.uint8), pixels())
+
+
+def test_the_range_of_the_training_images_is_saved_and_copied_with_the_model(tmp_path):
+    for dataset, wanted in ((pixels(dtype=np.uint8), (0, 1)), (pixels(scale=1 / 255, shift=-1), (-1, 0))):
+        network = train(dataset)
+        assert network.input_range == wanted
+        pc.save_model(tmp_path / "model.npz", network)
+        assert pc.load_model(tmp_path / "model.npz").input_range == wanted
+        assert copy.deepcopy(network).input_range == wanted
+    pc.save_model(tmp_path / "model.npz", small.network())
+    assert pc.load_model(tmp_path / "model.npz").input_range is None
+
+
+def test_an_untrained_network_takes_images_of_any_scale():
+    network = pc.NetworkHandler(LAYERS, (1, 11, 9))
+    network.predict(pixels().images)
+    pc.evaluate(network, pixels(), pc.Serial(), threads=1)
+
+
+def test_an_input_error_is_what_users_catch():
+    with pytest.raises(InputError):
+        pc.NetworkHandler(LAYERS, (1, 11, 9)).predict(np.full((1, 11, 9), np.nan))
