@@ -36,11 +36,19 @@ if TYPE_CHECKING:
     from parallelcnn.layers import Parameter as Parameter
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
     from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+    from parallelcnn.metrics import Accuracy as Accuracy
+    from parallelcnn.metrics import MeanAbsoluteError as MeanAbsoluteError
+    from parallelcnn.metrics import Metric as Metric
     from parallelcnn.models import lenet5 as lenet5
     from parallelcnn.models import paper as paper
     from parallelcnn.network import NetworkHandler as NetworkHandler
     from parallelcnn.optimizers import SGD as SGD
+    from parallelcnn.optimizers import Optimizer as Optimizer
     from parallelcnn.profiling import Profiler as Profiler
+    from parallelcnn.schedules import Constant as Constant
+    from parallelcnn.schedules import Cosine as Cosine
+    from parallelcnn.schedules import OneCycle as OneCycle
+    from parallelcnn.schedules import Schedule as Schedule
     from parallelcnn.trainer import train as train
     from parallelcnn.training.checkpoint import Checkpoint as Checkpoint
     from parallelcnn.training.checkpoint import CheckpointFolder as CheckpointFolder
@@ -64,8 +72,10 @@ _MODULES = {
     "losses": ["MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],
-    "optimizers": ["SGD"],
+    "metrics": ["Accuracy", "MeanAbsoluteError", "Metric"],
+    "optimizers": ["SGD", "Optimizer"],
     "profiling": ["Profiler"],
+    "schedules": ["Constant", "Cosine", "OneCycle", "Schedule"],
     "trainer": ["train"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

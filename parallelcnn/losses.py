@@ -5,7 +5,7 @@ the mean over samples, whatever number of them each rank holds.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -45,10 +45,6 @@ class SoftmaxCrossEntropy:
         """
         return kernels.softmax_cross_entropy(logits, labels, batch_size, dlogits) / batch_size
 
-    def count_correct(self, logits: Array, labels: Array) -> int | None:
-        """How many samples have their label's logit as the largest."""
-        return kernels.count_correct(logits, labels)
-
 
 @dataclass(frozen=True)
 class MeanSquaredError:
@@ -79,11 +75,25 @@ class MeanSquaredError:
             total = kernels.mean_squared_error(outputs, targets, batch_size, doutputs)
         return total / batch_size
 
-    def count_correct(self, outputs: Array, labels: Array) -> int | None:
-        """How many samples have their label's output as the largest; None if labels are not classes."""
-        if np.issubdtype(labels.dtype, np.integer):
-            return kernels.count_correct(outputs, labels)
-        return None
 
+class Loss(Protocol):
+    """What a loss of your own needs, best as a frozen dataclass.
 
-Loss = SoftmaxCrossEntropy | MeanSquaredError
+    Attributes:
+        prediction: what `predict` makes of the output of a network trained with it: "softmax" or "output".
+    """
+
+    prediction: ClassVar[str]
+
+    def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
+        """Raise ShapeError unless a network with that output can learn those labels."""
+
+    def forward_backward(self, outputs: Array, labels: Array, batch_size: int, doutputs: Array) -> float:
+        """The sum of the losses of these samples, divided by `batch_size`; writes its gradient to doutputs.
+
+        Args:
+            outputs: (*output_shape, n).
+            labels: (n,) or (n, outputs).
+            batch_size: samples in the minibatch over all ranks.
+            doutputs: like outputs, written.
+        """

@@ -20,7 +20,7 @@ from parallelcnn.fusions import fuse
 from parallelcnn.kernels.losses import softmax
 from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.layers.base import Array, Buffer, Layer, Parameter, Shape
-from parallelcnn.optimizers import SGD
+from parallelcnn.optimizers import Optimizer
 from parallelcnn.parameters import ArrayLayout
 from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
@@ -222,13 +222,15 @@ class NetworkHandler:
         finally:
             self._training_thread = before
 
-    def update(self, optimizer: SGD, samples: int = 1) -> None:
+    def update(self, optimizer: Optimizer, samples: int = 1, step: int = 0, steps: int = 1) -> None:
         """Take one step of the optimiser along `gradients`, and update the buffers.
 
         Args:
             samples: in the minibatch, over all ranks.
+            step: steps done before.
+            steps: of the whole training.
         """
-        optimizer.update(self.params, self.gradients, self._optimizer_state)
+        optimizer.update(self.params, self.gradients, self._optimizer_state, step, steps)
         if self.buffers.size:
             moving_average(self.buffers, self.replica.statistics, self._momentum, samples)
 

@@ -1,18 +1,41 @@
-"""Optimisers: values of hyperparameters; their vectors are kept by whoever keeps the parameters."""
+"""Optimisers: values of hyperparameters. Their state vectors are kept by the network, and part of every checkpoint."""
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 
 from parallelcnn.errors import InputError
 from parallelcnn.kernels import sgd as kernels
+from parallelcnn.kernels.clipping import scale, sum_of_squares
+from parallelcnn.schedules import Schedule, check_number, rate_at
 
 Array = np.ndarray
-_LARGEST = float(np.finfo(np.float32).max)
+
+
+class Optimizer(ABC):
+    """The rule by which parameters follow their gradients. Subclass it, best as a frozen dataclass, to add your own."""
+
+    @abstractmethod
+    def update(self, params: Array, gradients: Array, state: dict[str, Array], step: int = 0, steps: int = 1) -> None:
+        """Take one step.
+
+        Args:
+            params: flat vector, changed.
+            gradients: flat vector of the same length, summed over all ranks; may be changed.
+            state: the state vectors by name, each as long as the parameters, changed; empty at first.
+            step: steps done before, for schedules and bias correction.
+            steps: of the whole training.
+        """
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step."""
+        return rate_at(getattr(self, "learning_rate", math.nan), step, steps)
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGD(Optimizer):
     """Stochastic gradient descent, as in PyTorch:
 
         g = gradient + weight_decay * parameter
@@ -22,36 +45,38 @@ class SGD:
     Nesterov's step is that of Sutskever et al. 2013 ("On the importance of initialization and momentum in deep
     learning", eq. 3-4), in terms of the parameters looked ahead to.
 
+    Args:
+        learning_rate: a number, or a schedule.
+        clip_norm: the largest L2 norm of all gradients together; longer ones are shortened to it, after the sum over
+            ranks, as by PyTorch's clip_grad_norm_ (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1). None: no limit.
+
     Raises:
         InputError: for a negative or non-finite number, momentum of 1 or more, or Nesterov without momentum.
     """
 
-    learning_rate: float = 0.1
+    learning_rate: float | Schedule = 0.1
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-            if not (number and 0 <= value <= _LARGEST):
-                raise InputError(f"SGD: {name} must be a finite number of at least 0, got {value!r}")
+        if not isinstance(self.learning_rate, Schedule):
+            check_number("SGD", "learning_rate", self.learning_rate)
+        for name in ("momentum", "weight_decay"):
+            check_number("SGD", name, getattr(self, name))
+        if self.clip_norm is not None:
+            check_number("SGD", "clip_norm", self.clip_norm)
         if self.momentum >= 1:
             raise InputError(f"SGD: momentum must be less than 1, got {self.momentum!r}")
         if self.nesterov and self.momentum == 0:
             raise InputError("SGD: nesterov=True takes a momentum above 0, got momentum=0")
 
-    def update(self, params: Array, gradients: Array, state: dict[str, Array]) -> None:
-        """Take one step.
-
-        Args:
-            params: flat vector, changed.
-            gradients: flat vector of the same length.
-            state: the vectors that the optimiser remembers between steps, by name, changed; empty at first.
-        """
+    def update(self, params: Array, gradients: Array, state: dict[str, Array], step: int = 0, steps: int = 1) -> None:
+        if self.clip_norm is not None:
+            clip_by_norm(gradients, self.clip_norm)
         number = params.dtype.type  # a float64 factor would make the whole loop float64
-        rate, decay = number(self.learning_rate), number(self.weight_decay)
+        rate, decay = number(self.rate(step, steps)), number(self.weight_decay)
         if self.momentum:
             if "velocity" not in state:
                 state["velocity"] = np.zeros_like(params)
@@ -59,3 +84,10 @@ class SGD:
             kernels.sgd_momentum(params, gradients, rate, decay, momentum, self.nesterov, velocity)
         else:
             kernels.sgd(params, gradients, rate, decay)
+
+
+def clip_by_norm(gradients: Array, largest: float) -> None:
+    """Shorten the vector to that length if it is longer."""
+    norm = math.sqrt(sum_of_squares(gradients))
+    if norm > largest:
+        scale(gradients, gradients.dtype.type(largest / norm))

@@ -194,9 +194,9 @@ class Replica:
             tape.dy[...] = dy
         self._run(tape.backward_parts if self._by_layer else (tape.backward,))
 
-    def output_gradient(self, n: int) -> Array:
+    def output_gradient(self, n: int, *, training: bool = True) -> Array:
         """The array, (*output_shape, n), that a loss writes its gradient to."""
-        return self.tape(n, training=True).dy
+        return self.tape(n, training=training).dy
 
     def _run(self, parts: Sequence[list[Call]]) -> None:
         for part in parts:

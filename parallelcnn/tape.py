@@ -71,7 +71,7 @@ class Tape:
     Attributes:
         x: (*input_shape, n), to be written before the forward pass.
         y: (*output_shape, n), which the forward pass writes.
-        dy: the gradient with respect to y, to be written before the backward pass; in training only.
+        dy: the gradient with respect to y, to be written before the backward pass.
         dx: the gradient with respect to x, which the backward pass writes; None if it is not needed.
         keys: (n,) uint64, a random key for each sample, to be written before the forward pass; None if no layer uses
             them.
@@ -166,7 +166,7 @@ def _record(recorder: _Recorder, recordable: Recordable) -> tuple[Array, Array, 
         steps.append(step)
         y = layer.forward(step, y)
         _check(layer, "forward", y, (*shapes[i + 1], recorder.n))
-    dy = recorder.array(y.shape if recorder.training else (0,), recorder.dtype)
+    dy = recorder.array(y.shape, recorder.dtype)
     recorder.use(y, dy)  # the loss is computed
     flowing: Array | None = dy
     for i in reversed(range(len(layers))):

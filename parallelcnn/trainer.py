@@ -8,7 +8,7 @@ are left when one is lost.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,8 +20,9 @@ from parallelcnn.data.numbers import warn_of_scale
 from parallelcnn.data.sampler import Sampler
 from parallelcnn.errors import RankLostError
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
+from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
-from parallelcnn.optimizers import SGD
+from parallelcnn.optimizers import Optimizer
 from parallelcnn.profiling import Profiler
 from parallelcnn.replica import LOSS, STOP
 from parallelcnn.resilience.replica_check import ReplicaGuard, check_repair
@@ -30,7 +31,7 @@ from parallelcnn.training.agreement import check_replicas, describe_data
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointSaver
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.divergence import check_message, check_test_loss
-from parallelcnn.training.evaluation import Evaluation, evaluate_by
+from parallelcnn.training.evaluation import Evaluation, check_metrics, default_metrics, evaluate_by
 from parallelcnn.training.history import History
 from parallelcnn.training.preparation import check_fit, check_kinds, check_numbers, facts_of, start
 from parallelcnn.training.reduction import Ranks, Reducer, check_grains, reducer_of
@@ -55,13 +56,14 @@ def train(
     network: NetworkHandler,
     train_set: Dataset,
     test_set: Dataset,
-    optimizer: SGD,
+    optimizer: Optimizer,
     epochs: int,
     batch_size: int,
     seed: int = 0,
     comm: Any = None,
     *,
     loss: Loss | None = None,
+    metrics: Sequence[Metric] | None = None,
     evaluate_every: int | None = None,
     reporter: Reporter | None = None,
     threads: int | None = None,
@@ -87,6 +89,7 @@ def train(
         comm: None: all ranks that mpirun or srun started together, or this process alone if it was started without;
             or an mpi4py communicator.
         loss: softmax cross-entropy unless given.
+        metrics: measured on the test set; accuracy unless given, if the labels are classes.
         evaluate_every: evaluate on the test set after so many minibatches, and not only after each epoch.
         reporter: is told what happens, on the ranks that hand one over.
         threads: of this rank; ranks may differ. None: its part of the cores that the ranks of its node may use, or
@@ -114,7 +117,9 @@ def train(
     comm = as_communicator(comm, timeout)
     with Watch(comm, timeout):
         loss = loss or SoftmaxCrossEntropy()
+        judges = default_metrics(network, test_set) if metrics is None else tuple(metrics)
         plan = {
+            "metrics": judges,
             "layers": network.layers,
             "input_shape": network.input_shape,
             "dtype": network.dtype,
@@ -129,7 +134,7 @@ def train(
         }
 
         def check() -> None:
-            needed = ((train_set, Dataset), (test_set, Dataset), (optimizer, SGD))
+            needed = ((train_set, Dataset), (test_set, Dataset), (optimizer, Optimizer))
             optional = ((profiler, Profiler), (checkpoints, CheckpointFolder), (resume, Checkpoint))
             check_kinds(needed, optional)
             check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
@@ -138,6 +143,7 @@ def train(
             check_repair(repair, checkpoints)
             check_fit(network, train_set, loss)
             check_fit(network, test_set, loss)
+            check_metrics(judges, network, test_set)
             train_set.check_numbers("training set")
             test_set.check_numbers("test set")
             if comm.rank == 0:
@@ -170,7 +176,7 @@ def train(
         ):
             network.prediction = getattr(loss, "prediction", "output")
             history.compile_seconds = compile_in_turns(
-                comm, lambda: compile_kernels(network, train_set, optimizer, loss, grains)
+                comm, lambda: compile_kernels(network, train_set, optimizer, loss, grains, judges)
             )
             if profiler is not None:
                 replicas, ranks, reporter = profiler.watch(network, replicas, comm, reporter)
@@ -185,6 +191,8 @@ def train(
                     test_set=test_set,
                     optimizer=optimizer,
                     loss=loss,
+                    metrics=judges,
+                    steps=epochs * -(-len(train_set) // batch_size),
                     sampler=Sampler(len(train_set), batch_size, seed),
                     reducer=reducer_of(network, team, train_set, loss, grains, history.exponents),
                     guard=ReplicaGuard(comm, network, history, repair, saver.folder),
@@ -211,8 +219,10 @@ class _Loop:
     network: NetworkHandler
     train_set: Dataset
     test_set: Dataset
-    optimizer: SGD
+    optimizer: Optimizer
     loss: Loss
+    metrics: Sequence[Metric]
+    steps: int
     sampler: Sampler
     reducer: Reducer
     guard: ReplicaGuard
@@ -249,7 +259,7 @@ class _Loop:
         self.reducer.compute(minibatch, self.ranks, key=self.sampler.key, stop=asked)
         self._record_minibatch(epoch, float(self.network.reduction_buffer[LOSS]), len(minibatch))
         check_message(self.network, self.history.steps, epoch)
-        self.network.update(self.optimizer, len(minibatch))
+        self.network.update(self.optimizer, len(minibatch), self.history.steps - 1, self.steps)
         asked = int(self.network.reduction_buffer[STOP])
         self.history.left, self.saver.time_is_up = asked >= 2, asked % 2 == 1
         self.history.train_seconds += time.perf_counter() - began
@@ -259,7 +269,7 @@ class _Loop:
         history = self.history
         epoch_ended = history.samples_seen % len(self.train_set) == 0
         if self._evaluation_is_due(epoch_ended):
-            self._record_evaluation(evaluate_by(self.team, self.test_set, self.comm, self.loss))
+            self._record_evaluation(evaluate_by(self.team, self.test_set, self.comm, self.loss, self.metrics))
         began = time.perf_counter()
         due = self.saver.is_due(history, must=epoch_ended or history.left)
         if (epoch_ended or due) and self.guard.brings_back_an_earlier_state():

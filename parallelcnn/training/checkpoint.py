@@ -31,6 +31,8 @@ from parallelcnn.training.history import History
 _VERSION = 1
 _STATE = "state."
 
+Others = tuple[tuple[str, float], ...]  # (name, value) of further metrics
+
 
 @dataclass
 class Checkpoint:
@@ -67,6 +69,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "train_seconds": history.train_seconds,
         "lost_ranks": history.lost_ranks,
         "exponents": history.exponents,
+        "other_metrics": [result.others for _, _, result in history.evaluations],
     }
     text = json.dumps({**description, "sha256": _sha256(description, arrays)})
     write_npz(Path(path), {"description": np.array(text), **arrays})
@@ -283,9 +286,19 @@ def _as_row(step: int, epoch: int, result: Evaluation) -> tuple[float, ...]:
     return step, epoch, result.loss, accuracy, result.samples
 
 
-def _from_row(row: Array) -> tuple[int, int, Evaluation]:
+def _from_row(row: Array, others: Others) -> tuple[int, int, Evaluation]:
     step, epoch, loss, accuracy, samples = row.tolist()
-    return int(step), int(epoch), Evaluation(loss, None if math.isnan(accuracy) else accuracy, int(samples))
+    return int(step), int(epoch), Evaluation(loss, None if math.isnan(accuracy) else accuracy, int(samples), others)
+
+
+def _read_others(told: Any, evaluations: int) -> list[Others]:
+    """The further metrics of each evaluation; ValueError if they are none."""
+    if told is None:  # files of version 0.1
+        return [()] * evaluations
+    others = [tuple((name, value) for name, value in one) for one in told]
+    if not all(isinstance(name, str) and isinstance(value, int | float) for one in others for name, value in one):
+        raise ValueError("the other metrics are no names and numbers")
+    return others
 
 
 def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoint:
@@ -294,6 +307,7 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
     counts = [description[name] for name in ("samples_seen", "lost_ranks")]
     seconds, facts = description["train_seconds"], description["facts"]
     exponents = description.get("exponents", [])  # files of version 0.1 have none
+    others = _read_others(description.get("other_metrics"), len(evaluations))
     state = {name.removeprefix(_STATE): array for name, array in arrays.items() if name.startswith(_STATE)}
     if losses.dtype != np.float64 or losses.ndim != 1 or not np.isfinite(losses).all():
         raise ValueError("losses are not one finite number for each minibatch")
@@ -320,7 +334,7 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
         raise ValueError("its vectors hold numbers that are not finite")
     history = History(
         losses.tolist(),
-        [_from_row(row) for row in evaluations],
+        [_from_row(row, some) for row, some in zip(evaluations, others, strict=True)],
         counts[0],
         float(seconds),
         lost_ranks=counts[1],

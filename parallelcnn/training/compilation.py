@@ -1,7 +1,7 @@
 """Compiling, before the first step: every kernel once, and one rank at a time."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,14 +10,21 @@ from parallelcnn.data.dataset import Dataset
 from parallelcnn.kernels.finite import all_finite
 from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.losses import Loss
+from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
-from parallelcnn.optimizers import SGD
+from parallelcnn.optimizers import Optimizer
+from parallelcnn.training.evaluation import default_metrics, run_block
 from parallelcnn.training.reduction import reducer_of
 from parallelcnn.training.thread_pool import Team
 
 
 def compile_kernels(
-    network: NetworkHandler, dataset: Dataset, optimizer: SGD, loss: Loss, grains: int | None = None
+    network: NetworkHandler,
+    dataset: Dataset,
+    optimizer: Optimizer,
+    loss: Loss,
+    grains: int | None = None,
+    metrics: Sequence[Metric] | None = None,
 ) -> None:
     """Have every kernel of a training step compiled, or found in numba's cache, by running samples through it: one, and
     as many as are ever taken at once, since their number also decides how convolutions are computed.
@@ -25,9 +32,11 @@ def compile_kernels(
     On one thread, before others start: what is compiled here serves all replicas, whose arrays are of the same types.
     Changes no parameter.
     """
+    metrics = default_metrics(network, dataset) if metrics is None else metrics
     for n in (1, network.replica.block_size):
         samples = np.zeros(n, np.intp)
-        loss.count_correct(network.forward(network.load(dataset.images, samples)), dataset.labels[samples])
+        sums = np.zeros(1 + sum(metric.terms for metric in metrics))
+        run_block(network.replica, dataset, samples, loss, metrics, sums)
         with Team([network.replica]) as team:
             reducer_of(network, team, dataset, loss, grains).compute(samples, Serial(), key=0, stop=0)
             all_finite(network.reduction_buffer)

@@ -1,0 +1,76 @@
+"""Metrics: sums over samples, divided once by their number. So they are exact over ranks and threads."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from parallelcnn.errors import ShapeError
+from parallelcnn.kernels.losses import count_correct
+
+Array = np.ndarray
+
+
+class Metric(ABC):
+    """A number that tells how good predictions are. Subclass it, best as a frozen dataclass, to add your own.
+
+    Attributes:
+        name: in histories and logs.
+        terms: how many sums it takes.
+    """
+
+    name: str
+    terms: int = 1
+
+    def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
+        """Raise ShapeError unless it can judge a network with that output on those labels."""
+        return
+
+    @abstractmethod
+    def add(self, outputs: Array, labels: Array, sums: Array) -> None:
+        """Add these samples to the sums.
+
+        Args:
+            outputs: (*output_shape, n), of the network, before any softmax.
+            labels: (n,) integers, or (n,) or (n, outputs) floats.
+            sums: (terms,) float64.
+        """
+
+    def result(self, sums: Array, samples: int) -> float:
+        """The metric from its sums over all samples."""
+        return float(sums[0] / samples)
+
+
+@dataclass(frozen=True)
+class Accuracy(Metric):
+    """The share of samples whose label has the largest output, in [0, 1]."""
+
+    name = "accuracy"
+
+    def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
+        if classes is None or len(output_shape) != 1:
+            raise ShapeError(
+                f"{self} takes integer labels and a network that ends in (classes,), "
+                f"got {labels.dtype} labels and {output_shape}"
+            )
+
+    def add(self, outputs: Array, labels: Array, sums: Array) -> None:
+        sums[0] += count_correct(outputs, labels)
+
+
+@dataclass(frozen=True)
+class MeanAbsoluteError(Metric):
+    """The mean over samples and outputs of |output - target|."""
+
+    name = "mean_absolute_error"
+
+    def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
+        if classes is not None or (labels.shape[1:] or (1,)) != output_shape:
+            raise ShapeError(
+                f"{self} takes float labels of the network's output shape {output_shape}, "
+                f"got {labels.dtype} of shape {labels.shape[1:]}"
+            )
+
+    def add(self, outputs: Array, labels: Array, sums: Array) -> None:
+        targets = labels.reshape(labels.shape[0], outputs.shape[0])
+        sums[0] += np.abs(outputs - targets.T).mean(axis=0, dtype=np.float64).sum() if outputs.size else 0.0

@@ -1,0 +1,95 @@
+"""Learning-rate schedules, and clipping: pure functions of the step."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import small
+
+import parallelcnn as pc
+from parallelcnn.errors import InputError
+from parallelcnn.optimizers import clip_by_norm
+
+
+def rates(schedule, steps):
+    return [schedule.at(step, steps) for step in range(steps)]
+
+
+def test_a_cosine_rises_in_equal_parts_and_falls_to_its_final_rate():
+    found = rates(pc.Cosine(0.8, warmup=3, final=0.2), 13)
+    np.testing.assert_allclose(found[:4], [0.2, 0.4, 0.6, 0.8])
+    np.testing.assert_allclose(found[8], 0.5)  # half way
+    assert found[3:] == sorted(found[3:], reverse=True)
+    np.testing.assert_allclose(pc.Cosine(0.8, warmup=3, final=0.2).at(13, 13), 0.2)
+
+
+def test_one_cycle_rises_to_its_rate_and_falls_to_zero():
+    found = rates(pc.OneCycle(0.4, rise=0.25), 1000)
+    assert max(found) == pytest.approx(0.4, rel=0.01)
+    assert found.index(max(found)) in (249, 250)
+    assert found[0] < 0.001
+    assert found[-1] < 0.001
+
+
+def test_a_constant_rate_may_have_a_warm_up():
+    assert rates(pc.Constant(0.3), 3) == [0.3, 0.3, 0.3]
+    np.testing.assert_allclose(rates(pc.Constant(0.4, warmup=3), 5), [0.1, 0.2, 0.3, 0.4, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: pc.Cosine(-1), "Cosine: learning_rate must be a finite number of at least 0, got -1"),
+        (lambda: pc.Cosine(1, warmup=1.5), "Cosine: warmup must be an integer of at least 0, got 1.5"),
+        (lambda: pc.Cosine(1, final=math.nan), "Cosine: final must be a finite number of at least 0, got nan"),
+        (lambda: pc.Constant("fast"), "Constant: learning_rate must be a finite number of at least 0, got 'fast'"),
+        (lambda: pc.OneCycle(1, rise=1), "OneCycle: rise must be a number between 0 and 1, got 1"),
+        (lambda: pc.SGD(0.1, clip_norm=-2), "SGD: clip_norm must be a finite number of at least 0, got -2"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(make, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        make()
+
+
+def train(optimizer, epochs=2, **options):
+    network = small.network()
+    sets = small.dataset(211), small.dataset(97, seed=1)
+    pc.train(network, *sets, optimizer, epochs, 25, comm=pc.Serial(), threads=1, **options)
+    return network
+
+
+def test_a_schedule_gives_the_rate_of_each_step_also_after_a_resume(tmp_path):
+    seen = []
+
+    class Noted(pc.Schedule):
+        def at(self, step, steps):
+            seen.append((step, steps))
+            return pc.Cosine(0.1, warmup=4).at(step, steps)
+
+        def __repr__(self):
+            return "Noted()"
+
+    folder = pc.CheckpointFolder(tmp_path, every_steps=7, keep_last=9)
+    whole = train(pc.SGD(Noted(), momentum=0.9), checkpoints=folder)
+    assert seen[-18:] == [(step, 18) for step in range(18)]
+    resumed = train(pc.SGD(Noted(), momentum=0.9), resume=pc.load_checkpoint(tmp_path / "step-000000014.npz"))
+    assert seen[-4:] == [(step, 18) for step in range(14, 18)]
+    assert resumed.parameters_sha256() == whole.parameters_sha256()
+
+
+def test_a_constant_schedule_is_the_number():
+    assert train(pc.SGD(pc.Constant(0.1))).parameters_sha256() == train(pc.SGD(0.1)).parameters_sha256()
+
+
+def test_clipping_shortens_what_is_too_long_and_nothing_else(rng):
+    gradients = rng.normal(size=1000).astype(np.float32)
+    before = gradients.copy()
+    clip_by_norm(gradients, 1000.0)
+    np.testing.assert_array_equal(gradients, before)
+    clip_by_norm(gradients, 0.5)
+    assert np.linalg.norm(gradients) == pytest.approx(0.5, rel=1e-5)
+    np.testing.assert_allclose(gradients / np.linalg.norm(gradients), before / np.linalg.norm(before), rtol=1e-4)
+    assert train(pc.SGD(0.1, clip_norm=1e9)).parameters_sha256() == train(pc.SGD(0.1)).parameters_sha256()
+    assert train(pc.SGD(0.1, clip_norm=0.01)).parameters_sha256() != train(pc.SGD(0.1)).parameters_sha256()
