@@ -502,10 +502,49 @@ def test_info_names_version_library_ranks_and_threads():
         assert word in ran.out
 
 
-def test_output_into_a_closed_pipe_is_no_traceback(folder, tmp_path):
-    line = f"{sys.executable} -m parallelcnn train --data {folder} --out {tmp_path / 'out'} | true"
-    ran = run(["bash", "-c", line])
-    assert "Traceback" not in ran.err
+def test_a_closed_pipe_and_a_full_disk_behind_the_output_cost_no_training(folder, tmp_path):
+    out, code = tmp_path / "out", tmp_path / "code"
+    command = f"{sys.executable} -m parallelcnn"
+    train = f"{command} train --data {folder} --epochs 1 --batch-size 1 --out {out} 2>/dev/full"
+    assert run(["bash", "-c", f"{{ {train}; echo $? >{code}; }} | true"]).code == 0
+    assert code.read_text() == "0\n"
+    assert (out / "summary.json").exists()
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 230 + 1
+    # What evaluate prints is all that it is for.
+    ran = run(["bash", "-c", f"{command} evaluate {out} >/dev/full"])
+    assert ran.code == 1
+    assert ran.err == "parallelcnn: error: the output cannot be written: No space left on device\n"
+    ran = run(["bash", "-c", f"{{ {command} evaluate {out}; echo $? >{code}; }} | true"])
+    assert (ran.err, code.read_text()) == ("", "1\n")
+
+
+def test_a_non_blocking_output_that_is_read_slowly_is_waited_for(tmp_path):
+    script = """
+import os, sys
+from parallelcnn.cli.output import lost_output, safe_output
+os.set_blocking(1, False)
+with safe_output():
+    for _ in range(200):
+        print("x" * 1000)
+    assert lost_output() is None
+"""
+    ran = run(["bash", "-c", f"{sys.executable} -c '{script}' | (sleep 0.3; wc -c)"])
+    assert (ran.out.strip(), ran.err) == ("200200", "")
+
+
+def test_control_characters_in_names_do_not_reach_the_terminal(folder, tmp_path, capsys):
+    """Of files, data sets and models: a name may come from somebody else."""
+    bell = "\x1b]0;title\x07"
+    data = tmp_path / f"data{bell}"
+    shutil.copytree(folder, data)
+    assert cli.main(["train", "--data", str(data), "--epochs", "1", "--out", str(tmp_path / f"out{bell}")]) == 0
+    assert cli.main(["evaluate", str(tmp_path / f"out{bell}")]) == 0
+    assert cli.main(["evaluate", str(tmp_path / f"none{bell}")]) == 2
+    assert cli.main([f"trian{bell}"]) == 2
+    shown = capsys.readouterr()
+    for text in (shown.out, shown.err):
+        assert r"\x1b]0;title\x07" in text
+        assert not {"\x1b", "\x07"} & set(text)
 
 
 def test_options_of_what_may_be_lost_are_refused_before_a_folder_is_made(folder, tmp_path):

@@ -360,7 +360,8 @@ def test_a_profile_or_picture_that_cannot_be_written_costs_nothing_else(tmp_path
     directory.close()
 
 
-def test_a_plotting_backend_that_is_not_installed_does_not_matter(tmp_path):
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline_that_is_not_installed.backend_inline", "unknown"])
+def test_a_plotting_backend_that_is_not_installed_does_not_matter(backend, tmp_path):
     """Jupyter sets it for all that it starts."""
     pytest.importorskip("matplotlib")
     script = """
@@ -370,7 +371,6 @@ from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 plot_losses(pathlib.Path(sys.argv[1]), History([2.0], [(1, 1, Evaluation(0.5, 0.75, 10))], 10))
 """
-    backend = "module://matplotlib_inline_that_is_not_installed.backend_inline"
     ran = launch.run([sys.executable, "-c", script, str(tmp_path / "loss.png")], MPLBACKEND=backend)
     assert ran.code == 0, ran.err
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

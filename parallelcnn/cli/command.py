@@ -9,8 +9,6 @@ imports numpy, numba and MPI inside functions: --help and typing errors are answ
 """
 
 import contextlib
-import io
-import os
 import signal
 import sys
 import time
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from parallelcnn._version import __version__
 from parallelcnn.cli import doctor, evaluate, guide, info, train
 from parallelcnn.cli.options import Parser, UsageError
+from parallelcnn.cli.output import lost_output, safe_output, say
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, TrainingWarning
 from parallelcnn.resilience.signals import hold_requests_to_leave, let_interrupts_end_the_process
 
@@ -34,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit code."""
     before = signal.getsignal(signal.SIGINT)
     try:
-        with warnings.catch_warnings():
+        with safe_output(), warnings.catch_warnings():
             warnings.simplefilter("default", TrainingWarning)  # whatever PYTHONWARNINGS says: none ends a training
             warnings.showwarning = _show_warning
             return _main(arguments)
@@ -50,7 +49,6 @@ def _main(arguments: list[str] | None) -> int:
     from parallelcnn.comm import Serial
     from parallelcnn.resilience.watchdog import Watch
 
-    _make_output_safe()
     parser = _parser()
     try:
         options = parser.parse_args(arguments)
@@ -67,12 +65,21 @@ def _main(arguments: list[str] | None) -> int:
         comm = _world(options.strict, options.timeout)
         with Watch(comm, options.timeout):
             code = options.run(options, comm)
-        sys.stdout.flush()
+        if code == 0 and options.run is not train.run:  # whose results are files
+            code = _check_output()
         return _code_of_rank(code, comm)
     except LaunchError as error:
         return _say_once(2, f"parallelcnn: error: {error}")
     except BaseException as error:  # any error at all: the other ranks are waiting
         return _code_of_rank(_fail(error, comm), comm)
+
+
+def _check_output() -> int:
+    """1 if something that was printed could not be written, with a message unless the reader has gone; otherwise 0."""
+    error = lost_output()
+    if error is not None and not isinstance(error, BrokenPipeError):
+        say(f"parallelcnn: error: the output cannot be written: {error.strerror}", sys.stderr)
+    return 0 if error is None else 1
 
 
 def _parser() -> Parser:
@@ -124,7 +131,7 @@ def _say_once(code: int, message: str, stream: TextIO | None = None) -> int:
     from parallelcnn.comm import launched_rank
 
     if launched_rank() == 0:
-        print(message, file=stream or sys.stderr, flush=True)
+        say(message, stream or sys.stderr)
     elif code != 0:
         time.sleep(2)  # launchers kill all ranks when one exits with an error: let rank 0 print first
     return code
@@ -138,9 +145,7 @@ def _fail(error: BaseException, comm: "Communicator") -> int:
     together = comm.size == 1 or getattr(error, "on_all_ranks", False)
     who = "" if together else f"rank {comm.rank} of {comm.size}: "
     message = ""
-    if isinstance(error, BrokenPipeError):  # nobody reads the output; nor must the flush at exit fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    elif together and comm.rank != 0:
+    if together and comm.rank != 0:
         pass
     elif isinstance(error, ParallelCNNError | OSError | MemoryError):
         message = f"parallelcnn: error: {who}{str(error) or 'out of memory'}"
@@ -153,7 +158,7 @@ def _fail(error: BaseException, comm: "Communicator") -> int:
     if not together:
         comm.end_all(code, message)
     if message:
-        print(message, file=sys.stderr, flush=True)
+        say(message, sys.stderr)
     comm.barrier()  # a launcher kills the others when one rank exits: print first
     return code
 
@@ -163,15 +168,6 @@ def _show_warning(
 ) -> None:
     """Print one of our warnings as a sentence, any other as Python does."""
     if issubclass(category, TrainingWarning):
-        print(f"parallelcnn: warning: {message}", file=sys.stderr, flush=True)
+        say(f"parallelcnn: warning: {message}", sys.stderr)
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
-
-
-def _make_output_safe() -> None:
-    """Make printing safe without a stdout, and with one that cannot encode every character."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")

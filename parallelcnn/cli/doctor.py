@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parallelcnn.cli.options import add_batch_size_option, add_model_option, add_rank_options
+from parallelcnn.cli.output import say
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Communicator
@@ -60,10 +61,8 @@ def run(options: argparse.Namespace, comm: "Communicator") -> int:
     for finding in examine(comm, network, images, options.batch_size, options.threads, Path(options.folder)):
         to_do += not finding.ok
         if comm.rank == 0:
-            print(finding, flush=True)
+            say(finding)
     if comm.rank == 0:
-        print(
-            f"\n{plural(to_do, 'thing')} to do: see the lines with an arrow" if to_do else "\nall is well", flush=True
-        )
+        say(f"\n{plural(to_do, 'thing')} to do: see the lines with an arrow" if to_do else "\nall is well")
     comm.barrier()  # a launcher kills the others when one rank exits with an error: print first
     return 1 if to_do else 0

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parallelcnn.cli.options import add_data_options, add_model_option, add_rank_options, load_data_sets
-from parallelcnn.errors import InputError, shown
+from parallelcnn.cli.output import say
+from parallelcnn.errors import InputError
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ def run(options: argparse.Namespace, comm: "Communicator") -> int:
     result = evaluate(network, test_set, comm, threads=options.threads)
     if comm.rank == 0:
         if replaced and trained_on is not None and trained_on != test_set.name:
-            print(f"trained on {shown(trained_on)}, evaluated on {test_set.name}")
-        print(f"{test_set.name}: test loss {result.loss:.4f}, test accuracy {percent(result.accuracy)}")
+            say(f"trained on {trained_on}, evaluated on {test_set.name}")
+        say(f"{test_set.name}: test loss {result.loss:.4f}, test accuracy {percent(result.accuracy)}")
     return 0
 
 

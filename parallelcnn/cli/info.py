@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from parallelcnn._version import __version__
+from parallelcnn.cli.output import say
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Communicator
@@ -32,16 +33,16 @@ def run(options: argparse.Namespace, comm: "Communicator") -> int:
     if comm.rank != 0:
         return 0
     launched, said_by = launched_ranks()
-    print(f"parallelcnn    {__version__}")
-    print(f"python         {sys.version.split()[0]}, numpy {np.__version__}, numba {numba.__version__}")
-    print(f"MPI library    {mpi_library()}")
-    print(f"ranks          {comm.size}")
+    say(f"parallelcnn    {__version__}")
+    say(f"python         {sys.version.split()[0]}, numpy {np.__version__}, numba {numba.__version__}")
+    say(f"MPI library    {mpi_library()}")
+    say(f"ranks          {comm.size}")
     if launched > 1 and comm.size == 1:
-        print(f"               but {said_by}: each rank is alone; `parallelcnn train` says which launcher is right")
+        say(f"               but {said_by}: each rank is alone; `parallelcnn train` says which launcher is right")
     for rank, host in enumerate(all_hosts):
         may_use, computes_on = plural(cores[rank], "core"), plural(threads[rank], "thread")
-        print(f"    rank {rank:<6} {host}, may use {may_use}, computes on {computes_on} by default")
-    print(f"numba threads  {numba.config.NUMBA_NUM_THREADS} (not used: a rank has its own thread pool)")
+        say(f"    rank {rank:<6} {host}, may use {may_use}, computes on {computes_on} by default")
+    say(f"numba threads  {numba.config.NUMBA_NUM_THREADS} (not used: a rank has its own thread pool)")
     for library, count in blas_threads():
-        print(f"BLAS threads   {count} ({library}; one in each of a rank's threads)")
+        say(f"BLAS threads   {count} ({library}; one in each of a rank's threads)")
     return 0

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from parallelcnn.cli.options import load_data_sets
+from parallelcnn.cli.output import say
 from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, RunReporter
 from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
@@ -123,7 +124,7 @@ class Run:
             grains=options.reproducible,
         )
         if self._comm.rank == 0:
-            print(f"verified   {found}", flush=True)
+            say(f"verified   {found}")
 
     def _open_directory(self) -> None:
         options, comm = self._options, self._comm
@@ -146,13 +147,13 @@ class Run:
         if directory is None:
             return
         if directory.moved_to is not None:
-            print(f"moved the files of an earlier run to {directory.moved_to}")
+            say(f"moved the files of an earlier run to {directory.moved_to}")
         if self._resume is not None:
-            print(f"resumed after minibatch {self._resume.history.steps:,}")
+            say(f"resumed after minibatch {self._resume.history.steps:,}")
         elif options.resume is not None:
-            print(f"no checkpoint in {directory.checkpoints} yet: starting from the beginning")
+            say(f"no checkpoint in {directory.checkpoints} yet: starting from the beginning")
         data = self._train_set, self._test_set
-        print(describe_run(options, all_hosts, all_threads, self._network, *data, self._optimizer), flush=True)
+        say(describe_run(options, all_hosts, all_threads, self._network, *data, self._optimizer))
 
     def _take_directory(self) -> RunDirectory | None:
         """The run directory, on rank 0. If this run was started before, and that start is still writing, wait for it to
@@ -177,7 +178,7 @@ class Run:
             if comm.gather(directory is not None)[0]:
                 return directory
             if says:
-                print(f"waiting for the run that still writes to {options.out}", flush=True)
+                say(f"waiting for the run that still writes to {options.out}")
                 says = False
             time.sleep(_POLL_EVERY)
 
@@ -238,12 +239,9 @@ class Run:
         if self._comm.rank == 0:
             path = self._path if self._reporter.directory is None else self._reporter.directory.path
             why = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
-            print(
-                f"parallelcnn: {why}: stopped after minibatch {history.steps:,}; "
-                f"to continue, give the same command with --out {path} --resume",
-                file=sys.stderr,
-                flush=True,
-            )
+            where = f"stopped after minibatch {history.steps:,}"
+            how = f"to continue, give the same command with --out {path} --resume"
+            say(f"parallelcnn: {why}: {where}; {how}", sys.stderr)
         self._comm.barrier()  # a launcher kills the others when one rank exits: print first
         return 128 + number
 
@@ -279,8 +277,8 @@ class Run:
         directory.write_summary(summary)
         directory.write_extras(history, self._profiler)
         if self._profiler is not None:
-            print(f"\n{self._profiler.table()}\n")
-        print(describe_result(directory.path, summary), flush=True)
+            say(f"\n{self._profiler.table()}\n")
+        say(describe_result(directory.path, summary))
 
 
 def _peak_rss_bytes() -> int:
