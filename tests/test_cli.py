@@ -10,6 +10,7 @@ import struct
 import sys
 import termios
 import time
+import warnings
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -22,6 +23,8 @@ from launch import parallelcnn, run
 
 import parallelcnn as pc
 from parallelcnn import cli
+from parallelcnn.cli.command import _parser
+from parallelcnn.cli.options import warn_of_too_many_threads
 from parallelcnn.errors import InputError
 
 
@@ -545,6 +548,42 @@ def test_control_characters_in_names_do_not_reach_the_terminal(folder, tmp_path,
     for text in (shown.out, shown.err):
         assert r"\x1b]0;title\x07" in text
         assert not {"\x1b", "\x07"} & set(text)
+
+
+def test_a_tilde_is_the_home_directory_in_every_option_that_takes_a_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    home = "/home/somebody/with blank"
+    line = "train --out=T --data=T --data-dir T --model T/net.py:f --resume=T"
+    train = _parser().parse_args([word.replace("T", "~/with blank") for word in line.split()])
+    assert (train.out, train.data, train.data_dir, train.resume) == (home,) * 4
+    assert train.model == f"{home}/net.py:f"
+    assert _parser().parse_args(["evaluate", "~/with blank"]).file == home
+    assert _parser().parse_args(["doctor", "--folder=~/with blank"]).folder == home
+    assert _parser().parse_args(["train", "--out", "~root"]).out == os.path.expanduser("~root") != "~root"
+    assert _parser().parse_args(["train", "--out", "$HOME/x~"]).out == "$HOME/x~"
+    for data, wanted in (("mnist", "mnist"), ("mnist/", "mnist/"), ("~/a//", "/home/somebody/a"), ("/", "/")):
+        assert _parser().parse_args(["train", "--data", data]).data == wanted
+
+
+def test_more_threads_than_cores_are_warned_of(monkeypatch):
+    def warnings_of(threads, ranks, quota=None):
+        class Ranks(pc.Serial):
+            def gather(self, value):
+                return [value] * ranks
+
+        monkeypatch.setattr("parallelcnn.resources.usable_cores", lambda: frozenset(range(8)))
+        monkeypatch.setattr("parallelcnn.resources.core_quota", lambda: quota)
+        monkeypatch.setattr("parallelcnn.comm.this_host", lambda: "node7")
+        with warnings.catch_warnings(record=True, action="always") as said:
+            warn_of_too_many_threads(SimpleNamespace(threads=threads), Ranks())
+        return [str(one.message) for one in said]
+
+    assert warnings_of(99, 1) == [
+        "--threads 99: 99 threads of 1 rank share 8 cores on node7 and wait for each other; --threads 8 will be faster"
+    ]
+    assert "5 threads of 1 rank share 3 cores" in warnings_of(5, 1, quota=3)[0]
+    assert "20 threads of 4 ranks share 8 cores on node7 and wait for each other; --threads 2" in warnings_of(5, 4)[0]
+    assert warnings_of(8, 1) == warnings_of(None, 99) == warnings_of(1, 99) == warnings_of(2, 4) == []
 
 
 def test_options_of_what_may_be_lost_are_refused_before_a_folder_is_made(folder, tmp_path):

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parallelcnn.cli.options import add_batch_size_option, add_model_option, add_rank_options
+from parallelcnn.cli.options import add_batch_size_option, add_model_option, add_rank_options, path
 from parallelcnn.cli.output import say
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add_batch_size_option(parser)
     add_rank_options(parser)
     parser.add_argument(
-        "--folder", default=".", metavar="DIR", help="directory for the results [default: the current one]"
+        "--folder", type=path, default=".", metavar="DIR", help="directory for the results [default: the current one]"
     )
 
 

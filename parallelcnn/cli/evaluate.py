@@ -6,7 +6,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallelcnn.cli.options import add_data_options, add_model_option, add_rank_options, load_data_sets
+from parallelcnn.cli.options import (
+    add_data_options,
+    add_model_option,
+    add_rank_options,
+    load_data_sets,
+    path,
+    warn_of_too_many_threads,
+)
 from parallelcnn.cli.output import say
 from parallelcnn.errors import InputError
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
@@ -33,7 +40,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog=_EXAMPLES,
     )
     parser.set_defaults(run=run, strict=True)
-    parser.add_argument("file", metavar="MODEL", help="model.npz, or the run directory that holds it")
+    parser.add_argument("file", type=path, metavar="MODEL", help="model.npz, or the run directory that holds it")
     add_data_options(parser, default=None)
     add_model_option(parser, default=None, note="; only if its layers are your own")
     add_rank_options(parser)
@@ -62,6 +69,7 @@ def run(options: argparse.Namespace, comm: "Communicator") -> int:
 
     catch_interrupts()
     file, summary = run_together(comm, find)
+    warn_of_too_many_threads(options, comm)
     summary = comm.gather(summary)[0]
     trained_on, replaced = summary.get("data"), options.data is not None
 

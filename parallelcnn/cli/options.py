@@ -1,11 +1,25 @@
 """The argument parser, and options that several sub-commands share."""
 
 import argparse
+import os
+import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Communicator
     from parallelcnn.data import Dataset
+
+
+def path(text: str) -> str:
+    """A path as a shell user means it: `~` and `~user` expanded, also where a shell does not, as in --out=~/runs."""
+    return os.path.expanduser(text)
+
+
+def data_name_or_path(text: str) -> str:
+    """The same for a name or a directory, without trailing slashes. `mnist/` is a directory, unlike `mnist`."""
+    expanded = path(text)
+    stripped = expanded.rstrip(os.sep)
+    return stripped if os.sep in stripped else expanded
 
 
 class UsageError(Exception):
@@ -36,12 +50,16 @@ def add_data_options(parser: argparse._ActionsContainer, default: str | None = "
     """
     parser.add_argument(
         "--data",
+        type=data_name_or_path,
         default=default,
         metavar="NAME|DIR",
         help=f"digits, mnist, or a directory with the four IDX files [default: {default or 'the data of the run'}]",
     )
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="directory of MNIST's files; by default the cache, filled by a download"
+        "--data-dir",
+        type=path,
+        metavar="DIR",
+        help="directory of MNIST's files; by default the cache, filled by a download",
     )
 
 
@@ -54,6 +72,7 @@ def add_model_option(parser: argparse._ActionsContainer, default: str | None = "
     ending = f" [default: {default}]" if default else ""
     parser.add_argument(
         "--model",
+        type=path,
         default=default,
         metavar="NAME|FILE.py:FUNCTION",
         help=f"the network: paper, lenet5, or your own function that returns the layers{note}{ending}",
@@ -91,3 +110,33 @@ def load_data_sets(options: argparse.Namespace, comm: "Communicator") -> "tuple[
 
     comm.activity = "reading the data set"
     return share_on_node(comm, lambda: load_data(options.data, options.data_dir))
+
+
+def warn_of_too_many_threads(options: argparse.Namespace, comm: "Communicator") -> None:
+    """Warn, on rank 0, if --threads asks for more threads than a node has cores.
+
+    Collective: every rank of `comm` must call it.
+    """
+    from parallelcnn.cli.summary import plural
+    from parallelcnn.comm import this_host
+    from parallelcnn.errors import TrainingWarning
+    from parallelcnn.resources import core_quota, usable_cores
+
+    everyone = comm.gather((this_host(), usable_cores(), core_quota()))
+    if options.threads is None or comm.rank != 0:
+        return
+    for host in dict.fromkeys(host for host, _, _ in everyone):
+        cores_of_ranks, quotas = zip(
+            *((cores, quota) for where, cores, quota in everyone if where == host), strict=True
+        )
+        ranks = len(cores_of_ranks)
+        cores = min(len(frozenset().union(*cores_of_ranks)), *(quota for quota in quotas if quota is not None), 10**9)
+        fitting = max(1, cores // ranks)
+        if options.threads > fitting:
+            warnings.warn(
+                f"--threads {options.threads}: {plural(ranks * options.threads, 'thread')} of {plural(ranks, 'rank')} "
+                f"share {plural(cores, 'core')} on {host} and wait for each other; --threads {fitting} will be faster",
+                TrainingWarning,
+                stacklevel=2,
+            )
+            return

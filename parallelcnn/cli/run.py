@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from parallelcnn.cli.options import load_data_sets
+from parallelcnn.cli.options import load_data_sets, warn_of_too_many_threads
 from parallelcnn.cli.output import say
 from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, RunReporter
 from parallelcnn.cli.summary import describe_result, describe_run, summarize
@@ -97,6 +97,7 @@ class Run:
 
     def _compile(self) -> None:
         options, network = self._options, self._network
+        warn_of_too_many_threads(options, self._comm)
         work = network.multiply_adds(options.batch_size, training=True)
         self._threads = choose_threads(self._comm, options.threads, work)
         run_together(self._comm, lambda: network.check_memory(self._threads))

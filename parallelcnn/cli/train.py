@@ -4,7 +4,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from parallelcnn.cli.options import add_batch_size_option, add_data_options, add_model_option, add_rank_options
+from parallelcnn.cli.options import add_batch_size_option, add_data_options, add_model_option, add_rank_options, path
 from parallelcnn.resilience.signals import catch_interrupts
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
     results = parser.add_argument_group("results")
     results.add_argument(
-        "--out", metavar="DIR", help="run directory for the results; by default runs/ and the time in UTC"
+        "--out", type=path, metavar="DIR", help="run directory for the results; by default runs/ and the time in UTC"
     )
     results.add_argument(
         "--profile", action="store_true", help="measure where the time goes: a table, and a timeline in trace.json"
@@ -93,6 +93,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     checkpoints.add_argument(
         "--resume",
+        type=path,
         nargs="?",
         const="auto",
         metavar="FILE",
