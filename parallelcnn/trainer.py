@@ -1,55 +1,32 @@
-"""Synchronous data-parallel training: the loop.
+"""`train`: checks the arguments, prepares every rank, and runs the training loop with all that protects it."""
 
-Every rank holds the same network and the same optimiser, computes the gradient of its share of each minibatch, and
-takes the same step along the sum. Within a rank, a team of threads computes that gradient.
-
-The loop does what the history says comes next. So it can begin in the middle: after a resume, and on the ranks that
-are left when one is lost.
-"""
-
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from parallelcnn.comm import Communicator, abort_all_on_error, as_communicator, run_together
+from parallelcnn.comm import abort_all_on_error, as_communicator, run_together
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import warn_of_scale
 from parallelcnn.data.sampler import Sampler
-from parallelcnn.errors import RankLostError
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.profiling import Profiler
-from parallelcnn.replica import LOSS, STOP
-from parallelcnn.resilience.replica_check import ReplicaGuard, check_repair
+from parallelcnn.resilience.replica_check import check_repair
+from parallelcnn.resilience.safeguard import TrainingSafeguard
 from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watch, check_timeout
 from parallelcnn.training.agreement import check_replicas, describe_data
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointSaver
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
-from parallelcnn.training.divergence import check_message, check_test_loss
-from parallelcnn.training.evaluation import Evaluation, check_metrics, default_metrics, evaluate_by
+from parallelcnn.training.evaluation import check_metrics, default_metrics
 from parallelcnn.training.history import History
+from parallelcnn.training.loop import Loop, Reporter
 from parallelcnn.training.preparation import check_fit, check_kinds, check_numbers, facts_of, start
-from parallelcnn.training.reduction import Ranks, Reducer, check_grains, reducer_of
+from parallelcnn.training.reduction import check_grains, reducer_of
 from parallelcnn.training.thread_pool import Team
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
-
-
-class Reporter(Protocol):
-    """Is told what happens in training, as it happens."""
-
-    def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
-        """Minibatch number `step`, counted from 1 over all epochs, of `samples` samples, is done."""
-
-    def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:
-        """The network was evaluated on the test set after minibatch `step`."""
-
-    # def resumed(self, history: History) -> None, for reporters that have it, too: training goes on from what the
-    # history says, after a resume, after a rank was lost, or after the ranks went back to a checkpoint.
 
 
 def train(
@@ -182,7 +159,9 @@ def train(
                 replicas, ranks, reporter = profiler.watch(network, replicas, comm, reporter)
             with Team(replicas) as team:
                 saver = CheckpointSaver(comm, checkpoints, facts)
-                loop = _Loop(
+                # A profiler times the ranks that it has met: with one, a training ends with a lost rank.
+                recovers = profiler is None
+                Loop(
                     comm=comm,
                     ranks=ranks,
                     team=team,
@@ -192,115 +171,16 @@ def train(
                     optimizer=optimizer,
                     loss=loss,
                     metrics=judges,
-                    steps=epochs * -(-len(train_set) // batch_size),
                     sampler=Sampler(len(train_set), batch_size, seed),
                     reducer=reducer_of(network, team, train_set, loss, grains, history.exponents),
-                    guard=ReplicaGuard(comm, network, history, repair, saver.folder),
                     history=history,
-                    reporter=reporter,
-                    saver=saver,
-                    evaluate_every=evaluate_every,
+                    steps=epochs * -(-len(train_set) // batch_size),
                     last_sample=last_sample,
-                    leave=leave or (lambda: False),
-                )
-                loop.run_to_the_end(without_lost_ranks=profiler is None)
+                    evaluate_every=evaluate_every,
+                    stop=leave or (lambda: False),
+                    reporter=reporter,
+                    safeguard=TrainingSafeguard(comm, network, history, repair, saver, recovers=recovers),
+                ).run()
             if profiler is not None:
                 profiler.finish()
         return history
-
-
-@dataclass
-class _Loop:
-    """The loop, and all that it has at hand; see `train`."""
-
-    comm: Communicator
-    ranks: Ranks
-    team: Team
-    network: NetworkHandler
-    train_set: Dataset
-    test_set: Dataset
-    optimizer: Optimizer
-    loss: Loss
-    metrics: Sequence[Metric]
-    steps: int
-    sampler: Sampler
-    reducer: Reducer
-    guard: ReplicaGuard
-    history: History
-    reporter: Reporter | None
-    saver: CheckpointSaver
-    evaluate_every: int | None
-    last_sample: int
-    leave: Callable[[], bool]
-
-    def run_to_the_end(self, *, without_lost_ranks: bool) -> None:
-        """Take step after step; also without ranks that are lost on the way, where that was asked for."""
-        if self.history.steps > 0:
-            self._tell_resumed()
-        while True:
-            try:
-                if self._stands_at_the_end():
-                    self.comm.barrier()  # rank 0 may be lost while it saves: another one does so then
-                    return
-                self._step()
-            except RankLostError:
-                if not without_lost_ranks:
-                    raise
-                self.guard.go_on_without_the_lost()
-                self.saver.recovered()
-                self._tell_resumed()
-
-    def _step(self) -> None:
-        began = time.perf_counter()
-        epoch, minibatch = self.sampler.after(self.history.samples_seen)
-        self.comm.activity = "computing minibatch {} (epoch {})", self.history.steps + 1, epoch
-        # Each rank may ask to leave (2), and rank 0 for a checkpoint (1): both travel with the sum.
-        asked = 2 * bool(self.leave()) + self.saver.asks()
-        self.reducer.compute(minibatch, self.ranks, key=self.sampler.key, stop=asked)
-        self._record_minibatch(epoch, float(self.network.reduction_buffer[LOSS]), len(minibatch))
-        check_message(self.network, self.history.steps, epoch)
-        self.network.update(self.optimizer, len(minibatch), self.history.steps - 1, self.steps)
-        asked = int(self.network.reduction_buffer[STOP])
-        self.history.left, self.saver.time_is_up = asked >= 2, asked % 2 == 1
-        self.history.train_seconds += time.perf_counter() - began
-
-    def _stands_at_the_end(self) -> bool:
-        """Whether there is no step to take any more; does before what is due between two steps."""
-        history = self.history
-        epoch_ended = history.samples_seen % len(self.train_set) == 0
-        if self._evaluation_is_due(epoch_ended):
-            self._record_evaluation(evaluate_by(self.team, self.test_set, self.comm, self.loss, self.metrics))
-        began = time.perf_counter()
-        due = self.saver.is_due(history, must=epoch_ended or history.left)
-        if (epoch_ended or due) and self.guard.brings_back_an_earlier_state():
-            self._tell_resumed()
-            return False
-        if due:
-            self.comm.activity = "saving a checkpoint"
-            self.saver.save(self.network, history)
-        history.train_seconds += time.perf_counter() - began
-        return history.samples_seen == self.last_sample or history.left
-
-    def _evaluation_is_due(self, epoch_ended: bool) -> bool:
-        steps, evaluations = self.history.steps, self.history.evaluations
-        if steps == 0 or (evaluations and evaluations[-1][0] == steps):
-            return False
-        return epoch_ended or (self.evaluate_every is not None and steps % self.evaluate_every == 0)
-
-    def _record_minibatch(self, epoch: int, loss: float, samples: int) -> None:
-        self.history.losses.append(loss)
-        self.history.samples_seen += samples
-        if self.reporter is not None:
-            self.reporter.minibatch(self.history.steps, epoch, loss, samples)
-
-    def _record_evaluation(self, result: Evaluation) -> None:
-        step, epoch = self.history.steps, -(-self.history.samples_seen // len(self.train_set))
-        self.history.evaluations.append((step, epoch, result))
-        if self.reporter is not None:
-            self.reporter.evaluation(step, epoch, result, self.history)
-        check_test_loss(result.loss, step, epoch)
-
-    def _tell_resumed(self) -> None:
-        resumed = getattr(self.reporter, "resumed", None)
-        if resumed is not None:
-            resumed(self.history)

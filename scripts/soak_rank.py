@@ -118,7 +118,7 @@ def main() -> int:
     from parallelcnn.comm import initialising
 
     initialising.START_TIMEOUT = 20.0  # shorter than what the script takes for a hang [s]
-    when_entered("parallelcnn.trainer", "ReplicaGuard", (marks / f"training-{rank}").touch)
+    when_entered("parallelcnn.trainer", "TrainingSafeguard", (marks / f"training-{rank}").touch)
     when_entered("parallelcnn.cli.run", "load_data_sets", lambda: note_shared_memory(marks / f"shared-memory-{rank}"))
     for stroke in plan["strokes"]:
         if rank in stroke["ranks"]:

@@ -95,6 +95,9 @@ class Scaled(pc.Dense):
         super().__init__(units)
         object.__setattr__(self, "factor", factor)
 
+    def __repr__(self):
+        return f"Scaled({self.units})"
+
 
 def test_layers_that_print_alike_but_hold_other_values_are_another_training(tmp_path):
     def network(factor):

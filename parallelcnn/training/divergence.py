@@ -1,4 +1,4 @@
-"""Noticing that a training has diverged, before a number that is none gets into the parameters."""
+"""Detect a loss or gradient that is not finite, before it changes the parameters."""
 
 import math
 
@@ -10,7 +10,7 @@ from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import LOSS
 
 
-def check_message(network: NetworkHandler, step: int, epoch: int) -> None:
+def check_finite(network: NetworkHandler, step: int, epoch: int) -> None:
     """Raise DivergenceError unless the summed loss and gradient of minibatch `step` are finite.
 
     Every rank has the same sums, so all of them raise, with parameters from before this step.

@@ -1,0 +1,49 @@
+"""What protects a training between two steps: the replica check, checkpoints, and going on without lost ranks."""
+
+from parallelcnn.comm import Communicator
+from parallelcnn.errors import RankLostError
+from parallelcnn.network import NetworkHandler
+from parallelcnn.resilience.replica_check import ReplicaGuard
+from parallelcnn.training.checkpoint import CheckpointSaver
+from parallelcnn.training.history import History
+
+
+class TrainingSafeguard:
+    """Attached to the loop from outside; see `training.loop.Safeguard`.
+
+    Args:
+        recovers: whether to go on without lost ranks.
+    """
+
+    def __init__(
+        self,
+        comm: Communicator,
+        network: NetworkHandler,
+        history: History,
+        repair: str,
+        saver: CheckpointSaver,
+        *,
+        recovers: bool,
+    ) -> None:
+        self._comm, self._network, self._history = comm, network, history
+        self._saver, self._recovers = saver, recovers
+        self._guard = ReplicaGuard(comm, network, history, repair, saver.folder)
+
+    def asks_to_save(self) -> bool:
+        return self._saver.asks()
+
+    def between_steps(self, *, epoch_ended: bool, save: bool) -> bool:
+        self._saver.time_is_up = self._saver.time_is_up or save
+        due = self._saver.is_due(self._history, must=epoch_ended or self._history.left)
+        if (epoch_ended or due) and self._guard.brings_back_an_earlier_state():
+            return True
+        if due:
+            self._comm.activity = "saving a checkpoint"
+            self._saver.save(self._network, self._history)
+        return False
+
+    def recover(self) -> None:
+        if not self._recovers:
+            raise RankLostError("a rank was lost, and this training does not go on without it")
+        self._guard.go_on_without_the_lost()
+        self._saver.recovered()

@@ -1,0 +1,170 @@
+"""The training loop. `Loop.step` is one step of synchronous data-parallel training; read it first.
+
+Every rank holds the same network and the same optimiser. It computes the gradient of its shards of each minibatch, and
+all ranks update their parameters alike, from the sum.
+
+The history says what comes next. So the loop can begin in the middle: after a resume, and after a rank was lost.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from parallelcnn.comm import Communicator
+from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.sampler import Sampler
+from parallelcnn.errors import RankLostError
+from parallelcnn.losses import Loss
+from parallelcnn.metrics import Metric
+from parallelcnn.network import NetworkHandler
+from parallelcnn.optimizers import Optimizer
+from parallelcnn.replica import LOSS, STOP
+from parallelcnn.training.divergence import check_finite, check_test_loss
+from parallelcnn.training.evaluation import Evaluation, evaluate_by
+from parallelcnn.training.history import History
+from parallelcnn.training.reduction import Ranks, Reducer
+from parallelcnn.training.thread_pool import Team
+
+SAVE, LEAVE = 1, 2  # what ranks ask for in the place STOP: rank 0 for a checkpoint, any rank to stop
+
+
+class Reporter(Protocol):
+    """Training callbacks."""
+
+    def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
+        """Minibatch number `step`, counted from 1 over all epochs, of `samples` samples, is done."""
+
+    def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:
+        """The network was evaluated on the test set after minibatch `step`."""
+
+    # def resumed(self, history: History) -> None, for reporters that have it, too: training continues from where the
+    # history stands, after a resume, after a rank was lost, or after the ranks went back to a checkpoint.
+
+
+class Safeguard(Protocol):
+    """What protects a training between two steps: comparing replicas, checkpoints, recovering from a lost rank.
+
+    Every method is called by all ranks at the same step.
+    """
+
+    def asks_to_save(self) -> bool:
+        """Whether this rank asks for a checkpoint after the step that begins."""
+
+    def between_steps(self, *, epoch_ended: bool, save: bool) -> bool:
+        """Do what is due; returns whether training went back to an earlier step.
+
+        Args:
+            save: whether a rank has asked for a checkpoint.
+        """
+
+    def recover(self) -> None:
+        """Continue without the ranks that are lost; raises if that was not asked for."""
+
+
+@dataclass
+class Loop:
+    """One training.
+
+    Args:
+        comm, ranks: the ranks; `ranks` are those that the gradient is summed over, which a profiler may watch.
+        team: this rank's threads, each with a replica of the network.
+        sampler: the order of the samples.
+        steps: minibatches of the whole training.
+        last_sample: how many samples it will have seen at its end.
+        stop: polled after every minibatch; when it returns true on any rank, all ranks stop after the same one.
+        safeguard: None: nothing protects this training.
+    """
+
+    comm: Communicator
+    ranks: Ranks
+    team: Team
+    network: NetworkHandler
+    train_set: Dataset
+    test_set: Dataset
+    optimizer: Optimizer
+    loss: Loss
+    metrics: Sequence[Metric]
+    sampler: Sampler
+    reducer: Reducer
+    history: History
+    steps: int
+    last_sample: int
+    evaluate_every: int | None
+    stop: Callable[[], bool]
+    reporter: Reporter | None = None
+    safeguard: Safeguard | None = None
+    save_is_asked: bool = False
+
+    def run(self) -> None:
+        """Take step after step until the end of training, or until a rank asks to stop."""
+        if self.history.steps > 0:
+            self._report_resumed()
+        while True:
+            try:
+                if self._is_over():
+                    self.comm.barrier()  # if rank 0 is lost while it saves, another rank does so then
+                    return
+                self.step()
+            except RankLostError:
+                if self.safeguard is None:
+                    raise
+                self.safeguard.recover()
+                self._report_resumed()
+
+    def step(self) -> None:
+        """Train on one minibatch."""
+        began = time.perf_counter()
+        history, network = self.history, self.network
+        # The order of the samples is the same on every rank; the next batch_size of them are the minibatch.
+        epoch, minibatch = self.sampler.after(history.samples_seen)
+        self.comm.activity = "computing minibatch {} (epoch {})", history.steps + 1, epoch
+        # Its shards run through load, forward, loss and backward on the threads of all ranks; one Allreduce sums them.
+        asked = LEAVE * bool(self.stop()) + SAVE * (self.safeguard is not None and self.safeguard.asks_to_save())
+        self.reducer.compute(minibatch, self.ranks, key=self.sampler.key, stop=asked)
+        self._record_minibatch(epoch, float(network.reduction_buffer[LOSS]), len(minibatch))
+        # All ranks have the same sums: so all raise, or all take the same step.
+        check_finite(network, history.steps, epoch)
+        network.update(self.optimizer, len(minibatch), history.steps - 1, self.steps)
+        # What any rank has asked for is done by all of them, after this minibatch.
+        asked = int(network.reduction_buffer[STOP])
+        history.left, self.save_is_asked = asked >= LEAVE, asked % LEAVE == SAVE
+        history.train_seconds += time.perf_counter() - began
+
+    def _is_over(self) -> bool:
+        """Do what is due between two steps; returns whether there is no step to take any more."""
+        history = self.history
+        epoch_ended = history.samples_seen % len(self.train_set) == 0
+        if self._evaluation_is_due(epoch_ended):
+            self._record_evaluation(evaluate_by(self.team, self.test_set, self.comm, self.loss, self.metrics))
+        if self.safeguard is not None:
+            began = time.perf_counter()
+            if self.safeguard.between_steps(epoch_ended=epoch_ended, save=self.save_is_asked):
+                self._report_resumed()
+                return False
+            history.train_seconds += time.perf_counter() - began
+        return history.samples_seen == self.last_sample or history.left
+
+    def _evaluation_is_due(self, epoch_ended: bool) -> bool:
+        steps, evaluations = self.history.steps, self.history.evaluations
+        if steps == 0 or (evaluations and evaluations[-1][0] == steps):
+            return False
+        return epoch_ended or (self.evaluate_every is not None and steps % self.evaluate_every == 0)
+
+    def _record_minibatch(self, epoch: int, loss: float, samples: int) -> None:
+        self.history.losses.append(loss)
+        self.history.samples_seen += samples
+        if self.reporter is not None:
+            self.reporter.minibatch(self.history.steps, epoch, loss, samples)
+
+    def _record_evaluation(self, result: Evaluation) -> None:
+        step, epoch = self.history.steps, -(-self.history.samples_seen // len(self.train_set))
+        self.history.evaluations.append((step, epoch, result))
+        if self.reporter is not None:
+            self.reporter.evaluation(step, epoch, result, self.history)
+        check_test_loss(result.loss, step, epoch)
+
+    def _report_resumed(self) -> None:
+        resumed = getattr(self.reporter, "resumed", None)
+        if resumed is not None:
+            resumed(self.history)
