@@ -67,11 +67,14 @@ def test_layers_of_the_users_own_are_asked_for_and_taken(tmp_path):
 
 
 class Scaled(pc.Dense):
-    """What it multiplies by is no field."""
+    """What it multiplies by is no field, and not in its `repr`."""
 
     def __init__(self, units, factor):
         super().__init__(units)
         object.__setattr__(self, "factor", factor)
+
+    def __repr__(self):
+        return f"Scaled({self.units})"
 
 
 def bent(slope):
