@@ -12,10 +12,14 @@ from typing import Any
 
 from parallelcnn.comm.communicator import Communicator, MPIRanks, Serial
 from parallelcnn.comm.initialising import initialise
+from parallelcnn.comm.launcher import rank_that_started_this
 from parallelcnn.errors import InputError, LaunchError
 from parallelcnn.resources import number_in
 
 START_TIMEOUT = 300.0  # that MPI waits for ranks that do not come [s]
+
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+_RANKS_WITHOUT_SIZES = ("PMIX_RANK", "PALS_RANKID", "FLUX_TASK_RANK", "MV2_COMM_WORLD_RANK", "ALPS_APP_PE")
 
 
 def as_communicator(comm: Any, timeout: float = START_TIMEOUT) -> Communicator:
@@ -60,6 +64,13 @@ def world(*, strict: bool = True, timeout: float = START_TIMEOUT) -> Communicato
     wanted, said_by = launched_ranks()
     if wanted == 1 and not _has_launcher() and "mpi4py.MPI" not in sys.modules:
         return Serial()
+    if wanted > 1 and (starter := rank_that_started_this()):
+        if not strict:
+            return Serial()
+        raise LaunchError(
+            f"{said_by} says that this is one of {wanted} ranks, but another program is that rank already "
+            f"({starter}). {_how_to_train_alone()}"
+        )
     try:
         MPI = _start_mpi(timeout)
     except (ImportError, RuntimeError) as error:
@@ -78,11 +89,16 @@ def world(*, strict: bool = True, timeout: float = START_TIMEOUT) -> Communicato
             f"{said_by} says that {wanted} ranks were started, but each is alone in its MPI world: this would be "
             f"{wanted} separate trainings. {mpi_library()} starts its ranks with\n"
             f"    {mpirun()} -n {wanted} {command}\nor, under SLURM, with\n    srun --mpi={pmi} {command}\n"
-            f"To train in this process alone: unset {said_by.partition('=')[0]}, or comm=parallelcnn.Serial()"
+            f"{_how_to_train_alone()}"
         )
     if ranks.size > 1 and sys.excepthook is sys.__excepthook__:
         sys.excepthook = _abort_after_traceback(ranks)
     return ranks
+
+
+def _how_to_train_alone() -> str:
+    variables = [name for name in (*_SIZES, *_RANKS_WITHOUT_SIZES) if name in os.environ]
+    return f"To train in this process alone: unset {' '.join(variables)}; in Python: comm=parallelcnn.Serial()"
 
 
 @functools.cache
@@ -142,15 +158,17 @@ def launched_ranks() -> tuple[int, str]:
     What started this very process counts before the allocation around it: mpirun -n 1 inside a job of four tasks
     is one rank.
     """
-    for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+    for variable in _SIZES:
         if ranks := number_in(variable):
             return ranks, f"{variable}={ranks}"
     return 1, ""
 
 
 def launched_rank() -> int:
-    """This process's number among those that were started together, as the environment says; 0 if it does not."""
-    if launched_ranks()[0] == 1:
+    """This process's number among those that were started together, as the environment says; 0 if it does not, or if
+    not a launcher has started it.
+    """
+    if launched_ranks()[0] == 1 or rank_that_started_this():
         return 0
     for variable in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
         rank = number_in(variable)
@@ -163,8 +181,7 @@ def _has_launcher() -> bool:
     """Whether something that starts ranks, without saying how many, started this process."""
     if "OMPI_COMM_WORLD_SIZE" in os.environ or "PMI_SIZE" in os.environ:
         return False  # it did say how many
-    ranks = ("PMIX_RANK", "PALS_RANKID", "FLUX_TASK_RANK", "MV2_COMM_WORLD_RANK", "ALPS_APP_PE")
-    return any(variable in os.environ for variable in ranks)
+    return any(variable in os.environ for variable in _RANKS_WITHOUT_SIZES)
 
 
 def _command() -> list[str]:
