@@ -1,5 +1,6 @@
 """`train`: checks the arguments, prepares every rank, and runs the training loop with all that protects it."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from parallelcnn.training.evaluation import check_metrics, default_metrics
 from parallelcnn.training.history import History
 from parallelcnn.training.loop import Loop, Reporter
 from parallelcnn.training.preparation import check_fit, check_kinds, check_numbers, facts_of, start
+from parallelcnn.training.progress import Progress, check_verbose, show_compilation
 from parallelcnn.training.reduction import check_grains, reducer_of
 from parallelcnn.training.thread_pool import Team
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
@@ -51,6 +53,7 @@ def train(
     leave: Callable[[], bool] | None = None,
     repair: str = "stop",
     timeout: float = DEFAULT_TIMEOUT,
+    verbose: int = 1,
 ) -> History:
     """Train a network, on one process or on many ranks, each on one thread or several.
 
@@ -80,6 +83,8 @@ def train(
         repair: what to do if ranks are found, at the end of an epoch or before a checkpoint, not to hold the same
             parameters: "stop" with an error, take over what the "majority" holds, or go back to the last "checkpoint".
         timeout: how long a rank may wait for others, before a message names them and the job ends [s]; 0: for ever.
+        verbose: what rank 0 prints if there is no reporter, as in Keras: 1: a progress bar on a terminal, otherwise a
+            line for each epoch; 2: a line for each epoch; 0: nothing.
 
     Raises:
         InputError: for arguments outside their range, a data set that does not fit network and loss, or one that holds
@@ -92,7 +97,8 @@ def train(
     """
     check_timeout(timeout)
     comm = as_communicator(comm, timeout)
-    with Watch(comm, timeout):
+    show = verbose and reporter is None
+    with Watch(comm, timeout), contextlib.ExitStack() as at_the_end:
         loss = loss or SoftmaxCrossEntropy()
         judges = default_metrics(network, test_set) if metrics is None else tuple(metrics)
         plan = {
@@ -116,6 +122,7 @@ def train(
             check_kinds(needed, optional)
             check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
             check_threads(threads)
+            check_verbose(verbose)
             check_grains(grains)
             check_repair(repair, checkpoints)
             check_fit(network, train_set, loss)
@@ -152,9 +159,13 @@ def train(
             np.errstate(over="ignore", invalid="ignore"),
         ):
             network.prediction = getattr(loss, "prediction", "output")
-            history.compile_seconds = compile_in_turns(
-                comm, lambda: compile_kernels(network, train_set, optimizer, loss, grains, judges)
-            )
+            with show_compilation(comm) if show else contextlib.nullcontext():
+                history.compile_seconds = compile_in_turns(
+                    comm, lambda: compile_kernels(network, train_set, optimizer, loss, grains, judges)
+                )
+            if show:
+                progress = Progress(comm, epochs, len(train_set), bar=verbose != 2)
+                reporter = at_the_end.enter_context(contextlib.closing(progress))
             if profiler is not None:
                 replicas, ranks, reporter = profiler.watch(network, replicas, comm, reporter)
             with Team(replicas) as team:

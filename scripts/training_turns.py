@@ -41,7 +41,9 @@ def our_training(
     def train(samples: int) -> float:
         some, one = (pc.Dataset(train_set.images[:n], train_set.labels[:n], 10) for n in (samples, 1))
         optimizer = pc.SGD(LEARNING_RATE)
-        return pc.train(network, some, one, optimizer, 1, batch_size, comm=comm, threads=threads).train_seconds
+        return pc.train(
+            network, some, one, optimizer, 1, batch_size, comm=comm, threads=threads, verbose=0
+        ).train_seconds
 
     # Rank 0 decides for all.
     samples = samples_within(seconds, lambda n: comm.gather(train(n))[0], batch_size, len(train_set))

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(options: argparse.Namespace, comm: "Communicator") -> int:
-    from parallelcnn.cli.progress import percent
     from parallelcnn.comm import Serial, run_together
     from parallelcnn.data import Dataset
     from parallelcnn.files.archive import open_npz
@@ -56,6 +56,7 @@ def run(options: argparse.Namespace, comm: "Communicator") -> int:
     from parallelcnn.training.compilation import compile_in_turns
     from parallelcnn.training.evaluation import evaluate
     from parallelcnn.training.preparation import check_fit
+    from parallelcnn.training.progress import percent, show_compilation
     from parallelcnn.training.threads import check_threads
 
     def find() -> tuple[Path, dict[str, Any]]:
@@ -89,7 +90,8 @@ def run(options: argparse.Namespace, comm: "Communicator") -> int:
             options.data_dir = directory
 
     run_together(comm, choose_data)
-    _, test_set = load_data_sets(options, comm)
+    with show_compilation(comm, sys.stderr):
+        _, test_set = load_data_sets(options, comm)
 
     def load() -> "NetworkHandler":
         layers = None if options.model is None else find_model(options.model, test_set.classes)
@@ -104,7 +106,7 @@ def run(options: argparse.Namespace, comm: "Communicator") -> int:
     comm.activity = "reading the network"
     network = run_together(comm, load)
     one_sample = Dataset(test_set.images[:1], test_set.labels[:1], test_set.classes)
-    with interrupts_ending_the_process():
+    with show_compilation(comm, sys.stderr), interrupts_ending_the_process():
         compile_in_turns(comm, lambda: evaluate(network, one_sample, Serial(), threads=1))
     result = evaluate(network, test_set, comm, threads=options.threads)
     if comm.rank == 0:

@@ -33,6 +33,7 @@ from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.evaluation import Evaluation, evaluate
 from parallelcnn.training.history import History
 from parallelcnn.training.preparation import check_fit, check_numbers, check_resume, facts_of
+from parallelcnn.training.progress import show_compilation
 from parallelcnn.training.reduction import check_grains
 from parallelcnn.training.threads import check_threads, choose_threads
 
@@ -57,10 +58,11 @@ class Run:
         """Train and write the results; returns the exit code."""
         # All input is checked before the first file is written.
         self._optimizer = run_together(self._comm, self._check_options)
-        self._train_set, self._test_set = load_data_sets(self._options, self._comm)
-        self._comm.activity = "building the network"
-        self._network = run_together(self._comm, self._build)
-        self._compile()
+        with show_compilation(self._comm):
+            self._train_set, self._test_set = load_data_sets(self._options, self._comm)
+            self._comm.activity = "building the network"
+            self._network = run_together(self._comm, self._build)
+            self._compile()
         self._verify()
         self._open_directory()
         with contextlib.closing(self._reporter):

@@ -19,7 +19,6 @@ from typing import Any, TextIO
 import numpy as np
 
 from parallelcnn.cli.metrics import MetricsFile, evaluation_row
-from parallelcnn.cli.progress import Progress
 from parallelcnn.comm import Communicator
 from parallelcnn.errors import InputError, TrainingWarning, shown
 from parallelcnn.files.atomic import lock, remove_unfinished, write_atomically
@@ -27,6 +26,7 @@ from parallelcnn.files.regular import open_regular
 from parallelcnn.profiling import Profiler
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
+from parallelcnn.training.progress import Progress
 
 _FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json", "checkpoints")
 _LOCK = ".lock"
@@ -214,7 +214,7 @@ class RunReporter:
     ) -> None:
         self._comm, self.directory, self._path, self._token = comm, directory, path, token
         self._samples = samples
-        self._progress = Progress(epochs, samples)
+        self._progress = Progress(comm, epochs, samples)
         self.history: History | None = None
         self.first_step_at = math.nan
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from parallelcnn._version import __version__
-from parallelcnn.cli.progress import percent
 from parallelcnn.comm import mpi_library
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain
@@ -17,6 +16,7 @@ from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
+from parallelcnn.training.progress import percent
 
 
 def describe_run(

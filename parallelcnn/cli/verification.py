@@ -66,6 +66,7 @@ def verify(
             threads=on_threads,
             grains=grains,
             leave=lambda: next(countdown, True),
+            verbose=0,
         )
         return network.params.copy(), history.steps
 

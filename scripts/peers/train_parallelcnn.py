@@ -65,7 +65,16 @@ def train(
     threads = max(options.threads // comm.size, 1)
     optimizer = pc.SGD(options.learning_rate)
     history = pc.train(
-        network, train_set, test_set, optimizer, options.epochs, batch_size, options.seed, comm, threads=threads
+        network,
+        train_set,
+        test_set,
+        optimizer,
+        options.epochs,
+        batch_size,
+        options.seed,
+        comm,
+        threads=threads,
+        verbose=0,
     )
     return network, history
 

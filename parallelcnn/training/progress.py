@@ -1,0 +1,175 @@
+"""Progress on the terminal: of a training, and of compiling kernels before it."""
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from numba.core.caching import NullCache
+from numba.core.event import Event, Listener, install_listener
+
+from parallelcnn.comm import Communicator
+from parallelcnn.errors import InputError
+from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.history import History
+
+_SHORT = 2.0  # compiling for so long needs no message [s]
+
+
+def check_verbose(verbose: int) -> None:
+    """Raise InputError unless that is 0, 1, 2 or a bool."""
+    if not isinstance(verbose, int) or verbose not in (0, 1, 2):
+        raise InputError(
+            f"verbose must be 0 (silent), 1 (a progress bar on a terminal, otherwise a line for each epoch) "
+            f"or 2 (a line for each epoch), got {verbose!r}"
+        )
+
+
+class Progress:
+    """A reporter that shows progress on rank 0: a bar on a terminal, otherwise a line for each epoch.
+
+    Output that cannot be written is lost: it never ends a training.
+
+    Args:
+        comm: the ranks.
+        epochs: number of epochs.
+        samples: samples in an epoch.
+        bar: no bar if false.
+        stream: where to print; stdout by default.
+    """
+
+    def __init__(
+        self, comm: Communicator, epochs: int, samples: int, *, bar: bool = True, stream: TextIO | None = None
+    ) -> None:
+        self._comm, self._epochs, self._samples = comm, epochs, samples
+        self._stream = stream or sys.stdout
+        self._on_terminal = bar and _is_terminal(self._stream)
+        self._bar: Any = None
+        self._loss_sum = 0.0
+        self._samples_done = 0
+        self._seconds_before = 0.0
+
+    def resumed(self, history: History) -> None:
+        """Continue from there. The first epoch's loss and rate count only what comes from here on."""
+        self.close()
+        self._seconds_before = history.train_seconds
+        self._loss_sum, self._samples_done = 0.0, 0
+
+    def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
+        self._loss_sum += loss * samples
+        self._samples_done += samples
+        if self._on_terminal and self._comm.rank == 0:
+            self._advance_bar(epoch, samples, loss)
+
+    def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:
+        if history.samples_seen % self._samples != 0:
+            return
+        self.close()
+        seconds = history.train_seconds - self._seconds_before
+        if self._comm.rank == 0:
+            accuracy = "" if result.accuracy is None else f"   test accuracy {percent(result.accuracy)}"
+            mean_loss = self._loss_sum / self._samples_done if self._samples_done else math.nan
+            rate = self._samples_done / seconds if seconds > 0 else math.nan
+            _print(
+                f"epoch {epoch}/{self._epochs}   loss {mean_loss:.4f}   test loss {result.loss:.4f}"
+                f"{accuracy}   {seconds:.2f} s   {rate:,.0f} samples/s",
+                self._stream,
+            )
+        self._seconds_before = history.train_seconds
+        self._loss_sum, self._samples_done = 0.0, 0
+
+    def close(self) -> None:
+        """Remove the bar from the terminal."""
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with contextlib.suppress(OSError, ValueError):
+                bar.close()
+
+    def _advance_bar(self, epoch: int, samples: int, loss: float) -> None:
+        try:
+            if self._bar is None:
+                from tqdm import tqdm
+
+                self._bar = tqdm(
+                    total=self._samples,
+                    desc=f"epoch {epoch}/{self._epochs}",
+                    unit=" samples",
+                    leave=False,
+                    file=self._stream,
+                    dynamic_ncols=True,
+                )
+            self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            self._bar.update(samples)
+        except (OSError, ValueError):  # the terminal is gone, or somebody has closed the stream
+            self._on_terminal = False
+
+
+@contextlib.contextmanager
+def show_compilation(comm: Communicator, stream: TextIO | None = None) -> Iterator[None]:
+    """Inside, rank 0 says when it starts to compile kernels, and how it goes on; nothing if all come from the cache.
+
+    Args:
+        stream: where to print; stdout by default.
+    """
+    if comm.rank != 0:
+        yield
+        return
+    shown = _Compilation(stream or sys.stdout)
+    with install_listener("numba:compile", shown):
+        try:
+            yield
+        finally:
+            shown.finish()
+
+
+class _Compilation(Listener):
+    """Prints what numba compiles. A kernel compiles functions that it calls inside its own compilation."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._started_at: list[float] = []
+        self._announced = ""
+        self._done = 0
+        self._seconds = 0.0
+
+    def on_start(self, event: Event) -> None:
+        self._started_at.append(time.perf_counter())
+        # Kernels of a user's own functions are never cached, and compile quickly.
+        cached = not isinstance(getattr(event.data["dispatcher"], "_cache", None), NullCache | None)
+        if not self._announced and (cached or self._seconds > _SHORT):
+            once = " (once; later starts take them from the cache)" if cached else ""
+            self._announced = f"compiling kernels{once} ..."
+            _print(self._announced, self._stream, end="" if _is_terminal(self._stream) else "\n")
+
+    def on_end(self, event: Event) -> None:
+        started_at = self._started_at.pop()
+        if self._started_at:
+            return
+        self._done += 1
+        self._seconds += time.perf_counter() - started_at
+        if self._announced and _is_terminal(self._stream):
+            _print(f"\r{self._announced} {self._done} done, {self._seconds:.0f} s ", self._stream, end="")
+
+    def finish(self) -> None:
+        if self._announced:
+            back = "\r\x1b[K" if _is_terminal(self._stream) else ""
+            _print(f"{back}compiled {self._done} kernels in {self._seconds:.1f} s", self._stream)
+
+
+def percent(accuracy: float | None) -> str:
+    """An accuracy in per cent."""
+    return "unknown" if accuracy is None else f"{100 * accuracy:.2f} %"
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _print(text: str, stream: TextIO | None, end: str = "\n") -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(text, end=end, file=stream, flush=True)
