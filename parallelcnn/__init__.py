@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from parallelcnn.schedules import OneCycle as OneCycle
     from parallelcnn.schedules import Schedule as Schedule
     from parallelcnn.trainer import train as train
+    from parallelcnn.training.callbacks import Callback as Callback
+    from parallelcnn.training.callbacks import EarlyStopping as EarlyStopping
     from parallelcnn.training.checkpoint import Checkpoint as Checkpoint
     from parallelcnn.training.checkpoint import CheckpointFolder as CheckpointFolder
     from parallelcnn.training.checkpoint import load_checkpoint as load_checkpoint
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "activations": ["ActivationFunction"],
     "files.model": ["load_model", "save_model"],
+    "training.callbacks": ["Callback", "EarlyStopping"],
     "training.checkpoint": ["Checkpoint", "CheckpointFolder", "load_checkpoint"],
     "comm": ["Serial", "world"],
     "data": ["Dataset", "load_data", "load_digits", "load_idx_folder", "load_mnist"],

@@ -19,11 +19,12 @@ from parallelcnn.resilience.replica_check import check_repair
 from parallelcnn.resilience.safeguard import TrainingSafeguard
 from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watch, check_timeout
 from parallelcnn.training.agreement import check_replicas, describe_data
+from parallelcnn.training.callbacks import Callbacks, Training, check_callbacks
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointSaver
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.evaluation import check_metrics, default_metrics
 from parallelcnn.training.history import History
-from parallelcnn.training.loop import Loop, Reporter
+from parallelcnn.training.loop import Loop
 from parallelcnn.training.preparation import check_fit, check_kinds, check_numbers, facts_of, start
 from parallelcnn.training.progress import Progress, check_verbose, show_compilation
 from parallelcnn.training.reduction import check_grains, reducer_of
@@ -44,7 +45,7 @@ def train(
     loss: Loss | None = None,
     metrics: Sequence[Metric] | None = None,
     evaluate_every: int | None = None,
-    reporter: Reporter | None = None,
+    callbacks: Sequence[Any] = (),
     threads: int | None = None,
     profiler: Profiler | None = None,
     grains: int | None = None,
@@ -71,7 +72,7 @@ def train(
         loss: softmax cross-entropy unless given.
         metrics: measured on the test set; accuracy unless given, if the labels are classes.
         evaluate_every: evaluate on the test set after so many minibatches, and not only after each epoch.
-        reporter: is told what happens, on the ranks that hand one over.
+        callbacks: see `Callback`; ranks may have different ones.
         threads: of this rank; ranks may differ. None: its part of the cores that the ranks of its node may use, or
             fewer where a step has too little work for them.
         profiler: measures where the time goes.
@@ -83,7 +84,7 @@ def train(
         repair: what to do if ranks are found, at the end of an epoch or before a checkpoint, not to hold the same
             parameters: "stop" with an error, take over what the "majority" holds, or go back to the last "checkpoint".
         timeout: how long a rank may wait for others, before a message names them and the job ends [s]; 0: for ever.
-        verbose: what rank 0 prints if there is no reporter, as in Keras: 1: a progress bar on a terminal, otherwise a
+        verbose: what rank 0 prints, as in Keras: 1: a progress bar on a terminal, otherwise a
             line for each epoch; 2: a line for each epoch; 0: nothing.
 
     Raises:
@@ -97,7 +98,6 @@ def train(
     """
     check_timeout(timeout)
     comm = as_communicator(comm, timeout)
-    show = verbose and reporter is None
     with Watch(comm, timeout), contextlib.ExitStack() as at_the_end:
         loss = loss or SoftmaxCrossEntropy()
         judges = default_metrics(network, test_set) if metrics is None else tuple(metrics)
@@ -128,6 +128,7 @@ def train(
             check_fit(network, train_set, loss)
             check_fit(network, test_set, loss)
             check_metrics(judges, network, test_set)
+            check_callbacks(callbacks)
             train_set.check_numbers("training set")
             test_set.check_numbers("test set")
             if comm.rank == 0:
@@ -159,15 +160,16 @@ def train(
             np.errstate(over="ignore", invalid="ignore"),
         ):
             network.prediction = getattr(loss, "prediction", "output")
-            with show_compilation(comm) if show else contextlib.nullcontext():
+            with show_compilation(comm) if verbose else contextlib.nullcontext():
                 history.compile_seconds = compile_in_turns(
                     comm, lambda: compile_kernels(network, train_set, optimizer, loss, grains, judges)
                 )
-            if show:
-                progress = Progress(comm, epochs, len(train_set), bar=verbose != 2)
-                reporter = at_the_end.enter_context(contextlib.closing(progress))
+            if verbose:
+                progress = at_the_end.enter_context(contextlib.closing(Progress(bar=verbose != 2)))
+                callbacks = (progress, *callbacks)
+            told = Callbacks(callbacks, Training(comm, network, history, epochs, len(train_set)))
             if profiler is not None:
-                replicas, ranks, reporter = profiler.watch(network, replicas, comm, reporter)
+                replicas, ranks, told = profiler.watch(network, replicas, comm, told)
             with Team(replicas) as team:
                 saver = CheckpointSaver(comm, checkpoints, facts)
                 # A profiler times the ranks that it has met: with one, a training ends with a lost rank.
@@ -189,7 +191,7 @@ def train(
                     last_sample=last_sample,
                     evaluate_every=evaluate_every,
                     stop=leave or (lambda: False),
-                    reporter=reporter,
+                    callbacks=told,
                     safeguard=TrainingSafeguard(comm, network, history, repair, saver, recovers=recovers),
                 ).run()
             if profiler is not None:

@@ -121,10 +121,10 @@ network = pc.NetworkHandler(pc.paper(), sets[0].input_shape)
 parallelcnn.training.compilation.compile_kernels(network, sets[0], pc.SGD(0.1), pc.SoftmaxCrossEntropy())
 done("the kernels are loaded from the cache")
 class Reporter:
-    def minibatch(self, step, *_):
+    def on_batch_end(self, step, logs):
         done("the first step is done")
         sys.exit()
-pc.train(network, *sets, pc.SGD(0.1), 1, 100, reporter=Reporter())
+pc.train(network, *sets, pc.SGD(0.1), 1, 100, callbacks=[Reporter()], verbose=0)
 """
 
 

@@ -31,19 +31,16 @@ def network(seed: int = 0, dtype: type = np.float32) -> pc.NetworkHandler:
 
 
 class _After:
-    """A reporter that only calls something, with the minibatch's number."""
+    """A callback that only calls something, with the minibatch's number."""
 
     def __init__(self, minibatch: Callable[[int], None]) -> None:
         self._call = minibatch
 
-    def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
+    def on_batch_end(self, step, logs):
         self._call(step)
-
-    def evaluation(self, *_: object) -> None:
-        pass
 
 
 def train(comm: Communicator, epochs: int, after_minibatch: Callable[[int], None] | None = None) -> None:
     """Train the small network over nine minibatches an epoch; the first training compiles. Collective."""
-    reporter = _After(after_minibatch) if after_minibatch else None
-    pc.train(network(), dataset(211), dataset(97), pc.SGD(0.1), epochs, 25, comm=comm, reporter=reporter)
+    callbacks = [_After(after_minibatch)] if after_minibatch else []
+    pc.train(network(), dataset(211), dataset(97), pc.SGD(0.1), epochs, 25, comm=comm, callbacks=callbacks, verbose=0)

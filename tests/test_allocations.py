@@ -49,7 +49,7 @@ def test_a_step_allocates_no_memory_for_numbers(layers, loss, optimizer):
     steps = traced.TracedSteps()
     network = pc.NetworkHandler(layers, (1, 11, 9))
     network.replica.block_size = SAMPLES + 100  # in one block: what has a place for each sample is large, and seen
-    pc.train(network, train_set, small.dataset(9), optimizer, 4, SAMPLES + 100, loss=loss, reporter=steps)
+    pc.train(network, train_set, small.dataset(9), optimizer, 4, SAMPLES + 100, loss=loss, callbacks=[steps], verbose=0)
     assert steps.steps == 6
     assert steps.peak <= PEAK
 
@@ -59,7 +59,7 @@ def test_a_step_of_the_papers_network_allocates_no_memory_for_numbers(rng):
     steps = traced.TracedSteps()
     network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
     network.replica.block_size = SAMPLES
-    pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, reporter=steps)
+    pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, callbacks=[steps], verbose=0)
     assert steps.steps == 4
     assert steps.peak <= PEAK
 
@@ -70,7 +70,7 @@ def test_threads_allocate_no_memory_for_numbers_either():
     network = pc.NetworkHandler(small.LAYERS, (1, 11, 9))
     for worker in network.replicas(2):
         worker.block_size = SAMPLES
-    pc.train(network, *sets, pc.SGD(0.1), 3, 2 * SAMPLES, reporter=steps, threads=2)
+    pc.train(network, *sets, pc.SGD(0.1), 3, 2 * SAMPLES, callbacks=[steps], verbose=0, threads=2)
     assert steps.steps == 2
     assert steps.peak <= PEAK
 
@@ -83,7 +83,7 @@ def test_regression_allocates_no_memory_for_numbers_either(rng):
     network = pc.NetworkHandler((pc.Dense(2),), (6,))
     network.replica.block_size = SAMPLES
     loss = pc.MeanSquaredError()
-    pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, loss=loss, reporter=steps)
+    pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, loss=loss, callbacks=[steps], verbose=0)
     assert steps.peak <= PEAK
 
 
@@ -91,7 +91,7 @@ def test_a_step_of_several_blocks_allocates_no_memory_for_numbers_either(rng):
     train_set = pc.Dataset(rng.integers(0, 256, (2000, 28, 28), np.uint8), rng.integers(0, 10, 2000), 10)
     steps = traced.TracedSteps()
     network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
-    pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, 500, reporter=steps)
+    pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, 500, callbacks=[steps], verbose=0)
     assert network.replica.block_size < 500
     assert steps.peak <= PEAK
 
@@ -100,7 +100,7 @@ def test_steps_leave_nothing_behind_but_their_losses():
     steps = traced.TracedSteps()
     train_set = small.dataset(2000)
     network = pc.NetworkHandler(EVERY_LAYER, (1, 11, 9))
-    pc.train(network, train_set, small.dataset(9), pc.SGD(0.01), 2, 10, reporter=steps)
+    pc.train(network, train_set, small.dataset(9), pc.SGD(0.01), 2, 10, callbacks=[steps], verbose=0)
     assert steps.steps == 199
     assert steps.growth <= GROWTH * steps.steps
 
@@ -114,7 +114,7 @@ def test_the_tracer_sees_an_array_of_two_bytes_for_each_sample():
     steps = traced.TracedSteps()
     network = pc.NetworkHandler((Layer("relu"), pc.Flatten(), pc.Dense(5)), (1, 11, 9))
     network.replica.block_size = SAMPLES
-    pc.train(network, small.dataset(2 * SAMPLES), small.dataset(9), pc.SGD(0.1), 2, SAMPLES, reporter=steps)
+    pc.train(network, small.dataset(2 * SAMPLES), small.dataset(9), pc.SGD(0.1), 2, SAMPLES, callbacks=[steps], verbose=0)
     assert steps.peak > PEAK
 
 

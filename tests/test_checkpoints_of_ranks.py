@@ -22,18 +22,15 @@ def train(comm, network=None, **options):
 
 
 class After:
-    """A reporter that calls something after a minibatch, once."""
+    """A callback that calls something after a minibatch, once."""
 
     def __init__(self, step, call):
         self.step, self.call = step, call
 
-    def minibatch(self, step, epoch, loss, samples):
+    def on_batch_end(self, step, logs):
         if step == self.step:
             self.step = 0
             self.call()
-
-    def evaluation(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +41,9 @@ def undisturbed():
 @pytest.mark.parametrize("victims", [[0], [1], [0, 1]], ids=str)
 def test_after_a_lost_rank_every_checkpoint_can_be_resumed(victims, tmp_path, undisturbed):
     def work(comm):
-        reporter = After(3, comm.die) if comm.number in victims else None
+        callbacks = [After(3, comm.die)] if comm.number in victims else []
         folder = pc.CheckpointFolder(tmp_path, every_steps=5)
-        return train(comm, reporter=reporter, checkpoints=folder, leave=lambda: comm.size < 3 and folder_has(5))
+        return train(comm, callbacks=callbacks, checkpoints=folder, leave=lambda: comm.size < 3 and folder_has(5))
 
     def folder_has(step):
         return (tmp_path / f"step-{step:09}.npz").exists()
@@ -73,13 +70,13 @@ def test_a_flipped_bit_is_found_before_it_is_saved(how, tmp_path, undisturbed):
     network = small.network()
 
     def work(comm):
-        reporter = After(12, lambda: flip_a_bit(network)) if comm.rank == 0 else None
+        callbacks = [After(12, lambda: flip_a_bit(network))] if comm.rank == 0 else []
         folder = pc.CheckpointFolder(tmp_path, every_steps=100 if how == "leaves" else 5)
         answers = iter([False] * 12) if how == "leaves" and comm.rank == 1 else None
         return train(
             comm,
             network if comm.rank == 0 else None,
-            reporter=reporter,
+            callbacks=callbacks,
             checkpoints=folder if comm.rank == 0 or how == "goes back" else None,
             leave=lambda: answers is not None and next(answers, True),
             repair="checkpoint" if how == "goes back" else "stop",
@@ -103,12 +100,12 @@ def test_replicas_that_always_differ_do_not_go_back_for_ever(tmp_path):
         network = small.network()
 
         class Flips(After):
-            def minibatch(self, step, epoch, loss, samples):
+            def on_batch_end(self, step, logs):
                 if step == 4:
                     flip_a_bit(network)
 
         folder = pc.CheckpointFolder(tmp_path, every_steps=3)
-        train(comm, network, reporter=Flips(0, None) if comm.rank else None, checkpoints=folder, repair="checkpoint")
+        train(comm, network, callbacks=[Flips(0, None)] if comm.rank else [], checkpoints=folder, repair="checkpoint")
 
     with (
         pytest.warns(TrainingWarning, match="from the checkpoint after minibatch 3"),
@@ -127,7 +124,7 @@ def test_by_the_clock_of_rank_0_all_ranks_compare_and_elsewhere_they_exchange_no
         before, exchanged = None, []
 
         class Counts:
-            def minibatch(self, step, epoch, loss, samples):
+            def on_batch_end(self, step, logs):
                 nonlocal before
                 if before is not None:
                     exchanged.append(comm.arrivals - before)
@@ -135,11 +132,8 @@ def test_by_the_clock_of_rank_0_all_ranks_compare_and_elsewhere_they_exchange_no
                 if step == 3 and comm.rank == 0:
                     clock[0] = 60.0
 
-            def evaluation(self, *_):
-                pass
-
         folder = pc.CheckpointFolder(tmp_path, every_seconds=50) if comm.rank == 0 else None
-        train(comm, reporter=Counts(), checkpoints=folder)
+        train(comm, callbacks=[Counts()], checkpoints=folder)
         return exchanged
 
     for exchanged in on_ranks(2, work):

@@ -37,11 +37,11 @@ def die():
         sys.exit(3)
 
 class Dies:
-    def minibatch(self, step, epoch, loss, samples):
+    def on_batch_end(self, step, logs):
         if step == when:
             die()
 
-    def evaluation(self, step, epoch, result, history):
+    def on_test_end(self, logs):
         if f"evaluation {epoch}" == when:
             die()
 
@@ -60,7 +60,8 @@ network = small.network(seed=started_as)
 sets = small.dataset(211), small.dataset(97, seed=1)
 with warnings.catch_warnings(record=True, action="always") as said:
     history = pc.train(
-        network, *sets, pc.SGD(0.1, momentum=0.9), 4, 25, comm=comm, reporter=Dies(), grains=grains, evaluate_every=5
+        network, *sets, pc.SGD(0.1, momentum=0.9), 4, 25, comm=comm, callbacks=[Dies()], verbose=0, grains=grains,
+        evaluate_every=5,
     )
 if comm.rank == 0:
     found = {"sha256": network.parameters_sha256(), "left": comm.size, "losses": history.losses,
@@ -180,15 +181,13 @@ comm = world()
 started_as = comm.rank
 
 class Fails:
-    def minibatch(self, step, epoch, loss, samples):
+    def on_batch_end(self, step, logs):
         if step == 5 and started_as in json.loads(sys.argv[1]):
             raise ValueError("on purpose")
 
-    def evaluation(self, *_):
-        pass
 
 sets = small.dataset(211), small.dataset(97, seed=1)
-options = dict(comm=comm, reporter=Fails(), grains=6)
+options = dict(comm=comm, callbacks=[Fails()], verbose=0, grains=6)
 history = pc.train(small.network(seed=1), *sets, pc.SGD(0.1, momentum=0.9), 1, 25, **options)
 print(json.dumps([started_as, history.steps, history.lost_ranks]) + "\\n", end="", flush=True)
 comm.barrier()
@@ -226,12 +225,10 @@ started_as = comm.rank
 seen = 0
 
 class Counts:
-    def minibatch(self, step, epoch, loss, samples):
+    def on_batch_end(self, step, logs):
         global seen
         seen = step
 
-    def evaluation(self, *_):
-        pass
 
 class DiesInTheLast(pc.CheckpointFolder):
     def save(self, checkpoint):
@@ -240,7 +237,8 @@ class DiesInTheLast(pc.CheckpointFolder):
         super().save(checkpoint)
 
 sets = small.dataset(211), small.dataset(97, seed=1)
-options = dict(comm=comm, reporter=Counts(), grains=6, checkpoints=DiesInTheLast(sys.argv[1], every_steps=100))
+checkpoints = DiesInTheLast(sys.argv[1], every_steps=100)
+options = dict(comm=comm, callbacks=[Counts()], verbose=0, grains=6, checkpoints=checkpoints)
 if sys.argv[2] == "leaves":
     options["leave"] = lambda: seen == 4
 warnings.simplefilter("ignore")
@@ -283,7 +281,7 @@ class NeverShrinks:
         time.sleep(1000)
 
 class Dies:
-    def minibatch(self, step, epoch, loss, samples):
+    def on_batch_end(self, step, logs):
         if step == 5:
             comm._comm = NeverShrinks(comm._comm)
         if step == 5 and comm.rank == int(sys.argv[1]):
@@ -291,7 +289,8 @@ class Dies:
 
 sets = small.dataset(211), small.dataset(97, seed=1)
 optimizer = pc.SGD(0.1, momentum=0.9)
-pc.train(small.network(seed=1), *sets, optimizer, 4, 25, comm=comm, reporter=Dies(), grains=6, timeout=5.0)
+options = dict(comm=comm, callbacks=[Dies()], verbose=0, grains=6, timeout=5.0)
+pc.train(small.network(seed=1), *sets, optimizer, 4, 25, **options)
 """
 
 

@@ -34,7 +34,7 @@ def opened(path, resume=False):
 def train(path, batch_size=25, epochs=3, resume=None, stop_after=None, network=None):
     """Train with the command's reporter into the directory; the history."""
     directory = opened(path, resume=resume is not None)
-    reporter = RunReporter(pc.Serial(), directory, path, directory.token, epochs, SAMPLES)
+    reporter = RunReporter(pc.Serial(), directory, path, directory.token, SAMPLES)
     steps = iter(range(10**6))
     history = pc.train(
         network or small.network(),
@@ -44,7 +44,7 @@ def train(path, batch_size=25, epochs=3, resume=None, stop_after=None, network=N
         epochs,
         batch_size,
         evaluate_every=4,
-        reporter=reporter,
+        callbacks=[reporter],
         checkpoints=pc.CheckpointFolder(path / "checkpoints", locate=lambda: reporter.directory_to_write().checkpoints),
         resume=resume,
         leave=lambda: next(steps) + 1 == stop_after,
@@ -168,14 +168,14 @@ def command(folder, out, *more):
 
 def at_step(monkeypatch, wanted, do):
     """Have the reporter do something when a minibatch is done."""
-    minibatch = RunReporter.minibatch
+    on_batch_end = RunReporter.on_batch_end
 
     def and_do(self, step, *arguments):
         if step == wanted:
             do()
-        minibatch(self, step, *arguments)
+        on_batch_end(self, step, *arguments)
 
-    monkeypatch.setattr(RunReporter, "minibatch", and_do)
+    monkeypatch.setattr(RunReporter, "on_batch_end", and_do)
 
 
 def content(path):
@@ -244,7 +244,7 @@ def test_the_successor_of_a_lost_rank_0_takes_its_directory_over_unless_another_
     directory.close()  # as the end of a process does
 
     def successor():
-        reporter = RunReporter(pc.Serial(), None, tmp_path / "out", directory.token, 1, 10)
+        reporter = RunReporter(pc.Serial(), None, tmp_path / "out", directory.token, 10)
         reporter.history = history
         path = reporter.directory_to_write().path
         reporter.close()

@@ -47,18 +47,17 @@ ERRORS = {
 }
 
 class Bomb:
-    def minibatch(self, step, epoch, loss, samples):
+    def on_batch_end(self, step, logs):
         if step == 12:  # in the middle of the second epoch
             print("now", flush=True)
             if how in ERRORS:
                 raise ERRORS[how]("on purpose")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def evaluation(self, *_):
-        pass
 
-reporter = Bomb() if comm.rank == int(sys.argv[2]) else None
-pc.train(small.network(), small.dataset(211), small.dataset(97), pc.SGD(0.1), 1000, 25, comm=comm, reporter=reporter)
+callbacks = [Bomb()] if comm.rank == int(sys.argv[2]) else []
+options = dict(comm=comm, callbacks=callbacks, verbose=0)
+pc.train(small.network(), small.dataset(211), small.dataset(97), pc.SGD(0.1), 1000, 25, **options)
 """
 
 

@@ -82,17 +82,14 @@ def test_while_one_thread_trains_others_can_neither_predict_nor_evaluate_nor_tra
             found.append(1)
 
     class Reporter:
-        def minibatch(self, step, *_):
+        def on_batch_end(self, step, logs):
             if step == 3:
                 other = threading.Thread(target=use)
                 other.start()
                 other.join()
                 assert network.predict(images).shape == (9, 5)  # in the thread that trains it
 
-        def evaluation(self, *_):
-            pass
-
-    train(network, reporter=Reporter())
+    train(network, callbacks=[Reporter()])
     assert found == [1, 1, 1]
     train(network)
 

@@ -119,10 +119,10 @@ def test_a_profile_changes_no_bit():
 
 
 class SlowReporter:
-    def minibatch(self, step, epoch, loss, samples):
+    def on_batch_end(self, step, logs):
         time.sleep(0.002)
 
-    def evaluation(self, step, epoch, result, history):
+    def on_test_end(self, logs):
         time.sleep(0.05)
 
 
@@ -136,7 +136,7 @@ def the_whole_training(profiler, history):
 
 def test_the_phases_add_up_to_the_seconds_of_training():
     profiler = pc.Profiler()
-    _, history = train(profiler=profiler, evaluate_every=4, reporter=SlowReporter())
+    _, history = train(profiler=profiler, evaluate_every=4, callbacks=[SlowReporter()])
     rank = the_whole_training(profiler, history)
     assert rank.steps == 27
     assert 27 * rank.median_step == pytest.approx(history.train_seconds, rel=0.5)
@@ -222,7 +222,7 @@ def test_a_share_that_goes_through_the_layers_in_blocks_adds_up_too():
     network = small.network()
     network.replica.block_size = 16
     profiler = pc.Profiler()
-    _, history = train(network, profiler, reporter=SlowReporter())
+    _, history = train(network, profiler, callbacks=[SlowReporter()])
     the_whole_training(profiler, history)
     events = check_time_line(trace(profiler.profile), ranks=1, steps=range(1, 28))
     loads = [event for event in events if event["name"] == "load"]
@@ -231,7 +231,7 @@ def test_a_share_that_goes_through_the_layers_in_blocks_adds_up_too():
 
 def test_two_threads_are_two_rows_of_the_time_line_and_what_they_do_adds_up():
     profiler = pc.Profiler()
-    _, history = train(profiler=profiler, threads=2, reporter=SlowReporter())
+    _, history = train(profiler=profiler, threads=2, callbacks=[SlowReporter()])
     rank = the_whole_training(profiler, history)
     assert rank.threads == 2
     events = check_time_line(trace(profiler.profile), ranks=1, steps=range(1, 28))
@@ -254,7 +254,7 @@ def test_the_threads_of_all_ranks_are_rows_of_their_own():
 def test_a_long_training_is_digested_in_parts_and_nothing_is_lost(monkeypatch):
     monkeypatch.setattr(profiler_module, "_STEPS_AT_ONCE", 5)
     profiler = pc.Profiler(trace_steps=12)
-    _, history = train(profiler=profiler, reporter=SlowReporter())
+    _, history = train(profiler=profiler, callbacks=[SlowReporter()])
     (rank,) = profiler.profile.ranks
     assert rank.steps == 27
     assert rank.samples == 3 * 211

@@ -13,6 +13,7 @@ from numba.core.event import trigger_event
 import parallelcnn as pc
 from parallelcnn.errors import InputError
 from parallelcnn.kernels._jit import kernel
+from parallelcnn.training.callbacks import Training
 from parallelcnn.training.progress import Progress, show_compilation
 
 LINE = (
@@ -43,7 +44,7 @@ def train(**options):
 
 def test_the_library_prints_a_line_for_each_epoch_unless_told_otherwise(capsys):
     quiet = train(verbose=0)
-    train(reporter=SimpleNamespace(minibatch=lambda *_: None, evaluation=lambda *_: None))
+    train(callbacks=[SimpleNamespace(on_batch_end=lambda *_: None)], verbose=0)
     assert capsys.readouterr() == ("", "")
     for verbose in ({}, {"verbose": True}, {"verbose": 2}):
         history = train(evaluate_every=4, **verbose)
@@ -80,9 +81,10 @@ def test_output_that_cannot_be_written_ends_no_training(stream, monkeypatch):
 
 def test_only_rank_0_shows_progress():
     stream = Terminal()
-    progress = Progress(SimpleNamespace(rank=1), 1, 10, stream=stream)
-    progress.minibatch(1, 1, 0.5, 10)
-    progress.evaluation(1, 1, pc.Evaluation(0.5, 0.5, 10), pc.History([0.5], samples_seen=10))
+    progress = Progress(stream=stream)
+    progress.training = Training(SimpleNamespace(rank=1), small.network(), pc.History([0.5], samples_seen=10), 1, 10)
+    progress.on_batch_end(1, {"epoch": 1, "loss": 0.5, "samples": 10})
+    progress.on_epoch_end(1, {"loss": 0.5, "test_loss": 0.5, "test_accuracy": 0.5})
     assert stream.getvalue() == ""
     with show_compilation(SimpleNamespace(rank=1), stream):
         compile_something(kernel(triple))

@@ -135,17 +135,14 @@ def test_fewer_epochs_than_were_trained_already_are_refused(tmp_path):
 
 
 class Blows:
-    """A reporter after whose minibatch the parameters are no numbers any more."""
+    """A callback after whose minibatch the parameters are no numbers any more."""
 
     def __init__(self, network, at):
         self.network, self.at = network, at
 
-    def minibatch(self, step, epoch, loss, samples):
+    def on_batch_end(self, step, logs):
         if step == self.at:
             self.network.params[-3] = np.inf
-
-    def evaluation(self, *_):
-        pass
 
 
 @pytest.mark.parametrize("grains", [None, 3])
@@ -156,7 +153,7 @@ def test_a_loss_that_is_no_number_stops_before_it_gets_into_the_parameters_or_a_
         pytest.raises(DivergenceError, match=r"of minibatch 12 .epoch 2. is .*, first in the bias gradient of layer 5"),
         warnings.catch_warnings(record=True, action="always") as said,
     ):
-        train(network=network, reporter=Blows(network, 11), checkpoints=folder, grains=grains)
+        train(network=network, callbacks=[Blows(network, 11)], checkpoints=folder, grains=grains)
     assert "no checkpoint after minibatch 11 (parameters that are not finite)" in str(said[0].message)
     assert folder.newest().history.steps == 10
     whole, _ = train(grains=grains, leave=leave_after(10))

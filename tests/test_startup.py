@@ -52,11 +52,11 @@ import sys
 from parallelcnn import cli
 from parallelcnn.cli import run_directory
 
-def minibatch(self, *step):
+def on_batch_end(self, *step):
     print(*sys.modules)
     sys.exit()
 
-run_directory.RunReporter.minibatch = minibatch
+run_directory.RunReporter.on_batch_end = on_batch_end
 cli.main(sys.argv[1:])
 """
 

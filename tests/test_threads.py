@@ -332,13 +332,10 @@ def test_without_a_number_there_is_a_thread_for_each_core(monkeypatch):
     before, most = threading.active_count(), []
 
     class Counts:
-        def minibatch(self, *_):
+        def on_batch_end(self, step, logs):
             most.append(threading.active_count())
 
-        def evaluation(self, *_):
-            pass
-
-    train(None, epochs=1, reporter=Counts())
+    train(None, epochs=1, callbacks=[Counts()])
     assert set(most) == {before + 2}
 
 

@@ -77,17 +77,17 @@ def test_every_epoch_has_an_order_of_its_own():
 
 
 class Slow:
-    """A reporter that takes its time over evaluations."""
+    """A callback that takes its time over evaluations."""
 
-    def minibatch(self, step, epoch, loss, samples):
+    def on_batch_end(self, step, logs):
         pass
 
-    def evaluation(self, step, epoch, result, history):
+    def on_test_end(self, logs):
         time.sleep(0.3)
 
 
 def test_the_seconds_of_training_hold_no_evaluation():
-    _, history = train(epochs=2, evaluate_every=5, reporter=Slow())
+    _, history = train(epochs=2, evaluate_every=5, callbacks=[Slow()])
     assert len(history.evaluations) == 5
     assert history.train_seconds < 0.3
 
@@ -189,7 +189,7 @@ def test_a_network_that_does_not_fit_the_data_set_is_refused():
     too_few = (pc.Flatten(), pc.Dense(4))
     with pytest.raises(ShapeError, match=r"of 5 classes takes a network that ends in \(5,\), got \(4,\)"):
         train(pc.NetworkHandler(too_few, (1, 11, 9)))
-    with pytest.raises(InputError, match="train takes a SGD, got 'sgd'"):
+    with pytest.raises(InputError, match="train takes a Optimizer, got 'sgd'"):
         pc.train(small.network(), small.dataset(9), small.dataset(9), "sgd", 1, 3, comm=pc.Serial())
     other = pc.Dataset(np.zeros((9, 4), np.uint8), np.zeros(9, int), 5, "stripes-9")
     with pytest.raises(ShapeError, match=r"network takes inputs of shape .* but stripes-9 holds images of shape"):

@@ -4,7 +4,7 @@ import tracemalloc
 
 
 class TracedSteps:
-    """A reporter that measures the steps of every epoch after the first.
+    """A callback that measures the steps of every epoch after the first.
 
     A step here is what happens between two minibatches of one epoch: shuffling and evaluating are an epoch's. numpy
     keeps freed blocks of less than 1 KiB for itself, unseen, so a test must train on enough samples for an array
@@ -19,8 +19,8 @@ class TracedSteps:
     def __init__(self):
         self.steps = self.peak = self.growth = self._before = 0
 
-    def minibatch(self, step, epoch, loss, samples):
-        if epoch == 1:
+    def on_batch_end(self, step, logs):
+        if logs["epoch"] == 1:
             return
         if tracemalloc.is_tracing():
             after, peak = tracemalloc.get_traced_memory()
@@ -32,5 +32,5 @@ class TracedSteps:
         self._before, _ = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
 
-    def evaluation(self, step, epoch, result, history):
+    def on_test_end(self, logs):
         tracemalloc.stop()

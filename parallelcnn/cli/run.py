@@ -145,7 +145,7 @@ class Run:
         self._resume = named or newest
         owned = comm.gather(("", "") if directory is None else (str(directory.path), directory.token))[0]
         self._path, token = Path(owned[0]), owned[1]
-        self._reporter = RunReporter(comm, directory, self._path, token, options.epochs, len(self._train_set))
+        self._reporter = RunReporter(comm, directory, self._path, token, len(self._train_set))
         all_hosts, all_threads = hosts(comm), comm.gather(self._threads)
         if directory is None:
             return
@@ -224,7 +224,7 @@ class Run:
             self._comm,
             loss=self._loss,
             evaluate_every=options.evaluate_every,
-            reporter=self._reporter,
+            callbacks=[self._reporter],
             threads=self._threads,
             profiler=self._profiler,
             grains=options.reproducible,

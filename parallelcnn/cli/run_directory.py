@@ -24,9 +24,8 @@ from parallelcnn.errors import InputError, TrainingWarning, shown
 from parallelcnn.files.atomic import lock, remove_unfinished, write_atomically
 from parallelcnn.files.regular import open_regular
 from parallelcnn.profiling import Profiler
-from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.callbacks import Callback, Logs
 from parallelcnn.training.history import History
-from parallelcnn.training.progress import Progress
 
 _FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json", "checkpoints")
 _LOCK = ".lock"
@@ -191,7 +190,7 @@ class RunDirectory:
             warnings.warn(message, TrainingWarning, stacklevel=4)
 
 
-class RunReporter:
+class RunReporter(Callback):
     """Reports a run: progress on the terminal, and `metrics.jsonl`.
 
     Every rank has one; only rank 0 prints and writes. If rank 0 is lost, the new rank 0 takes the directory over.
@@ -200,7 +199,6 @@ class RunReporter:
         comm: the ranks.
         directory: on rank 0, where the metrics go.
         path, token: of that directory, on every rank.
-        epochs: number of epochs.
         samples: samples in an epoch.
 
     Attributes:
@@ -210,17 +208,15 @@ class RunReporter:
     """
 
     def __init__(
-        self, comm: Communicator, directory: RunDirectory | None, path: Path, token: str, epochs: int, samples: int
+        self, comm: Communicator, directory: RunDirectory | None, path: Path, token: str, samples: int
     ) -> None:
         self._comm, self.directory, self._path, self._token = comm, directory, path, token
         self._samples = samples
-        self._progress = Progress(comm, epochs, samples)
         self.history: History | None = None
         self.first_step_at = math.nan
 
-    def resumed(self, history: History) -> None:
-        self.history = history
-        self._progress.resumed(history)
+    def on_resume(self, logs: Logs) -> None:
+        self.history = history = self.training.history
         if self._comm.rank != 0:
             return
         with contextlib.suppress(OSError):  # no new directory for now: the metrics are completed later
@@ -237,26 +233,23 @@ class RunReporter:
         self.directory.stay_ours()
         return self.directory
 
-    def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
+    def on_batch_end(self, step: int, logs: Logs) -> None:
         if math.isnan(self.first_step_at):
             self.first_step_at = time.perf_counter()
         if self.directory is None:
             return
-        self.directory.metrics.append_loss(step, epoch, loss)
-        self._progress.minibatch(step, epoch, loss, samples)
+        self.directory.metrics.append_loss(step, logs["epoch"], logs["loss"])
 
-    def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:
-        self.history = history
+    def on_test_end(self, logs: Logs) -> None:
+        self.history = history = self.training.history
         if self.directory is None:
             return
-        self.directory.metrics.append(evaluation_row(step, epoch, result), flush=True)
+        self.directory.metrics.append(evaluation_row(*history.evaluations[-1]), flush=True)
         with contextlib.suppress(OSError):
             self.directory_to_write().metrics.complete(history, self._samples)
-        self._progress.evaluation(step, epoch, result, history)
 
     def close(self) -> None:
-        """Remove the progress bar, complete the metrics, and release the directory."""
-        self._progress.close()
+        """Complete the metrics, and release the directory."""
         if self.directory is None:
             return
         if self.history is not None:

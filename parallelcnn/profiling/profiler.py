@@ -29,9 +29,9 @@ from .stamps import (
     STEP_COLUMNS,
     THREAD,
     Log,
+    WatchedCallbacks,
     WatchedRanks,
     WatchedReplica,
-    WatchedReporter,
     clock,
     pass_columns,
     stamp_seconds,
@@ -65,9 +65,9 @@ class Profiler:
             raise InputError(f"Profiler: trace_steps must be an integer of at least 1, got {self.trace_steps!r}")
 
     def watch(
-        self, network: NetworkHandler, replicas: Sequence[Replica], comm: Communicator, reporter: Any
-    ) -> tuple[list[Replica], WatchedRanks, WatchedReporter]:
-        """The same replicas, ranks and reporter, watched; train with these. Forgets an earlier training.
+        self, network: NetworkHandler, replicas: Sequence[Replica], comm: Communicator, callbacks: Any
+    ) -> tuple[list[Replica], WatchedRanks, Any]:
+        """The same replicas, ranks and callbacks, watched; train with these. Forgets an earlier training.
 
         Collective: every rank of `comm` must call it, and `finish` after the last step.
         """
@@ -92,9 +92,9 @@ class Profiler:
         watched: list[Replica] = [
             WatchedReplica(replica, log, self._steps) for replica, log in zip(replicas, self._passes, strict=True)
         ]
-        self._reporter = WatchedReporter(reporter, self._steps, _STEPS_AT_ONCE, self._make_room)
-        self._reporter.training_begins()
-        return watched, WatchedRanks(comm, self._steps), self._reporter
+        self._callbacks = WatchedCallbacks(callbacks, self._steps, _STEPS_AT_ONCE, self._make_room)
+        self._callbacks.training_begins()
+        return watched, WatchedRanks(comm, self._steps), self._callbacks
 
     def finish(self) -> None:
         """Bring together what the ranks have noted. Collective."""
@@ -171,9 +171,9 @@ class Profiler:
         before, self._synchronized = self._synchronized, self._synchronize()
         steps = on_clock_of_rank_0(steps, before, self._synchronized)
         passes[:, LOAD_BEGAN:] = on_clock_of_rank_0(passes[:, LOAD_BEGAN:], before, self._synchronized)
-        evaluations = np.array(self._reporter.evaluations, np.int64).reshape(-1, 2)
+        evaluations = np.array(self._callbacks.evaluations, np.int64).reshape(-1, 2)
         evaluations = on_clock_of_rank_0(evaluations, before, self._synchronized)
-        self._reporter.evaluations.clear()
+        self._callbacks.evaluations.clear()
 
         latest = steps[:, ARRIVED].copy()
         self._comm.largest_over_ranks(latest)

@@ -1,4 +1,4 @@
-"""Noting the time: replicas, ranks and a reporter that do what those they wrap do, and write down when.
+"""Noting the time: replicas, ranks and callbacks that do what those they wrap do, and write down when.
 
 The loop does not know that it is watched, so a training without a profiler pays nothing. A stamp is one number in a
 row that was allocated before; every duration is the difference of two successive stamps.
@@ -17,6 +17,7 @@ from parallelcnn.layers import Flatten
 from parallelcnn.layers.base import Array, Call
 from parallelcnn.parameters import ArrayLayout
 from parallelcnn.replica import Replica
+from parallelcnn.training.callbacks import Callbacks
 
 clock = time.perf_counter_ns  # the system's monotonic clock: one for all processes of a machine
 
@@ -126,8 +127,8 @@ class WatchedRanks:
         return getattr(self._comm, name)
 
 
-class WatchedReporter:
-    """A reporter, or none, that notes when a step ends: when it is told of it, and when it is done telling.
+class WatchedCallbacks:
+    """Callbacks that note when a step ends: when they are called, and when they return.
 
     Attributes:
         evaluations: their begins and ends.
@@ -137,24 +138,21 @@ class WatchedReporter:
         rows: that it may have; then `make_room` is called, between two steps.
     """
 
-    def __init__(self, reporter: Any, log: Log, rows: int, make_room: Callable[[], None]) -> None:
-        self._reporter, self._log, self._rows, self._make_room = reporter, log, rows, make_room
+    def __init__(self, callbacks: Callbacks, log: Log, rows: int, make_room: Callable[[], None]) -> None:
+        self._callbacks, self._log, self._rows, self._make_room = callbacks, log, rows, make_room
         self.evaluations: list[tuple[int, int]] = []
 
     def training_begins(self) -> None:
         """The first step begins, or goes on, now."""
         self._log.numbers[self._log.begin + BEGAN] = clock()
 
-    def resumed(self, *arguments: Any) -> None:
-        resumed = getattr(self._reporter, "resumed", None)
-        if resumed is not None:
-            resumed(*arguments)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._callbacks, name)
 
-    def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
+    def batch_end(self, step: int, epoch: int, loss: float, samples: int) -> None:
         log = self._log
         log.numbers[log.begin + UPDATED] = clock()
-        if self._reporter is not None:
-            self._reporter.minibatch(step, epoch, loss, samples)
+        self._callbacks.batch_end(step, epoch, loss, samples)
         now = clock()
         log.numbers[log.begin + ENDED] = now
         log.next_row()
@@ -163,9 +161,8 @@ class WatchedReporter:
             self._make_room()
             self.training_begins()
 
-    def evaluation(self, *arguments: Any) -> None:
-        if self._reporter is not None:
-            self._reporter.evaluation(*arguments)
+    def test_end(self, *arguments: Any, **named: Any) -> None:
+        self._callbacks.test_end(*arguments, **named)
         self.evaluations.append((self._log.numbers[self._log.begin + BEGAN], clock()))
         self.training_begins()
 

@@ -20,6 +20,7 @@ from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.replica import LOSS, STOP
+from parallelcnn.training.callbacks import Callbacks
 from parallelcnn.training.divergence import check_finite, check_test_loss
 from parallelcnn.training.evaluation import Evaluation, evaluate_by
 from parallelcnn.training.history import History
@@ -27,19 +28,6 @@ from parallelcnn.training.reduction import Ranks, Reducer
 from parallelcnn.training.thread_pool import Team
 
 SAVE, LEAVE = 1, 2  # what ranks ask for in the place STOP: rank 0 for a checkpoint, any rank to stop
-
-
-class Reporter(Protocol):
-    """Training callbacks."""
-
-    def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
-        """Minibatch number `step`, counted from 1 over all epochs, of `samples` samples, is done."""
-
-    def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:
-        """The network was evaluated on the test set after minibatch `step`."""
-
-    # def resumed(self, history: History) -> None, for reporters that have it, too: training continues from where the
-    # history stands, after a resume, after a rank was lost, or after the ranks went back to a checkpoint.
 
 
 class Safeguard(Protocol):
@@ -92,25 +80,27 @@ class Loop:
     last_sample: int
     evaluate_every: int | None
     stop: Callable[[], bool]
-    reporter: Reporter | None = None
+    callbacks: Callbacks
     safeguard: Safeguard | None = None
     save_is_asked: bool = False
 
     def run(self) -> None:
         """Take step after step until the end of training, or until a rank asks to stop."""
+        self.callbacks.train_begin()
         if self.history.steps > 0:
-            self._report_resumed()
+            self.callbacks.resumed()
         while True:
             try:
                 if self._is_over():
                     self.comm.barrier()  # if rank 0 is lost while it saves, another rank does so then
-                    return
+                    break
                 self.step()
             except RankLostError:
                 if self.safeguard is None:
                     raise
                 self.safeguard.recover()
-                self._report_resumed()
+                self.callbacks.resumed()
+        self.callbacks.train_end()
 
     def step(self) -> None:
         """Train on one minibatch."""
@@ -120,7 +110,8 @@ class Loop:
         epoch, minibatch = self.sampler.after(history.samples_seen)
         self.comm.activity = "computing minibatch {} (epoch {})", history.steps + 1, epoch
         # Its shards run through load, forward, loss and backward on the threads of all ranks; one Allreduce sums them.
-        asked = LEAVE * bool(self.stop()) + SAVE * (self.safeguard is not None and self.safeguard.asks_to_save())
+        asked = LEAVE * (self.stop() or self.callbacks.stop_is_asked)
+        asked += SAVE * (self.safeguard is not None and self.safeguard.asks_to_save())
         self.reducer.compute(minibatch, self.ranks, key=self.sampler.key, stop=asked)
         self._record_minibatch(epoch, float(network.reduction_buffer[LOSS]), len(minibatch))
         # All ranks have the same sums: so all raise, or all take the same step.
@@ -136,11 +127,13 @@ class Loop:
         history = self.history
         epoch_ended = history.samples_seen % len(self.train_set) == 0
         if self._evaluation_is_due(epoch_ended):
-            self._record_evaluation(evaluate_by(self.team, self.test_set, self.comm, self.loss, self.metrics))
+            result = evaluate_by(self.team, self.test_set, self.comm, self.loss, self.metrics)
+            self._record_evaluation(result, epoch_ended=epoch_ended)
+            history.left = any(self.comm.gather(history.left or self.callbacks.stop_is_asked))
         if self.safeguard is not None:
             began = time.perf_counter()
             if self.safeguard.between_steps(epoch_ended=epoch_ended, save=self.save_is_asked):
-                self._report_resumed()
+                self.callbacks.resumed()
                 return False
             history.train_seconds += time.perf_counter() - began
         return history.samples_seen == self.last_sample or history.left
@@ -154,17 +147,10 @@ class Loop:
     def _record_minibatch(self, epoch: int, loss: float, samples: int) -> None:
         self.history.losses.append(loss)
         self.history.samples_seen += samples
-        if self.reporter is not None:
-            self.reporter.minibatch(self.history.steps, epoch, loss, samples)
+        self.callbacks.batch_end(self.history.steps, epoch, loss, samples)
 
-    def _record_evaluation(self, result: Evaluation) -> None:
+    def _record_evaluation(self, result: Evaluation, *, epoch_ended: bool) -> None:
         step, epoch = self.history.steps, -(-self.history.samples_seen // len(self.train_set))
         self.history.evaluations.append((step, epoch, result))
-        if self.reporter is not None:
-            self.reporter.evaluation(step, epoch, result, self.history)
+        self.callbacks.test_end(step, epoch, result, epoch_ended=epoch_ended)
         check_test_loss(result.loss, step, epoch)
-
-    def _report_resumed(self) -> None:
-        resumed = getattr(self.reporter, "resumed", None)
-        if resumed is not None:
-            resumed(self.history)

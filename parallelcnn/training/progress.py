@@ -12,8 +12,7 @@ from numba.core.event import Event, Listener, install_listener
 
 from parallelcnn.comm import Communicator
 from parallelcnn.errors import InputError
-from parallelcnn.training.evaluation import Evaluation
-from parallelcnn.training.history import History
+from parallelcnn.training.callbacks import Callback, Logs
 
 _SHORT = 2.0  # compiling for so long needs no message [s]
 
@@ -27,58 +26,49 @@ def check_verbose(verbose: int) -> None:
         )
 
 
-class Progress:
-    """A reporter that shows progress on rank 0: a bar on a terminal, otherwise a line for each epoch.
+class Progress(Callback):
+    """Shows progress on rank 0: a bar on a terminal, otherwise a line for each epoch.
 
     Output that cannot be written is lost: it never ends a training.
 
     Args:
-        comm: the ranks.
-        epochs: number of epochs.
-        samples: samples in an epoch.
         bar: no bar if false.
         stream: where to print; stdout by default.
     """
 
-    def __init__(
-        self, comm: Communicator, epochs: int, samples: int, *, bar: bool = True, stream: TextIO | None = None
-    ) -> None:
-        self._comm, self._epochs, self._samples = comm, epochs, samples
+    def __init__(self, *, bar: bool = True, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
         self._on_terminal = bar and _is_terminal(self._stream)
         self._bar: Any = None
-        self._loss_sum = 0.0
         self._samples_done = 0
         self._seconds_before = 0.0
 
-    def resumed(self, history: History) -> None:
+    def on_resume(self, logs: Logs) -> None:
         """Continue from there. The first epoch's loss and rate count only what comes from here on."""
         self.close()
-        self._seconds_before = history.train_seconds
-        self._loss_sum, self._samples_done = 0.0, 0
+        self._seconds_before = self.training.history.train_seconds
+        self._samples_done = 0
 
-    def minibatch(self, step: int, epoch: int, loss: float, samples: int) -> None:
-        self._loss_sum += loss * samples
-        self._samples_done += samples
-        if self._on_terminal and self._comm.rank == 0:
-            self._advance_bar(epoch, samples, loss)
+    def on_batch_end(self, step: int, logs: Logs) -> None:
+        self._samples_done += logs["samples"]
+        if self._on_terminal and self.training.comm.rank == 0:
+            self._advance_bar(logs["epoch"], logs["samples"], logs["loss"])
 
-    def evaluation(self, step: int, epoch: int, result: Evaluation, history: History) -> None:
-        if history.samples_seen % self._samples != 0:
-            return
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         self.close()
-        seconds = history.train_seconds - self._seconds_before
-        if self._comm.rank == 0:
-            accuracy = "" if result.accuracy is None else f"   test accuracy {percent(result.accuracy)}"
-            mean_loss = self._loss_sum / self._samples_done if self._samples_done else math.nan
+        seconds = self.training.history.train_seconds - self._seconds_before
+        if self.training.comm.rank == 0:
+            accuracy = f"   test accuracy {percent(logs['test_accuracy'])}" if "test_accuracy" in logs else ""
+            known = ("loss", "step", "epoch", "test_loss", "test_accuracy")
+            others = "".join(f"   {name.replace('_', ' ')} {logs[name]:.4f}" for name in logs if name not in known)
             rate = self._samples_done / seconds if seconds > 0 else math.nan
             _print(
-                f"epoch {epoch}/{self._epochs}   loss {mean_loss:.4f}   test loss {result.loss:.4f}"
-                f"{accuracy}   {seconds:.2f} s   {rate:,.0f} samples/s",
+                f"epoch {epoch}/{self.training.epochs}   loss {logs['loss']:.4f}   test loss {logs['test_loss']:.4f}"
+                f"{accuracy}{others}   {seconds:.2f} s   {rate:,.0f} samples/s",
                 self._stream,
             )
-        self._seconds_before = history.train_seconds
-        self._loss_sum, self._samples_done = 0.0, 0
+        self._seconds_before = self.training.history.train_seconds
+        self._samples_done = 0
 
     def close(self) -> None:
         """Remove the bar from the terminal."""
@@ -93,8 +83,8 @@ class Progress:
                 from tqdm import tqdm
 
                 self._bar = tqdm(
-                    total=self._samples,
-                    desc=f"epoch {epoch}/{self._epochs}",
+                    total=self.training.samples,
+                    desc=f"epoch {epoch}/{self.training.epochs}",
                     unit=" samples",
                     leave=False,
                     file=self._stream,

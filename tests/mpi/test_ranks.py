@@ -324,7 +324,7 @@ def test_a_step_allocates_no_memory_for_numbers_nor_does_the_sum_over_ranks(comm
     batch_size = (bound + 1) * comm.size
     steps = traced.TracedSteps()
     run_of = small.dataset(3 * batch_size), small.dataset(97, seed=1), pc.SGD(0.1), 2, batch_size
-    pc.train(small.network(), *run_of, comm=comm, reporter=steps)
+    pc.train(small.network(), *run_of, comm=comm, callbacks=[steps], verbose=0)
     assert steps.steps == 2
     assert max(comm.gather(steps.peak)) <= bound
 
@@ -348,10 +348,10 @@ def test_the_largest_over_ranks_is_taken_element_by_element(comm):
 class SlowReporter:
     """Keeps its rank back, 5 ms a step."""
 
-    def minibatch(self, step, epoch, loss, samples):
+    def on_batch_end(self, step, logs):
         time.sleep(0.005)
 
-    def evaluation(self, step, epoch, result, history):
+    def on_test_end(self, logs):
         pass
 
 
@@ -369,8 +369,8 @@ def test_a_profile_of_ranks_with_different_numbers_of_threads_shows_the_same_ste
 def test_a_profile_shows_who_waits_for_whom(comm):
     profiler = pc.Profiler(trace_steps=6)
     plain, _ = run(comm, 25)
-    reporter = SlowReporter() if comm.rank == comm.size - 1 else None
-    network, history = run(comm, 25, reporter=reporter, profiler=profiler)
+    callbacks = [SlowReporter()] if comm.rank == comm.size - 1 else []
+    network, history = run(comm, 25, callbacks=callbacks, profiler=profiler)
     assert network.parameters_sha256() == plain.parameters_sha256()
 
     profile = profiler.profile

@@ -74,18 +74,15 @@ def test_a_resume_on_another_number_of_ranks_gives_the_bits_of_an_undisturbed_ru
 
 
 class FlipsABit:
-    """A reporter on one rank, in whose memory a bit flips after a minibatch."""
+    """A callback on one rank, in whose memory a bit flips after a minibatch."""
 
     def __init__(self, network, at=11):
         self.network, self.at = network, at
 
-    def minibatch(self, step, epoch, loss, samples):
+    def on_batch_end(self, step, logs):
         if step == self.at:
             self.network.params.view(np.uint32)[17] ^= 1 << 12
             self.at = 0
-
-    def evaluation(self, *_):
-        pass
 
 
 def test_a_flipped_bit_is_found_at_the_end_of_the_epoch_and_its_rank_named(comm, shared_folder):
@@ -96,7 +93,7 @@ def test_a_flipped_bit_is_found_at_the_end_of_the_epoch_and_its_rank_named(comm,
     folder = pc.CheckpointFolder(shared_folder)
     said = f"rank {odd} of {comm.size} no longer has" if comm.size > 2 else "no more than half of the 2 ranks have"
     with pytest.raises(ReplicaMismatchError, match=said):
-        train(comm, 3, network, reporter=FlipsABit(network) if comm.rank == odd else None, checkpoints=folder)
+        train(comm, 3, network, callbacks=[FlipsABit(network)] if comm.rank == odd else [], checkpoints=folder)
     comm.barrier()
     assert pc.CheckpointFolder(shared_folder).newest().history.steps == 9  # of the epoch before
 
@@ -106,9 +103,9 @@ def test_a_flipped_bit_is_repaired_where_asked(comm, shared_folder, repair):
     if comm.size < 3:
         pytest.skip("takes a majority")
     network = small.network()
-    reporter = FlipsABit(network) if comm.rank == 0 else None
+    callbacks = [FlipsABit(network)] if comm.rank == 0 else []
     folder = pc.CheckpointFolder(shared_folder, every_steps=5)
-    options = {"reporter": reporter, "checkpoints": folder, "repair": repair, "grains": 6}
+    options = {"callbacks": callbacks, "checkpoints": folder, "repair": repair, "grains": 6}
     if comm.rank == 0:
         with pytest.warns(TrainingWarning, match="rank 0 of . no longer has the parameters of the others"):
             _, history = train(comm, 3, network, **options)
@@ -134,15 +131,12 @@ def test_a_loss_that_is_no_number_on_one_rank_stops_all_at_the_same_minibatch(co
     network = small.network()
 
     class Breaks:
-        def minibatch(self, step, epoch, loss, samples):
+        def on_batch_end(self, step, logs):
             if step == 3:
                 network.params[-3] = np.nan
 
-        def evaluation(self, *_):
-            pass
-
     with pytest.raises(DivergenceError, match=r"the loss of minibatch 4 .epoch 1. is nan") as caught:
-        train(comm, network=network, reporter=Breaks() if comm.rank == comm.size - 1 else None)
+        train(comm, network=network, callbacks=[Breaks()] if comm.rank == comm.size - 1 else [])
     assert len(set(comm.gather(str(caught.value)))) == 1
 
 

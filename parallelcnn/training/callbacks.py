@@ -1,0 +1,208 @@
+"""Training callbacks, with the names of Keras's. All ranks call them at the same steps, with the same values."""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from parallelcnn.comm import Communicator
+from parallelcnn.errors import InputError, nearest_name
+from parallelcnn.network import NetworkHandler
+from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.history import History
+
+Logs = Mapping[str, Any]
+
+
+@dataclass
+class Training:
+    """What callbacks see of a training.
+
+    Attributes:
+        comm: the ranks. If a rank is lost, `comm.rank` and `comm.size` change.
+        network: being trained. Callbacks may predict with it.
+        history: so far.
+        epochs: number of epochs.
+        samples: in an epoch.
+    """
+
+    comm: Communicator
+    network: NetworkHandler
+    history: History
+    epochs: int
+    samples: int
+    stop_is_asked: bool = field(default=False, init=False)
+
+    def stop(self) -> None:
+        """Ask for the end of training: all ranks save and stop after the same minibatch, also if only one asks."""
+        self.stop_is_asked = True
+
+
+class Callback:
+    """Override the methods that you need. A callback need not be derived from this class.
+
+    Attributes:
+        training: see `Training`; set before the first method is called.
+    """
+
+    training: Training
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Training begins, or resumes."""
+
+    def on_batch_end(self, step: int, logs: Logs) -> None:
+        """Minibatch `step` is done, counted from 1 over all epochs. logs: epoch, loss, samples."""
+
+    def on_test_end(self, logs: Logs) -> None:
+        """The network was evaluated on the test set. logs: step, epoch, test_loss, and test_NAME of each metric."""
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """An epoch is done. logs: loss, the mean over the epoch's samples as far as they are known; and those of
+        `on_test_end`.
+        """
+
+    def on_resume(self, logs: Logs) -> None:
+        """Training continues from where `training.history` stands: after a resume, after a rank was lost, or after the
+        ranks went back to a checkpoint.
+        """
+
+    def on_train_end(self, logs: Logs) -> None:
+        """Training is over, without an error. logs: those of the last `on_test_end`."""
+
+
+_NAMES = [name for name in vars(Callback) if name.startswith("on_")]
+
+
+@dataclass
+class EarlyStopping(Callback):
+    """Stop when a value no longer improves.
+
+    Args:
+        monitor: a name in the logs of `on_epoch_end`, such as "test_loss" or "test_accuracy".
+        patience: so many epochs without an improvement are accepted.
+        min_delta: what counts as an improvement is more than this.
+        mode: "min" or "max": which values are better; "auto": "max" for names that end in accuracy.
+
+    Raises:
+        InputError: for arguments outside their range, and in training if there is no such value.
+    """
+
+    monitor: str = "test_loss"
+    patience: int = 3
+    min_delta: float = 0.0
+    mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 0:
+            raise InputError(f"EarlyStopping: patience must be an integer of at least 0, got {self.patience!r}")
+        if self.mode not in ("auto", "min", "max"):
+            raise InputError(f"EarlyStopping: mode must be auto, min or max, got {self.mode!r}")
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        if self._epochs_without_improvement() > self.patience:
+            self.training.stop()
+
+    def _epochs_without_improvement(self) -> int:
+        """From the history, so that nothing has to be kept for a resume."""
+        is_better_when_larger = self.mode == "max" or (self.mode == "auto" and self.monitor.endswith("accuracy"))
+        sign = -1.0 if is_better_when_larger else 1.0
+        best, waited = math.inf, 0
+        for value in self._values():
+            if sign * value < best - self.min_delta:
+                best, waited = sign * value, 0
+            else:
+                waited += 1
+        return waited
+
+    def _values(self) -> list[float]:
+        last_of_epoch = {epoch: test_logs(step, epoch, result) for step, epoch, result in _tests(self.training)}
+        if any(self.monitor not in logs for logs in last_of_epoch.values()):
+            known = [name for name in next(iter(last_of_epoch.values())) if name.startswith("test_")]
+            raise InputError(
+                f"EarlyStopping: no value {self.monitor!r} to monitor: {nearest_name(self.monitor, known)}"
+            )
+        return [logs[self.monitor] for logs in last_of_epoch.values()]
+
+
+def _tests(training: Training) -> list[tuple[int, int, Evaluation]]:
+    return training.history.evaluations
+
+
+def test_logs(step: int, epoch: int, result: Evaluation) -> dict[str, Any]:
+    """The logs of `on_test_end`."""
+    accuracy = {} if result.accuracy is None else {"test_accuracy": result.accuracy}
+    others = {f"test_{name}": value for name, value in result.others}
+    return {"step": step, "epoch": epoch, "test_loss": result.loss, **accuracy, **others}
+
+
+test_logs.__test__ = False  # type: ignore[attr-defined]  # for pytest, which would take it for a test
+
+
+class Callbacks:
+    """Calls the callbacks of one training. What none of them overrides costs nothing."""
+
+    def __init__(self, callbacks: Sequence[Any], training: Training) -> None:
+        self._training = training
+        for callback in callbacks:
+            with contextlib.suppress(AttributeError):  # an object of the user's that takes no attributes
+                callback.training = training
+        self._methods = {name: _methods(callbacks, name) for name in _NAMES}
+        self._batch_end = self._methods["on_batch_end"]
+        self._loss_sum, self._samples = 0.0, 0
+        self._batch_logs: dict[str, Any] = {}
+        self._last: dict[str, Any] = {}
+
+    @property
+    def stop_is_asked(self) -> bool:
+        """Whether a callback of this rank has asked for the end of training."""
+        return self._training.stop_is_asked
+
+    def train_begin(self) -> None:
+        self._call("on_train_begin", {})
+
+    def batch_end(self, step: int, epoch: int, loss: float, samples: int) -> None:
+        self._loss_sum += loss * samples
+        self._samples += samples
+        logs = self._batch_logs  # one dict for all steps: a step allocates nothing
+        logs["epoch"], logs["loss"], logs["samples"] = epoch, loss, samples
+        for method in self._batch_end:
+            method(step, logs)
+
+    def test_end(self, step: int, epoch: int, result: Evaluation, *, epoch_ended: bool) -> None:
+        self._last = test_logs(step, epoch, result)
+        self._call("on_test_end", self._last)
+        if epoch_ended:
+            loss = self._loss_sum / self._samples if self._samples else math.nan
+            self._loss_sum, self._samples = 0.0, 0
+            self._call("on_epoch_end", epoch, {"loss": loss, **self._last})
+
+    def resumed(self) -> None:
+        self._loss_sum, self._samples = 0.0, 0
+        self._call("on_resume", {})
+
+    def train_end(self) -> None:
+        self._call("on_train_end", self._last)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        for method in self._methods[name]:
+            method(*arguments)
+
+
+def check_callbacks(callbacks: Sequence[Any]) -> None:
+    """Raise InputError unless each of them has a method that training would call, and none that it would not."""
+    if isinstance(callbacks, str) or not isinstance(callbacks, Sequence):
+        raise InputError(f"callbacks must be a list, got {callbacks!r}")
+    for callback in callbacks:
+        names = [name for name in dir(callback) if name.startswith("on_")]
+        unknown = [name for name in names if name not in _NAMES]
+        if unknown:
+            raise InputError(f"{callback!r}: training calls no {unknown[0]}: {nearest_name(unknown[0], _NAMES)}")
+        if not names:
+            raise InputError(f"callbacks must have at least one of {', '.join(_NAMES)}, got {callback!r}")
+
+
+def _methods(callbacks: Sequence[Any], name: str) -> list[Callable[..., None]]:
+    """The methods of that name, of those callbacks that override it."""
+    overriding = (one for one in callbacks if getattr(type(one), name, None) is not getattr(Callback, name))
+    return [method for one in overriding if (method := getattr(one, name, None)) is not None]
