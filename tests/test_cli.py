@@ -23,7 +23,7 @@ from launch import parallelcnn, run
 
 import parallelcnn as pc
 from parallelcnn import cli
-from parallelcnn.cli.command import _parser
+from parallelcnn.cli.command import _parsers
 from parallelcnn.cli.options import warn_of_too_many_threads
 from parallelcnn.errors import InputError
 
@@ -365,7 +365,12 @@ def refused(ran, message):
         (["--nesterov"], "nesterov=True takes a momentum above 0"),
         (["--seed", "-1"], "seed must be an integer of at least 0, got -1"),
         (["--evaluate-every", "-5"], "evaluate_every must be an integer of at least 1, got -5"),
-        (["--lerning-rate", "1"], "unrecognized arguments: --lerning-rate 1"),
+        (
+            ["--lerning-rate", "1"],
+            "parallelcnn train: error: no option '--lerning-rate': did you mean '--learning-rate'?",
+        ),
+        (["--zzz=1"], "parallelcnn train: error: no option '--zzz': see parallelcnn train --help"),
+        (["mnist"], "parallelcnn train: error: unexpected argument 'mnist'; see parallelcnn train --help"),
     ],
 )
 def test_a_wrong_argument_is_named_with_its_rule_and_value(arguments, message, train, tmp_path):
@@ -476,18 +481,19 @@ def test_a_device_is_no_model_file_and_nobody_waits_for_it(place, tmp_path):
     refused(parallelcnn("evaluate", place, limit=20), "must be a model file, not a folder or a device")
 
 
-def test_help_version_and_no_command():
+def test_help_version_and_no_command(capsys):
     assert parallelcnn("--version").out == f"parallelcnn {pc.__version__}\n"
-    for command in ([], ["train"], ["evaluate"], ["info"]):
-        ran = parallelcnn(*command, "--help")
-        assert ran.code == 0
-        assert "usage: parallelcnn" in ran.out
-    ran = parallelcnn()
-    assert ran.code == 2
-    assert "usage: parallelcnn" in ran.out + ran.err
-    ran = parallelcnn("tarin")
-    assert ran.code == 2
-    assert "train" in ran.err
+    for command in ([], ["train"], ["evaluate"], ["info"], ["doctor"]):
+        assert cli.main([*command, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("usage: parallelcnn")
+        assert "None" not in shown
+        assert command == ["info"] or "\nexamples:\n" in shown
+        assert max(map(len, shown.splitlines())) <= 120
+    assert cli.main([]) == 2
+    assert "usage: parallelcnn" in capsys.readouterr().err
+    assert cli.main(["tarin"]) == 2
+    assert "train" in capsys.readouterr().err
 
 
 def test_info_names_version_library_ranks_and_threads():
@@ -552,17 +558,17 @@ def test_control_characters_in_names_do_not_reach_the_terminal(folder, tmp_path,
 
 def test_a_tilde_is_the_home_directory_in_every_option_that_takes_a_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
-    home = "/home/somebody/with blank"
+    home, parse = "/home/somebody/with blank", _parsers()[0].parse_args
     line = "train --out=T --data=T --data-dir T --model T/net.py:f --resume=T"
-    train = _parser().parse_args([word.replace("T", "~/with blank") for word in line.split()])
+    train = parse([word.replace("T", "~/with blank") for word in line.split()])
     assert (train.out, train.data, train.data_dir, train.resume) == (home,) * 4
     assert train.model == f"{home}/net.py:f"
-    assert _parser().parse_args(["evaluate", "~/with blank"]).file == home
-    assert _parser().parse_args(["doctor", "--folder=~/with blank"]).folder == home
-    assert _parser().parse_args(["train", "--out", "~root"]).out == os.path.expanduser("~root") != "~root"
-    assert _parser().parse_args(["train", "--out", "$HOME/x~"]).out == "$HOME/x~"
+    assert parse(["evaluate", "~/with blank"]).file == home
+    assert parse(["doctor", "--folder=~/with blank"]).folder == home
+    assert parse(["train", "--out", "~root"]).out == os.path.expanduser("~root") != "~root"
+    assert parse(["train", "--out", "$HOME/x~"]).out == "$HOME/x~"
     for data, wanted in (("mnist", "mnist"), ("mnist/", "mnist/"), ("~/a//", "/home/somebody/a"), ("/", "/")):
-        assert _parser().parse_args(["train", "--data", data]).data == wanted
+        assert parse(["train", "--data", data]).data == wanted
 
 
 def test_more_threads_than_cores_are_warned_of(monkeypatch):

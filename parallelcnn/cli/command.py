@@ -9,6 +9,8 @@ imports numpy, numba and MPI inside functions: --help and typing errors are answ
 """
 
 import contextlib
+import difflib
+import re
 import signal
 import sys
 import time
@@ -27,6 +29,15 @@ if TYPE_CHECKING:
     from parallelcnn.comm import Communicator
 
 _COMMANDS = (train, evaluate, info, doctor, guide)
+
+_EXAMPLES = """\
+examples:
+  parallelcnn train                            train on the built-in digits
+  parallelcnn train --help                     options of a command
+  parallelcnn evaluate runs/a                  evaluate the network of a run
+  mpirun -n 4 parallelcnn train --data mnist   train on four ranks
+  mpirun -n 4 parallelcnn doctor               check installation and launch
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,9 +60,11 @@ def _main(arguments: list[str] | None) -> int:
     from parallelcnn.comm import Serial
     from parallelcnn.resilience.watchdog import Watch
 
-    parser = _parser()
+    parser, commands = _parsers()
     try:
-        options = parser.parse_args(arguments)
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            raise UsageError(_describe_unknown(unknown[0], options.command, commands))
     except UsageError as error:
         return _say_once(2, str(error))
     except SystemExit:  # after --help
@@ -82,17 +95,32 @@ def _check_output() -> int:
     return 0 if error is None else 1
 
 
-def _parser() -> Parser:
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the command line, and those of the sub-commands by name."""
     parser = Parser(
         prog="parallelcnn",
+        usage="parallelcnn COMMAND [options]",
         description="Train convolutional networks on CPUs, data-parallel over MPI ranks.",
-        epilog="On N ranks: mpirun -n N parallelcnn train ...",
+        epilog=_EXAMPLES,
     )
     parser.add_argument("--version", action="store_true", help="print the version")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    commands = parser.add_subparsers(
+        title="commands", prog="parallelcnn", dest="command", metavar="COMMAND", parser_class=Parser
+    )
     for command in _COMMANDS:
         command.add_parser(commands)
-    return parser
+    return parser, commands.choices
+
+
+def _describe_unknown(argument: str, command: str | None, commands: dict[str, Parser]) -> str:
+    """What to say of an argument that the parser does not know."""
+    name = f"parallelcnn {command}" if command else "parallelcnn"
+    if not argument.startswith("-"):
+        return f"{name}: error: unexpected argument {argument!r}; see {name} --help"
+    option = argument.partition("=")[0]
+    known = re.findall(r"--[a-z][a-z-]*", commands[command].format_help()) if command else ["--help", "--version"]
+    near = difflib.get_close_matches(option, known, n=1)
+    return f"{name}: error: no option {option!r}: {f'did you mean {near[0]!r}?' if near else f'see {name} --help'}"
 
 
 def _world(strict: bool | None, timeout: float) -> "Communicator":

@@ -24,13 +24,15 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="check the installation and how the ranks were started",
         description="Check the installation and how the ranks were started.\n"
         "Each line says ok or what to do; the exit code is 1 if there is something to do.",
+        usage="parallelcnn doctor [options]",
         epilog=_EXAMPLES,
     )
     parser.set_defaults(run=run, strict=False)
-    add_model_option(parser)
-    add_batch_size_option(parser)
-    add_rank_options(parser)
-    parser.add_argument(
+    planned = parser.add_argument_group("the training that you plan")
+    add_model_option(planned)
+    add_batch_size_option(planned)
+    add_rank_options(planned)
+    planned.add_argument(
         "--folder", type=path, default=".", metavar="DIR", help="directory for the results [default: the current one]"
     )
 

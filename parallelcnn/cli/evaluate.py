@@ -37,14 +37,16 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "evaluate",
         help="evaluate a trained network on a test set",
+        usage="parallelcnn evaluate MODEL [options]",
         description="Print loss and accuracy of a trained network on a test set.",
         epilog=_EXAMPLES,
     )
     parser.set_defaults(run=run, strict=True)
     parser.add_argument("file", type=path, metavar="MODEL", help="model.npz, or the run directory that holds it")
-    add_data_options(parser, default=None)
-    add_model_option(parser, default=None, note="; only if its layers are your own")
-    add_rank_options(parser)
+    network = parser.add_argument_group("network and data")
+    add_data_options(network, default=None)
+    add_model_option(network, default=None, note="; needed only if its layers are your own")
+    add_rank_options(parser.add_argument_group("ranks and threads"))
 
 
 def run(options: argparse.Namespace, comm: "Communicator") -> int:

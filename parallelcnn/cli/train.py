@@ -19,6 +19,10 @@ examples:
   mpirun -n 4 parallelcnn train --data mnist                   on four ranks
   parallelcnn train --model net.py:network --data images       your own network and data
   parallelcnn train --data mnist --out runs/a --resume         continue from the newest checkpoint
+
+exit codes:
+  0 success, 1 failure, 2 wrong usage or input
+  130, 138, 143  stopped by Ctrl-C, SIGUSR1 or SIGTERM after saving a checkpoint; --resume continues
 """
 
 
@@ -41,14 +45,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     add_batch_size_option(training)
     training.add_argument(
-        "--learning-rate", type=float, default=0.1, metavar="X", help="step size of SGD [default: 0.1]"
+        "--learning-rate", type=float, default=0.1, metavar="X", help="learning rate of SGD [default: 0.1]"
     )
     training.add_argument(
         "--momentum", type=float, default=0.0, metavar="X", help="momentum of SGD, at least 0 and below 1 [default: 0]"
     )
     training.add_argument("--nesterov", action="store_true", help="use Nesterov momentum")
     training.add_argument(
-        "--weight-decay", type=float, default=0.0, metavar="X", help="factor of the L2 penalty [default: 0]"
+        "--weight-decay", type=float, default=0.0, metavar="X", help="weight decay (L2 penalty) [default: 0]"
     )
     training.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of initial weights and sample order [default: 0]"
@@ -103,8 +107,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--repair",
         default="stop",
         metavar="HOW",
-        help="if the ranks' parameters have diverged: stop, take those of the majority, or go back to a checkpoint "
-        "(stop, majority or checkpoint) [default: stop]",
+        help="if the ranks no longer hold the same parameters: stop, majority (take those of most ranks) or checkpoint "
+        "(go back to the last good one) [default: stop]",
     )
 
 
