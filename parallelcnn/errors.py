@@ -1,8 +1,8 @@
-"""What can go wrong, in words.
+"""Exceptions and warnings.
 
-A message names the thing as written, the rule it breaks and the value that was found. Library code raises;
-`cli.py` turns an `InputError` into exit code 2 and any other error into exit code 1. It prints, and `comm` does where
-a rank cannot go on and ends the others.
+A message names the thing as written, the rule it breaks and the value that was found. Library code raises; `cli` turns
+an `InputError` into exit code 2 and any other error into exit code 1. Only `cli` prints errors, and `comm` where a rank
+has failed and ends the others.
 """
 
 from typing import Self

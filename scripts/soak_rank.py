@@ -39,7 +39,7 @@ PLACES = {
     # while they go on without a lost one
     "recover": [("parallelcnn.comm", "MPIRanks.recover")],
     "rejoin": [("parallelcnn.resilience.replica_check", "rejoin")],
-    "take over": [("parallelcnn.cli.run_directory", "RunDirectory.complete_metrics")],
+    "take over": [("parallelcnn.cli.metrics", "MetricsFile.rewrite")],
     # after the training
     "finish": [("parallelcnn.cli.run", "evaluate")],
     "model": [("parallelcnn.cli.run", "save_model")],

@@ -299,6 +299,7 @@ def _take_lock(path: Path) -> TextIO:
 def _write_token(locked: TextIO, token: str) -> None:
     locked.truncate(0)
     os.write(locked.fileno(), token.encode())  # unbuffered: what cannot be written now is not written at the end
+    os.fsync(locked.fileno())  # the file stays open, and a rank on another node may have to read it
 
 
 def _token_in(path: Path) -> str | None:
