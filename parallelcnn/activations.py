@@ -54,6 +54,13 @@ class ActivationFunction:
         for part in ("function", "derivative"):
             if not callable(getattr(self, part)):
                 raise InputError(f"activation {self.name!r}: {part} must be a function, got {getattr(self, part)!r}")
+            try:
+                hash(getattr(self, part))
+            except TypeError:
+                raise InputError(
+                    f"activation {self.name!r}: {part} must be hashable, and {getattr(self, part)!r} is not: write a "
+                    f"function (a dataclass is hashable with frozen=True)"
+                ) from None
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -90,6 +97,9 @@ class ActivationFunction:
             which = ("function", "derivative")[direction]
             lines = [line.strip() for line in str(error).splitlines()]
             reason = next((line for line in lines if line and not line.startswith(_NO_REASON)), type(error).__name__)
+            names = getattr(getattr((self.function, self.derivative)[direction], "__code__", None), "co_names", ())
+            if "where" in names:
+                reason = "np.where makes an array: write `a if condition else b`, x is one number"
             raise InputError(f"activation {self.name!r}: numba cannot compile its {which}: {reason}") from error
 
 
@@ -158,6 +168,10 @@ def find_activation(activation: str | ActivationFunction) -> ActivationFunction:
     """
     if isinstance(activation, ActivationFunction):
         return activation
+    if callable(activation):
+        raise InputError(
+            f"an activation must be a name or an ActivationFunction(name, function, derivative), got {activation!r}"
+        )
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise InputError(f"no activation {activation!r}: {nearest_name(str(activation), list(ACTIVATIONS))}")
     return ACTIVATIONS[activation]

@@ -28,7 +28,10 @@ class SoftmaxCrossEntropy:
     def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
         """Raise ShapeError unless a network with that output can learn those labels."""
         if classes is None:
-            raise ShapeError(f"{self} takes integer labels, got {labels.dtype} of shape {labels.shape}")
+            raise ShapeError(
+                f"{self} takes labels of classes, but classes is None (regression) for these: "
+                f"Dataset(images, labels, classes), or loss=MeanSquaredError()"
+            )
         if len(output_shape) != 1 or output_shape[0] < classes:
             raise ShapeError(
                 f"{self} of {classes} classes takes a network that ends in ({classes},), got {output_shape}"
@@ -97,3 +100,6 @@ class Loss(Protocol):
             batch_size: samples in the minibatch over all ranks.
             doutputs: like outputs, written.
         """
+
+
+LOSS_METHODS = ("check", "forward_backward")

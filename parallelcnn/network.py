@@ -10,10 +10,12 @@ import operator
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 
+from parallelcnn.arguments import described
 from parallelcnn.data.numbers import check_images
 from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.fusions import fuse
@@ -60,12 +62,8 @@ class NetworkHandler:
         seed: int = 0,
         dtype: type[np.floating] = np.float32,
     ) -> None:
-        if isinstance(layers, Layer):
-            raise ShapeError(f"a network takes a tuple of layers, got {layers}")
-        self.layers = tuple(layers)
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.float32, np.float64):
-            raise InputError(f"dtype must be float32 or float64, got {self.dtype}")
+        self.layers = as_layers(layers)
+        self.dtype = _as_dtype(dtype)
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise InputError(f"seed must be an integer of at least 0, got {seed!r}")
         self.shapes = chain_shapes(self.layers, input_shape)
@@ -292,10 +290,9 @@ class NetworkHandler:
             InputError: for images of another shape or type, or that hold NaN or infinity; or while another thread
                 trains the network.
         """
-        images = np.asarray(images)
+        images = check_images(images, self.input_shape, self.input_range, stacklevel=2)
         if self.prediction == "softmax" and len(self.output_shape) != 1:
             raise ShapeError(f"predict takes a network that ends in (classes,), got {self.output_shape}")
-        check_images(images, self.input_range, stacklevel=2)
         predictions = np.empty((len(images), *self.output_shape), self.dtype)
         with self.idle_replicas(1) as (replica,):
             for start in range(0, max(len(images), 1), replica.block_size):
@@ -369,6 +366,33 @@ def declare(layers: tuple[Layer, ...], shapes: tuple[Shape, ...]) -> tuple[Decla
     return declared, parameters, buffers
 
 
+def as_layers(layers: Any) -> tuple[Layer, ...]:
+    """The layers of a network as a tuple.
+
+    Raises:
+        ShapeError: if they are no layers.
+    """
+    if isinstance(layers, Layer | str) or not isinstance(layers, Iterable):
+        hint = f": write {layers.__name__}()" if isinstance(layers, FunctionType) else ""
+        raise ShapeError(f"a network takes a tuple of layers, got {described(layers)}{hint}")
+    layers = tuple(layers)
+    for position, layer in enumerate(layers, start=1):
+        if not isinstance(layer, Layer):
+            hint = f": write {layer.__name__}(...)" if isinstance(layer, type) and issubclass(layer, Layer) else ""
+            raise ShapeError(f"layer {position} of the network must be a Layer, got {described(layer)}{hint}")
+    return layers
+
+
+def _as_dtype(dtype: Any) -> np.dtype:
+    try:
+        found: Any = np.dtype(np.float32 if dtype is None else dtype)
+    except TypeError:
+        found = repr(dtype)
+    if found not in (np.float32, np.float64):
+        raise InputError(f"dtype must be float32 or float64, got {found}")
+    return found
+
+
 def chain_shapes(layers: tuple[Layer, ...], input_shape: Sequence[int]) -> tuple[Shape, ...]:
     """Shapes of one sample before, between and after the layers.
 
@@ -379,8 +403,6 @@ def chain_shapes(layers: tuple[Layer, ...], input_shape: Sequence[int]) -> tuple
         raise ShapeError("a network takes at least one layer, got none")
     shapes = [_checked_input_shape(input_shape)]
     for position, layer in enumerate(layers, start=1):
-        if not isinstance(layer, Layer):
-            raise ShapeError(f"layer {position} of the network must be a Layer, got {layer!r}")
         if hasattr(layer, "param_shapes") or hasattr(layer, "cache_shapes"):
             raise ShapeError(
                 f"layer {position} of {len(layers)}: {layer} is written for parallelcnn 0.1, whose layers computed on "

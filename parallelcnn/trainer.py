@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from parallelcnn.arguments import check_callable, check_methods, check_type
 from parallelcnn.comm import abort_all_on_error, as_communicator, run_together
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import warn_of_scale
 from parallelcnn.data.sampler import Sampler
-from parallelcnn.losses import Loss, SoftmaxCrossEntropy
+from parallelcnn.losses import LOSS_METHODS, Loss, SoftmaxCrossEntropy
 from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
@@ -22,10 +23,10 @@ from parallelcnn.training.agreement import check_replicas, describe_data
 from parallelcnn.training.callbacks import Callbacks, Training, check_callbacks
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointSaver
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
-from parallelcnn.training.evaluation import check_metrics, default_metrics
+from parallelcnn.training.evaluation import as_metrics
 from parallelcnn.training.history import History
 from parallelcnn.training.loop import Loop
-from parallelcnn.training.preparation import check_fit, check_kinds, check_numbers, facts_of, start
+from parallelcnn.training.preparation import check_fit, check_numbers, facts_of, start
 from parallelcnn.training.progress import Progress, check_verbose, show_compilation
 from parallelcnn.training.reduction import check_grains, reducer_of
 from parallelcnn.training.thread_pool import Team
@@ -100,7 +101,33 @@ def train(
     comm = as_communicator(comm, timeout)
     with Watch(comm, timeout), contextlib.ExitStack() as at_the_end:
         loss = loss or SoftmaxCrossEntropy()
-        judges = default_metrics(network, test_set) if metrics is None else tuple(metrics)
+
+        def check() -> tuple[Metric, ...]:
+            check_type("network", network, NetworkHandler, "NetworkHandler(layers, input_shape)")
+            check_type("train_set", train_set, Dataset, "Dataset(images, labels, classes)")
+            check_type("test_set", test_set, Dataset, "Dataset(images, labels, classes)")
+            check_type("optimizer", optimizer, Optimizer, "SGD(learning_rate=0.1)")
+            check_type("profiler", profiler, Profiler, "Profiler()", optional=True)
+            check_type("checkpoints", checkpoints, CheckpointFolder, 'CheckpointFolder("checkpoints")', optional=True)
+            check_type("resume", resume, Checkpoint, "load_checkpoint(file)", optional=True)
+            check_methods("loss", loss, LOSS_METHODS, "SoftmaxCrossEntropy() or MeanSquaredError()")
+            check_callbacks(callbacks)
+            check_callable("leave", leave)
+            check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
+            check_threads(threads)
+            check_verbose(verbose)
+            check_grains(grains)
+            check_repair(repair, checkpoints)
+            check_fit(network, train_set, loss)
+            check_fit(network, test_set, loss)
+            train_set.check_numbers("training set")
+            test_set.check_numbers("test set")
+            if comm.rank == 0:
+                warn_of_scale(train_set.input_range, test_set.input_range, stacklevel=4)
+            return as_metrics(metrics, network, test_set)
+
+        comm.activity = "preparing to train"
+        judges = run_together(comm, check)
         plan = {
             "metrics": judges,
             "layers": network.layers,
@@ -115,27 +142,6 @@ def train(
             "grains": grains,
             "repair": repair,
         }
-
-        def check() -> None:
-            needed = ((train_set, Dataset), (test_set, Dataset), (optimizer, Optimizer))
-            optional = ((profiler, Profiler), (checkpoints, CheckpointFolder), (resume, Checkpoint))
-            check_kinds(needed, optional)
-            check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
-            check_threads(threads)
-            check_verbose(verbose)
-            check_grains(grains)
-            check_repair(repair, checkpoints)
-            check_fit(network, train_set, loss)
-            check_fit(network, test_set, loss)
-            check_metrics(judges, network, test_set)
-            check_callbacks(callbacks)
-            train_set.check_numbers("training set")
-            test_set.check_numbers("test set")
-            if comm.rank == 0:
-                warn_of_scale(train_set.input_range, test_set.input_range, stacklevel=4)
-
-        comm.activity = "preparing to train"
-        run_together(comm, check)
         seed, saves = comm.gather((seed, checkpoints is not None or resume is not None))[0]
         data = describe_data(comm, train_set=train_set, test_set=test_set) if saves or comm.size > 1 else {}
         check_replicas(comm, {**plan, "classes": (train_set.classes, test_set.classes), **data})

@@ -330,9 +330,7 @@ def test_a_profiler_with_no_steps_to_show_is_refused(steps):
         pc.Profiler(steps)
 
 
-def test_what_is_no_profiler_is_refused_and_a_table_of_nothing_too(tmp_path):
-    with pytest.raises(InputError, match="train takes a Profiler or None, got True"):
-        train(profiler=True)
+def test_a_table_of_nothing_is_refused(tmp_path):
     profiler = pc.Profiler()
     for ask in (profiler.table, lambda: profiler.save_trace(tmp_path / "trace.json")):
         with pytest.raises(InputError, match="has seen no training to its end"):

@@ -2,11 +2,12 @@
 
 import os
 
+from parallelcnn.arguments import described
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.digits import load_digits
 from parallelcnn.data.mnist import load_mnist
 from parallelcnn.data.readers.idx import PathLike, load_idx_folder
-from parallelcnn.errors import DataError, nearest_name
+from parallelcnn.errors import DataError, InputError, nearest_name
 
 DATA_NAMES = ("digits", "mnist")
 
@@ -23,8 +24,11 @@ def load_data(name: PathLike, data_dir: PathLike | None = None) -> tuple[Dataset
         (train, test).
 
     Raises:
+        InputError: for a name of another type.
         DataError: if there is no such data set, or its files are missing or damaged.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise InputError(f"name must be one of {', '.join(DATA_NAMES)}, or a folder, got {described(name)}")
     name = os.fspath(name)
     if name == "mnist":
         return load_mnist(data_dir)
@@ -35,6 +39,6 @@ def load_data(name: PathLike, data_dir: PathLike | None = None) -> tuple[Dataset
         )
     if name == "digits":
         return load_digits()
-    if os.path.exists(name) or os.sep in name:
+    if os.path.exists(name) or os.sep in name or name.startswith("~"):
         return load_idx_folder(name)
     raise DataError(f"no data set and no folder is named {name!r}: {nearest_name(name, DATA_NAMES)}")

@@ -2,16 +2,20 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from parallelcnn.data.numbers import Range, check_finite, range_of
+from parallelcnn.arguments import as_array, described
+from parallelcnn.data.numbers import Range, check_finite, dtype_hint, range_of
 from parallelcnn.errors import DataError
 
 Array = np.ndarray
 
+_LABELS_RULE = "an array of numbers (np.unique(labels, return_inverse=True) numbers names)"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Images with a label each.
 
@@ -23,7 +27,7 @@ class Dataset:
         name: what reports call it.
 
     Raises:
-        DataError: if images and labels do not belong together.
+        InputError: if images and labels are no such arrays, or do not belong together.
     """
 
     images: Array
@@ -32,11 +36,14 @@ class Dataset:
     name: str = "data"
 
     def __post_init__(self) -> None:
-        images, labels = np.asarray(self.images), np.asarray(self.labels)
+        images = as_array(f"{self.name}: images", self.images, "an array of numbers, samples first")
+        labels = as_array(f"{self.name}: labels", self.labels, _LABELS_RULE)
         if images.ndim not in (2, 3, 4) or images.dtype not in (np.uint8, np.float32):
+            swapped = images.ndim == 1 and labels.ndim in (2, 3, 4)
+            hint = ": were images and labels swapped?" if swapped else dtype_hint(images)
             raise DataError(
                 f"{self.name}: images must be uint8 or float32 of shape (N, H, W), (N, C, H, W) or (N, features), "
-                f"got {images.dtype} of shape {images.shape}"
+                f"got {images.dtype} of shape {images.shape}{hint}"
             )
         if labels.ndim not in (1, 2):
             raise DataError(f"{self.name}: labels must be of shape (N,) or (N, outputs), got {labels.shape}")
@@ -45,24 +52,38 @@ class Dataset:
         if len(images) == 0:
             raise DataError(f"{self.name}: holds no samples")
         if self.classes is not None:
-            self._check_classes(labels, self.classes)
+            object.__setattr__(self, "classes", self._checked_classes())
+            self._check_labels(labels, self.classes)
         # One kind of array, whatever came, so that kernels are compiled once.
         object.__setattr__(self, "images", np.ascontiguousarray(images))
         with np.errstate(over="ignore"):  # `check_numbers` finds the infinity
             labels = np.ascontiguousarray(labels, np.float32 if self.classes is None else np.int64)
         object.__setattr__(self, "labels", labels)
 
-    def _check_classes(self, labels: Array, classes: int) -> None:
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    def _checked_classes(self) -> int:
+        classes: Any = self.classes
+        if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or classes < 1:
+            raise DataError(
+                f"{self.name}: classes must be an integer of at least 1, or None for regression, "
+                f"got {described(classes)}"
+            )
+        return int(classes)
+
+    def _check_labels(self, labels: Array, classes: int) -> None:
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise DataError(
                 f"{self.name}: labels of {classes} classes must be integers of shape (N,), "
-                f"got {labels.dtype} of shape {labels.shape}"
+                f"got {labels.dtype} of shape {labels.shape}{_label_hint(labels, classes)}"
             )
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high
             where = int(np.flatnonzero(labels == wrong)[0])
             raise DataError(f"{self.name}: labels must lie in [0, {classes}), got {wrong} at sample {where}")
+
+    def __repr__(self) -> str:
+        what = "regression" if self.classes is None else f"{self.classes} classes"
+        return f"<Dataset {self.name!r}: {len(self):,} {self.images.dtype} images {self.images.shape[1:]}, {what}>"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,3 +109,14 @@ class Dataset:
     def input_range(self) -> Range:
         """The smallest and the largest number of the images; see `range_of`."""
         return range_of(self.images)
+
+
+def _label_hint(labels: Array, classes: int) -> str:
+    """What to do with labels of a wrong shape or type."""
+    if labels.shape[1:] == (1,):
+        return ": write labels.ravel()"
+    if labels.shape[1:] == (classes,):
+        return ": for one-hot vectors write labels.argmax(axis=1)"
+    if labels.ndim == 1 and labels.dtype.kind in "fb":
+        return ": write labels.astype(int), or classes=None for regression"
+    return ""

@@ -11,6 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from parallelcnn.arguments import as_path
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.readers.idx import PathLike, load_idx_folder, open_content
 from parallelcnn.errors import DataError
@@ -76,8 +77,8 @@ def load_mnist(
         DataError: if the files are missing or damaged and no mirror delivers them.
     """
     if data_dir is not None:
-        return load_idx_folder(_folder_below(data_dir), "mnist", classes=CLASSES)
-    folder = Path(cache_dir) if cache_dir is not None else cache_folder()
+        return load_idx_folder(_folder_below(as_path("data_dir", data_dir)), "mnist", classes=CLASSES)
+    folder = as_path("cache_dir", cache_dir) if cache_dir is not None else cache_folder()
     try:
         return load_idx_folder(folder, "mnist", classes=CLASSES)
     except DataError:
@@ -85,10 +86,9 @@ def load_mnist(
     return load_idx_folder(folder, "mnist", classes=CLASSES)
 
 
-def _folder_below(data_dir: PathLike) -> str:
+def _folder_below(data_dir: Path) -> Path:
     """The folder with the files: `data_dir`, or where other programs put them below it."""
-    below = [os.path.join(data_dir, subfolder) for subfolder in ("mnist", "MNIST/raw")]
-    folders = [os.fspath(data_dir), *below]
+    folders = [data_dir, data_dir / "mnist", data_dir / "MNIST" / "raw"]
     return next(filter(_holds_idx_files, folders), folders[0])
 
 
@@ -101,7 +101,7 @@ def _holds_idx_files(folder: PathLike) -> bool:
 
 def cache_folder() -> Path:
     if cache := os.environ.get("PARALLELCNN_CACHE"):
-        return Path(cache) / "mnist"
+        return Path(cache).expanduser() / "mnist"
     cache = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification has relative paths ignored.
     if os.path.isabs(cache):

@@ -1,10 +1,12 @@
-"""Checks of the numbers in images and labels: that they are finite, and of the scale that a network was trained on."""
+"""Checks of images and labels: finite numbers, and images of the shape and scale that a network takes."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 
-from parallelcnn.errors import DataError, TrainingWarning
+from parallelcnn.arguments import as_array, described
+from parallelcnn.errors import DataError, InputError, ShapeError, TrainingWarning
 
 Array = np.ndarray
 Range = tuple[float, float]  # the smallest and the largest number
@@ -13,6 +15,7 @@ _PIECE = 1 << 20  # numbers that are looked at together
 _SAMPLES_OF_RANGE = 1000  # of larger data sets so many are looked at
 _LARGEST = 100.0  # standardised numbers stay far below, unscaled pixels (up to 255) do not
 _MARGIN = 0.5  # by how much of the range seen in training new numbers may lie outside of it
+_IMAGES_RULE = "uint8, or floats taken as they are"
 _MUCH_SMALLER = 0.02  # pixels in [0, 1] where training had [0, 255] are 0.004 times as large
 
 
@@ -84,7 +87,34 @@ def warn_of_another_range(what: str, found: Range, trained_on: Range | None, *, 
         )
 
 
-def check_images(images: Array, trained_on: Range | None, *, stacklevel: int) -> None:
-    """Check images to predict from: raise DataError for numbers that are not finite, warn of another scale."""
+def check_images(images: Any, input_shape: tuple[int, ...], trained_on: Range | None, *, stacklevel: int) -> Array:
+    """Images to predict from, as an array: raise InputError unless they are finite and of that shape, samples first;
+    warn of another scale.
+    """
+    given = images
+    images = as_array("images", given, _IMAGES_RULE)
+    shape = images.shape[1:]
+    if images.ndim == 0 or (shape != input_shape and (1, *shape) != input_shape):
+        got = described(images if images.ndim else given) + shape_hint(images.shape, input_shape)
+        raise ShapeError(f"the network takes images of shape (N, {str(input_shape)[1:]}, got {got}")
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise InputError(f"images must be {_IMAGES_RULE}, got {images.dtype}{dtype_hint(images)}")
     check_finite("image", images)
     warn_of_another_range("the images", range_of(images), trained_on, stacklevel=stacklevel + 1)
+    return images
+
+
+def shape_hint(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> str:
+    """What to do with images of a wrong shape."""
+    if shape == input_shape or (1, *shape) == input_shape:
+        return ": for one image write images[None]"
+    if len(input_shape) == 3 and shape[1:] == (*input_shape[1:], input_shape[0]):
+        return ": channels come first, write images.transpose(0, 3, 1, 2)"
+    return ""
+
+
+def dtype_hint(images: Array) -> str:
+    """What to do with images of a wrong type."""
+    if images.dtype.kind in "iu" and images.size and images.min() >= 0 and images.max() <= 255:
+        return ": write images.astype(np.uint8)"
+    return ": write images.astype(np.float32)" if images.dtype.kind in "fb" else ""

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from parallelcnn import layers as library_layers
+from parallelcnn.arguments import as_path, check_type
 from parallelcnn.errors import CheckpointError, InputError
 from parallelcnn.files.archive import COMPRESSION_LIMIT, HEADER_LIMIT, open_npz, read_description, read_npy, write_npz
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.layers import Layer
-from parallelcnn.network import NetworkHandler, chain_shapes, declare
+from parallelcnn.network import NetworkHandler, as_layers, chain_shapes, declare
 from parallelcnn.parameters import Slot
 
 _VERSION = 1
@@ -33,8 +34,13 @@ def save_model(path: str | Path, network: NetworkHandler) -> None:
     """Write a network's layers and parameters to an .npz file, whole or not at all.
 
     Raises:
+        InputError: for arguments of another type.
         OSError: if the file cannot be written.
     """
+    if isinstance(path, NetworkHandler):
+        raise InputError("save_model takes the path first: save_model(path, network)")
+    path = as_path("path", path)
+    check_type("network", network, NetworkHandler, "NetworkHandler(layers, input_shape)")
     description = {
         "format": "parallelcnn model",
         "version": _VERSION,
@@ -46,7 +52,7 @@ def save_model(path: str | Path, network: NetworkHandler) -> None:
     }
     arrays: dict[str, Any] = dict(network.named_arrays)
     arrays["description"] = np.array(json.dumps(description))
-    write_npz(Path(path), arrays)
+    write_npz(path, arrays)
 
 
 def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> NetworkHandler:
@@ -56,9 +62,12 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
         layers: the layers, where the file cannot rebuild them: they are, or hold, classes or functions of your own.
 
     Raises:
+        InputError: if `layers` are none.
         CheckpointError: if it is no model file, is damaged, or does not fit `layers`.
     """
-    path = Path(path)
+    path = as_path("path", path)
+    if layers is not None:
+        layers = as_layers(layers)
     with open_npz(path, "model file") as archive:
         description = read_description(path, archive, "model", _VERSION)
         return _build(path, archive, description, layers)
@@ -87,14 +96,13 @@ def _as_plain(value: Any) -> Any:
 
 
 def _build(
-    path: Path, archive: zipfile.ZipFile, description: dict[str, Any], layers: Iterable[Layer] | None
+    path: Path, archive: zipfile.ZipFile, description: dict[str, Any], layers: tuple[Layer, ...] | None
 ) -> NetworkHandler:
     try:
         input_shape = description["input_shape"]
         written = [entry["written"] for entry in description["layers"]]
         if layers is None:
-            layers = [_rebuild(path, entry) for entry in description["layers"]]
-        layers = tuple(layers)
+            layers = tuple(_rebuild(path, entry) for entry in description["layers"])
         # numpy takes more words for types than it understands.
         if description["dtype"] not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, got {description['dtype']!r}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from parallelcnn.arguments import as_path
 from parallelcnn.comm import Communicator
 from parallelcnn.errors import InputError
 from parallelcnn.files.atomic import write_atomically
@@ -140,7 +141,7 @@ class Profiler:
 
     def save_trace(self, path: str | Path) -> None:
         """Write the time line of the last steps, for chrome://tracing or ui.perfetto.dev; a process is a rank."""
-        write_atomically(Path(path), json.dumps(trace(self._finished()), separators=(",", ":")).encode())
+        write_atomically(as_path("path", path), json.dumps(trace(self._finished()), separators=(",", ":")).encode())
 
     def _finished(self) -> Profile:
         if self.profile is None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from parallelcnn.arguments import as_path
 from parallelcnn.comm import Communicator
 from parallelcnn.errors import CheckpointError, InputError, TrainingWarning
 from parallelcnn.files.archive import open_npz, read_description, read_npy, write_npz
@@ -72,7 +73,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "other_metrics": [result.others for _, _, result in history.evaluations],
     }
     text = json.dumps({**description, "sha256": _sha256(description, arrays)})
-    write_npz(Path(path), {"description": np.array(text), **arrays})
+    write_npz(as_path("path", path), {"description": np.array(text), **arrays})
     load_checkpoint(path)
 
 
@@ -82,7 +83,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: if it is none, is damaged, or of a newer format.
     """
-    path = Path(path)
+    path = as_path("path", path)
     with open_npz(path, "checkpoint") as archive:
         description = read_description(path, archive, "checkpoint", _VERSION)
         # Stored as they are, so together they are no larger than the file.
@@ -142,7 +143,7 @@ class CheckpointFolder:
             isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < math.inf
         ):
             raise InputError(f"every_seconds must be a finite number above 0, got {seconds!r}")
-        self.path = Path(self.path)
+        self.path = as_path("path", self.path)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then delete those that need not be kept.

@@ -1,18 +1,19 @@
 """Distributed evaluation, exact over ranks and threads: sums, divided once by the number of samples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from parallelcnn.arguments import check_methods, check_type, described
 from parallelcnn.comm import Communicator, as_communicator, run_together
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import warn_of_another_range
 from parallelcnn.data.sampler import grain
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.layers.base import Array
-from parallelcnn.losses import Loss, SoftmaxCrossEntropy
+from parallelcnn.losses import LOSS_METHODS, Loss, SoftmaxCrossEntropy
 from parallelcnn.metrics import Accuracy, Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import Replica
@@ -71,18 +72,19 @@ def evaluate(
     comm = as_communicator(comm)
     loss = loss or SoftmaxCrossEntropy()
 
-    judges = default_metrics(network, dataset) if metrics is None else tuple(metrics)
-
-    def check() -> None:
+    def check() -> tuple[Metric, ...]:
+        check_type("network", network, NetworkHandler, "NetworkHandler(layers, input_shape)")
+        check_type("dataset", dataset, Dataset, "Dataset(images, labels, classes)")
+        check_methods("loss", loss, LOSS_METHODS, "SoftmaxCrossEntropy() or MeanSquaredError()")
         check_threads(threads)
         loss.check(network.output_shape, dataset.labels, dataset.classes)
-        check_metrics(judges, network, dataset)
         dataset.check_numbers()
         if comm.rank == 0:
             images = f"the images of {dataset.name}"
             warn_of_another_range(images, dataset.input_range, network.input_range, stacklevel=4)
+        return as_metrics(metrics, network, dataset)
 
-    run_together(comm, check)
+    judges = run_together(comm, check)
     if comm.size > 1:
         told = {"layers": network.layers, "loss": loss, "metrics": judges, "classes": dataset.classes}
         read = {"parameters": network.parameters_sha256(), **describe_data(comm, dataset=dataset)}
@@ -101,13 +103,21 @@ def default_metrics(network: NetworkHandler, dataset: Dataset) -> tuple[Metric, 
     return (Accuracy(),) if dataset.classes is not None and len(network.output_shape) == 1 else ()
 
 
-def check_metrics(metrics: Sequence[Metric], network: NetworkHandler, *datasets: Dataset) -> None:
-    """Raise InputError unless these are metrics that can judge the network on the data sets."""
-    for metric in metrics:
+def as_metrics(metrics: Sequence[Metric] | None, network: NetworkHandler, dataset: Dataset) -> tuple[Metric, ...]:
+    """These metrics, or the default ones for None.
+
+    Raises:
+        InputError: unless they are metrics that can judge the network on the data set.
+    """
+    if metrics is None:
+        return default_metrics(network, dataset)
+    some = tuple(metrics) if isinstance(metrics, Iterable) and not isinstance(metrics, str) else (None,)
+    for metric in some:
         if not isinstance(metric, Metric):
-            raise InputError(f"metrics must be a sequence of Metric, such as [pc.Accuracy()], got {metric!r}")
-        for dataset in datasets:
-            metric.check(network.output_shape, dataset.labels, dataset.classes)
+            found = metrics if metric is None else metric
+            raise InputError(f"metrics must be a sequence of Metric, such as [pc.Accuracy()], got {described(found)}")
+        metric.check(network.output_shape, dataset.labels, dataset.classes)
+    return some
 
 
 def evaluate_by(

@@ -2,13 +2,14 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from parallelcnn.comm import Communicator
 from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.numbers import shape_hint
 from parallelcnn.errors import CheckpointError, InputError, ShapeError, TrainingWarning, shown
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
@@ -19,16 +20,6 @@ from parallelcnn.training.history import History
 
 # Facts that a training may not change in its middle: it would be another one.
 _FIXED = ("layers", "input_shape", "dtype", "loss", "train_set", "test_set", "seed")
-
-
-def check_kinds(needed: Iterable[tuple[object, type]], optional: Iterable[tuple[object, type]]) -> None:
-    """Raise InputError unless each value is of its kind, or, if it is optional, None."""
-    for value, kind in needed:
-        if not isinstance(value, kind):
-            raise InputError(f"train takes a {kind.__name__}, got {value!r}")
-    for value, kind in optional:
-        if value is not None and not isinstance(value, kind):
-            raise InputError(f"train takes a {kind.__name__} or None, got {value!r}")
 
 
 def check_numbers(
@@ -54,6 +45,7 @@ def check_fit(network: NetworkHandler, dataset: Dataset, loss: Loss | None = Non
         raise ShapeError(
             f"the network takes inputs of shape {network.input_shape}, "
             f"but {dataset.name} holds images of shape {dataset.input_shape}"
+            f"{shape_hint((1, *dataset.input_shape), network.input_shape)}"
         )
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from numba.core.caching import NullCache
 from numba.core.event import Event, Listener, install_listener
 
 from parallelcnn.comm import Communicator
@@ -127,7 +126,7 @@ class _Compilation(Listener):
     def on_start(self, event: Event) -> None:
         self._started_at.append(time.perf_counter())
         # Kernels of a user's own functions are never cached, and compile quickly.
-        cached = not isinstance(getattr(event.data["dispatcher"], "_cache", None), NullCache | None)
+        cached = getattr(event.data["dispatcher"].stats, "cache_path", None) is not None
         if not self._announced and (cached or self._seconds > _SHORT):
             once = " (once; later starts take them from the cache)" if cached else ""
             self._announced = f"compiling kernels{once} ..."

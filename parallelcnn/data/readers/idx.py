@@ -7,15 +7,18 @@ A header is a claim: nothing is allocated on its word alone.
 
 import os
 import stat
+import warnings
 import zlib
 from io import BufferedReader
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
+from parallelcnn.arguments import as_path
 from parallelcnn.data.dataset import Array, Dataset
 from parallelcnn.data.readers.inflate import Inflated
-from parallelcnn.errors import DataError
+from parallelcnn.errors import DataError, TrainingWarning, shown
 
 PathLike = str | os.PathLike[str]
 
@@ -59,6 +62,7 @@ def read_idx(path: PathLike) -> Array:
     Raises:
         DataError: if the file cannot be read, or is not exactly what its header says.
     """
+    path = as_path("path", path)
     try:
         with open_content(path) as content:
             return _read_array(path, content)
@@ -97,7 +101,8 @@ def load_idx_folder(
     """Load a training and a test set from a folder of four IDX files with MNIST's names.
 
     The names are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte`
-    and `t10k-labels-idx1-ubyte`, each also with `.gz` behind it or with `.idx` for `-idx`.
+    and `t10k-labels-idx1-ubyte`, each also with `.gz` behind it, with `.idx` for `-idx`, or in a
+    folder of its own name. Of several the first that can be read is taken, and a warning says so.
 
     Args:
         folder: where the files lie.
@@ -110,10 +115,16 @@ def load_idx_folder(
     Raises:
         DataError: if a file is missing or damaged, or the four do not belong together.
     """
-    paths = find_idx_files(folder)
-    train_images, train_labels, test_images, test_labels = (
-        _read_part(path, ndim) for path, (_, ndim) in zip(paths, _PARTS, strict=True)
-    )
+    folder = as_path("folder", folder)
+    found = find_idx_files(folder)
+    parts = [_read_part(paths, ndim) for paths, (_, ndim) in zip(found, _PARTS, strict=True)]
+    paths = [path for path, _ in parts]
+    train_images, train_labels, test_images, test_labels = (values for _, values in parts)
+    others = [path for some in found for path in some if path not in paths]
+    if others:
+        names = (", ".join(os.path.relpath(path, folder) for path in some) for some in (paths, others))
+        message = "{}: some files are there more than once; taken: {}; not taken: {}".format(folder, *names)
+        warnings.warn(shown(message), TrainingWarning, stacklevel=2)
     _check_counts(paths[0], train_images, paths[1], train_labels)
     _check_counts(paths[2], test_images, paths[3], test_labels)
     if train_images.shape[1:] != test_images.shape[1:]:
@@ -134,36 +145,36 @@ def load_idx_folder(
     )
 
 
-def find_idx_files(folder: PathLike) -> list[str]:
-    """Paths of training images, training labels, test images and test labels in a folder.
+def find_idx_files(folder: Path) -> list[list[str]]:
+    """Paths of training images, training labels, test images and test labels in a folder; of each, best first.
 
     Raises:
         DataError: if the folder cannot be read, or one of the four is there under none of its
             names.
     """
     try:
-        present = set(os.listdir(folder))
+        os.listdir(folder)
     except FileNotFoundError:
         raise DataError(f"{folder}: there is no such folder") from None
     except NotADirectoryError:
         raise DataError(f"{folder}: must be a folder of four IDX files, but is a file") from None
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {_reason(error)}") from error
-    paths, missing = [], []
+    found, missing = [], []
     for part, ndim in _PARTS:
         # Of a file and its .gz the latter, whose own checksum shows damage.
         names = [f"{part}{mark}idx{ndim}-ubyte{end}" for end in (".gz", "") for mark in ("-", ".")]
-        found = [name for name in names if name in present]
-        if found:
-            paths.append(os.path.join(folder, found[0]))
-        else:
-            missing.append(names[2])
+        paths = [os.path.join(folder, name) for name in names]
+        paths += [os.path.join(folder, name, name) for name in names]  # as some programs unpack archives
+        paths = [path for path in paths if os.path.lexists(path) and not os.path.isdir(path)]
+        found.append(paths)
+        missing += [] if paths else [names[2]]
     if missing:
         raise DataError(
             f"{folder}: misses {', '.join(missing)} (each looked for plain and with .gz, "
             "and with . in place of - before idx)"
         )
-    return paths
+    return found
 
 
 def _read_array(path: PathLike, content: Inflated | BufferedReader) -> Array:
@@ -221,8 +232,22 @@ def _wrong_length(path: PathLike, shape: tuple[int, ...], held: int, follow: str
     return f"{path}: is {verdict}: its header says {_times(shape)} = {claimed:,} bytes, but {follow} follow"
 
 
-def _read_part(path: str, ndim: int) -> Array:
-    """Images or labels, by the number of dimensions that they should have."""
+def _read_part(paths: list[str], ndim: int) -> tuple[str, Array]:
+    """The first of the files that holds what it should, images or labels by the number of dimensions."""
+    failures = []
+    for path in paths:
+        try:
+            values = _read_one(path, ndim)
+        except DataError as error:
+            failures.append(error)
+            continue
+        for failure in failures:
+            warnings.warn(shown(f"{failure}; taking {path} instead"), TrainingWarning, stacklevel=3)
+        return path, values
+    raise failures[0]
+
+
+def _read_one(path: str, ndim: int) -> Array:
     values = read_idx(path)
     if values.ndim != ndim:
         holds = {1: "labels", 3: "images"}

@@ -1,0 +1,92 @@
+"""Checks of arguments: one sentence that names the argument, the rule, the value and an alternative."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from parallelcnn.errors import InputError, shown
+
+_LONGEST = 100  # characters of a value that are shown
+
+
+def check_type(name: str, value: object, kind: type, example: str, *, optional: bool = False) -> None:
+    """Raise InputError unless `value` is a `kind`, or None where that is allowed.
+
+    Args:
+        example: an expression that makes one.
+    """
+    if isinstance(value, kind) or (optional and value is None):
+        return
+    _raise(name, f"of type {kind.__name__}{' or None' if optional else ''}, such as {example}", value, kind)
+
+
+def check_methods(name: str, value: object, methods: Iterable[str], example: str) -> None:
+    """Raise InputError unless `value` is an object, not a class, with these methods."""
+    missing = [method for method in methods if not callable(getattr(value, method, None))]
+    if missing or isinstance(value, type):
+        _raise(name, f"an object with the methods {', '.join(methods)}, such as {example}", value, object)
+
+
+def check_callable(name: str, value: object) -> None:
+    """Raise InputError unless `value` can be called, or is None."""
+    if value is not None and not callable(value):
+        _raise(name, "a function or None", value, object)
+
+
+def as_path(name: str, value: Any) -> Path:
+    """The path, with `~` expanded as a shell does.
+
+    Raises:
+        InputError: unless it is a string or a path.
+    """
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        _raise(name, "a string or a pathlib.Path", value, object)
+    path = os.fspath(value)
+    if "\0" in path:
+        raise InputError(f"{name} must be a path, and no path holds a null character, got {described(value)}")
+    return Path(os.path.expanduser(path))
+
+
+def as_array(name: str, value: Any, rule: str) -> Any:
+    """The value as an array of numbers.
+
+    Raises:
+        InputError: if it is none, such as a list of images of different sizes.
+    """
+    import numpy as np
+
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        shapes = [np.shape(one) for one in value] if isinstance(value, list | tuple) else []
+        differing = next((place for place, shape in enumerate(shapes) if shape != shapes[0]), None)
+        if differing is None:
+            raise InputError(f"{name} must be {rule}, got {described(value)}: {error}") from None
+        raise InputError(
+            f"{name} must all have the same shape, got {shapes[0]} at place 0 and {shapes[differing]} at {differing}"
+        ) from None
+    if array.dtype.kind not in "biuf":
+        _raise(name, rule, value, object)
+    return array
+
+
+def described(value: object) -> str:
+    """A value for a message: arrays by type and shape, long values abridged."""
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type):
+        return f"an array of {value.dtype}, shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list) and any(hasattr(one, "shape") for one in value):
+        items = "; ".join(map(described, value[:3]))
+        return f"a {type(value).__name__} of {len(value)}: {items}{'; ...' if len(value) > 3 else ''}"
+    try:
+        text = shown(repr(value))
+    except Exception as error:  # a repr of the user's
+        text = f"a {type(value).__name__}, whose repr raises {type(error).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _raise(name: str, rule: str, value: object, kind: type) -> None:
+    hint = ""
+    if isinstance(value, type) and issubclass(value, kind):
+        hint = f": that is the class, write {value.__name__}(...)"
+    raise InputError(f"{name} must be {rule}, got {described(value)}{hint}")
