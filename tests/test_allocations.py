@@ -83,7 +83,9 @@ def test_regression_allocates_no_memory_for_numbers_either(rng):
     network = pc.NetworkHandler((pc.Dense(2),), (6,))
     network.replica.block_size = SAMPLES
     loss = pc.MeanSquaredError()
-    pc.train(network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, loss=loss, callbacks=[steps], verbose=0)
+    pc.train(
+        network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, loss=loss, callbacks=[steps], verbose=0
+    )
     assert steps.peak <= PEAK
 
 
@@ -114,7 +116,9 @@ def test_the_tracer_sees_an_array_of_two_bytes_for_each_sample():
     steps = traced.TracedSteps()
     network = pc.NetworkHandler((Layer("relu"), pc.Flatten(), pc.Dense(5)), (1, 11, 9))
     network.replica.block_size = SAMPLES
-    pc.train(network, small.dataset(2 * SAMPLES), small.dataset(9), pc.SGD(0.1), 2, SAMPLES, callbacks=[steps], verbose=0)
+    pc.train(
+        network, small.dataset(2 * SAMPLES), small.dataset(9), pc.SGD(0.1), 2, SAMPLES, callbacks=[steps], verbose=0
+    )
     assert steps.peak > PEAK
 
 

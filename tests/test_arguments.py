@@ -38,16 +38,8 @@ class Leaky:
         return x
 
 
-class HalfAReporter:
-    def minibatch(self, *args):
-        pass
-
-
-class ReporterClass:
-    def minibatch(self, *args):
-        pass
-
-    def evaluation(self, *args):
+class OtherCallback:
+    def on_batch_begin(self, *args):
         pass
 
 
@@ -96,11 +88,14 @@ CASES = {
     ),
     "a folder for checkpoints": (lambda: train(checkpoints="here"), r"such as CheckpointFolder\(.*\), got 'here'$"),
     "a file for resume": (lambda: train(resume="here"), r"such as load_checkpoint\(file\), got 'here'$"),
-    "half a reporter": (
-        lambda: train(reporter=HalfAReporter()),
-        "^reporter must be an object with the methods minibatch, evaluation, such as .*, got <.*HalfAReporter object",
+    "a callback of another library": (
+        lambda: train(callbacks=[OtherCallback()]),
+        "OtherCallback object at .*: training calls no on_batch_begin: did you mean 'on_batch_end'",
     ),
-    "a class for the reporter": (lambda: train(reporter=ReporterClass), r"write ReporterClass\(...\)$"),
+    "a class for a callback": (
+        lambda: train(callbacks=[pc.EarlyStopping]),
+        r"^callbacks must be objects: write EarlyStopping\(...\)$",
+    ),
     "True for leave": (lambda: train(leave=True), "^leave must be a function or None, got True$"),
     "what cannot be printed": (lambda: train(Unprintable()), "got a Unprintable, whose repr raises ValueError$"),
     "layers in evaluate": (lambda: pc.evaluate(LAYERS, SETS[0]), A_NETWORK),

@@ -26,7 +26,7 @@ class Noted(pc.Callback):
         method = super().__getattribute__(name)
         if not name.startswith("on_"):
             return method
-        return lambda *arguments: self.calls.append((name, *arguments))
+        return lambda *arguments: self.calls.append((name, *arguments[:-1], dict(arguments[-1])))
 
     def on_train_begin(self, logs): ...
     def on_batch_end(self, step, logs): ...

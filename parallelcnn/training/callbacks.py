@@ -150,7 +150,6 @@ class Callbacks:
         self._methods = {name: _methods(callbacks, name) for name in _NAMES}
         self._batch_end = self._methods["on_batch_end"]
         self._loss_sum, self._samples = 0.0, 0
-        self._batch_logs: dict[str, Any] = {}
         self._last: dict[str, Any] = {}
 
     @property
@@ -164,10 +163,8 @@ class Callbacks:
     def batch_end(self, step: int, epoch: int, loss: float, samples: int) -> None:
         self._loss_sum += loss * samples
         self._samples += samples
-        logs = self._batch_logs  # one dict for all steps: a step allocates nothing
-        logs["epoch"], logs["loss"], logs["samples"] = epoch, loss, samples
         for method in self._batch_end:
-            method(step, logs)
+            method(step, {"epoch": epoch, "loss": loss, "samples": samples})
 
     def test_end(self, step: int, epoch: int, result: Evaluation, *, epoch_ended: bool) -> None:
         self._last = test_logs(step, epoch, result)
@@ -194,6 +191,8 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
     if isinstance(callbacks, str) or not isinstance(callbacks, Sequence):
         raise InputError(f"callbacks must be a list, got {callbacks!r}")
     for callback in callbacks:
+        if isinstance(callback, type):
+            raise InputError(f"callbacks must be objects: write {callback.__name__}(...)")
         names = [name for name in dir(callback) if name.startswith("on_")]
         unknown = [name for name in names if name not in _NAMES]
         if unknown:

@@ -5,6 +5,7 @@ every minibatch into the same shards, whoever computes them, and adds integers: 
 and ranks.
 """
 
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -79,23 +80,26 @@ class FloatReducer:
 
     def __init__(self, network: NetworkHandler, team: Team, dataset: Dataset, loss: Loss) -> None:
         self._network, self._team, self._dataset, self._loss = network, team, dataset, loss
+        self._mixes_samples = network.mixes_samples
 
     def compute(self, minibatch: Array, ranks: Ranks, *, key: int, stop: int) -> None:
-        def take(replica: Replica, samples: Array) -> None:
-            compute_shard(replica, self._dataset, samples, len(minibatch), self._loss, key)
-
-        def take_some(replica: Replica, numbers: Array) -> None:
-            for samples in replica.summed(grain(minibatch, number, shards) for number in numbers):
-                take(replica, samples)
-
-        if self._network.mixes_samples:
+        if self._mixes_samples:
             shards = default_shards(len(minibatch))
-            self._team.run(take_some, grain(np.arange(shards), ranks.rank, ranks.size))
+            take = partial(self._take_shards, minibatch, shards, key)
+            self._team.run(take, grain(np.arange(shards), ranks.rank, ranks.size))
         else:
+            take = partial(self._take, len(minibatch), key)
             self._team.run(take, grain(minibatch, ranks.rank, ranks.size))
         self._team.sum_reduction_buffers()
         self._network.reduction_buffer[STOP] = stop
         ranks.sum_over_ranks(self._network.reduction_buffer)
+
+    def _take(self, batch_size: int, key: int, replica: Replica, samples: Array) -> None:
+        compute_shard(replica, self._dataset, samples, batch_size, self._loss, key)
+
+    def _take_shards(self, minibatch: Array, shards: int, key: int, replica: Replica, numbers: Array) -> None:
+        for samples in replica.summed(grain(minibatch, number, shards) for number in numbers):
+            self._take(len(minibatch), key, replica, samples)
 
 
 class FixedPointReducer:
