@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import struct
 import tracemalloc
 
@@ -155,8 +156,10 @@ def test_a_flipped_bit_in_a_gzip_file_is_noticed(tmp_path, rng_bytes, where):
     refusal(read_idx, path)
 
 
-@pytest.mark.parametrize("compress", [bytes, gzip.compress])
-def test_a_header_that_claims_terabytes_allocates_nothing(tmp_path, compress):
+@pytest.mark.parametrize(
+    ("compress", "told"), [(bytes, "but 3 follow"), (gzip.compress, "but a gzip file of 34 bytes holds at most 35,088")]
+)
+def test_a_header_that_claims_terabytes_allocates_nothing(tmp_path, compress, told):
     path = tmp_path / "boaster"
     path.write_bytes(compress(b"\0\0\x08\x03" + struct.pack(">3I", 1 << 22, 1024, 1024) + b"few"))
     tracemalloc.start()
@@ -165,8 +168,49 @@ def test_a_header_that_claims_terabytes_allocates_nothing(tmp_path, compress):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert "4,398,046,511,104 bytes, but 3 follow" in message
+    assert f"4,398,046,511,104 bytes, {told}" in message
     assert peak < 4 << 20
+
+
+def peak_of(action):
+    """The most memory that an action allocated at a time."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (1 << 20, "is truncated: .* bytes, but a gzip file of .* bytes holds at most"),
+        (20_000, "is too long: its header says 20,000 x 28 x 28 = 15,680,000 bytes, but more follow"),
+    ],
+)
+def test_a_gzip_file_takes_no_more_memory_than_its_header_says(tmp_path, items, message):
+    path = tmp_path / "bomb"
+    path.write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", items, 28, 28) + bytes(1 << 26)))
+    assert path.stat().st_size < 70_000
+
+    def read():
+        assert re.search(message, refusal(read_idx, path))
+
+    assert peak_of(read) < 1 << 24
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_images_that_are_more_than_their_labels_are_refused_before_they_are_read(write_folder, swap):
+    folder = write_folder()
+    large = (TRAIN_LABELS, (1 << 26,)) if swap else (TRAIN_IMAGES, (1 << 16, 32, 32))
+    header = bytes([0, 0, 8, len(large[1])]) + struct.pack(f">{len(large[1])}I", *large[1])
+    (folder / large[0]).write_bytes(gzip.compress(header + bytes(1 << 26), 1))
+
+    def load():
+        assert "every image must have one label, got " in refusal(load_idx_folder, folder)
+
+    assert peak_of(load) < 1 << 20
 
 
 def test_a_file_larger_than_memory_is_refused(tmp_path, monkeypatch, images):
@@ -177,6 +221,15 @@ def test_a_file_larger_than_memory_is_refused(tmp_path, monkeypatch, images):
         raise MemoryError
 
     monkeypatch.setattr(np, "fromfile", exhaust)
+    assert refusal(read_idx, path) == f"{path}: what it holds does not fit into memory"
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_a_file_larger_than_the_memory_limit_is_refused_before_memory_is_taken(tmp_path, monkeypatch, images, compress):
+    path = tmp_path / "large"
+    path.write_bytes(compress(idx_bytes(images)))
+    monkeypatch.setattr("parallelcnn.data.readers.idx.memory_limit", lambda: (images.size - 1, "ulimit -v"))
+    monkeypatch.setattr(np, "fromfile", lambda *_: pytest.fail("was read"))
     assert refusal(read_idx, path) == f"{path}: what it holds does not fit into memory"
 
 

@@ -103,6 +103,12 @@ class Handler(BaseHTTPRequestHandler):
     def broken(self, content):
         self.send_error(503)
 
+    def no_http(self, content):
+        self.wfile.write(b"\x1b[2J\x07no HTTP\r\n\r\n")
+
+    def inflating(self, content):
+        self.good(gzip.compress(bytes(2_500_000), mtime=0))
+
     def truncated(self, content):
         self.begin(len(content))
         self.wfile.write(content[: len(content) // 2])
@@ -268,6 +274,8 @@ def test_a_download_can_be_silent_or_show_bars(cache, tmp_path, server, capfd):
 BAD_MIRRORS = {
     "missing": "answers with HTTP status 404",
     "broken": "answers with HTTP status 503",
+    "no_http": r"fails: \x1b[2J\x07no HTTP",  # escaped
+    "inflating": "a file that is not MNIST's: it holds more than 2,000,000 bytes",
     "truncated": "sends 11",
     "truncated_and_unannounced": "a file that is damaged: Compressed file ended",
     "corrupt": "a file that is damaged: ",

@@ -14,7 +14,7 @@ from pathlib import Path
 from parallelcnn.arguments import as_path
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.readers.idx import PathLike, load_idx_folder, open_content
-from parallelcnn.errors import DataError
+from parallelcnn.errors import DataError, shown
 
 # Copies kept by PyTorch, by the Common Visual Data Foundation and by Amazon: MNIST's own page has
 # refused downloads for years.
@@ -48,7 +48,10 @@ _MISSING = "is missing"
 
 
 class _MirrorError(Exception):
-    """Why a mirror did not deliver a file."""
+    """Why a mirror did not deliver a file, without control characters that it may have sent."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 def load_mnist(
@@ -162,8 +165,12 @@ def _damage(path: Path, checksum: str) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     try:
         with open_content(path) as content:
+            held = 0
             while chunk := content.read(_CHUNK_BYTES):
                 digest.update(chunk)
+                held += len(chunk)
+                if held > _MAX_FILE_BYTES:
+                    return f"is not MNIST's: it holds more than {_MAX_FILE_BYTES:,} bytes"
     except FileNotFoundError:
         return _MISSING
     except DataError as error:
@@ -249,4 +256,4 @@ def _content_length(response) -> int | None:
 
 def _say(line: str, progress: bool | None) -> None:
     if progress is not False:
-        print(f"parallelcnn: {line}", file=sys.stderr, flush=True)
+        print(f"parallelcnn: {shown(line)}", file=sys.stderr, flush=True)

@@ -5,10 +5,12 @@ dimensions, one big-endian 32-bit length per dimension, then the values, last di
 A header is a claim: nothing is allocated on its word alone.
 """
 
+import contextlib
 import os
 import stat
 import warnings
 import zlib
+from collections.abc import Sequence
 from io import BufferedReader
 from math import prod
 from pathlib import Path
@@ -19,6 +21,7 @@ from parallelcnn.arguments import as_path
 from parallelcnn.data.dataset import Array, Dataset
 from parallelcnn.data.readers.inflate import Inflated
 from parallelcnn.errors import DataError, TrainingWarning, shown
+from parallelcnn.resources import memory_limit
 
 PathLike = str | os.PathLike[str]
 
@@ -117,21 +120,17 @@ def load_idx_folder(
     """
     folder = as_path("folder", folder)
     found = find_idx_files(folder)
+    # Before the contents are read: what does not fit together may be large.
+    _check_shapes([_claimed_shape(paths, ndim) for paths, (_, ndim) in zip(found, _PARTS, strict=True)])
     parts = [_read_part(paths, ndim) for paths, (_, ndim) in zip(found, _PARTS, strict=True)]
     paths = [path for path, _ in parts]
+    _check_shapes([(path, values.shape) for path, values in parts])
     train_images, train_labels, test_images, test_labels = (values for _, values in parts)
     others = [path for some in found for path in some if path not in paths]
     if others:
         names = (", ".join(os.path.relpath(path, folder) for path in some) for some in (paths, others))
         message = "{}: some files are there more than once; taken: {}; not taken: {}".format(folder, *names)
         warnings.warn(shown(message), TrainingWarning, stacklevel=2)
-    _check_counts(paths[0], train_images, paths[1], train_labels)
-    _check_counts(paths[2], test_images, paths[3], test_labels)
-    if train_images.shape[1:] != test_images.shape[1:]:
-        raise DataError(
-            f"{paths[2]}: test images must have the size of the training images, "
-            f"{_size(train_images)}, got {_size(test_images)}"
-        )
     if classes is None:
         classes = int(train_labels.max()) + 1
         if classes < 2:
@@ -184,11 +183,18 @@ def _read_array(path: PathLike, content: Inflated | BufferedReader) -> Array:
         held = os.fstat(content.fileno()).st_size - content.tell()
         if held != claimed:
             raise DataError(_wrong_length(path, shape, held, f"{held:,}"))
+        _check_memory(claimed)
         return np.fromfile(content, np.uint8).reshape(shape)
-    possible = _MOST_INFLATED * os.fstat(content.fileno()).st_size
-    values = np.empty(min(claimed, possible), np.uint8)
+    size = os.fstat(content.fileno()).st_size
+    if claimed > _MOST_INFLATED * size:
+        raise DataError(
+            f"{path}: is truncated: its header says {_times(shape)} = {claimed:,} bytes, "
+            f"but a gzip file of {size:,} bytes holds at most {_MOST_INFLATED * size:,}"
+        )
+    _check_memory(claimed)
+    values = np.empty(claimed, np.uint8)
     held = 0
-    while held < len(values) and (piece := content.read1(min(_PIECE_BYTES, len(values) - held))):
+    while held < claimed and (piece := content.read1(min(_PIECE_BYTES, claimed - held))):
         values[held : held + len(piece)] = np.frombuffer(piece, np.uint8)
         held += len(piece)
     # To read on shows surplus, and has gzip's checksum, which is the last, compared.
@@ -196,6 +202,12 @@ def _read_array(path: PathLike, content: Inflated | BufferedReader) -> Array:
     if held < claimed or surplus:
         raise DataError(_wrong_length(path, shape, held, "more" if surplus else f"{held:,}"))
     return values.reshape(shape)
+
+
+def _check_memory(n_bytes: int) -> None:
+    """Linux gives memory that is not there, and kills who uses it."""
+    if n_bytes > memory_limit()[0]:
+        raise MemoryError
 
 
 def _read_shape(path: PathLike, content: Inflated | BufferedReader) -> tuple[int, ...]:
@@ -260,11 +272,29 @@ def _read_one(path: str, ndim: int) -> Array:
     return values.astype(np.int64) if ndim == 1 else values
 
 
-def _check_counts(images_path: str, images: Array, labels_path: str, labels: Array) -> None:
-    if len(images) != len(labels):
+def _claimed_shape(paths: list[str], ndim: int) -> tuple[str, tuple[int, ...]] | None:
+    """The first file whose header says that it holds what it should, and the shape that it says; None if none does."""
+    for path in paths:
+        with contextlib.suppress(DataError, OSError, EOFError, zlib.error), open_content(path) as content:
+            shape = _read_shape(path, content)
+            if len(shape) == ndim:
+                return path, shape
+    return None
+
+
+def _check_shapes(parts: Sequence[tuple[str, tuple[int, ...]] | None]) -> None:
+    """Raise DataError unless images and labels are as many, and all images of one size, as far as that is known."""
+    for images, labels in (parts[:2], parts[2:]):
+        if images and labels and images[1][0] != labels[1][0]:
+            raise DataError(
+                f"{labels[0]}: every image must have one label, got {labels[1][0]:,} labels for the "
+                f"{images[1][0]:,} images of {images[0]}"
+            )
+    train, _, test, _ = parts
+    if train and test and train[1][1:] != test[1][1:]:
         raise DataError(
-            f"{labels_path}: every image must have one label, got {len(labels):,} labels for the "
-            f"{len(images):,} images of {images_path}"
+            f"{test[0]}: test images must have the size of the training images, "
+            f"{_times(train[1][1:])}, got {_times(test[1][1:])}"
         )
 
 
@@ -272,10 +302,6 @@ def _check_labels(path: str, labels: Array, classes: int) -> None:
     wrong = np.flatnonzero(labels >= classes)
     if len(wrong):
         raise DataError(f"{path}: labels must lie in [0, {classes}), got {labels[wrong[0]]} at sample {wrong[0]:,}")
-
-
-def _size(images: Array) -> str:
-    return _times(images.shape[1:])
 
 
 def _times(shape: tuple[int, ...]) -> str:
