@@ -8,12 +8,12 @@
 A name is imported from its module when it is first used, so that `import parallelcnn` loads neither numba nor MPI.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import typing as _typing
+from importlib import import_module as _import_module
 
 from parallelcnn._version import __version__ as __version__
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from parallelcnn.activations import ActivationFunction as ActivationFunction
     from parallelcnn.autodiff.gradient_check import gradient_check as gradient_check
     from parallelcnn.comm import Serial as Serial
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from parallelcnn.data import load_digits as load_digits
     from parallelcnn.data import load_idx_folder as load_idx_folder
     from parallelcnn.data import load_mnist as load_mnist
+    from parallelcnn.errors import CheckpointError as CheckpointError
+    from parallelcnn.errors import DataError as DataError
+    from parallelcnn.errors import DivergenceError as DivergenceError
+    from parallelcnn.errors import GradientError as GradientError
+    from parallelcnn.errors import InputError as InputError
+    from parallelcnn.errors import LaunchError as LaunchError
     from parallelcnn.errors import ParallelCNNError as ParallelCNNError
+    from parallelcnn.errors import ReplicaMismatchError as ReplicaMismatchError
+    from parallelcnn.errors import ShapeError as ShapeError
+    from parallelcnn.errors import TrainingWarning as TrainingWarning
     from parallelcnn.files.model import load_model as load_model
     from parallelcnn.files.model import save_model as save_model
     from parallelcnn.layers import Activation as Activation
@@ -67,7 +76,18 @@ _MODULES = {
     "training.checkpoint": ["Checkpoint", "CheckpointFolder", "load_checkpoint"],
     "comm": ["Serial", "world"],
     "data": ["Dataset", "load_data", "load_digits", "load_idx_folder", "load_mnist"],
-    "errors": ["ParallelCNNError"],
+    "errors": [
+        "CheckpointError",
+        "DataError",
+        "DivergenceError",
+        "GradientError",
+        "InputError",
+        "LaunchError",
+        "ParallelCNNError",
+        "ReplicaMismatchError",
+        "ShapeError",
+        "TrainingWarning",
+    ],
     "training.evaluation": ["Evaluation", "evaluate"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
@@ -85,13 +105,15 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["__version__", *_HOME]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'parallelcnn' has no attribute {name!r}")
-    value = getattr(import_module(f"parallelcnn.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+if not _typing.TYPE_CHECKING:  # a type checker would take every name, also one that does not exist
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module 'parallelcnn' has no attribute {name!r}")
+        value = getattr(_import_module(f"parallelcnn.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*(name for name in globals() if name.startswith("__")), *__all__})

@@ -2,11 +2,13 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import parallelcnn
 
@@ -98,20 +100,33 @@ for module, names in parallelcnn._MODULES.items():
     for name in names:
         value = getattr(parallelcnn, name)
         assert value.__module__.startswith(f"parallelcnn.{module}"), (name, value.__module__)
-        assert name in dir(parallelcnn)
         assert name in parallelcnn.__all__
+listed = dir(parallelcnn)
+assert len(set(listed)) == len(listed)
+assert {name for name in listed if not name.startswith("__")} == set(parallelcnn.__all__) - {"__version__"}
 assert "mpi4py" not in sys.modules
 """
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=60)
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     declared = {alias.name for node in block.body for alias in node.names}
     assert declared == {name for names in parallelcnn._MODULES.values() for name in names}
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'Conv3D'"):
-        _ = parallelcnn.Conv3D
+    for name in ("Conv3D", "Any", "TYPE_CHECKING", "import_module"):
+        with pytest.raises(AttributeError, match=f"no attribute {name!r}"):
+            getattr(parallelcnn, name)
+
+
+def test_a_type_checker_knows_each_name_and_no_other(tmp_path):
+    lines = [f"pc.{name}" for name in parallelcnn.__all__]
+    (tmp_path / "user.py").write_text("\n".join(["import parallelcnn as pc", *lines, "pc.Adamm(0.1)", "pc.Any"]))
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "setup.cfg"), str(tmp_path / "user.py")]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert re.findall(r"user.py:\d+: error: (.*?)(?:; maybe .*)?  ", checked.stdout) == [
+        f'Module has no attribute "{name}"' for name in ("Adamm", "Any")
+    ], checked.stdout
 
 
 def test_training_works_where_no_mpi_library_is_installed():
