@@ -16,7 +16,8 @@ from launch import run
 
 import parallelcnn as pc
 from parallelcnn.cli import main
-from parallelcnn.cli.command import _parser
+from parallelcnn.cli.command import _parsers
+from parallelcnn.training.config import settings
 
 README = ROOT / "README.md"
 GUIDE = ROOT / "parallelcnn" / "guide"
@@ -111,7 +112,7 @@ def check_command(words, parser):
 
 @named()
 def test_the_command_lines_of_a_page_name_existing_commands_and_options(page):
-    parser = _parser()
+    parser = _parsers()[0]
     for number, block in code_of(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
             if words := words_of_command(line):
@@ -126,7 +127,7 @@ def test_the_command_lines_of_a_page_name_existing_commands_and_options(page):
 @named()
 def test_the_text_of_a_page_names_existing_options_files_and_functions(page):
     text = page.read_text()
-    known = MPIRUN_OPTIONS.union(SLURM_OPTIONS, *map(options_of, subcommands(_parser()).values()))
+    known = MPIRUN_OPTIONS.union(SLURM_OPTIONS, *map(options_of, subcommands(_parsers()[0]).values()))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
     assert set(re.findall(r"\bpc\.(\w+)", text)) <= set(dir(pc))
     for file in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|sh|sbatch|md))`", text):
@@ -139,16 +140,16 @@ def test_the_text_of_a_page_names_existing_options_files_and_functions(page):
 
 def test_the_guide_explains_every_option_of_every_command():
     text = "".join(page.read_text() for page in PAGES)
-    for name, parser in subcommands(_parser()).items():
+    for name, parser in subcommands(_parsers()[0]).items():
         assert options_of(parser) - {"-h"} <= {"--help", *re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}, name
 
 
 def test_the_guide_lists_the_defaults_of_train():
-    defaults = subcommands(_parser())["train"].get_default
+    defaults = {one.name.replace("_", "-"): one.default for one, _ in settings()}
     rows = re.findall(r"^\| `--([a-z-]+)[^`]*` \|.*\| `?([\w.]+)`? \|$", (GUIDE / "training.md").read_text(), re.M)
     assert len(rows) >= 8
     for option, listed in rows:
-        default = defaults(option.replace("-", "_"))
+        default = defaults.get(option, "none")
         if default is None or isinstance(default, bool):
             default = "off"
         assert listed == (f"{default:g}" if isinstance(default, float) else str(default)), option

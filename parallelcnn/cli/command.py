@@ -65,8 +65,12 @@ def _main(arguments: list[str] | None) -> int:
         options, unknown = parser.parse_known_args(arguments)
         if unknown:
             raise UsageError(_describe_unknown(unknown[0], options.command, commands))
+        if prepare := getattr(options, "prepare", None):
+            prepare(options)
     except UsageError as error:
         return _say_once(2, str(error))
+    except InputError as error:
+        return _say_once(2, f"parallelcnn: error: {error}")
     except SystemExit:  # after --help
         return 0
     if options.version:

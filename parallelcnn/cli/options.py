@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from parallelcnn.comm import Communicator
     from parallelcnn.data import Dataset
+    from parallelcnn.training.config import TrainConfig
 
 
 def path(text: str) -> str:
@@ -103,7 +104,7 @@ def add_rank_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def load_data_sets(options: argparse.Namespace, comm: "Communicator") -> "tuple[Dataset, Dataset]":
+def load_data_sets(options: "argparse.Namespace | TrainConfig", comm: "Communicator") -> "tuple[Dataset, Dataset]":
     """Load the training and the test set, one copy for each node. Collective: every rank of `comm` must call it."""
     from parallelcnn.comm import share_on_node
     from parallelcnn.data import load_data
@@ -112,7 +113,7 @@ def load_data_sets(options: argparse.Namespace, comm: "Communicator") -> "tuple[
     return share_on_node(comm, lambda: load_data(options.data, options.data_dir))
 
 
-def warn_of_too_many_threads(options: argparse.Namespace, comm: "Communicator") -> None:
+def warn_of_too_many_threads(options: "argparse.Namespace | TrainConfig", comm: "Communicator") -> None:
     """Warn, on rank 0, if --threads asks for more threads than a node has cores.
 
     Collective: every rank of `comm` must call it.

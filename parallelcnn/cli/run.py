@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,19 +16,18 @@ from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, Run
 from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Communicator, do_with_survivors, hosts, run_together
-from parallelcnn.errors import InputError
 from parallelcnn.files.model import save_model
 from parallelcnn.losses import SoftmaxCrossEntropy
 from parallelcnn.models import find_model
 from parallelcnn.network import NetworkHandler
-from parallelcnn.optimizers import SGD
+from parallelcnn.optimizers import Optimizer
 from parallelcnn.profiling import Profiler
-from parallelcnn.resilience.replica_check import check_repair
 from parallelcnn.resilience.signals import LeaveOnSignal, interrupts_ending_the_process
 from parallelcnn.resources import number_in
 from parallelcnn.trainer import train
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
+from parallelcnn.training.config import TrainConfig
 from parallelcnn.training.evaluation import Evaluation, evaluate
 from parallelcnn.training.history import History
 from parallelcnn.training.preparation import check_fit, check_numbers, check_resume, facts_of
@@ -45,11 +43,11 @@ class Run:
     """A training run. Its methods are collective: every rank must call them.
 
     Args:
-        options: of the command.
+        options: the settings.
         imported_at: when the program started, by `time.perf_counter` [s].
     """
 
-    def __init__(self, options: Namespace, comm: Communicator, imported_at: float) -> None:
+    def __init__(self, options: TrainConfig, comm: Communicator, imported_at: float) -> None:
         self._options, self._comm, self._imported_at = options, comm, imported_at
         self._loss = SoftmaxCrossEntropy()
         self._profiler = Profiler() if options.profile else None
@@ -74,19 +72,12 @@ class Run:
             do_with_survivors(self._comm, lambda: self._finish(history))
         return 0
 
-    def _check_options(self) -> SGD:
+    def _check_options(self) -> Optimizer:
         options = self._options
-        check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every)
         check_threads(options.threads)
         check_grains(options.reproducible)
-        check_repair(options.repair, self._checkpoint_folder(Path()))
-        if options.out == "":
-            raise InputError("--out must name a directory, got ''")
-        if options.resume == "auto" and options.out is None:
-            raise InputError("--resume takes the run directory, --out DIR, or a checkpoint, --resume FILE")
-        if options.verify is not None and options.verify < 1:
-            raise InputError(f"--verify must be an integer of at least 1, got {options.verify}")
-        return SGD(options.learning_rate, options.momentum, options.nesterov, options.weight_decay)
+        self._checkpoint_folder(Path())
+        return options.optimizer()
 
     def _build(self) -> NetworkHandler:
         options = self._options
@@ -149,6 +140,7 @@ class Run:
         all_hosts, all_threads = hosts(comm), comm.gather(self._threads)
         if directory is None:
             return
+        directory.write_config(options.to_toml())
         if directory.moved_to is not None:
             say(f"moved the files of an earlier run to {directory.moved_to}")
         if self._resume is not None:

@@ -27,7 +27,16 @@ from parallelcnn.profiling import Profiler
 from parallelcnn.training.callbacks import Callback, Logs
 from parallelcnn.training.history import History
 
-_FILES = ("model.npz", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json", "checkpoints")
+_FILES = (
+    "model.npz",
+    "config.toml",
+    "metrics.jsonl",
+    "loss.png",
+    "summary.json",
+    "profile.txt",
+    "trace.json",
+    "checkpoints",
+)
 _LOCK = ".lock"
 _LONGEST_END = 5.0  # of a process that was killed and still holds the lock [s]
 _POLL_EVERY = 0.1  # [s]
@@ -161,6 +170,11 @@ class RunDirectory:
         if self._metrics is not None:
             self._metrics.close()
         self._lock.close()
+
+    def write_config(self, text: str) -> None:
+        """Write `config.toml`, from which the run can be repeated. If that fails, warn: the run does not need it."""
+        with self._optional("config.toml") as path:
+            write_atomically(path, text.encode())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""

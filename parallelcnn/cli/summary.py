@@ -1,7 +1,6 @@
 """What a run prints before and after training, and what summary.json holds."""
 
 import os
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,26 @@ from parallelcnn.comm import mpi_library
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import grain
 from parallelcnn.network import NetworkHandler
-from parallelcnn.optimizers import SGD
+from parallelcnn.optimizers import Optimizer
+from parallelcnn.training.config import TrainConfig
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 from parallelcnn.training.progress import percent
 
 
 def describe_run(
-    options: Namespace,
+    options: TrainConfig,
     hosts: Sequence[str],
     threads: Sequence[int],
     network: NetworkHandler,
     train_set: Dataset,
     test_set: Dataset,
-    optimizer: SGD,
+    optimizer: Optimizer,
 ) -> str:
     """The lines that are printed before the first step.
 
     Args:
-        options: of the command: model, batch_size, epochs.
+        options: the settings.
         hosts, threads: of every rank.
     """
     ranks = ", ".join(f"{host} ({hosts.count(host)})" for host in dict.fromkeys(hosts))
@@ -56,7 +56,7 @@ def describe_run(
 
 
 def summarize(
-    options: Namespace,
+    options: TrainConfig,
     hosts: Sequence[str],
     threads: Sequence[int],
     network: NetworkHandler,
@@ -66,10 +66,9 @@ def summarize(
 ) -> dict[str, Any]:
     """The content of `summary.json`: the settings of a run and its results."""
     on_test_set = history.evaluations[-1][2]
-    settings = ("model", "epochs", "batch_size", "learning_rate", "momentum", "nesterov", "weight_decay", "seed")
     return {
         "version": __version__,
-        **{name: getattr(options, name) for name in settings},
+        **{name: getattr(options, name) for name in _SETTINGS},
         "layers": [repr(layer) for layer in network.layers],
         "parameters": network.params.size,
         "data": train_set.name,
@@ -89,6 +88,12 @@ def summarize(
         "test_loss": on_test_set.loss,
         "parameters_sha256": network.parameters_sha256(),
     }
+
+
+_SETTINGS = [
+    *("model", "epochs", "batch_size", "learning_rate", "schedule", "warmup"),
+    *("momentum", "nesterov", "weight_decay", "clip_norm", "seed"),
+]
 
 
 def describe_result(path: Path, summary: Mapping[str, Any]) -> str:
@@ -111,7 +116,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _data_directory(options: Namespace) -> str | None:
+def _data_directory(options: TrainConfig) -> str | None:
     """The absolute path of the directory that was named as the data set, or as the place of MNIST's files."""
     directory = options.data_dir if options.data == "mnist" else None if options.data == "digits" else options.data
     return None if directory is None else os.path.abspath(directory)

@@ -2,10 +2,12 @@
 
 import argparse
 import time
-from typing import TYPE_CHECKING
+from dataclasses import Field
+from typing import TYPE_CHECKING, Any
 
-from parallelcnn.cli.options import add_batch_size_option, add_data_options, add_model_option, add_rank_options, path
+from parallelcnn.cli.options import data_name_or_path, path
 from parallelcnn.resilience.signals import catch_interrupts
+from parallelcnn.training.config import GROUPS, RESULTS, Setting, config_from, default_of, settings
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Communicator
@@ -34,86 +36,46 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         usage="parallelcnn train [options]",
         epilog=_EXAMPLES,
     )
-    parser.set_defaults(run=run, strict=True)
-    network = parser.add_argument_group("network and data")
-    add_model_option(network)
-    add_data_options(network)
-
-    training = parser.add_argument_group("training")
-    training.add_argument(
-        "--epochs", type=int, default=3, metavar="N", help="passes over the training set [default: 3]"
-    )
-    add_batch_size_option(training)
-    training.add_argument(
-        "--learning-rate", type=float, default=0.1, metavar="X", help="learning rate of SGD [default: 0.1]"
-    )
-    training.add_argument(
-        "--momentum", type=float, default=0.0, metavar="X", help="momentum of SGD, at least 0 and below 1 [default: 0]"
-    )
-    training.add_argument("--nesterov", action="store_true", help="use Nesterov momentum")
-    training.add_argument(
-        "--weight-decay", type=float, default=0.0, metavar="X", help="weight decay (L2 penalty) [default: 0]"
-    )
-    training.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of initial weights and sample order [default: 0]"
-    )
-    training.add_argument(
-        "--evaluate-every", type=int, metavar="K", help="evaluate after every K minibatches as well as every epoch"
+    parser.set_defaults(run=run, strict=True, prepare=prepare)
+    groups = {title: parser.add_argument_group(title) for title in GROUPS}
+    for one, setting in settings():
+        _add_option(groups[setting.group], one, setting)
+    groups[RESULTS].add_argument(
+        "--config", type=path, metavar="FILE.toml", help="take settings from this file; options given here win"
     )
 
-    ranks = parser.add_argument_group("ranks and threads")
-    add_rank_options(ranks)
-    ranks.add_argument(
-        "--reproducible",
-        type=int,
-        metavar="G",
-        help="cut each minibatch into G shards and sum them exactly: the same bits on any number of ranks and threads",
-    )
-    ranks.add_argument(
-        "--verify",
-        type=int,
-        nargs="?",
-        const=20,
-        metavar="K",
-        help="first train K minibatches (20) on all ranks and on one alone, and compare the parameters",
+
+def _add_option(group: argparse._ArgumentGroup, one: "Field[Any]", setting: Setting) -> None:
+    """Add the option of a field of `TrainConfig`. What is not given on the command line stays out of the namespace."""
+    flag = f"--{one.name.replace('_', '-')}"
+    if setting.kind is bool:
+        group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=setting.help)
+        return
+    kind: Any = setting.kind
+    if setting.is_path:
+        kind = data_name_or_path if one.name == "data" else path
+    default = default_of(one)
+    shown = f"{default:g}" if isinstance(default, float) else default
+    ending = "" if default is None else f" [default: {shown}]"
+    more: dict[str, Any] = {} if setting.alone is None else {"nargs": "?", "const": setting.alone}
+    group.add_argument(
+        flag, type=kind, default=argparse.SUPPRESS, metavar=setting.metavar, help=f"{setting.help}{ending}", **more
     )
 
-    results = parser.add_argument_group("results")
-    results.add_argument(
-        "--out", type=path, metavar="DIR", help="run directory for the results; by default runs/ and the time in UTC"
-    )
-    results.add_argument(
-        "--profile", action="store_true", help="measure where the time goes: a table, and a timeline in trace.json"
-    )
 
-    checkpoints = parser.add_argument_group("checkpoints, saved after every epoch, and resuming from them")
-    checkpoints.add_argument("--checkpoint-every", type=int, metavar="K", help="save after every K minibatches as well")
-    checkpoints.add_argument("--checkpoint-seconds", type=float, metavar="T", help="save every T seconds as well")
-    checkpoints.add_argument(
-        "--keep-last", type=int, default=2, metavar="N", help="how many checkpoints to keep [default: 2]"
-    )
-    checkpoints.add_argument(
-        "--keep-best", action="store_true", help="keep the checkpoint with the best test result as well"
-    )
-    checkpoints.add_argument(
-        "--resume",
-        type=path,
-        nargs="?",
-        const="auto",
-        metavar="FILE",
-        help="continue from this checkpoint, or without FILE from the newest readable one in --out",
-    )
-    checkpoints.add_argument(
-        "--repair",
-        default="stop",
-        metavar="HOW",
-        help="if the ranks no longer hold the same parameters: stop, majority (take those of most ranks) or checkpoint "
-        "(go back to the last good one) [default: stop]",
-    )
+def prepare(options: argparse.Namespace) -> None:
+    """Turn the options into a `TrainConfig`, before MPI starts.
+
+    Raises:
+        InputError: for values outside their range, or a file that cannot be read.
+    """
+    given = {one.name: getattr(options, one.name) for one, _ in settings() if hasattr(options, one.name)}
+    options.config = config_from(given, options.config)
+    options.timeout = options.config.timeout
 
 
 def run(options: argparse.Namespace, comm: "Communicator") -> int:
     from parallelcnn.cli.run import Run
 
     catch_interrupts()
-    return Run(options, comm, _IMPORTED_AT).go()
+    return Run(options.config, comm, _IMPORTED_AT).go()

@@ -9,7 +9,7 @@ from parallelcnn.data.dataset import Dataset
 from parallelcnn.errors import ReplicaMismatchError
 from parallelcnn.losses import Loss
 from parallelcnn.network import NetworkHandler
-from parallelcnn.optimizers import SGD
+from parallelcnn.optimizers import Optimizer
 from parallelcnn.trainer import train
 
 # Tolerances of every parameter after some minibatches. float32 resolves 6e-8, and rounding grows over steps.
@@ -19,7 +19,7 @@ _RELATIVE, _ABSOLUTE = 1e-4, 1e-5
 def verify(
     network: NetworkHandler,
     dataset: Dataset,
-    optimizer: SGD,
+    optimizer: Optimizer,
     batch_size: int,
     seed: int,
     comm: Communicator,

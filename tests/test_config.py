@@ -1,0 +1,100 @@
+"""The settings of a run: one declaration for the command, for files and for repeating a run."""
+
+import json
+import tomllib
+from dataclasses import fields
+
+import pytest
+
+from parallelcnn import cli
+from parallelcnn.errors import InputError
+from parallelcnn.optimizers import SGD
+from parallelcnn.schedules import Constant, Cosine, OneCycle
+from parallelcnn.training.config import TrainConfig, config_from, settings
+
+
+def test_the_defaults_are_valid_and_every_field_says_what_it_is():
+    TrainConfig()
+    for one, setting in settings():
+        assert setting.help[0].islower() or setting.help[0].isupper()
+        assert one.default is None or isinstance(one.default, setting.kind), one.name
+
+
+def test_a_config_is_written_and_read_again(tmp_path):
+    config = TrainConfig(data="images", epochs=7, learning_rate=0.25, nesterov=True, momentum=0.5, reproducible=8)
+    file = tmp_path / "config.toml"
+    file.write_text(config.to_toml())
+    again = config_from({}, str(file))
+    assert again.repeatable() == config.repeatable()
+    assert again.data.startswith("/")
+    values = tomllib.loads(file.read_text())
+    assert {one.name for one in fields(TrainConfig)} - set(values) == {
+        *("data_dir", "clip_norm", "evaluate_every", "threads", "verify"),
+        *("checkpoint_every", "checkpoint_seconds", "out", "resume"),
+    }
+
+
+def test_a_string_of_any_letters_survives(tmp_path):
+    odd = 'a "quoted" \\ name\twith ünïcode.py:network'
+    (tmp_path / "config.toml").write_text(TrainConfig(model=odd).to_toml())
+    assert config_from({}, str(tmp_path / "config.toml")).model.endswith(odd)
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text("epochs = 5\nbatch_size = 50\n")
+    config = config_from({"epochs": 2}, str(file))
+    assert (config.epochs, config.batch_size, config.seed) == (2, 50, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 3", "no setting 'epoch': did you mean 'epochs'"),
+        ("epochs = 'many'", "epochs must be an integer of at least 1, got 'many'"),
+        ("epochs = true", "epochs must be an integer of at least 1, got True"),
+        ("epochs = 1.5", "epochs must be an integer of at least 1, got 1.5"),
+        ("learning_rate = nan", "learning_rate must be a finite number of at least 0, got nan"),
+        ("nesterov = 1", "nesterov must be true or false, got 1"),
+        ("schedule = 'step'", "schedule must be one of constant, cosine, one-cycle, got 'step'"),
+        ("repair = 'all'", "repair must be one of stop, majority, checkpoint, got 'all'"),
+        ("schedule = 'one-cycle'\nwarmup = 5", "warmup must be 0 with the schedule one-cycle"),
+        ("momentum = 1.0", "momentum must be less than 1, got 1.0"),
+        ("epochs = ", "is not TOML"),
+    ],
+)
+def test_what_a_file_may_not_hold_is_named(text, message, tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        config_from({}, str(file))
+
+
+def test_a_file_that_is_not_there_is_one_sentence_and_code_2(tmp_path, capsys):
+    assert cli.main(["train", "--config", str(tmp_path / "none.toml")]) == 2
+    _, err = capsys.readouterr()
+    assert err == f"parallelcnn: error: --config {tmp_path / 'none.toml'} cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "optimizer"),
+    [
+        ({}, SGD(0.1)),
+        ({"warmup": 3}, SGD(Constant(0.1, 3))),
+        ({"schedule": "cosine", "warmup": 3, "momentum": 0.9}, SGD(Cosine(0.1, 3), 0.9)),
+        ({"schedule": "one-cycle", "learning_rate": 1, "clip_norm": 2}, SGD(OneCycle(1.0), clip_norm=2.0)),
+    ],
+)
+def test_settings_describe_an_optimiser(given, optimizer):
+    assert TrainConfig(**given).optimizer() == optimizer
+
+
+def test_a_run_is_repeated_from_its_own_config(folder, tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    line = ["train", "--data", str(folder), "--epochs", "2", "--batch-size", "50", "--schedule", "cosine"]
+    assert cli.main([*line, "--clip-norm", "0.5", "--seed", "3", "--out", str(first)]) == 0
+    assert cli.main(["train", "--config", str(first / "config.toml"), "--out", str(second)]) == 0
+    one, two = (json.loads((out / "summary.json").read_text()) for out in (first, second))
+    assert one["parameters_sha256"] == two["parameters_sha256"]
+    assert (two["schedule"], two["clip_norm"], two["seed"]) == ("cosine", 0.5, 3)
+    assert (first / "config.toml").read_text() == (second / "config.toml").read_text()
