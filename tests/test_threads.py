@@ -13,6 +13,7 @@ import pytest
 import small
 from launch import environment
 from numba.core import event
+from numba.core.compiler_lock import global_compiler_lock
 
 import parallelcnn as pc
 from parallelcnn.comm import launched_rank, launched_ranks
@@ -153,6 +154,58 @@ def test_no_thread_is_left_after_training_and_evaluation():
     network, _ = train(4)
     pc.evaluate(network, small.dataset(9), pc.Serial(), threads=4)
     assert threading.enumerate() == before
+
+
+def wait_until_all_workers_have_left():
+    until = time.monotonic() + 10
+    while any(thread.name == "parallelcnn worker" for thread in threading.enumerate()):
+        assert time.monotonic() < until, "a worker's thread is left"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("where", ["start", "join"])
+def test_no_thread_is_left_by_an_interrupt_that_comes_while_threads_start_or_end(where, monkeypatch):
+    method, interrupted = getattr(threading.Thread, where), []
+
+    def interrupt_once(thread, *arguments):
+        if thread.name != "parallelcnn worker" or interrupted:
+            return method(thread, *arguments)
+        interrupted.append(thread)
+        if where == "start":
+            method(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, where, interrupt_once)
+    with pytest.raises(KeyboardInterrupt):
+        train(4, epochs=1)
+    wait_until_all_workers_have_left()
+
+
+def test_no_thread_is_left_by_a_team_that_an_interrupt_kept_from_leaving():
+    team = Team(small.network().replicas(3))
+    team.__enter__()
+    del team
+    wait_until_all_workers_have_left()
+
+
+def test_an_interrupt_while_numba_compiles_does_not_keep_other_threads_from_compiling():
+    """It leaves numba's lock locked; the other threads, and who waits for them, then waited for ever."""
+    first, *_ = workers = small.network().replicas(2)
+    got_it = []
+
+    def compile_something(worker, _):
+        if worker is first:
+            global_compiler_lock.acquire()
+            raise KeyboardInterrupt
+        got_it.append(global_compiler_lock._lock.acquire(timeout=10))
+        global_compiler_lock.release()
+
+    with Team(workers) as team, pytest.raises(KeyboardInterrupt):
+        team.run(compile_something, np.arange(2))
+    assert got_it == [True]
+    global_compiler_lock.acquire()  # by an interrupt between two trainings
+    with Team(workers):
+        assert not global_compiler_lock.is_locked()
 
 
 @dataclass(frozen=True, repr=False)

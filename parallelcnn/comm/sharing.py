@@ -2,10 +2,11 @@
 
 import contextlib
 import mmap
+import os
 import pickle
 import tempfile
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,12 +18,13 @@ T = TypeVar("T")
 
 
 def share_on_node(comm: Communicator, load: Callable[[], T]) -> T:
-    """What `load` returns, with the arrays in it held once per node: one rank of each node calls it, rank 0 first, so
-    that what it downloads is there for the others.
+    """What `load` returns, with one copy of its arrays per node: one rank of each node calls it, rank 0 first, so that
+    what it downloads is there for the others.
 
-    The arrays travel through a file that the ranks of a node map into their memory, read-only, and that is unlinked
-    at once. Unlike one of MPI's shared windows it needs no room in /dev/shm, of which containers have 64 MiB, and a
-    lack of room is an error instead of a crash. Collective: every rank of `comm` must call it.
+    The arrays travel through a file without a name, which the ranks of a node map into their memory, read-only. Unlike
+    one of MPI's shared windows it needs no room in /dev/shm, of which containers have 64 MiB. A lack of room is an
+    error instead of a crash, and nothing stays behind if ranks are killed meanwhile. A rank that cannot open the file,
+    because it is in a container of its own, calls `load` itself. Collective: every rank of `comm` must call it.
 
     Raises:
         whatever `load` raises, on every rank.
@@ -41,19 +43,37 @@ def share_on_node(comm: Communicator, load: Callable[[], T]) -> T:
             loaded = run_together(comm, load_and_write if my_turn else lambda: None)
             mine = loaded if my_turn else mine
         written: Any = comm.gather(None if len(node) == 1 else mine)[node[0]]
-        # Nobody leaves, and unlinks, before all have mapped.
-        return run_together(comm, lambda: mine if len(node) == 1 else _map_arrays(*written))
+
+        def take() -> Any:
+            if len(node) == 1:
+                return mine
+            memory = _map(written)
+            return load() if memory is None else _with_arrays_in(memory, written)
+
+        return run_together(comm, take)  # nobody closes the file before all have mapped it
 
 
-def _write_arrays(value: Any, files: contextlib.ExitStack) -> tuple[str, list[tuple[int, int]], bytes]:
-    """Put the numbers of all arrays in `value` into a file that lives as long as `files`.
+class _Written(NamedTuple):
+    """A value whose arrays are in a file.
 
-    Returns:
-        the file's name; (start, length) of each array's numbers in it; the pickle of what is around them.
+    Attributes:
+        path: of the file, for other processes.
+        identity: device and inode, since elsewhere `path` may be another file.
+        pieces: (start, length) of the numbers of each array.
+        pickled: what is around the arrays.
     """
+
+    path: str
+    identity: tuple[int, int]
+    pieces: list[tuple[int, int]]
+    pickled: bytes
+
+
+def _write_arrays(value: Any, files: contextlib.ExitStack) -> _Written:
+    """Write the numbers of all arrays in `value` to a file that exists as long as `files`."""
     pieces: list[tuple[int, int]] = []
     try:
-        file = files.enter_context(tempfile.NamedTemporaryFile(prefix="parallelcnn-"))  # noqa: SIM115
+        file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
 
         def write(buffer: pickle.PickleBuffer) -> None:
             file.write(bytes(-file.tell() % 64))  # aligned to cache lines
@@ -66,14 +86,27 @@ def _write_arrays(value: Any, files: contextlib.ExitStack) -> tuple[str, list[tu
             f"the data set cannot be put into {tempfile.gettempdir()} for all ranks of this node: {error.strerror}; "
             f"TMPDIR names another folder"
         ) from None
-    return file.name, pieces, pickled
+    return _Written(f"/proc/{os.getpid()}/fd/{file.fileno()}", _identity(file.fileno()), pieces, pickled)
 
 
-def _map_arrays(name: str, pieces: list[tuple[int, int]], pickled: bytes) -> Any:
-    """The value that `_write_arrays` was given; its arrays are the file, mapped into memory, read-only."""
-    with open(name, "rb") as file:
-        memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    return pickle.loads(pickled, buffers=[memory[start : start + length] for start, length in pieces])
+def _map(written: _Written) -> memoryview | None:
+    """The file, mapped into memory, read-only; None if this process cannot open it."""
+    try:
+        with open(written.path, "rb") as file:
+            if _identity(file.fileno()) == written.identity:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError:
+        pass
+    return None
+
+
+def _with_arrays_in(memory: memoryview, written: _Written) -> Any:
+    return pickle.loads(written.pickled, buffers=[memory[start : start + length] for start, length in written.pieces])
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
 
 
 def shared_file(array: np.ndarray) -> tuple[str, str, int] | None:

@@ -3,6 +3,7 @@
 Kernels and matrix products run without the interpreter lock, so the threads of one process compute side by side.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Thread
@@ -38,13 +39,16 @@ class Team:
         self._others: list[_OtherThread] = []
 
     def __enter__(self) -> Self:
+        _free_compiler()
         errstate = np.geterr()  # numpy holds it for each thread apart
         tell_and_wait(_flags(), _BEGUN, 0, _DONE, 0, 0, 0)  # compiles, and that is for one thread
         try:
             for replica in self.replicas[1:]:
+                # Listed before it starts: Ctrl-C may come while it does.
                 self._others.append(_OtherThread(replica, errstate, len(self._others) + 1))
+                self._others[-1].start()
         except BaseException as error:
-            started = 1 + len(self._others)
+            started = len(self._others)
             self.__exit__()
             if not isinstance(error, RuntimeError):
                 raise
@@ -54,9 +58,17 @@ class Team:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._tell_to_leave()
         for other in self._others:
-            other.leave()
+            other.wait_until_left()
         self._others.clear()
+
+    def __del__(self) -> None:
+        self._tell_to_leave()  # where Ctrl-C has come before `__exit__` did
+
+    def _tell_to_leave(self) -> None:
+        for other in self._others:
+            other.tell_to_leave()
 
     def run(self, work: Callable[[Replica, Array], T], samples: Array) -> list[T]:
         """Have every replica do `work` on its grain of the samples, all at the same time.
@@ -73,6 +85,9 @@ class Team:
                 other.begin(work, grain(samples, i, len(self.replicas)))
                 begun.append(other)
             own = work(self.replicas[0], grain(samples, 0, len(self.replicas)))
+        except KeyboardInterrupt:
+            _free_compiler()
+            raise
         finally:  # also after an error: an outcome that is left behind would be taken for that of the next run
             outcomes = [other.outcome() for other in begun]
         for _, error in outcomes:
@@ -85,6 +100,16 @@ class Team:
         total = self.replicas[0].reduction_buffer
         for replica in self.replicas[1:]:
             np.add(total, replica.reduction_buffer, out=total)
+
+
+def _free_compiler() -> None:
+    """Release numba's lock if this thread still has it, after a Ctrl-C while it compiled: other threads that compile
+    would wait for it for ever.
+    """
+    from numba.core.compiler_lock import global_compiler_lock
+
+    while global_compiler_lock.is_locked():
+        global_compiler_lock.release()
 
 
 def _flags() -> Array:
@@ -107,6 +132,9 @@ class _OtherThread:
         self._tasks: SimpleQueue = SimpleQueue()
         self._outcomes: SimpleQueue = SimpleQueue()
         self._thread = Thread(target=self._live, name="parallelcnn worker", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def begin(self, work: Callable[[Replica, Array], Any], samples: Array) -> None:
@@ -117,10 +145,14 @@ class _OtherThread:
         tell_and_wait(self._flags, _BEGUN, self._begun, _DONE, self._begun, _PAUSES, 0)
         return self._outcomes.get()
 
-    def leave(self) -> None:
-        """End the thread, after the work it is at."""
+    def tell_to_leave(self) -> None:
+        """Have the thread end after the work it is at."""
         self._give(None)
-        self._thread.join()
+
+    def wait_until_left(self) -> None:
+        """Wait until the thread has ended."""
+        with contextlib.suppress(RuntimeError):  # interrupted before it had started, it ends as soon as it has
+            self._thread.join()
 
     def _give(self, task: Any) -> None:
         self._tasks.put(task)

@@ -1,0 +1,67 @@
+"""Arrays that the ranks of a node share: one copy, nothing left behind."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import small
+from thread_ranks import on_ranks
+
+from parallelcnn.comm import share_on_node, shared_file, sharing
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """The folder for temporary files."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def share(comm):
+    return share_on_node(comm, lambda: {"rank": comm.rank, "data": small.dataset(30)})
+
+
+def test_ranks_of_a_node_get_one_copy_from_a_file_that_has_no_name_at_any_time(empty, monkeypatch):
+    seen = []
+    map_file = sharing._map
+    monkeypatch.setattr(sharing, "_map", lambda written: (seen.extend(empty.iterdir()), map_file(written))[1])
+    values = on_ranks(3, share)
+    assert seen == []
+    places = {shared_file(value["data"].images) for value in values}
+    assert len(places) == 1
+    assert places != {None}
+    for value in values:
+        np.testing.assert_array_equal(value["data"].images, small.dataset(30).images)
+        assert value["rank"] == 0
+        assert not value["data"].images.flags.writeable
+
+
+@pytest.mark.parametrize("path", ["/proc/4194304/fd/3", "/proc/self/stat"], ids=["no such process", "another one"])
+def test_a_rank_that_cannot_open_the_file_loads_by_itself(path, empty, monkeypatch):
+    write = sharing._write_arrays
+    monkeypatch.setattr(sharing, "_write_arrays", lambda *arguments: write(*arguments)._replace(path=path))
+    values = on_ranks(2, share)
+    assert [value["rank"] for value in values] == [0, 1]
+    assert list(empty.iterdir()) == []
+
+
+def test_an_array_of_this_process_alone_is_in_no_shared_file(tmp_path):
+    assert shared_file(np.zeros(100_000)) is None
+    np.save(tmp_path / "array.npy", np.zeros(100_000))
+    assert shared_file(np.load(tmp_path / "array.npy", mmap_mode="r")) is not None
+    assert shared_file(np.load(tmp_path / "array.npy", mmap_mode="c")) is None  # a copy of what is written to it
+
+
+def test_nothing_stays_behind_where_a_rank_is_killed_while_it_shares(tmp_path):
+    script = """
+import contextlib, os, signal
+import small
+from parallelcnn.comm import sharing
+with contextlib.ExitStack() as files:
+    sharing._write_arrays(small.dataset(300), files)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], env={"TMPDIR": str(tmp_path), "PYTHONPATH": "tests"})
+    assert ran.returncode == -9
+    assert list(tmp_path.iterdir()) == []
