@@ -3,7 +3,7 @@
 # in it:
 #
 #     scripts/peers.sh                                                  # says what can be run
-#     scripts/peers.sh scripts/compare_with_peers.py --data mnist
+#     scripts/peers.sh scripts/benchmarks/compare.py --data mnist --networks paper
 #
 # PyTorch comes with its GPU libraries unless PIP_EXTRA_INDEX_URL names an index that has its builds for CPUs.
 set -euo pipefail
@@ -17,6 +17,6 @@ fi
 cat <<END
 Timings, and the paper's tables and figures:
 
-    scripts/peers.sh scripts/compare_with_peers.py --data mnist --out scripts/results/peers.md
-    scripts/peers.sh scripts/reproduce_paper.py --data mnist --out scripts/results/paper
+    scripts/peers.sh scripts/benchmarks/compare.py --data mnist --networks paper --cores 2 1 --epochs 3
+    scripts/peers.sh scripts/paper/reproduce_paper.py --data mnist --out scripts/paper/results
 END

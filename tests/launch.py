@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "scripts"))
-from launching import environment  # noqa: E402
+sys.path.append(str(ROOT / "scripts" / "benchmarks"))
+from processes import environment  # noqa: E402
 
 
 def mpiexec() -> str:

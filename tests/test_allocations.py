@@ -129,13 +129,13 @@ def test_three_epochs_of_mnist_allocate_at_most_three_tenths_of_a_gibibyte_with_
     """All that the process asks of the C library, freed or not, every Python object included. Not with several ranks:
     MPICH allocates the size of the message anew for every sum over ranks.
     """
-    monkeypatch.syspath_prepend(ROOT / "scripts" / "peers")
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "paper")
     from allocations import build_counter
 
     counter = build_counter(tmp_path)
     if counter is None:
         pytest.skip("no C compiler")
-    program = [sys.executable, ROOT / "scripts" / "peers" / "train_parallelcnn.py"]
+    program = [sys.executable, ROOT / "scripts" / "benchmarks" / "systems" / "train_parallelcnn.py"]
     options = ["--data", "mnist", "--data-dir", mnist_dir, "--epochs", 3, "--threads", threads]
     ran = launch.run([str(word) for word in [*program, *options]], **counter)
     assert ran.code == 0, ran.err

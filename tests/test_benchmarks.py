@@ -1,13 +1,21 @@
 """The benchmarks: what they compute is true, and each runs through with its smallest settings."""
 
+import importlib
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import compare
+import launch
 import networks
 import pytest
 from conftest import BENCHMARKS, ROOT
-from pages import Spread, positive_number, write_page
+from idx_files import write_idx_folder
+from pages import Spread, write_page
 from processes import Contestant, ProgramFailed
 
 import parallelcnn as pc
@@ -30,17 +38,35 @@ class Fake:
 
     def turn(self, samples, epochs):
         self._log.append(self._name)
-        return next(self._rates) * samples * epochs
+        rate = next(self._rates)
+        if isinstance(rate, str):
+            raise ProgramFailed(rate)
+        return rate * samples * epochs
 
 
-def test_in_a_round_turns_alternate_and_the_fastest_counts_without_the_first(monkeypatch):
+def race(log, **rates):
+    """A race of fakes with those seconds per sample; a string is a failure."""
+    run = compare.Race(compare.Workload("paper"), SimpleNamespace(turns=2), None, {})
+    run.contestants = {compare.System(name, "parallelcnn"): Fake(name, some, log) for name, some in rates.items()}
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
     monkeypatch.setattr(compare, "SETTLE", 0)
-    log = []
-    now, before = (compare.System(name, "parallelcnn") for name in ("now", "before"))
-    contestants = {now: Fake("now", [1, 5, 3], log), before: Fake("before", [9, 6, 7], log)}
-    times = compare.one_round(contestants, dict.fromkeys(contestants, (10, 2)), 2, 1)
-    assert times == {now: 3, before: 6}
+
+
+def test_in_a_round_turns_alternate_and_the_fastest_counts_without_the_first():
+    run = race(log := [], now=[1, 5, 3], before=[9, 6, 7])
+    times = run.one_round(1, dict.fromkeys(run.contestants, (10, 2)))
+    assert {system.name: seconds for system, seconds in times.items()} == {"now": 3, "before": 6}
     assert log == ["now", "before", "before", "now", "now", "before"]
+
+
+def test_a_system_that_fails_in_a_turn_loses_its_row_alone():
+    run = race([], ours=[1, 5, 3], theirs=[9, "aborted", 7])
+    (system,) = run.one_round(0, dict.fromkeys(run.contestants, (10, 2)))
+    assert system.name == "ours"
 
 
 def test_a_turn_is_as_long_as_wished_in_whole_minibatches():
@@ -48,6 +74,47 @@ def test_a_turn_is_as_long_as_wished_in_whole_minibatches():
     assert samples % 30 == 0
     assert samples <= 4000
     assert 10_000 <= samples * epochs < 10_000 + 30 * epochs
+
+
+@pytest.fixture
+def options(monkeypatch):
+    """The options of compare.py, by its command line."""
+
+    def read(*words):
+        monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / "compare.py"), *words])
+        return compare._options()
+
+    return read
+
+
+def test_a_framework_that_fails_loses_its_row_and_the_page_says_why(options, monkeypatch):
+    """PyTorch aborts in one of its trials, Keras in the race, JAX is not installed."""
+    rates = {"pytorch": [2e-6] * 30, "keras": [3e-6] * 8, "parallelcnn": [1e-6] * 30}
+
+    def start(system, *unused):
+        if system.program == "jax" or system.variant == "contiguous":
+            raise ProgramFailed("JAX is not installed" if system.program == "jax" else "aborted")
+        return Fake(system.name, [*rates[system.program], "out of turns"], [])
+
+    monkeypatch.setattr(compare, "start", start)
+    words = options("--networks", "paper", "--rounds", "2", "--turns", "6", "--seconds", "0.001")
+    page = compare.section(1, words, None)
+    rows = [line.split(" | ")[2:5] for line in page.splitlines() if line.startswith("| paper")]
+    assert rows == [
+        ["parallelcnn, 1 rank", "1.0 (1.0 to 1.0)", ""],
+        ["PyTorch, channels_last", "2.0 (2.0 to 2.0)", "2.00 (2.00 to 2.00)"],
+    ]
+    assert "PyTorch, contiguous: aborted" in page
+    assert "Keras, function: failed: out of turns" in page
+    assert page.count("JAX is not installed") == 1
+
+
+def test_a_version_that_is_not_that_of_the_checkout_is_not_timed(options, tmp_path, monkeypatch):
+    about = SimpleNamespace(about={"parallelcnn": "/elsewhere/parallelcnn"}, close=lambda: None)
+    monkeypatch.setattr(compare, "Contestant", lambda *unused: about)
+    system = compare.System("before", "parallelcnn", checkout=tmp_path)
+    with ExitStack() as stack, pytest.raises(ProgramFailed, match="before loaded /elsewhere/parallelcnn, not the"):
+        compare.start(system, compare.Workload("paper"), options(), tmp_path, stack)
 
 
 def test_a_contestant_that_ends_is_an_error_with_its_last_words(tmp_path):
@@ -66,11 +133,46 @@ def test_a_page_that_cannot_be_written_is_told_in_a_sentence_and_the_earlier_one
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("page.md", "earlier\n")]
 
 
-def test_pages_are_written_and_numbers_checked(tmp_path):
+def test_a_page_replaces_the_earlier_one(tmp_path):
+    write_page(tmp_path / "page.md", "earlier\n")
     write_page(tmp_path / "page.md", "new\n")
-    assert (tmp_path / "page.md").read_text() == "new\n"
-    with pytest.raises(Exception, match="must be a number above 0, got 'nan'"):
-        positive_number("nan")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("page.md", "new\n")]
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "complaint"),
+    [
+        ("compare", "--cores 0", "--cores: must be an integer of at least 1, got '0'"),
+        ("compare", "--cores 999", "--cores must be at most"),
+        ("compare", "--networks resnet", "invalid choice: 'resnet'"),
+        ("compare", "--seconds nan", "--seconds: must be a number above 0, got 'nan'"),
+        ("compare", "--out no/such/folder.md", "must be a file in a folder that exists, got 'no/such/folder.md'"),
+        ("compare", "--out /proc/page.md", "'/proc/page.md' cannot be written: "),
+        ("compare", "--against no/such", "must be a folder that exists, got 'no/such'"),
+        ("compare", "--against /", "--against must be a checkout of parallelcnn, got '/'"),
+        ("same_bits", "--folder no/such", "--folder: must be a folder that exists, got 'no/such'"),
+        ("start_up", "--rounds 0", "--rounds: must be an integer of at least 1, got '0'"),
+        ("soak", "--kills 0", "--kills: must be an integer of at least 1, got '0'"),
+    ],
+)
+def test_bad_options_are_refused_in_a_sentence(script, words, complaint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(script)._options()
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_an_interrupted_script_says_so():
+    """As Ctrl-C does it: the script and the command that it has started get the signal."""
+    line = [sys.executable, str(BENCHMARKS / "start_up.py"), "--ranks", "1"]
+    environment = launch.environment()
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    time.sleep(2)  # it has started commands
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == "start_up.py: interrupted\n"
 
 
 def test_this_checkout_is_timed_beside_another_in_one_run(tmp_path):
@@ -83,3 +185,25 @@ def test_this_checkout_is_timed_beside_another_in_one_run(tmp_path):
     assert " s (" in row
     assert "--against FOLDER --only help" in page.read_text()
     assert str(tmp_path) not in page.read_text()
+
+
+@pytest.mark.mpi
+def test_hashes_are_compared_over_ranks_threads_and_a_resume(tmp_path):
+    launch.mpiexec()
+    page, data = tmp_path / "same-bits.md", write_idx_folder(tmp_path / "data", 60, 10)
+    options = ["--data", data, "--batch-size", 10, "--reproducible", 4, "--folder", tmp_path, "--out", page]
+    done = launch.run([sys.executable, str(BENCHMARKS / "same_bits.py"), "--quick", *map(str, options)], limit=300)
+    assert done.code == 0, done.err
+    text = page.read_text()
+    fixed, floats = (
+        [[cell.strip() for cell in row.strip("|").split("|")] for row in part.splitlines() if row.startswith("| ")][2:]
+        for part in text.split("For comparison")
+    )
+    assert [row[1:3] for row in fixed[:3]] == [["1", "2"], ["2", "1"], ["2, then 3", "1"]]
+    assert fixed[2][3].startswith("stopped at minibatch ")
+    assert all("killed in allreduce 5 " in row[3] and row[1] == "3, then 2" for row in fixed[3:])
+    assert len({row[4] for row in fixed}) == 1
+    assert f"**{len(fixed)} runs, 1 different hash.**" in text
+    assert all(row[3] == "undisturbed" and row[4] != fixed[0][4] for row in floats)
+    assert str(tmp_path) not in text
+    assert [path.name for path in tmp_path.iterdir() if path != data] == [page.name]

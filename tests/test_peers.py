@@ -1,22 +1,22 @@
-"""The programs that stand beside the library: older forms of it, and other frameworks, train the same network."""
+"""The systems that stand beside the library in the benchmarks: they train the same network to the same losses."""
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import BENCHMARKS, ROOT
 from idx_files import write_idx_folder
 
 import parallelcnn as pc
-from parallelcnn.data.sampler import minibatches, shuffle
 
-SCRIPTS = ROOT / "scripts"
-PROGRAMS = SCRIPTS / "peers"
+SYSTEMS, PAPER = BENCHMARKS / "systems", ROOT / "scripts" / "paper"
 
 
 @pytest.fixture(scope="module")
@@ -24,120 +24,91 @@ def folder(tmp_path_factory):
     return write_idx_folder(tmp_path_factory.mktemp("data") / "stripes", 23, 10)
 
 
-@pytest.fixture
-def ladder(monkeypatch):
-    monkeypatch.syspath_prepend(PROGRAMS)
-    monkeypatch.syspath_prepend(SCRIPTS)
-    import ladder
-
-    return ladder
-
-
-def train_with_library(layers, folder):
-    """(losses, parameters) after two epochs of minibatches of 10, 10 and 3."""
-    train_set, test_set = pc.load_data(folder)
-    network = pc.NetworkHandler(layers, train_set.input_shape, seed=0)
-    history = pc.train(network, train_set, test_set, pc.SGD(0.1), 2, 10, seed=0)
-    return history.losses, network.params
-
-
-@pytest.mark.parametrize("name", ["naive", "loops", "rows", "passes", "pool first", "tiles"])
-def test_every_rung_of_the_ladder_takes_the_librarys_steps(name, ladder, folder):
-    rung = ladder.RUNGS[name]
-    losses, params = train_with_library(pc.paper(), folder)
-    if rung.kernels is None:
-        older_losses, older_params = train_with_library(rung.layers, folder)
-    else:
-        train_set, _ = pc.load_data(folder)
-        images = np.multiply(train_set.images, 1 / 255, dtype=np.float32)
-        start = ladder.start_values(0)
-        steps = [chosen for epoch in (1, 2) for chosen in minibatches(shuffle(len(images), 0, epoch), 10)]
-        older_losses = ladder.naive.train(rung.kernels, start, images, train_set.labels, steps, 0.1)
-        older_params = np.concatenate([layer[key].ravel() for layer in start for key in ("weight", "bias")])
-    np.testing.assert_allclose(older_losses, losses, rtol=1e-4)
-    np.testing.assert_allclose(older_params, params, rtol=1e-3, atol=1e-5)
-
-
-def run_program(name, *arguments, **variables):
+def run_system(name, *arguments):
     ran = subprocess.run(
-        [sys.executable, PROGRAMS / name, *map(str, arguments)],
+        [sys.executable, SYSTEMS / f"train_{name}.py", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
-        env={**os.environ, **variables},
+        timeout=200,
     )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
-    ("module", "program", "variant"),
-    [
-        ("torch", "train_pytorch.py", "channels_last"),
-        ("tensorflow", "train_keras.py", "function"),
-        ("jax", "train_jax.py", "step"),
-    ],
+    ("module", "name"),
+    [("numpy", "naive"), ("parallelcnn", "parallelcnn"), ("torch", "pytorch"), ("tensorflow", "keras"), ("jax", "jax")],
 )
-def test_a_peer_takes_the_librarys_steps(module, program, variant, folder, tmp_path):
+def test_a_system_takes_the_librarys_steps(module, name, folder, tmp_path):
     if find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
-    file = tmp_path / "losses"
-    options = ("--data", folder, "--epochs", 2, "--batch-size", 10, "--losses", file, "--variant", variant)
-    result = run_program(program, *options)
-    losses, _ = train_with_library(pc.paper(), folder)
-    np.testing.assert_allclose([float(line) for line in file.read_text().split()], losses, rtol=1e-3)
+    options = ("--data", folder, "--epochs", 2, "--batch-size", 10, "--losses", tmp_path / "losses")
+    result = run_system(name, *options)
+    train_set, test_set = pc.load_data(folder)
+    network = pc.NetworkHandler(pc.paper(), train_set.input_shape, seed=0)
+    history = pc.train(network, train_set, test_set, pc.SGD(0.1), 2, 10, seed=0)
+    losses = [float(line) for line in (tmp_path / "losses").read_text().split()]
+    np.testing.assert_allclose(losses, history.losses, rtol=1e-3)
+    _, _, evaluation = history.evaluations[-1]
+    assert result["test_loss"] == pytest.approx(evaluation.loss, rel=1e-3)
+    assert result["test_accuracy"] == evaluation.accuracy
     assert result["train_seconds"] > 0
     assert result["peak_rss_bytes"] > 2**20
-    assert 0 <= result["test_accuracy"] <= 1
 
 
 @pytest.mark.parametrize(
-    ("module", "program"), [("torch", "train_pytorch.py"), ("tensorflow", "train_keras.py"), ("jax", "train_jax.py")]
+    ("module", "name", "trainer"),
+    [("torch", "pytorch", "PyTorch"), ("tensorflow", "keras", "Keras"), ("jax", "jax", "Jax")],
 )
-def test_a_framework_that_is_not_installed_is_skipped_with_a_sentence(module, program, tmp_path):
-    (tmp_path / f"{module}.py").write_text(f"raise ImportError('{module} is hidden')")
-    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    assert "is not installed here" in run_program(program, PYTHONPATH=paths)["skipped"]
+def test_a_framework_that_is_not_installed_is_skipped_with_a_sentence(module, name, trainer, monkeypatch):
+    monkeypatch.syspath_prepend(SYSTEMS)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "keras", None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *unused: None)
+    make = getattr(importlib.import_module(f"train_{name}"), trainer)
+    task = SimpleNamespace(options=SimpleNamespace(threads=1, variant="step"))
+    with pytest.raises(importlib.import_module("contract").NotInstalled, match=r"is not installed \("):
+        make(task)
 
 
-def test_flux_is_skipped_where_there_is_no_julia(tmp_path):
-    assert "no julia on the PATH" in run_program("train_flux.py", PATH=str(tmp_path))["skipped"]
-
-
-def test_the_comparison_writes_a_page_without_the_peers_that_are_not_there(folder, tmp_path):
-    page = tmp_path / "page.md"
-    options = f"--data {folder} --epochs 1 --batch-size 10 --cores 1 --rounds 2 --peers Flux --out {page}".split()
-    ran = subprocess.run(
-        [sys.executable, SCRIPTS / "compare_with_peers.py", *options],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PATH": str(tmp_path)},
-    )
-    assert ran.returncode == 0, ran.stderr
-    written = page.read_text()
-    assert written in ran.stdout
-    assert "Flux is not installed here" in written
-    (row,) = (line for line in written.splitlines() if line.startswith("| parallelcnn"))
-    assert row.startswith("| parallelcnn, 1 rank | 0.0")
-    assert str(folder.parent) not in written
-
-
-def test_the_comparison_refuses_bad_input_in_a_sentence(tmp_path):
-    ran = subprocess.run(
-        [sys.executable, SCRIPTS / "compare_with_peers.py", "--data", "nowhere", "--cores", "1", "--peers"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def test_a_system_refuses_bad_input_in_a_sentence():
+    line = [sys.executable, SYSTEMS / "train_naive.py", "--data", "nowhere"]
+    ran = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 2
     assert "no data set and no folder is named 'nowhere'" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
+def test_a_report_beside_the_papers_is_written_without_a_system_that_fails(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    monkeypatch.syspath_prepend(PAPER)
+    import reproduce_paper
+
+    def run_json(command, variables):
+        if "train_pytorch" in command[1]:
+            raise reproduce_paper.ProgramFailed("aborted")
+        (tmp_path / "losses").write_text("2.0\n1.0\n")
+        names = ("train_seconds", "train_accuracy", "test_accuracy", "test_loss")
+        return {**dict.fromkeys(names, 0.5), "allocated_bytes": 2**30, "loading_allocated_bytes": 2**29}
+
+    options = ["--rounds", "1", "--cores", "1", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["scripts/paper/reproduce_paper.py", *options])
+    monkeypatch.setattr(reproduce_paper, "run_json", run_json)
+    monkeypatch.setattr(reproduce_paper, "build_counter", lambda folder: None)
+    monkeypatch.setattr(reproduce_paper.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(reproduce_paper, "Path", lambda path: tmp_path if "out" not in str(path) else tmp_path / "out")
+    assert reproduce_paper.main() == 0
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "| time [s] | 0.50 | 263.4 | 0.50 |" in page
+    assert "| time [s] | - | 11.73 | 0.50 |" in page
+    assert "PyTorch, channels_last: failed: aborted." in page
+    assert (tmp_path / "out" / "loss-0.5.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 def test_the_counter_counts_what_is_allocated(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(PROGRAMS)
+    monkeypatch.syspath_prepend(PAPER)
     from allocations import build_counter
 
     counter = build_counter(tmp_path)
@@ -151,7 +122,7 @@ with Meter() as meter:
         np.ones(1_000_000, np.float32)
 print(meter.allocated_bytes)
 """
-    environment = {**os.environ, **counter, "PYTHONPATH": f"{PROGRAMS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    environment = {**os.environ, **counter, "PYTHONPATH": f"{SYSTEMS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert 12_000_000 <= int(ran.stdout) < 12_100_000

@@ -1,5 +1,7 @@
-"""How long it takes until something happens. `scripts/start_up.py` measures it; the bounds here leave room for a noisy
-machine, except that of cold compilation, which has enough.
+"""How long it takes until something happens.
+
+`scripts/benchmarks/start_up.py` measures it; the bounds here leave room for a noisy machine, except that of cold
+compilation, which has enough.
 """
 
 import json
@@ -73,6 +75,8 @@ def test_before_the_first_step_nothing_is_imported_that_only_the_end_needs(tmp_p
 @pytest.mark.mpi
 def test_of_eight_ranks_that_start_cold_one_compiles_and_two_jobs_at_once_do_not_disturb_each_other():
     launch.mpiexec()
-    ran = launch.run([sys.executable, str(ROOT / "scripts" / "start_up.py"), "--cold-starts", "1"], limit=240)
+    ran = launch.run(
+        [sys.executable, str(ROOT / "scripts" / "benchmarks" / "start_up.py"), "--cold-starts", "1"], limit=240
+    )
     assert ran.code == 0, ran.out + ran.err
     assert "0 of 2 starts went wrong" in ran.out

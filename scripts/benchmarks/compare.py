@@ -1,16 +1,21 @@
 #!/usr/bin/env python3
-"""Times training with parallelcnn beside another checkout of it, on the same cores.
+"""Times training with parallelcnn beside another checkout of it, or beside other frameworks, on the same cores.
 
     scripts/benchmarks/compare.py --against ../before                # before and after a change, with start-up times
     scripts/benchmarks/compare.py --against ../before --only "VGG" --rounds 11
+    scripts/peers.sh scripts/benchmarks/compare.py --data mnist --networks paper --cores 2 1 --epochs 3
+    scripts/peers.sh scripts/benchmarks/compare.py --systems pytorch --batch-sizes 1 10 100 1000
 
 All train the same network from the same start values, by plain SGD in float32, over the same minibatches; the time is
 that of the training loop alone. In every round every system is started afresh; then they take turns of --seconds,
 interleaved, while the others sleep. A system's time in a round is that of its fastest turn, which other programs have
-disturbed least; ratios are taken within a round, and the figures are medians over rounds (lowest to highest).
+disturbed least; ratios are taken within a round, and the figures are medians over rounds (lowest to highest). If a
+framework can be set up in several ways, each way gets one trial, and the fastest takes part. A system that fails loses
+its row; the rest of the page is written.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,18 +25,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from networks import NETWORKS, flop_per_sample
 from pages import (
     Spread,
     existing_folder,
     file_to_write,
     markdown_table,
+    matrix_product_rate,
     page_head,
     positive_integer,
     positive_number,
     print_page,
     run_to_the_end,
+    three_digits,
 )
-from processes import CLONE, Contestant, ProgramFailed, on_ranks, options_as_words, run
+from processes import CLONE, Contestant, ProgramFailed, on_cores, on_ranks, options_as_words, run, run_json
 
 SLOWER = 1.02  # from this ratio on a page says that this checkout is slower
 SETTLE = 0.02  # after a turn, threads may spin for a while, waiting for work [s]
@@ -61,13 +69,17 @@ class System:
     variant: str | None = None
     checkout: Path = CLONE
     cache: str = ""
+    cores_as: str | None = None  # "ranks" or "threads"; None: as the workload says
 
     def command(self, workload: Workload, options: argparse.Namespace) -> list[str]:
+        cores = workload.ranks * workload.threads
+        layouts = {"ranks": (cores, 1), "threads": (1, cores), None: (workload.ranks, workload.threads)}
+        ranks, threads = layouts[self.cores_as]
         words = options_as_words(
             {
                 "network": workload.network,
                 "batch_size": workload.batch_size,
-                "threads": workload.threads,
+                "threads": threads,
                 "variant": self.variant,
                 "data": options.data,
                 "data_dir": options.data_dir,
@@ -75,7 +87,7 @@ class System:
             }
         )
         program = Path(__file__).with_name("systems") / f"train_{self.program}.py"
-        return on_ranks(workload.ranks, [sys.executable, str(program), *words])
+        return on_ranks(ranks, [sys.executable, str(program), *words])
 
     def variables(self) -> dict[str, str]:
         """This checkout's package, and a folder of its own for its compiled kernels."""
@@ -90,13 +102,20 @@ BEFORE_AND_AFTER = (
     Workload("CIFAR-size"),
     Workload("VGG-like"),
 )
+FRAMEWORKS = {"pytorch": "PyTorch", "keras": "Keras", "jax": "JAX"}
+# Ways to set a framework up, which its program in systems/ explains.
+VARIANTS = {
+    "pytorch": ("channels_last", "contiguous", "compiled", "ddp", "ddp_channels_last"),
+    "keras": ("function", "fit_many_steps", "fit", "fit_xla", "function_xla"),
+    "jax": ("step", "reduce_window", "scan"),
+}
 STARTS = ("--help", "start-up, warm", "start-up, cold")
 
 
 def main() -> int:
     options = _options()
     with tempfile.TemporaryDirectory(prefix="compare-") as folder:
-        page = before_and_after(options, Path(folder))
+        page = (before_and_after if options.against else beside_frameworks)(options, Path(folder))
     print_page(page, options.out)
     return 0
 
@@ -104,22 +123,86 @@ def main() -> int:
 # ---- turns
 
 
-@contextmanager
-def started(
-    systems: Sequence[System], workload: Workload, options: argparse.Namespace, folder: Path
-) -> Iterator[dict[System, Contestant]]:
-    """The systems, each in a process of its own, ready for their turns."""
-    with ExitStack() as stack:
-        contestants = {}
-        for system in systems:
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
-            contestant = Contestant(system.command(workload, options), place, system.variables())
-            stack.callback(contestant.close)
-            package = contestant.about.get("parallelcnn")
-            if package is not None and Path(package).parent != system.checkout:
-                raise ProgramFailed(f"{system.name} loaded {package}, not the package in {system.checkout}")
-            contestants[system] = contestant
-        yield contestants
+class Race:
+    """Systems that take turns on one workload.
+
+    Args:
+        failures: receives the systems that fail, which are left out; None: a failure ends the race.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        options: argparse.Namespace,
+        folder: Path,
+        failures: dict[System, str] | None = None,
+    ) -> None:
+        self._workload, self._options, self._folder, self._failures = workload, options, folder, failures
+        self._amounts: dict[System, tuple[int, int]] = {}
+        self.contestants: dict[System, Contestant] = {}
+
+    def run(self, systems: Sequence[System]) -> dict[System, list[float]]:
+        """Seconds per sample of each system in every round.
+
+        Raises:
+            ProgramFailed: if a system fails and nobody wants the failures.
+        """
+        times: dict[System, list[float]] = {system: [] for system in systems}
+        for number in range(self._options.rounds):
+            with ExitStack() as stack:
+                for system in times:
+                    with self._leave_out_if_it_fails(system):
+                        contestant = start(system, self._workload, self._options, self._folder, stack)
+                        self.contestants[system] = contestant
+                        if system not in self._amounts:
+                            found = amount(contestant, self._workload, self._options.seconds)
+                            # Checkouts of one program get the same amount of work.
+                            same = systems if self._failures is None else [system]
+                            self._amounts |= dict.fromkeys(same, found)
+                for system, seconds in self.one_round(number, self._amounts).items():
+                    times[system].append(seconds)
+            times = {system: times[system] for system in self.contestants}
+            self.contestants = {}
+        return times
+
+    def one_round(self, number: int, amounts: dict[System, tuple[int, int]]) -> dict[System, float]:
+        """Seconds per sample of each, in its fastest turn; the first turn warms up and does not count."""
+        order = list(self.contestants)
+        order = order[number % max(len(order), 1) :] + order[: number % max(len(order), 1)]
+        times: dict[System, list[float]] = {system: [] for system in order}
+        for turn in range(self._options.turns + 1):
+            for system in order if turn % 2 else order[::-1]:
+                if system in self.contestants:
+                    samples, epochs = amounts[system]
+                    with self._leave_out_if_it_fails(system):
+                        times[system].append(self.contestants[system].turn(samples, epochs) / (samples * epochs))
+                    time.sleep(SETTLE)
+        return {system: min(times[system][1:]) for system in order if system in self.contestants}
+
+    @contextmanager
+    def _leave_out_if_it_fails(self, system: System) -> Iterator[None]:
+        try:
+            yield
+        except ProgramFailed as error:
+            if self._failures is None:
+                raise
+            self._failures[system] = str(error)
+            self.contestants.pop(system, None)
+
+
+def start(
+    system: System, workload: Workload, options: argparse.Namespace, folder: Path, stack: ExitStack
+) -> Contestant:
+    """A system in a process of its own, ready for its turns until the stack is left."""
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+    contestant = Contestant(system.command(workload, options), place, system.variables())
+    stack.callback(contestant.close)
+    if "skipped" in contestant.about:
+        raise ProgramFailed(contestant.about["skipped"])
+    package = Path(contestant.about["parallelcnn"])
+    if package.parent != system.checkout:
+        raise ProgramFailed(f"{system.name} loaded {package}, not the package in {system.checkout}")
+    return contestant
 
 
 def amount(contestant: Contestant, workload: Workload, seconds: float) -> tuple[int, int]:
@@ -135,23 +218,6 @@ def amount(contestant: Contestant, workload: Workload, seconds: float) -> tuple[
 def _longest_epoch(workload: Workload) -> int:
     """Samples: what every data set has (see systems/contract.py), in whole minibatches."""
     return max(4000 // workload.batch_size, 1) * workload.batch_size
-
-
-def one_round(
-    contestants: dict[System, Contestant], amounts: dict[System, tuple[int, int]], turns: int, first: int
-) -> dict[System, float]:
-    """Seconds per sample of each, in its fastest turn; the first turn warms up and does not count."""
-    order = list(contestants)
-    order = order[first % len(order) :] + order[: first % len(order)]
-    times: dict[System, list[float]] = {system: [] for system in order}
-    for turn in range(turns + 1):
-        for system in order if turn % 2 else order[::-1]:
-            samples, epochs = amounts[system]
-            seconds = contestants[system].turn(samples, epochs)
-            if turn > 0:
-                times[system].append(seconds / (samples * epochs))
-            time.sleep(SETTLE)
-    return {system: min(some) for system, some in times.items()}
 
 
 # ---- before and after
@@ -174,7 +240,8 @@ def before_and_after(options: argparse.Namespace, folder: Path) -> str:
 
     for workload in BEFORE_AND_AFTER:
         if options.only.lower() in workload.name.lower():
-            add(workload.name, " us", 1e6, time_pairs(now, before, workload, options, folder))
+            times = Race(workload, options, folder).run((now, before))
+            add(workload.name, " us", 1e6, list(zip(times[now], times[before], strict=True)))
     for start in STARTS:
         if options.only.lower() in start:
             add(start, " s", 1, start_pairs(now, before, start, options, folder))
@@ -189,21 +256,6 @@ ratios within a round. "Slower": a median ratio above {SLOWER}.
 
 {markdown_table(header, rows)}
 """
-
-
-def time_pairs(
-    now: System, before: System, workload: Workload, options: argparse.Namespace, folder: Path
-) -> list[tuple[float, float]]:
-    """(now, before): seconds per sample in every round."""
-    pairs: list[tuple[float, float]] = []
-    amounts: dict[System, tuple[int, int]] = {}
-    for number in range(options.rounds):
-        with started((now, before), workload, options, folder) as contestants:
-            if not amounts:
-                amounts = dict.fromkeys((now, before), amount(contestants[now], workload, options.seconds))
-            times = one_round(contestants, amounts, options.turns, number)
-            pairs.append((times[now], times[before]))
-    return pairs
 
 
 def start_pairs(
@@ -244,6 +296,124 @@ def _write_small_set(folder: Path) -> None:
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + n.to_bytes(4, "big") + labels)
 
 
+# ---- beside other frameworks
+
+
+def beside_frameworks(options: argparse.Namespace, folder: Path) -> str:
+    """The page of parallelcnn beside other frameworks."""
+    sections = []
+    for cores in options.cores:
+        with on_cores(cores):
+            sections.append(section(cores, options, folder))
+    packages = ("numpy", "numba", "mpi4py", "torch", "tensorflow-cpu", "keras", "jax")
+    body = "\n\n".join(sections)
+    return f"""{page_head("parallelcnn beside other frameworks", *packages)}.
+{_commit(CLONE)[0].upper() + _commit(CLONE)[1:]}.
+
+Data: {Path(options.data).name}. Plain SGD, float32; the time of the training loop alone. In each of {options.rounds}
+rounds the fastest of {options.turns} turns counts; medians over rounds (lowest to highest), ratios within a round.
+Rates count two operations for each product of convolutions and dense layers.
+
+{body}
+"""
+
+
+def section(cores: int, options: argparse.Namespace, folder: Path) -> str:
+    """The table of one number of cores, and what became of every trial."""
+    trials: list[str] = []
+    rows = []
+    rates = [matrix_product_rate()]
+    ours = [System(f"parallelcnn, {_count(cores, 'rank')}", "parallelcnn", cores_as="ranks")]
+    if cores > 1:
+        ours.append(System(f"parallelcnn, {_count(cores, 'thread')}", "parallelcnn", cores_as="threads"))
+    for network in options.networks:
+        for batch_size in options.batch_sizes:
+            workload = Workload(network, batch_size, threads=cores)
+            chosen = [fastest_variant(name, workload, options, folder, trials) for name in options.systems]
+            systems = [*ours, *(system for system in chosen if system is not None)]
+            failures: dict[System, str] = {}
+            times = Race(workload, options, folder, failures).run(systems)
+            rates.append(matrix_product_rate())
+            trials += [f"{workload.name}: {system.name}: failed: {why}" for system, why in failures.items()]
+            rows += rows_of(workload, times, rates[-1] * cores, options)
+    extra = ["test accuracy", "peak memory [MiB]"] if options.epochs else []
+    header = ["network", "minibatch", "", "time per sample [us]", f"times as long as {ours[0].name}", "GFLOP/s"]
+    header += ["of the matrix product's rate", *extra]
+    lines = [f"* {' '.join(line.split())[:300]}" for line in trials]
+    return "\n\n".join(
+        [
+            f"## On {_count(cores, 'core')}",
+            f"numpy's float32 matrix product of 512 x 512 on one thread: {Spread.of(rates).text(0, ' GFLOP/s')}.",
+            markdown_table(header, rows),
+            *(
+                ["Trials, of which the fastest of each framework went into the table:", "\n".join(lines)]
+                if lines
+                else []
+            ),
+        ]
+    )
+
+
+def fastest_variant(
+    name: str, workload: Workload, options: argparse.Namespace, folder: Path, trials: list[str]
+) -> System | None:
+    """The fastest way to set up a framework, by one trial of each; None if none works. Adds a line for each trial."""
+    found: dict[System, float] = {}
+    for variant in VARIANTS[name]:
+        ddp = variant.startswith("ddp")
+        if ddp and workload.threads == 1:
+            continue
+        system = System(f"{FRAMEWORKS[name]}, {variant}", name, variant, cores_as="ranks" if ddp else "threads")
+        try:
+            with ExitStack() as stack:
+                contestant = start(system, workload, options, folder, stack)
+                samples, epochs = amount(contestant, workload, options.seconds)
+                contestant.turn(samples, epochs)
+                found[system] = contestant.turn(samples, epochs) / (samples * epochs)
+                trials.append(f"{workload.name}: {system.name}: {1e6 * found[system]:.1f} us per sample")
+        except ProgramFailed as error:
+            trials.append(f"{workload.name}: {system.name}: {error}")
+            if "is not installed" in str(error):
+                break
+        print(trials[-1], file=sys.stderr, flush=True)
+    return min(found, key=lambda system: found[system]) if found else None
+
+
+def rows_of(
+    workload: Workload, times: dict[System, list[float]], rate: float, options: argparse.Namespace
+) -> list[list[str]]:
+    """A row for each system; the first is the one that the others are compared with."""
+    flop = flop_per_sample(*NETWORKS[workload.network])
+    first = next(iter(times), None)
+    rows = []
+    for system, seconds in times.items():
+        speed = flop / Spread.of(seconds).median / 1e9
+        ratio = Spread.of(theirs / ours for theirs, ours in zip(seconds, times[first], strict=True))
+        said = "" if system is first else ratio.text() if ratio.median >= 1 else f"**faster: {ratio.text()}**"
+        row = [workload.network, str(workload.batch_size), system.name, Spread.of(1e6 * s for s in seconds).text(1)]
+        rows.append(
+            [*row, said, three_digits(speed), f"{speed / rate:.0%}", *whole_training(system, workload, options)]
+        )
+        print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def whole_training(system: System, workload: Workload, options: argparse.Namespace) -> list[str]:
+    """Test accuracy and peak memory of one training of --epochs."""
+    if not options.epochs:
+        return []
+    try:
+        found = run_json([*system.command(workload, options), "--epochs", str(options.epochs)], system.variables())
+    except ProgramFailed:
+        return ["failed", ""]
+    processes = f"{found['processes']} x " if found["processes"] > 1 else ""
+    return [f"{100 * found['test_accuracy']:.2f} %", f"{processes}{found['peak_rss_bytes'] / 2**20:,.0f}"]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _commit(checkout: Path) -> str:
     """The commit of a checkout, as a page names it."""
     line = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
@@ -255,6 +425,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=existing_folder, metavar="DIR", help="another checkout of parallelcnn")
     parser.add_argument("--only", default="", metavar="TEXT", help="only workloads with TEXT in their names")
+    parser.add_argument(
+        "--systems", nargs="*", choices=FRAMEWORKS, default=list(FRAMEWORKS), help="frameworks (default: all)"
+    )
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="(default: all)")
+    parser.add_argument("--batch-sizes", type=positive_integer, nargs="+", default=[100], help="(default: 100)")
+    parser.add_argument("--cores", type=positive_integer, nargs="+", default=[1], help="a table for each (default: 1)")
+    parser.add_argument("--epochs", type=positive_integer, help="also one whole training, for accuracy and memory")
     parser.add_argument("--data", default="random", help="random, digits, mnist or a folder (default: random)")
     parser.add_argument("--data-dir", help="folder that holds mnist")
     parser.add_argument("--learning-rate", type=positive_number, default=0.01, help="(default: 0.01)")
@@ -264,9 +441,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=positive_number, default=0.05, help="length of a turn (default: 0.05)")
     parser.add_argument("--out", type=file_to_write, metavar="FILE.md", help="also write the page there")
     options = parser.parse_args()
-    if options.against is None:
-        parser.error("--against DIR is needed")
-    if not (options.against / "parallelcnn" / "__init__.py").exists():
+    usable = len(os.sched_getaffinity(0))
+    if max(options.cores) > usable:
+        parser.error(f"--cores must be at most {usable}, the cores that this process may use, got {max(options.cores)}")
+    if options.against and not (options.against / "parallelcnn" / "__init__.py").exists():
         parser.error(f"--against must be a checkout of parallelcnn, got {str(options.against)!r}")
     return options
 

@@ -25,14 +25,15 @@ class ProgramFailed(Exception):
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment without a launcher's variables; Open MPI may run as root, and many ranks."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(_LAUNCHERS) and name not in _THREAD_VARIABLES
-    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS)}
     kept["OMPI_ALLOW_RUN_AS_ROOT"] = kept["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     kept["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
     return {**kept, **extra}
+
+
+def _to_measure(variables: Mapping[str, str] | None) -> dict[str, str]:
+    kept = {name: value for name, value in environment().items() if name not in _THREAD_VARIABLES}
+    return {**kept, **(variables or {})}
 
 
 def mpirun(python: str = sys.executable) -> str:
@@ -53,7 +54,7 @@ def run(command: Sequence[str], variables: Mapping[str, str] | None = None) -> s
         ProgramFailed: if its exit code is not 0.
         SystemExit: if its exit code is 2: bad input, explained in its last line.
     """
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(**(variables or {})))
+    done = subprocess.run(command, capture_output=True, text=True, env=_to_measure(variables))
     if done.returncode == 2:
         print(done.stderr.strip().rpartition("\n")[2], file=sys.stderr)
         sys.exit(2)
@@ -93,7 +94,7 @@ class Contestant:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment(**(variables or {})),
+                env=_to_measure(variables),
                 start_new_session=True,
             )
         try:

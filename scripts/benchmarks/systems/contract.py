@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -35,38 +35,48 @@ _RANDOM_BYTES = 2**24  # of random images
 _LONGEST_WAIT = 3600.0  # for the next turn [s]
 
 
-class Trainer(Protocol):
+class Trainer:
     """A network in a framework, ready to be trained again and again.
 
     Attributes:
+        task: what is trained.
         rank, ranks: of this process.
         versions: of the framework.
     """
 
-    rank: int
-    ranks: int
+    task: "Task"
     versions: dict[str, str]
+    rank, ranks = 0, 1
 
     def reset(self) -> None:
         """Go back to the start values."""
+        raise NotImplementedError
 
     def train(self, samples: int, epochs: int) -> tuple[float, Sequence[float] | None]:
         """Train on the first samples of the training set; the seconds of the loop, and all losses if they are known."""
+        raise NotImplementedError
+
+    def logits(self, images: Array) -> Array:
+        """(n, 10) for images as `Task.float_sets` has them."""
+        raise NotImplementedError
 
     def evaluate(self) -> dict[str, float]:
         """train_accuracy, test_accuracy and test_loss."""
+        found = []
+        for images, labels in self.task.float_sets:
+            pieces = [np.asarray(self.logits(images[i : i + 1000])) for i in range(0, len(labels), 1000)]
+            outputs = np.concatenate(pieces).astype(np.float64)
+            outputs -= outputs.max(1, keepdims=True)
+            losses = np.log(np.exp(outputs).sum(1)) - outputs[np.arange(len(labels)), labels]
+            found.append((float(losses.mean()), float((outputs.argmax(1) == labels).mean())))
+        return {"train_accuracy": found[0][1], "test_accuracy": found[1][1], "test_loss": found[1][0]}
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
-
-
-class SingleProcess:
-    """What a trainer in one process has in common with every other."""
-
-    rank, ranks = 0, 1
-
-    def gather(self, value: Any) -> list[Any]:
         return [value]
+
+    def close(self) -> None:
+        """Leave the other ranks in order."""
 
 
 class NotInstalled(Exception):
@@ -106,19 +116,31 @@ class Task:
             for images, labels in (self.train_set, self.test_set)
         ]
 
-    def start_values(self) -> list[dict[str, Array]]:
-        """{"weight", "bias"} of every layer that has parameters: (K, C, R, S) and (K,), or (out, in) and (out,)."""
+    def start_values(self, channels_last: bool = False) -> list[dict[str, Array]]:
+        """{"weight", "bias"} of every layer that has parameters, from a model file of parallelcnn.
+
+        Weights are (K, C, R, S) or (out, in) with inputs flattened by channel, row, column; with `channels_last`, as
+        Keras and JAX have them: (R, S, C, K), or (in, out) with inputs flattened by row, column, channel.
+        """
         network = pc.NetworkHandler(self.layers, self.input_shape, seed=self.options.seed)
         with tempfile.TemporaryDirectory() as folder:
             pc.save_model(Path(folder, "start.npz"), network)
             with np.load(Path(folder, "start.npz")) as file:
                 held = {name: file[name] for name in file.files}
-        names = [(str(i), name) for i in range(len(self.layers)) for name in ("weight", "bias")]
-        values: dict[str, dict[str, Array]] = {}
-        for layer, name in names:
-            if f"{layer}.{name}" in held:
-                values.setdefault(layer, {})[name] = held[f"{layer}.{name}"]
-        return list(values.values())
+        values, shape, flattened = [], tuple(self.input_shape), None
+        for i, layer in enumerate(self.layers):
+            own = {name: held[f"{i}.{name}"] for name in ("weight", "bias") if f"{i}.{name}" in held}
+            if own and channels_last and own["weight"].ndim == 4:
+                own["weight"] = own["weight"].transpose(2, 3, 1, 0)
+            elif own and channels_last:
+                weight = own["weight"]
+                if flattened is not None:
+                    weight = weight.reshape(-1, *flattened).transpose(0, 2, 3, 1).reshape(weight.shape)
+                own["weight"], flattened = weight.T, None
+            values += [own] if own else []
+            flattened = shape if isinstance(layer, pc.Flatten) else flattened
+            shape = tuple(layer.output_shape(shape))
+        return values
 
     def minibatches(self, samples: int, epoch: int) -> Iterator[Array]:
         """The samples of each minibatch of an epoch, which counts from 1: parallelcnn's order."""
@@ -189,6 +211,7 @@ def main(framework: str, variants: Sequence[str], make: Any) -> None:
         _take_turns(options.turns, trainer)
     else:
         _train_once(options, task, trainer, loading)
+    trainer.close()
 
 
 def _take_turns(folder: Path, trainer: Trainer) -> None:

@@ -12,24 +12,24 @@ import contract
 import parallelcnn as pc
 
 
-class Ours:
+class Ours(contract.Trainer):
     """A network of parallelcnn on all ranks that were started together."""
 
     def __init__(self, task: contract.Task) -> None:
         self._comm = pc.world()
         self.rank, self.ranks = self._comm.rank, self._comm.size
         self.versions = {"parallelcnn": pc.__version__}
-        self._task = task
+        self.task = task
         self._quiet = {"verbose": 0} if "verbose" in inspect.signature(pc.train).parameters else {}
         self.reset()
 
     def reset(self) -> None:
-        self._network = pc.NetworkHandler(self._task.layers, self._task.input_shape, seed=self._task.options.seed)
+        self._network = pc.NetworkHandler(self.task.layers, self.task.input_shape, seed=self.task.options.seed)
 
     def train(self, samples: int, epochs: int) -> tuple[float, list[float]]:
-        images, labels = self._task.train_set
+        images, labels = self.task.train_set
         some, one = (pc.Dataset(images[:n], labels[:n], 10) for n in (samples, 1))
-        options = self._task.options
+        options = self.task.options
         history = pc.train(
             self._network,
             some,
@@ -44,7 +44,7 @@ class Ours:
         return history.train_seconds, history.losses
 
     def evaluate(self) -> dict[str, float]:
-        sets = (pc.Dataset(images, labels, 10) for images, labels in (self._task.train_set, self._task.test_set))
+        sets = (pc.Dataset(images, labels, 10) for images, labels in (self.task.train_set, self.task.test_set))
         on_train_set, on_test_set = (pc.evaluate(self._network, one) for one in sets)
         return {
             "train_accuracy": on_train_set.accuracy or 0.0,

@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""PyTorch.
+
+Variants: channels_last, the memory format that its documentation recommends for convolutions; contiguous; compiled,
+channels_last by torch.compile; ddp and ddp_channels_last, DistributedDataParallel over gloo, started by mpirun.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import contract
+import numpy as np
+
+import parallelcnn as pc
+
+VARIANTS = ("channels_last", "contiguous", "compiled", "ddp", "ddp_channels_last")
+_ACTIVATIONS = {
+    "relu": "ReLU",
+    "leaky_relu": "LeakyReLU",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "softplus": "Softplus",
+    "gelu": "GELU",
+    "swish": "SiLU",
+}
+
+
+class PyTorch(contract.Trainer):
+    """A network in PyTorch; the whole training set lies in memory as a float32 tensor."""
+
+    def __init__(self, task: contract.Task) -> None:
+        options = task.options
+        os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+        try:
+            import torch
+        except ImportError as error:
+            raise contract.NotInstalled(f"PyTorch is not installed ({error})") from None
+        self._torch, self.task = torch, task
+        self.versions = {"torch": torch.__version__}
+        torch.set_num_threads(options.threads)
+        self.rank, self.ranks = self._join() if options.variant.startswith("ddp") else (0, 1)
+        channels_last = options.variant in ("compiled", "channels_last", "ddp_channels_last")
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        images, labels = task.float_sets[0]
+        self._images = torch.from_numpy(images).contiguous(memory_format=memory_format)
+        self._labels = torch.from_numpy(labels)
+        self._network = build(task.layers, task.input_shape).to(memory_format=memory_format)
+        self._model: Any = self._network
+        if self.ranks > 1:
+            wrap = torch.nn.parallel.DistributedDataParallel
+            self._model = wrap(self._network, gradient_as_bucket_view=True, static_graph=True)
+        self._loss = torch.compile(self._loss_of) if options.variant == "compiled" else self._loss_of
+        # fused: one pass over all parameters
+        self._optimizer = torch.optim.SGD(self._network.parameters(), lr=options.learning_rate, fused=True)
+        self.reset()
+
+    def _join(self) -> tuple[int, int]:
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
+        folder = comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None)
+        store = f"file://{folder}/rendezvous"
+        self._torch.distributed.init_process_group("gloo", store, rank=comm.rank, world_size=comm.size)
+        return comm.rank, comm.size
+
+    def _loss_of(self, x: Any, y: Any) -> Any:
+        return self._torch.nn.functional.cross_entropy(self._model(x), y, reduction="sum")
+
+    def reset(self) -> None:
+        values = iter(self.task.start_values())
+        with self._torch.no_grad():
+            for module in self._network:
+                if list(module.parameters()):
+                    for name, value in next(values).items():
+                        getattr(module, name).copy_(self._torch.from_numpy(value))
+
+    def train(self, samples: int, epochs: int) -> tuple[float, Sequence[float]]:
+        losses = []
+        images, labels = self._images, self._labels
+        self._wait()
+        with contract.Meter() as meter:
+            for epoch in range(1, epochs + 1):
+                for minibatch in self.task.minibatches(samples, epoch):
+                    start, stop = (len(minibatch) * i // self.ranks for i in (self.rank, self.rank + 1))
+                    chosen = self._torch.from_numpy(minibatch[start:stop])
+                    self._optimizer.zero_grad()
+                    # DDP averages over ranks: sums over shares, times ranks / minibatch, give the minibatch's mean.
+                    loss = self._loss(images.index_select(0, chosen), labels.index_select(0, chosen))
+                    loss = loss * (self.ranks / len(minibatch))
+                    loss.backward()
+                    self._optimizer.step()
+                    losses.append(loss.detach())
+            self._wait()
+        all_losses = self._torch.stack(losses)
+        if self.ranks > 1:
+            self._torch.distributed.all_reduce(all_losses)
+        return meter.seconds, (all_losses / self.ranks).tolist()
+
+    def _wait(self) -> None:
+        if self.ranks > 1:
+            self._torch.distributed.barrier()
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        with self._torch.no_grad():
+            return self._network(self._torch.from_numpy(images)).numpy()
+
+    def gather(self, value: Any) -> list[Any]:
+        values = [value] * self.ranks
+        if self.ranks > 1:
+            self._torch.distributed.all_gather_object(values, value)
+        return values
+
+    def close(self) -> None:
+        if self.ranks > 1:
+            self._torch.distributed.destroy_process_group()
+
+
+def build(layers: Sequence[pc.Layer], input_shape: tuple[int, ...]) -> Any:
+    """The module that computes what these layers compute."""
+    from torch import nn
+
+    modules: list[Any] = []
+    shape = tuple(input_shape)
+    for layer in layers:
+        if isinstance(layer, pc.Conv2D):
+            padding = layer.padding if isinstance(layer.padding, str) else tuple(np.broadcast_to(layer.padding, 2))
+            modules.append(
+                nn.Conv2d(shape[0], layer.filters, layer.kernel_size, layer.stride, padding, bias=layer.bias)
+            )
+        elif isinstance(layer, pc.Dense):
+            modules.append(nn.Linear(shape[0], layer.units, bias=layer.bias))
+        elif isinstance(layer, pc.MaxPool2D):
+            modules.append(nn.MaxPool2d(layer.pool_size, layer.stride))
+        elif isinstance(layer, pc.Flatten):
+            modules.append(nn.Flatten())
+        activation = getattr(layer, "activation", "identity")
+        if activation != "identity":
+            modules.append(getattr(nn, _ACTIVATIONS[activation])())
+        shape = tuple(layer.output_shape(shape))
+    return nn.Sequential(*modules)
+
+
+if __name__ == "__main__":
+    contract.main("PyTorch", VARIANTS, PyTorch)
