@@ -10,7 +10,7 @@ from parallelcnn.arguments import check_callable, check_methods, check_type
 from parallelcnn.comm import abort_all_on_error, as_communicator, run_together
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import warn_of_scale
-from parallelcnn.data.sampler import Sampler
+from parallelcnn.data.sampler import SampleOrder, Sampler
 from parallelcnn.losses import LOSS_METHODS, Loss, SoftmaxCrossEntropy
 from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
@@ -45,6 +45,7 @@ def train(
     *,
     loss: Loss | None = None,
     metrics: Sequence[Metric] | None = None,
+    sampler: SampleOrder | None = None,
     evaluate_every: int | None = None,
     callbacks: Sequence[Any] = (),
     threads: int | None = None,
@@ -72,6 +73,8 @@ def train(
             or an mpi4py communicator.
         loss: softmax cross-entropy unless given.
         metrics: measured on the test set; accuracy unless given, if the labels are classes.
+        sampler: the order of the samples; all of them, shuffled, in every epoch unless given. One of your own says how
+            large its minibatches are, and must give the same order on every rank.
         evaluate_every: evaluate on the test set after so many minibatches, and not only after each epoch.
         callbacks: see `Callback`; ranks may have different ones.
         threads: of this rank; ranks may differ. None: its part of the cores that the ranks of its node may use, or
@@ -151,7 +154,8 @@ def train(
             return facts_of(train_set, test_set, network, loss=loss, data=data, **how) if saves else {}
 
         facts = run_together(comm, describe)  # on every rank: any of them may have to save, once others are lost
-        last_sample = epochs * len(train_set)
+        order: SampleOrder = Sampler(len(train_set), batch_size, seed) if sampler is None else sampler
+        last_sample = order.samples_in(epochs)
         history = start(comm, network, facts, resume, last_sample)
         network.input_range = train_set.input_range
         threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True))
@@ -190,10 +194,10 @@ def train(
                     optimizer=optimizer,
                     loss=loss,
                     metrics=judges,
-                    sampler=Sampler(len(train_set), batch_size, seed),
+                    sampler=order,
                     reducer=reducer_of(network, team, train_set, loss, grains, history.exponents),
                     history=history,
-                    steps=epochs * -(-len(train_set) // batch_size),
+                    steps=order.steps_in(epochs),
                     last_sample=last_sample,
                     evaluate_every=evaluate_every,
                     stop=leave or (lambda: False),

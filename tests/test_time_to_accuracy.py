@@ -66,10 +66,3 @@ def test_the_hardest_samples_have_the_largest_errors(rng):
     assert len(chosen) == 100
     assert errors[chosen].min() > np.delete(errors, chosen).max()
     assert len(script.hardest(np.zeros(1000))) == 100
-
-
-def test_the_learning_rate_rises_to_its_peak_and_ends_at_zero():
-    rates = [script.learning_rate(progress) for progress in np.linspace(0, 1, 101)]
-    assert rates[0] == rates[-1] == 0
-    assert np.argmax(rates) == round(100 * script.WARM_UP)
-    assert max(rates) == script.LEARNING_RATE

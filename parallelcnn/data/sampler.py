@@ -5,6 +5,7 @@ Nothing here depends on the rank that asks, but the last step: every rank comput
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -22,8 +23,30 @@ def minibatches(order: Array, batch_size: int) -> Iterator[Array]:
         yield order[start : start + batch_size]
 
 
+class SampleOrder(Protocol):
+    """What a sampler of your own needs: the samples of a training, in order, the same on every rank.
+
+    Attributes:
+        key: of the random numbers of the epoch of the last minibatch, 64 bits; see `kernels.random`.
+    """
+
+    key: int
+
+    def after(self, samples_seen: int) -> tuple[int, Array]:
+        """The epoch, counted from 1, and the minibatch that follow when so many samples have been seen."""
+
+    def epoch_of(self, samples_seen: int) -> int:
+        """The epoch, counted from 1, of the last of so many samples, at least 1."""
+
+    def samples_in(self, epochs: int) -> int:
+        """Samples in the first so many epochs."""
+
+    def steps_in(self, epochs: int) -> int:
+        """Minibatches in the first so many epochs."""
+
+
 class Sampler:
-    """The samples of a training, in order, from any place on.
+    """All samples in every epoch, in an order of its own, from any place on.
 
     Args:
         n_samples: in an epoch.
@@ -46,6 +69,18 @@ class Sampler:
             self._order, self._order_of = shuffle(self._n_samples, self._seed, epochs + 1), epochs + 1
             self.key = int(np.random.SeedSequence((self._seed, epochs + 1)).generate_state(1, np.uint64)[0])
         return self._order_of, self._order[seen : seen + self._batch_size]
+
+    def epoch_of(self, samples_seen: int) -> int:
+        """The epoch, counted from 1, of the last of so many samples."""
+        return -(-samples_seen // self._n_samples)
+
+    def samples_in(self, epochs: int) -> int:
+        """Samples in the first so many epochs."""
+        return epochs * self._n_samples
+
+    def steps_in(self, epochs: int) -> int:
+        """Minibatches in the first so many epochs."""
+        return epochs * -(-self._n_samples // self._batch_size)
 
 
 def grain(samples: Array, index: int, count: int) -> Array:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from parallelcnn.comm import Communicator
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.data.sampler import Sampler
+from parallelcnn.data.sampler import SampleOrder
 from parallelcnn.errors import RankLostError
 from parallelcnn.losses import Loss
 from parallelcnn.metrics import Metric
@@ -73,7 +73,7 @@ class Loop:
     optimizer: Optimizer
     loss: Loss
     metrics: Sequence[Metric]
-    sampler: Sampler
+    sampler: SampleOrder
     reducer: Reducer
     history: History
     steps: int
@@ -125,7 +125,7 @@ class Loop:
     def _is_over(self) -> bool:
         """Do what is due between two steps; returns whether there is no step to take any more."""
         history = self.history
-        epoch_ended = history.samples_seen % len(self.train_set) == 0
+        epoch_ended = history.samples_seen == self.sampler.samples_in(self._epoch)
         if self._evaluation_is_due(epoch_ended):
             result = evaluate_by(self.team, self.test_set, self.comm, self.loss, self.metrics)
             self._record_evaluation(result, epoch_ended=epoch_ended)
@@ -137,6 +137,12 @@ class Loop:
                 return False
             history.train_seconds += time.perf_counter() - began
         return history.samples_seen == self.last_sample or history.left
+
+    @property
+    def _epoch(self) -> int:
+        """The epoch of the last minibatch, counted from 1; 0 before the first."""
+        seen = self.history.samples_seen
+        return 0 if seen == 0 else self.sampler.epoch_of(seen)
 
     def _evaluation_is_due(self, epoch_ended: bool) -> bool:
         steps, evaluations = self.history.steps, self.history.evaluations
@@ -150,7 +156,7 @@ class Loop:
         self.callbacks.batch_end(self.history.steps, epoch, loss, samples)
 
     def _record_evaluation(self, result: Evaluation, *, epoch_ended: bool) -> None:
-        step, epoch = self.history.steps, -(-self.history.samples_seen // len(self.train_set))
+        step, epoch = self.history.steps, self._epoch
         self.history.evaluations.append((step, epoch, result))
         self.callbacks.test_end(step, epoch, result, epoch_ended=epoch_ended)
         check_test_loss(result.loss, step, epoch)

@@ -27,7 +27,7 @@ PLACES = {
     "join": ("MPIRanks.__init__",),
     "share": ("share_on_node",),
     "compile": ("compile_kernels",),
-    "folder": ("RunFolder.__init__", "RunFolder.open"),
+    "folder": ("RunDirectory.__init__", "RunDirectory.open"),
     # while they train
     "training": ("ReplicaGuard.__init__",),
     "sum": ("MPIRanks.sum_over_ranks", "MPIRanks.allreduce", "Serial.sum_over_ranks", "Serial.allreduce"),
@@ -40,10 +40,10 @@ PLACES = {
     # while they go on without a lost rank
     "recover": ("MPIRanks.recover", "recover"),
     "rejoin": ("rejoin",),
-    "take over": ("RunFolder.take_metrics_up",),
+    "take over": ("RunDirectory.take_over",),
     # after the training
     "model": ("save_model",),
-    "summary": ("RunFolder.write_summary",),
+    "summary": ("RunDirectory.write_summary",),
     "end": ("_finalize",),
 }
 

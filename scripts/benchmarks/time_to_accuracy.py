@@ -29,86 +29,126 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+from numba import njit
 from pages import file_to_write, positive_integer, processor, run_to_the_end, write_page
 
-from parallelcnn import NetworkHandler
-from parallelcnn.comm import Communicator, abort_all_on_error, mpirun, run_together, world
-from parallelcnn.data import Dataset, load_data
-from parallelcnn.data.sampler import grain, minibatches
-from parallelcnn.errors import ParallelCNNError
-from parallelcnn.layers import Conv2D, Dense, Flatten, MaxPool2D
-from parallelcnn.losses import SoftmaxCrossEntropy
-from parallelcnn.optimizers import SGD
-from parallelcnn.training.evaluation import Evaluation, evaluate
-from parallelcnn.training.threads import one_blas_thread
-from parallelcnn.worker import LOSS
+import parallelcnn as pc
+from parallelcnn.comm import Communicator, abort_all_on_error, mpirun, run_together
+from parallelcnn.kernels.random import mix
 
 Array = np.ndarray
 
-LAYERS = (
-    Conv2D(6, 3, activation="relu"),
-    MaxPool2D(2),
-    Conv2D(24, 3, activation="relu"),
-    MaxPool2D(2),
-    Flatten(),
-    Dense(64, activation="relu"),
-    Dense(10),
-)
 SIZE = 22  # pixels of an image's height and width that the network sees
 SHIFT = 1  # pixels that these lie off the middle at most
 BATCH_SIZE = 96
 ROUNDS = 15  # over the hard samples, after the round over all
 HARD = 0.1  # share of the samples that are in each of them
-LEARNING_RATE, MOMENTUM = 0.2, 0.85  # the rate at its highest
-WARM_UP = 0.25  # share of the steps in which it rises
-LONGEST = 1.0  # gradients longer than that are shortened to it
+OPTIMIZER = pc.SGD(pc.OneCycle(0.2, rise=0.25), momentum=0.85, nesterov=True, clip_norm=1.0)
 
 
-def train(
-    network: NetworkHandler, train_set: Dataset, test_set: Dataset, seed: int, comm: Communicator, target: float | None
-) -> tuple[int, Evaluation]:
-    """The recipe.
+@njit(nogil=True, cache=True)
+def crop(x, keys, number, shift, y):
+    """y = a window of x, the middle one or, for keys, off it by up to `shift` rows and columns; (C, H, W, n)."""
+    _, P, Q, n = y.shape
+    top, left = (x.shape[1] - P) // 2, (x.shape[2] - Q) // 2
+    for i in range(n):
+        bits = mix(keys[i], number)
+        row = top + np.int64(bits % np.uint64(2 * shift + 1)) - shift
+        column = left + np.int64((bits >> np.uint64(32)) % np.uint64(2 * shift + 1)) - shift
+        y[:, :, :, i] = x[:, row : row + P, column : column + Q, i]
 
-    Args:
-        target: accuracy on the test set at which to stop, in [0, 1]; None: the test set is read at the end alone.
 
-    Returns:
-        How many samples were trained on, counted as often as they came; the result on the test set.
+@dataclass(frozen=True, repr=False)
+class Shift(pc.Layer):
+    """The middle of an image; in training off the middle, at random."""
+
+    def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (input_shape[0], SIZE, SIZE)
+
+    def forward(self, step, x: Array) -> Array:
+        y = step.array(self.output_shape(x.shape[:-1]))
+        step.call(crop, x, step.keys, step.number, SHIFT if step.training else 0, y)
+        return y
+
+    def backward(self, step, dy: Array) -> None:
+        """Nobody needs the gradient with respect to the images."""
+
+
+LAYERS = (
+    Shift(),
+    pc.Conv2D(6, 3, activation="relu"),
+    pc.MaxPool2D(2),
+    pc.Conv2D(24, 3, activation="relu"),
+    pc.MaxPool2D(2),
+    pc.Flatten(),
+    pc.Dense(64, activation="relu"),
+    pc.Dense(10),
+)
+
+
+@dataclass
+class NotedCrossEntropy:
+    """Softmax cross-entropy that notes how far from right each sample was. Its labels are numbers of samples.
+
+    Attributes:
+        errors: 1 - probability of the label, when this rank has last seen the sample.
     """
-    loss = SoftmaxCrossEntropy()
-    rng = np.random.default_rng(seed)  # on every rank the same
-    errors = np.zeros(len(train_set))  # 1 - probability of the label, when each sample was last seen
-    windows = np.lib.stride_tricks.sliding_window_view(train_set.images, (SIZE, SIZE), axis=(1, 2))
-    middle = windows.shape[1] // 2
-    steps_in_all, step, samples_seen = count_steps(len(train_set)), 0, 0
-    gradients = network.gradients
-    for number in range(1 + ROUNDS):
-        chosen = rng.permutation(hardest(errors) if number else len(train_set))
-        rows, columns = middle + rng.integers(-SHIFT, SHIFT + 1, (2, len(train_set)))
-        fresh_errors = np.zeros(len(train_set))
-        for minibatch in minibatches(chosen, BATCH_SIZE):
-            share = grain(minibatch, comm.rank, comm.size)
-            labels = train_set.labels[share]
-            output = network.forward(network.load(windows[share, rows[share], columns[share]]), training=True)
-            doutput = network.output_gradient(len(share))
-            network.message[LOSS] = loss.forward_backward(output, labels, len(minibatch), doutput)
-            fresh_errors[share] = -len(minibatch) * doutput[labels, np.arange(len(share))]
-            network.backward(doutput)
-            comm.sum_over_ranks(network.message)
-            gradients *= min(1, LONGEST / np.linalg.norm(gradients))
-            network.update(SGD(learning_rate((step + 0.5) / steps_in_all), MOMENTUM, nesterov=True))
-            step += 1
-        samples_seen += len(chosen)
-        comm.sum_over_ranks(fresh_errors)  # each rank knows those of its share
-        errors[chosen] = fresh_errors[chosen]
-        if target is not None and number < ROUNDS:
-            result = evaluate(network, test_set, comm)
-            if result.accuracy is not None and result.accuracy >= target:
-                return samples_seen, result
-    return samples_seen, evaluate(network, test_set, comm)
+
+    labels: Array
+    errors: Array
+    prediction: ClassVar[str] = "softmax"
+
+    def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
+        pass
+
+    def forward_backward(self, outputs: Array, numbers: Array, batch_size: int, doutputs: Array) -> float:
+        labels = self.labels[numbers]
+        loss = pc.SoftmaxCrossEntropy().forward_backward(outputs, labels, batch_size, doutputs)
+        self.errors[numbers] = -batch_size * doutputs[labels, np.arange(len(labels))]
+        return loss
+
+
+class HardSamples:
+    """All samples in the first epoch, and in each further one those that were furthest from right."""
+
+    def __init__(self, loss: NotedCrossEntropy, seed: int, comm: Communicator) -> None:
+        self._loss, self._comm, self._seed = loss, comm, seed
+        self._rng = np.random.default_rng(seed)  # the same on every rank
+        self._errors = np.zeros(len(loss.labels))
+        self._sizes = [len(self._errors)] + ROUNDS * [round(HARD * len(self._errors))]
+        self._order, self._epoch = np.empty(0, np.intp), 0
+        self.key = 0
+
+    def after(self, samples_seen: int) -> tuple[int, Array]:
+        epoch = self.epoch_of(samples_seen + 1)
+        if epoch != self._epoch:
+            self._begin(epoch)
+        seen = samples_seen - self.samples_in(epoch - 1)
+        return epoch, self._order[seen : seen + BATCH_SIZE]
+
+    def _begin(self, epoch: int) -> None:
+        if epoch > 1:
+            noted = self._loss.errors.copy()
+            self._comm.sum_over_ranks(noted)  # each rank knows those of its shards
+            self._errors[self._order] = noted[self._order]
+        self._loss.errors[:] = 0
+        chosen = hardest(self._errors) if epoch > 1 else np.arange(len(self._errors))
+        self._order, self._epoch = self._rng.permutation(chosen), epoch
+        self.key = 1000 * self._seed + epoch
+
+    def epoch_of(self, samples_seen: int) -> int:
+        return 1 + max(0, -(-(samples_seen - self._sizes[0]) // self._sizes[1]))
+
+    def samples_in(self, epochs: int) -> int:
+        return sum(self._sizes[:epochs])
+
+    def steps_in(self, epochs: int) -> int:
+        return sum(-(-size // BATCH_SIZE) for size in self._sizes[:epochs])
 
 
 def hardest(errors: Array) -> Array:
@@ -118,24 +158,50 @@ def hardest(errors: Array) -> Array:
     return np.flatnonzero(errors >= least)[:count]
 
 
-def count_steps(samples: int) -> int:
-    """Minibatches in all rounds together."""
-    return -(-samples // BATCH_SIZE) + ROUNDS * -(-round(HARD * samples) // BATCH_SIZE)
+class StopAtTarget(pc.Callback):
+    """Evaluate after every epoch, and stop at the target."""
+
+    def __init__(self, test_set: pc.Dataset, target: float) -> None:
+        self.test_set, self.target = test_set, target
+
+    def on_epoch_end(self, epoch: int, logs: object) -> None:
+        result = pc.evaluate(self.training.network, self.test_set, self.training.comm)
+        if result["accuracy"] >= self.target:
+            self.training.stop()
 
 
-def learning_rate(progress: float) -> float:
-    """A line up and a line down to zero; progress: share of the steps that are done, in [0, 1]."""
-    return LEARNING_RATE * min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
+def train(
+    network: pc.NetworkHandler,
+    train_set: pc.Dataset,
+    test_set: pc.Dataset,
+    seed: int,
+    comm: Communicator,
+    target: float | None,
+) -> tuple[int, pc.Evaluation]:
+    """The recipe.
+
+    Args:
+        target: accuracy on the test set at which to stop, in [0, 1]; None: the test set is read at the end alone.
+
+    Returns:
+        How many samples were trained on, counted as often as they came; the result on the test set.
+    """
+    numbered = pc.Dataset(train_set.images, np.arange(len(train_set)), len(train_set), "numbered")
+    one = pc.Dataset(train_set.images[:1], np.zeros(1, np.int64), len(train_set), "one of them")
+    loss = NotedCrossEntropy(train_set.labels, np.zeros(len(train_set)))
+    sampler = HardSamples(loss, seed, comm)
+    callbacks = [] if target is None else [StopAtTarget(test_set, target)]
+    options = {"loss": loss, "metrics": [], "sampler": sampler, "callbacks": callbacks, "verbose": 0}
+    history = pc.train(network, numbered, one, OPTIMIZER, 1 + ROUNDS, BATCH_SIZE, seed, comm, **options)
+    return history.samples_seen, pc.evaluate(network, test_set, comm)
 
 
 def one_run(options: argparse.Namespace) -> None:
     """Load, train, evaluate; rank 0 prints a line of JSON. Runs on every rank."""
-    comm = world()
-    with abort_all_on_error(comm), one_blas_thread():
-        train_set, test_set = run_together(comm, lambda: load_data("mnist", options.data_dir))
-        middle = slice((test_set.images.shape[1] - SIZE) // 2, (test_set.images.shape[1] + SIZE) // 2)
-        test_set = Dataset(test_set.images[:, middle, middle], test_set.labels, test_set.classes)
-        network = NetworkHandler(LAYERS, test_set.input_shape, options.seed)
+    comm = pc.world()
+    with abort_all_on_error(comm):
+        train_set, test_set = run_together(comm, lambda: pc.load_data("mnist", options.data_dir))
+        network = pc.NetworkHandler(LAYERS, test_set.input_shape, options.seed)
         started = time.perf_counter()
         target = options.target / 100 if options.stop_at_target else None
         samples_seen, result = train(network, train_set, test_set, options.seed, comm, target)
@@ -166,7 +232,7 @@ def main() -> int:
     if options.one_run:
         try:
             one_run(options)
-        except ParallelCNNError as error:
+        except pc.ParallelCNNError as error:
             print(f"time_to_accuracy.py: {error}", file=sys.stderr)
             return 2
         return 0
