@@ -5,13 +5,12 @@ import resource
 import tracemalloc
 
 import pytest
-from parallelcnn.workspace import check_memory
 
 import parallelcnn as pc
 from parallelcnn.cli import command
 from parallelcnn.comm import run_together
 from parallelcnn.errors import ParallelCNNError, ShapeError
-from parallelcnn.resources import core_quota, memory_limit
+from parallelcnn.resources import check_memory, core_quota, memory_limit
 
 MIB = 1 << 20
 
