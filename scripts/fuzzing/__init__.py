@@ -1,1 +1,0 @@
-"""What scripts/fuzz.py feeds, and watches: the readers of files and of the command line."""
