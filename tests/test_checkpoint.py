@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import small
 
 import parallelcnn as pc
 from parallelcnn.errors import CheckpointError, InputError, TrainingWarning
+from parallelcnn.files.archive import seal
 from parallelcnn.training.checkpoint import CheckpointSaver, facts_that_changed, save_checkpoint
 
 FACTS = {"layers": ["Dense(5)"], "seed": 3, "grains": None}
@@ -30,6 +32,7 @@ def checkpoint(steps=7, size=11):
 def same(one, other):
     return (
         one.facts == other.facts
+        and one.network == other.network
         and one.history == other.history
         and one.state.keys() == other.state.keys()
         and all(
@@ -97,8 +100,12 @@ def described(good, **changes):
         (lambda good: rewritten(good, losses=None), "does not hold what its description says"),
         (lambda good: described(good, samples_seen=1), "not what its SHA-256 says"),
         (lambda good: described(good, facts={"seed": 4}), "not what its SHA-256 says"),
-        (lambda good: described(good, version=2), "has version 2 of the format; this program reads version 1"),
-        (lambda good: described(good, format="parallelcnn model"), "got another one"),
+        (lambda good: described(good, version=3), "has version 3 of the format; this program reads versions 1 to 2"),
+        (lambda good: described(good, version=True), "has version True of the format"),
+        (
+            lambda good: described(good, format="parallelcnn model"),
+            "is no checkpoint: .* a model file, which has no history",
+        ),
         (lambda good: described(good, arrays=7), "does not hold what its description says"),
         (lambda good: described(good, sha256=None), "not what its SHA-256 says"),
     ],
@@ -113,12 +120,37 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence(break_it, message, tmp_p
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_file_is_no_checkpoint_nor_a_checkpoint_a_model_file(tmp_path):
-    pc.save_model(tmp_path / "model.npz", small.network())
-    save_checkpoint(tmp_path / "c.npz", checkpoint())
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+def test_a_model_file_is_a_checkpoint_without_history(tmp_path):
+    network = small.network(seed=3)
+    network.prediction, network.input_range = "output", (-1.0, 1.0)
+    pc.save_model(tmp_path / "model.npz", network)
+    with pytest.raises(
+        CheckpointError, match="is no checkpoint: its description says that it is a model file, which has"
+    ):
         pc.load_checkpoint(tmp_path / "model.npz")
-    with pytest.raises(CheckpointError, match="is no model file"):
+    CheckpointSaver(pc.Serial(), pc.CheckpointFolder(tmp_path), FACTS).save(network, history(5))
+    for file in ("model.npz", "step-000000005.npz"):
+        again = pc.load_model(tmp_path / file)
+        assert again.layers == network.layers
+        assert again.parameters_sha256() == network.parameters_sha256()
+        assert (again.prediction, again.input_range) == (network.prediction, network.input_range)
+    with np.load(tmp_path / "step-000000005.npz", allow_pickle=False) as arrays:
+        assert arrays["0.weight"].shape == (3, 1, 3, 3)
+    restored = pc.load_checkpoint(tmp_path / "step-000000005.npz")
+    np.testing.assert_array_equal(restored.state["params"], network.params)
+    assert restored.history == history(5)
+
+
+def test_a_checkpoint_of_version_1_is_resumed_from_but_holds_no_layers(tmp_path):
+    arrays = {f"state.{name}": vector for name, vector in checkpoint().state.items()}
+    arrays["losses"] = np.array(history().losses)
+    arrays["evaluations"] = np.array([[3, 1, 0.25, 0.5, 97], [4, 2, 0.125, np.nan, 97]])
+    description = {"format": "parallelcnn checkpoint", "version": 1, "facts": FACTS, "arrays": list(arrays)}
+    description |= {"samples_seen": 140, "train_seconds": 1.5, "lost_ranks": 2}
+    text = json.dumps({**description, "sha256": seal(description, arrays)})
+    np.savez(tmp_path / "c.npz", description=np.array(text), **arrays)
+    assert same(pc.load_checkpoint(tmp_path / "c.npz"), checkpoint())
+    with pytest.raises(CheckpointError, match=r"c.npz is a checkpoint of an earlier version, which holds no layers"):
         pc.load_model(tmp_path / "c.npz")
 
 
@@ -195,13 +227,19 @@ def test_a_checkpoint_that_was_just_written_stays_beside_later_ones_of_an_earlie
 def test_the_old_one_stays_until_the_new_one_reads_back_well(tmp_path, monkeypatch):
     folder = pc.CheckpointFolder(tmp_path, keep_last=1)
     save_steps(folder, 1)
-    write = "parallelcnn.training.checkpoint.write_npz"
-    monkeypatch.setattr(write, lambda path, arrays: path.write_bytes(b"what a broken disk gives back"))
-    with pytest.warns(TrainingWarning, match="no checkpoint after minibatch 2"):
+    before = os.fsync
+
+    def spoil(descriptor):
+        before(descriptor)
+        os.pwrite(descriptor, b"what a broken disk gives back", 100)
+
+    monkeypatch.setattr("os.fsync", spoil)
+    with pytest.warns(
+        TrainingWarning, match="no checkpoint after minibatch 2 .*step-000000002.npz is not written: it does"
+    ):
         save_again(folder, 2)
-    assert "step-000000001.npz" in names(tmp_path)
-    with pytest.warns(TrainingWarning, match="taking the checkpoint before it"):
-        assert folder.newest().history.steps == 1
+    assert names(tmp_path) == ["step-000000001.npz"]
+    assert folder.newest().history.steps == 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import small
 
 import parallelcnn as pc
 from parallelcnn.errors import CheckpointError
-from parallelcnn.training.checkpoint import _sha256, load_checkpoint, save_checkpoint
+from parallelcnn.files.archive import seal
+from parallelcnn.training.checkpoint import load_checkpoint, save_checkpoint
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.preparation import facts_of, start
 
@@ -34,7 +35,7 @@ def write_sealed(tmp_path):
         arrays = {name: array for name, array in arrays.items() if array is not None}
         described = {**described, "arrays": list(arrays), **(description or {})}
         del described["sha256"]
-        text = json.dumps({**described, "sha256": _sha256(described, arrays)})
+        text = json.dumps({**described, "sha256": seal(described, arrays)})
         np.savez(path, description=np.array(text), **arrays)
         return path
 

@@ -196,7 +196,7 @@ def test_readme_and_guide_show_the_output_and_the_files_of_a_run(folder, tmp_pat
     files = {path.name for path in tmp_path.iterdir()} - {".lock"}
     assert files <= words_in_code("training.md")
     with np.load(next(tmp_path.glob("checkpoints/*.npz"))) as checkpoint:
-        assert set(checkpoint) <= words_in_code("file-formats.md")
+        assert {re.sub(r"^\d+", "0", name) for name in checkpoint} <= words_in_code("file-formats.md")
     assert set(json.loads((tmp_path / "summary.json").read_text())) <= words_in_code("file-formats.md")
 
 

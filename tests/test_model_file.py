@@ -4,15 +4,17 @@ import contextlib
 import copy
 import io
 import json
+import tempfile
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import small
 
 import parallelcnn as pc
-from parallelcnn.errors import CheckpointError
+from parallelcnn.errors import CheckpointError, InputError
 
 
 def test_a_model_comes_back_with_its_layers_and_every_bit(tmp_path):
@@ -45,6 +47,37 @@ def test_no_bit_of_a_model_file_may_flip_unseen_or_crash_the_reader(tmp_path):
         with contextlib.suppress(CheckpointError):
             # What is read all the same lost a bit of zip's own that says nothing, such as a date.
             assert pc.load_model(path).parameters_sha256() == network.parameters_sha256()
+
+
+def test_a_model_file_of_version_1_is_read(tmp_path):
+    (tmp_path / "model.npz").write_bytes(_OLD)
+    network = pc.load_model(tmp_path / "model.npz")
+    assert network.layers == small.network().layers
+    assert network.parameters_sha256() == small.network().parameters_sha256()
+    assert (network.prediction, network.input_range) == ("softmax", None)
+
+
+def test_a_model_of_thousands_of_layers_comes_back(tmp_path):
+    network = pc.NetworkHandler([pc.Activation("relu")] * 3000 + [pc.Dense(1)], (2,))
+    pc.save_model(tmp_path / "model.npz", network)
+    assert len(pc.load_model(tmp_path / "model.npz").layers) == 3001
+
+
+def test_what_load_model_would_reject_is_not_written(tmp_path, monkeypatch):
+    path, network = tmp_path / "model.npz", small.network(seed=1)
+    pc.save_model(path, network)
+    before = path.read_bytes()
+    network.params[3] = np.nan
+    with pytest.raises(
+        InputError, match=r"a model's numbers must be finite, and array '0\.weight' of this network holds"
+    ):
+        pc.save_model(path, network)
+    network.params[3] = 0
+    monkeypatch.setattr("parallelcnn.files.archive._MOST_DESCRIPTION", 100)
+    with pytest.raises(CheckpointError, match=r"model\.npz is not written: it does not read back"):
+        pc.save_model(path, network)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model.npz"]
 
 
 def test_numpy_alone_can_read_a_model(tmp_path):
@@ -97,7 +130,7 @@ def test_a_layer_of_the_users_with_other_values_is_refused_although_it_prints_al
     with pytest.raises(CheckpointError, match=r"does not fit the network: it holds a (Scaled|Dense)\(5.* other values"):
         pc.load_model(path, (pc.Flatten(), given))
     # Files of older versions keep no fingerprints.
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(_version_1(path.read_bytes())), allow_pickle=False) as arrays:
         kept = dict(arrays)
     description = json.loads(str(kept["description"]))
     assert description["layers"][1].pop("fingerprint")
@@ -129,14 +162,14 @@ def _npz(**arrays):
 
 def _changed(**changes):
     """A good model file in which some arrays are others, or (None) are missing."""
-    with np.load(io.BytesIO(_GOOD), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(_OLD), allow_pickle=False) as arrays:
         kept = {name: arrays[name] for name in arrays.files}
     kept.update({name.replace("_", "."): value for name, value in changes.items()})
     return _npz(**{name: value for name, value in kept.items() if value is not None})
 
 
 def _described(**changes):
-    with np.load(io.BytesIO(_GOOD), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(_OLD), allow_pickle=False) as arrays:
         description = json.loads(str(arrays["description"]))
     return _changed(description=np.array(json.dumps({**description, **changes})))
 
@@ -144,7 +177,7 @@ def _described(**changes):
 def _with_member(name, content, method=zipfile.ZIP_STORED):
     """A model file with a member that is another, and right checksums."""
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(_GOOD)) as source, zipfile.ZipFile(out, "w") as target:
+    with zipfile.ZipFile(io.BytesIO(_OLD)) as source, zipfile.ZipFile(out, "w") as target:
         for member in source.namelist():
             if member == name:
                 target.writestr(member, content, method)
@@ -168,16 +201,24 @@ def _bomb():
 
 
 def _good():
-    import tempfile
-    from pathlib import Path
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.npz"
         pc.save_model(path, small.network())
         return path.read_bytes()
 
 
+def _version_1(content):
+    """The model file as version 1 had it: without a checksum, which would find any change first."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        kept = {name: arrays[name] for name in arrays.files}
+    description = json.loads(str(kept["description"]))
+    for name in ("sha256", "arrays", "prediction", "input_range", "parameters", "buffers"):
+        del description[name]
+    return _npz(**{**kept, "description": np.array(json.dumps({**description, "version": 1}))})
+
+
 _GOOD = _good()
+_OLD = _version_1(_GOOD)
 
 # What numpy's reader of headers raises for them: TokenError, TypeError twice, IndexError, SyntaxError, UserWarning,
 # DeprecationWarning.
@@ -201,11 +242,16 @@ _ODD_HEADERS = [
         (b"not a zip file at all", "no model file, or a damaged one"),
         (_GOOD[: len(_GOOD) // 2], "no model file, or a damaged one"),
         (_GOOD[:200] + bytes([_GOOD[200] ^ 1]) + _GOOD[201:], "damaged one: Bad CRC-32"),
-        (_npz(x=np.zeros(3)), "is no model file: .* holds none"),
+        (_npz(x=np.zeros(3)), "is no model file: it holds no description"),
         (_changed(description=np.array(["a", "b"])), "is no model file"),
-        (_changed(description=np.array("{}")), "is no model file: .* got another one"),
+        (_changed(description=np.array("{}")), "is no model file: its description says that it is something else"),
         (_changed(description=np.zeros(10**6)), "is no model file"),
-        (_described(version=2), "has version 2 of the format; this program reads version 1"),
+        (_described(version=3), "has version 3 of the format; this program reads versions 1 to 2"),
+        (_described(version=2), "does not hold what its description says .'arrays'"),
+        (_described(version="1"), "has version '1' of the format"),
+        (_described(prediction=5), "prediction must be a word, got 5"),
+        (_described(input_range=5), "makes no network"),
+        (_described(input_range=[1, 0]), "input_range must be two numbers"),
         (_described(layers=[]), "its description makes no network"),
         (_described(layers=[{"layer": "Layer", "arguments": {}, "written": "Layer()"}]), "not this library's own"),
         (_described(layers=[{"layer": "np", "arguments": {}, "written": "np()"}]), "not this library's own"),
@@ -214,7 +260,7 @@ _ODD_HEADERS = [
         (_described(layers="many"), "makes no network"),
         (
             _described(input_shape=[40], layers=[{"layer": "Dense", "arguments": {"units": 10**6}, "written": "?"}]),
-            "its description claims 41,000,000 parameters, more than the file can hold",
+            "does not fit the network|holds no array",
         ),
         (_changed(description=np.array("[" * 100_000)), "damaged"),
         (_described(dtype="float128"), "makes no network"),
@@ -228,7 +274,7 @@ _ODD_HEADERS = [
         (_changed(**{"0_weight": np.zeros((3, 1, 3, 3))}), "must be float32 of shape .* got float64"),
         (_changed(**{"0_weight": np.zeros((3, 1, 9), np.float32)}), r"of shape \(3, 1, 3, 3\), got float32"),
         (_changed(**{"0_weight": np.full((3, 1, 3, 3), np.nan, np.float32)}), "not finite"),
-        (_changed(**{"0_weight": np.zeros(10**6, np.float32)}), "larger than the"),
+        (_changed(**{"0_weight": np.zeros(10**6, np.float32)}), r"got float32 of shape \(1000000,\)"),
         (_header("{'descr': '<f4', 'fortran_order': False, 'shape': (999999999, 999999999), }"), "not what follows"),
         (_bomb(), "larger than the"),
         *((_header(text), "no header of an array of numbers") for text in _ODD_HEADERS),
@@ -250,7 +296,7 @@ def test_a_description_of_letters_that_do_not_exist_is_refused(tmp_path):
     letters = text.encode("utf-32-le").replace("?".encode("utf-32-le"), b"\xff" * 4)
     path = tmp_path / "model.npz"
     path.write_bytes(_with_member("description.npy", _npy(header, letters)))
-    with pytest.raises(CheckpointError, match="and holds none"):
+    with pytest.raises(CheckpointError, match="it holds no description"):
         pc.load_model(path)
 
 

@@ -1,10 +1,16 @@
-"""Archives of arrays, .npz, that numpy alone can read: written whole or not at all, read with suspicion.
+"""Archives: arrays and a description of them in one .npz, which numpy alone can read.
 
-Nothing is unpickled, and nothing is allocated because a header says so: limits come from the caller, who knows what
-should be there.
+    description     JSON: format, version, what the arrays are, their names, and a checksum of it all
+    ...             the arrays
+
+Model files and checkpoints are archives. They are sealed with a SHA-256 of the description and all numbers, and written
+to a temporary file that is flushed, read back, and renamed: a reader finds the old file or the new one, never a part.
+Nothing is pickled, so that a file from a stranger runs no code. Nothing is allocated because a header says so: stored
+arrays are together no larger than the file.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -12,18 +18,18 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from parallelcnn.errors import CheckpointError, shown
 from parallelcnn.files.atomic import write_atomically
 
-HEADER_LIMIT = 2**12  # bytes in front of an array's numbers
-_DESCRIPTION_LIMIT = 2**20  # bytes
-COMPRESSION_LIMIT = 1032  # bytes that a byte of a deflated file can hold: zlib's own account, zlib.net/zlib_tech.html
+_VERSION = 2  # version 1 has no checksum in model files, and no layers in checkpoints
+_MOST_DESCRIPTION = 2**26  # bytes, four for each character: about 100,000 layers
+_LEAST_DESCRIPTION = 2**20  # bytes that may always be read
 # An array's header as numpy writes it. numpy's own reader takes any literal of Python's in it, compiles it, and lets
 # through what that raises or warns of.
 _HEADER = re.compile(
@@ -46,15 +52,74 @@ _DAMAGED = (
 )
 
 
-def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Put arrays, by name, into an archive at `path`.
+class Archive(NamedTuple):
+    """What an archive holds."""
+
+    version: int
+    description: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def write_archive(
+    path: Path,
+    kind: str,
+    description: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    check: Callable[[Archive], object],
+) -> None:
+    """Write an archive, whole or not at all.
+
+    Args:
+        kind: "model" or "checkpoint".
+        description: in values that JSON can hold.
+        check: called with what reads back, before the file gets its name; raises CheckpointError if it is not right.
 
     Raises:
-        OSError: if that fails; whatever stood at `path` still does.
+        OSError: if it cannot be written.
+        CheckpointError: if it does not read back. In both cases an earlier file at `path` is still there.
     """
+    described = {"format": f"parallelcnn {kind}", "version": _VERSION, **description, "arrays": list(arrays)}
+    text = json.dumps({**described, "sha256": seal(described, arrays)})
     content = io.BytesIO()
-    np.savez(content, **arrays)
-    write_atomically(path, content.getvalue())
+    np.savez(content, description=np.array(text), **arrays)
+
+    def read_back(temporary: Path) -> None:
+        try:
+            check(read_archive(temporary, kind))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} is not written: it does not read back ({error})") from None
+
+    write_atomically(path, content.getvalue(), read_back)
+
+
+def read_archive(path: Path, *kinds: str) -> Archive:
+    """Read an archive of one of these kinds.
+
+    Raises:
+        CheckpointError: if there is none, it is damaged, or of another kind or a later version.
+    """
+    with open_npz(path, _in_words(kinds[0])) as archive:
+        description = _read_description(path, archive, kinds)
+        version = description["version"]
+        sealed = version > 1 or description["format"] == "parallelcnn checkpoint"
+        try:
+            names = description["arrays"] if sealed else _members(archive)
+            arrays = _read_arrays(archive, names, path.stat().st_size)
+            claimed = description.pop("sha256") if sealed else None
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"{path} is damaged: it does not hold what its description says ({error})") from None
+        if sealed and claimed != seal(description, arrays):
+            raise CheckpointError(f"{path} is damaged: its content is not what its SHA-256 says")
+        return Archive(version, description, arrays)
+
+
+def seal(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """The SHA-256 of a description and arrays."""
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -82,26 +147,45 @@ def open_npz(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
         raise CheckpointError(shown(f"{path} is no {kind}, or a damaged one: {error}")) from None
 
 
-def read_description(path: Path, archive: zipfile.ZipFile, kind: str, version: int) -> dict[str, Any]:
-    """What the archive at `path` says of itself, in JSON.
+def _in_words(kind: str) -> str:
+    return "model file" if kind == "model" else kind
 
-    Raises:
-        CheckpointError: unless it says that it is of that kind and version of this program's files.
-    """
-    wanted = f"parallelcnn {kind}"
-    no_such = f"{path} is no {kind} file: it takes a description of format {wanted!r}"
+
+def _read_description(path: Path, archive: zipfile.ZipFile, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """What the archive says of itself; CheckpointError unless it is of one of these kinds, and a known version."""
+    no_such = f"{path} is no {_in_words(kinds[0])}"
+    limit = min(max(path.stat().st_size, _LEAST_DESCRIPTION), _MOST_DESCRIPTION)
     try:
-        text = str(read_npy(archive, "description", _DESCRIPTION_LIMIT)[()])
-        description = json.loads(text)
+        description = json.loads(str(read_npy(archive, "description", limit)[()]))
     except (KeyError, ValueError):
-        raise CheckpointError(f"{no_such}, and holds none") from None
-    if not isinstance(description, dict) or description.get("format") != wanted:
-        raise CheckpointError(f"{no_such}, got another one")
-    if description.get("version") != version:
+        raise CheckpointError(f"{no_such}: it holds no description") from None
+    found = description.get("format") if isinstance(description, dict) else None
+    if found not in [f"parallelcnn {kind}" for kind in kinds]:
+        others = {"parallelcnn model": "a model file, which has no history", "parallelcnn checkpoint": "a checkpoint"}
+        what = others.get(found, "something else") if isinstance(found, str) else "something else"
+        raise CheckpointError(f"{no_such}: its description says that it is {what}")
+    version = description.get("version")
+    if type(version) is not int or not 1 <= version <= _VERSION:
         raise CheckpointError(
-            f"{path} has version {description.get('version')!r} of the format; this program reads version {version}"
+            f"{path} has version {version!r} of the format; this program reads versions 1 to {_VERSION}"
         )
     return description
+
+
+def _members(archive: zipfile.ZipFile) -> list[str]:
+    """The names of the arrays in an archive without a list of them."""
+    return [name.removesuffix(".npy") for name in archive.namelist() if name != "description.npy"]
+
+
+def _read_arrays(archive: zipfile.ZipFile, names: list[str], limit: int) -> dict[str, np.ndarray]:
+    """The arrays of these names, together at most `limit` bytes."""
+    arrays: dict[str, np.ndarray] = {}
+    for name in names:
+        if name in arrays:
+            raise ValueError(f"{name!r} is named twice")
+        arrays[name] = read_npy(archive, name, limit)
+        limit -= arrays[name].nbytes
+    return arrays
 
 
 def read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:

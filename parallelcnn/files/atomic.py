@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -22,8 +22,11 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
     """Put `content` into a new file beside `path`, flush it to disk, and rename it to `path`.
+
+    Args:
+        check: called with the new file before it is renamed. If it raises, the file is removed.
 
     Raises:
         OSError: if that fails; whatever stood at `path` still does, and nothing is left beside it.
@@ -37,6 +40,8 @@ def write_atomically(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            if check is not None:
+                check(temporary)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -1,62 +1,56 @@
-"""Model files: a network's layers and parameters in one .npz, which numpy alone can read. Files, not ranks.
+"""Model files: a network's layers and arrays, in an archive.
 
-    description     JSON: format, version, input shape, type of numbers, layers with their arguments
-    0.weight, ...   one array a parameter, named by the position of its layer and its own name
+    description     JSON: input shape, type of numbers, layers as constructor calls, names of parameters and buffers
+    0.weight, ...   one array for each parameter and buffer, named as in PyTorch
 
-Nothing in it is pickled, so that a model file from a stranger runs no code.
+A model file is a checkpoint without history: `load_model` reads the network of a checkpoint, too.
 """
 
 import dataclasses
-import json
 import math
 import operator
-import zipfile
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from parallelcnn import layers as library_layers
 from parallelcnn.arguments import as_path, check_type
-from parallelcnn.errors import CheckpointError, InputError
-from parallelcnn.files.archive import COMPRESSION_LIMIT, HEADER_LIMIT, open_npz, read_description, read_npy, write_npz
+from parallelcnn.errors import CheckpointError, InputError, shown
+from parallelcnn.files.archive import Archive, read_archive, write_archive
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.layers import Layer
 from parallelcnn.network import NetworkHandler, as_layers, chain_shapes, declare
 from parallelcnn.parameters import Slot
-
-_VERSION = 1
 
 
 def save_model(path: str | Path, network: NetworkHandler) -> None:
     """Write a network's layers and parameters to an .npz file, whole or not at all.
 
     Raises:
-        InputError: for arguments of another type.
+        InputError: for arguments of another type, or parameters that are not finite.
         OSError: if the file cannot be written.
+        CheckpointError: if what was written does not read back.
     """
     if isinstance(path, NetworkHandler):
         raise InputError("save_model takes the path first: save_model(path, network)")
     path = as_path("path", path)
     check_type("network", network, NetworkHandler, "NetworkHandler(layers, input_shape)")
-    description = {
-        "format": "parallelcnn model",
-        "version": _VERSION,
-        "input_shape": network.input_shape,
-        "dtype": network.dtype.name,
-        "prediction": network.prediction,
-        "input_range": network.input_range,
-        "layers": [_describe(layer) for layer in network.layers],
-    }
-    arrays: dict[str, Any] = dict(network.named_arrays)
-    arrays["description"] = np.array(json.dumps(description))
-    write_npz(path, arrays)
+    for name, array in network.named_arrays.items():
+        if not np.isfinite(array).all():
+            raise InputError(f"a model's numbers must be finite, and array {name!r} of this network holds others")
+
+    def check(archive: Archive) -> None:
+        own = any("fingerprint" in entry for entry in archive.description["layers"])
+        _parse(path, archive, network.layers if own else None)
+
+    write_archive(path, "model", describe_network(network), network.named_arrays, check)
 
 
 def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> NetworkHandler:
-    """The network that `save_model` wrote.
+    """The network of a model file or a checkpoint.
 
     Args:
         layers: the layers, where the file cannot rebuild them: they are, or hold, classes or functions of your own.
@@ -68,9 +62,31 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
     path = as_path("path", path)
     if layers is not None:
         layers = as_layers(layers)
-    with open_npz(path, "model file") as archive:
-        description = read_description(path, archive, "model", _VERSION)
-        return _build(path, archive, description, layers)
+    archive = read_archive(path, "model", "checkpoint")
+    if "layers" not in archive.description and "facts" in archive.description:
+        raise CheckpointError(f"{path} is a checkpoint of an earlier version, which holds no layers: resume from it")
+    try:
+        parsed = _parse(path, archive, layers)
+    except CheckpointError as error:
+        raise CheckpointError(shown(error)) from error.__cause__
+    network = NetworkHandler(parsed.layers, parsed.input_shape, dtype=parsed.dtype.type)
+    network.prediction, network.input_range = parsed.prediction, parsed.input_range
+    for name, array in network.named_arrays.items():
+        array[...] = archive.arrays[name]
+    return network
+
+
+def describe_network(network: NetworkHandler) -> dict[str, Any]:
+    """What a description says of a network, in values that JSON can hold."""
+    return {
+        "input_shape": network.input_shape,
+        "dtype": network.dtype.name,
+        "prediction": network.prediction,
+        "input_range": network.input_range,
+        "layers": [_describe(layer) for layer in network.layers],
+        "parameters": {slot.key: tuple(map(int, slot.shape)) for slot in network.layout.slots},
+        "buffers": {slot.key: tuple(map(int, slot.shape)) for slot in network.buffer_layout.slots},
+    }
 
 
 def _describe(layer: Layer) -> dict[str, Any]:
@@ -95,11 +111,23 @@ def _as_plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float) else {"not stored": repr(value)}
 
 
-def _build(
-    path: Path, archive: zipfile.ZipFile, description: dict[str, Any], layers: tuple[Layer, ...] | None
-) -> NetworkHandler:
+class _Parsed(NamedTuple):
+    """What a description says of a network, checked."""
+
+    layers: tuple[Layer, ...]
+    input_shape: tuple[int, ...]
+    dtype: np.dtype
+    prediction: str
+    input_range: tuple[float, float] | None
+
+
+def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _Parsed:
+    """The network that an archive holds; CheckpointError unless it holds one, with all arrays.
+
+    What a description claims is only allocated once it has been found among the arrays.
+    """
+    description = archive.description
     try:
-        input_shape = description["input_shape"]
         written = [entry["written"] for entry in description["layers"]]
         if layers is None:
             layers = tuple(_rebuild(path, entry) for entry in description["layers"])
@@ -107,32 +135,26 @@ def _build(
         if description["dtype"] not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, got {description['dtype']!r}")
         dtype = np.dtype(description["dtype"])
-        _, *layouts = declare(layers, chain_shapes(layers, input_shape))
-        held = COMPRESSION_LIMIT * path.stat().st_size
-        for layout in layouts:
-            if layout.size * dtype.itemsize > held:
-                raise CheckpointError(
-                    f"{path} is damaged: its description claims {layout.size:,} parameters, more than the file can hold"
-                )
+        shapes = chain_shapes(layers, description["input_shape"])
+        _, *layouts = declare(layers, shapes)
         found = [repr(layer) for layer in layers]
         if found != written:
             raise CheckpointError(f"{path} does not fit the network: it holds {_listed(written)}, not {_listed(found)}")
         for layer, entry in zip(layers, description["layers"], strict=True):
             if "fingerprint" in entry and not matches(entry["fingerprint"], stored_fingerprint(layer)):
                 raise CheckpointError(f"{path} does not fit the network: it holds a {layer!r} with other values")
-        # What a description claims is only allocated once it has been found in the file.
-        slots = [slot for layout in layouts for slot in layout.slots]
-        arrays = {slot.key: _read_array(path, archive, slot, dtype) for slot in slots}
-        network = NetworkHandler(layers, input_shape, dtype=dtype.type)
-        network.prediction = description.get("prediction", "softmax")  # files of version 0.1 say nothing
-        network.input_range = _as_range(description.get("input_range"))
+        prediction = description.get("prediction", "softmax")  # files of version 0.1 say nothing
+        if not isinstance(prediction, str):
+            raise InputError(f"prediction must be a word, got {prediction!r}")
+        input_range = _as_range(description.get("input_range"))
     except CheckpointError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, InputError) as error:
         raise CheckpointError(f"{path} is damaged: its description makes no network ({error})") from None
-    for name, array in network.named_arrays.items():
-        array[...] = arrays[name]
-    return network
+    for layout in layouts:
+        for slot in layout.slots:
+            _check_array(path, slot, dtype, archive.arrays.get(slot.key))
+    return _Parsed(layers, shapes[0], dtype, prediction, input_range)
 
 
 def _as_range(value: Any) -> tuple[float, float] | None:
@@ -162,14 +184,9 @@ def _can_be_rebuilt(entry: dict[str, Any]) -> bool:
     return known and not any(isinstance(value, dict) for value in entry["arguments"].values())
 
 
-def _read_array(path: Path, archive: zipfile.ZipFile, slot: Slot, dtype: np.dtype) -> np.ndarray:
-    n_bytes = dtype.itemsize * math.prod(slot.shape)
-    try:
-        array = read_npy(archive, slot.key, n_bytes + HEADER_LIMIT)
-    except KeyError:
-        raise CheckpointError(f"{path} does not fit the network: it holds no array {slot.key!r}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: array {slot.key!r}: {error}") from None
+def _check_array(path: Path, slot: Slot, dtype: np.dtype, array: np.ndarray | None) -> None:
+    if array is None:
+        raise CheckpointError(f"{path} does not fit the network: it holds no array {slot.key!r}")
     if array.shape != slot.shape or array.dtype != dtype:
         raise CheckpointError(
             f"{path} does not fit the network: array {slot.key!r} must be {dtype} of shape {slot.shape}, "
@@ -177,7 +194,6 @@ def _read_array(path: Path, archive: zipfile.ZipFile, slot: Slot, dtype: np.dtyp
         )
     if not np.isfinite(array).all():
         raise CheckpointError(f"{path} is damaged: array {slot.key!r} holds numbers that are not finite")
-    return array
 
 
 def _listed(written: list[str]) -> str:

@@ -1,19 +1,20 @@
-"""Checkpoints: files with everything that a training needs to resume where it stood.
+"""Checkpoints: archives with everything that a training needs to resume where it stood.
 
-    description            JSON: format, version, what was trained on what (`facts`), counts, and the SHA-256 of it all
-    state.params, ...      one vector each of what an update changes
+    description            JSON: the network, as in a model file; what was trained on what (`facts`); counts
+    0.weight, ...          parameters and buffers, as in a model file
+    state.velocity, ...    one vector each of what the optimiser changes besides
     losses, evaluations    the history
 
 There is no random state: the order of the samples is a function of seed and epoch.
 """
 
-import hashlib
 import json
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,18 @@ import numpy as np
 
 from parallelcnn.arguments import as_path
 from parallelcnn.comm import Communicator
-from parallelcnn.errors import CheckpointError, InputError, TrainingWarning
-from parallelcnn.files.archive import open_npz, read_description, read_npy, write_npz
+from parallelcnn.errors import CheckpointError, InputError, TrainingWarning, shown
+from parallelcnn.files.archive import Archive, read_archive, write_archive
 from parallelcnn.files.atomic import naming, remove_unfinished
+from parallelcnn.files.model import describe_network
 from parallelcnn.layers.base import Array
 from parallelcnn.network import NetworkHandler
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 
-_VERSION = 1
 _STATE = "state."
+_NETWORK = ("input_shape", "dtype", "prediction", "input_range", "layers", "parameters", "buffers")
+_CUT = {"params": "parameters", "buffers": "buffers"}  # vectors that are stored as named arrays, and their names' list
 
 Others = tuple[tuple[str, float], ...]  # (name, value) of further metrics
 
@@ -43,11 +46,13 @@ class Checkpoint:
         facts: what was trained, on what, and how, in values that JSON can hold.
         state: see `NetworkHandler.state`.
         history: from the first minibatch on.
+        network: see `describe_network`; empty: the parameters are stored as one vector.
     """
 
     facts: dict[str, Any]
     state: dict[str, Array]
     history: History
+    network: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -58,23 +63,23 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         CheckpointError: if what was written does not read back.
     """
     history = checkpoint.history
-    arrays = {f"{_STATE}{name}": vector for name, vector in checkpoint.state.items()}
+    arrays: dict[str, Array] = {}
+    for name, vector in checkpoint.state.items():
+        arrays |= _cut(vector, checkpoint.network.get(_CUT.get(name, ""))) or {f"{_STATE}{name}": vector}
     arrays["losses"] = np.array(history.losses, np.float64)
     arrays["evaluations"] = np.array([_as_row(*one) for one in history.evaluations], np.float64).reshape(-1, 5)
     description = {
-        "format": "parallelcnn checkpoint",
-        "version": _VERSION,
+        **checkpoint.network,
+        "state": list(checkpoint.state),
         "facts": checkpoint.facts,
-        "arrays": list(arrays),
         "samples_seen": history.samples_seen,
         "train_seconds": history.train_seconds,
         "lost_ranks": history.lost_ranks,
         "exponents": history.exponents,
         "other_metrics": [result.others for _, _, result in history.evaluations],
     }
-    text = json.dumps({**description, "sha256": _sha256(description, arrays)})
-    write_npz(as_path("path", path), {"description": np.array(text), **arrays})
-    load_checkpoint(path)
+    path = as_path("path", path)
+    write_archive(path, "checkpoint", description, arrays, partial(_restored, path))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -84,25 +89,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: if it is none, is damaged, or of a newer format.
     """
     path = as_path("path", path)
-    with open_npz(path, "checkpoint") as archive:
-        description = read_description(path, archive, "checkpoint", _VERSION)
-        # Stored as they are, so together they are no larger than the file.
-        limit = path.stat().st_size
-        try:
-            arrays: dict[str, Array] = {}
-            for name in description["arrays"]:
-                if name in arrays:
-                    raise ValueError(f"{name!r} is named twice")
-                arrays[name] = read_npy(archive, name, limit)
-                limit -= arrays[name].nbytes
-            claimed = description.pop("sha256")
-            if _sha256(description, arrays) != claimed:
-                raise CheckpointError(f"{path} is damaged: its content is not what its SHA-256 says")
-            return _restore(description, arrays)
-        except CheckpointError:
-            raise
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise CheckpointError(f"{path} is damaged: it does not hold what its description says ({error})") from None
+    return _restored(path, read_archive(path, "checkpoint"))
 
 
 @dataclass
@@ -248,7 +235,7 @@ class CheckpointSaver:
         try:
             if not all(np.isfinite(vector).all() for vector in network.state.values()):
                 raise CheckpointError("parameters that are not finite")
-            self.folder.save(Checkpoint(self._facts, network.state, history))
+            self.folder.save(Checkpoint(self._facts, network.state, history, describe_network(network)))
         except (OSError, CheckpointError) as error:
             reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else error
             message = f"no checkpoint after minibatch {history.steps} ({reason}); training goes on without it"
@@ -302,14 +289,41 @@ def _read_others(told: Any, evaluations: int) -> list[Others]:
     return others
 
 
+def _cut(vector: Array, shapes: Mapping[str, Any] | None) -> dict[str, Array]:
+    """A vector of all parameters, or buffers, as named arrays."""
+    arrays, start = {}, 0
+    for name, shape in (shapes or {}).items():
+        stop = start + math.prod(shape)
+        arrays[name] = vector[start:stop].reshape(shape)
+        start = stop
+    return arrays
+
+
+def _joined(name: str, description: Mapping[str, Any], arrays: Mapping[str, Array]) -> Array:
+    """The vector of that name in the state."""
+    names = description.get(_CUT.get(name, ""))
+    return np.concatenate([arrays[one].ravel() for one in names]) if names else arrays[f"{_STATE}{name}"]
+
+
+def _restored(path: Path, archive: Archive) -> Checkpoint:
+    """The checkpoint in an archive; CheckpointError if no training can have saved it, whatever its checksum says."""
+    try:
+        return _restore(archive.description, archive.arrays)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise CheckpointError(
+            shown(f"{path} is damaged: it does not hold what its description says ({error})")
+        ) from None
+
+
 def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoint:
-    """What was saved; ValueError if no training can have saved it, whatever its seal says."""
+    """What was saved; ValueError if no training can have saved it, whatever its checksum says."""
     losses, evaluations = arrays["losses"], arrays["evaluations"]
     counts = [description[name] for name in ("samples_seen", "lost_ranks")]
     seconds, facts = description["train_seconds"], description["facts"]
     exponents = description.get("exponents", [])  # files of version 0.1 have none
     others = _read_others(description.get("other_metrics"), len(evaluations))
-    state = {name.removeprefix(_STATE): array for name, array in arrays.items() if name.startswith(_STATE)}
+    stored = [name.removeprefix(_STATE) for name in arrays if name.startswith(_STATE)]  # all of it, in version 1
+    state = {name: _joined(name, description, arrays) for name in description.get("state", stored)}
     if losses.dtype != np.float64 or losses.ndim != 1 or not np.isfinite(losses).all():
         raise ValueError("losses are not one finite number for each minibatch")
     if evaluations.dtype != np.float64 or evaluations.ndim != 2 or evaluations.shape[1] != 5:
@@ -341,12 +355,5 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
         lost_ranks=counts[1],
         exponents=exponents,
     )
-    return Checkpoint(facts, state, history)
-
-
-def _sha256(description: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for name, array in arrays.items():
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    network = {name: value for name, value in description.items() if name in _NETWORK}
+    return Checkpoint(facts, state, history, network)
