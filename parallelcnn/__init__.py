@@ -1,4 +1,4 @@
-"""Trains convolutional networks on CPUs, data-parallel over MPI ranks.
+"""Train convolutional networks on CPUs, data-parallel over MPI ranks.
 
     >>> import parallelcnn as pc
     >>> train_set, test_set = pc.load_data("digits")
@@ -68,7 +68,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.training.evaluation import evaluate as evaluate
     from parallelcnn.training.history import History as History
 
-# The list above once more, for the interpreter; a test holds the two together.
+# The same names for the interpreter; a test compares the two lists.
 _MODULES = {
     "activations": ["ActivationFunction"],
     "files.model": ["load_model", "save_model"],

@@ -14,7 +14,7 @@ class ParallelCNNError(Exception):
     """Base of every error that parallelcnn raises on purpose.
 
     Attributes:
-        on_all_ranks: every rank raises it, at the same place, so that none is left waiting for another.
+        on_all_ranks: whether every rank raises it at the same place, so that no rank waits for another.
     """
 
     on_all_ranks = False
@@ -26,7 +26,7 @@ class ParallelCNNError(Exception):
 
 
 class InputError(ParallelCNNError, ValueError):
-    """What the user handed over is wrong: an argument, a file, a network, a launch line."""
+    """An invalid argument, file, network or launch command."""
 
 
 class ShapeError(InputError):
@@ -42,15 +42,15 @@ class CheckpointError(InputError):
 
 
 class LaunchError(InputError):
-    """A launch line that does not start what it seems to start."""
+    """A launch command that does not start the ranks that it asks for."""
 
 
 class ReplicaMismatchError(ParallelCNNError, RuntimeError):
-    """Ranks that should hold the same thing do not."""
+    """Ranks differ in what must be the same on all of them."""
 
 
 class RankLostError(ParallelCNNError, RuntimeError):
-    """A rank is gone, and the others can go on without it; see `Communicator.recover`."""
+    """A rank was lost, and the others can continue without it; see `Communicator.recover`."""
 
 
 class GradientError(ParallelCNNError, AssertionError):
@@ -66,7 +66,7 @@ class TrainingWarning(UserWarning):
 
 
 def nearest_name(name: str, known: "list[str] | tuple[str, ...]") -> str:
-    """The end of a message about an unknown name: what is known, and the nearest of it."""
+    """The end of a message about an unknown name: the known names, and the nearest of them."""
     import difflib
 
     near = difflib.get_close_matches(name, known, n=1)
@@ -75,6 +75,6 @@ def nearest_name(name: str, known: "list[str] | tuple[str, ...]") -> str:
 
 
 def shown(message: object) -> str:
-    """A message that may quote a file, without letters that a terminal obeys, and without its middle if it is long."""
+    """A message without control characters, and without its middle if it is long: it may quote a file."""
     escaped = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(message))
     return escaped if len(escaped) <= 2 * _MESSAGE_ENDS else f"{escaped[:_MESSAGE_ENDS]} ... {escaped[-_MESSAGE_ENDS:]}"

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parallelcnn.files.archive import read_npy
-from parallelcnn.training.checkpoint import _sha256
+from parallelcnn.files.archive import read_npy, seal
 
 
 class Member(NamedTuple):
@@ -64,7 +63,7 @@ def described(content, change):
 
 
 def sealed(content):
-    """A checkpoint with the SHA-256 that its arrays and description have; as it is if it cannot be told."""
+    """An archive with the SHA-256 that its arrays and description have; as it is if it cannot be told."""
     with tempfile.NamedTemporaryFile() as file, contextlib.suppress(Exception):  # whatever a reader may raise
         file.write(content)
         file.flush()
@@ -72,5 +71,5 @@ def sealed(content):
             description = json.loads(str(read_npy(archive, "description", 2**20)[()]))
             arrays = {name: read_npy(archive, name, 2**20) for name in description["arrays"]}
         description.pop("sha256", None)
-        return described(content, lambda _: {**description, "sha256": _sha256(description, arrays)})
+        return described(content, lambda _: {**description, "sha256": seal(description, arrays)})
     return content

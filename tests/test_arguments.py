@@ -106,6 +106,7 @@ CASES = {
         lambda: pc.save_model(new(), "m.npz"),
         r"^save_model takes the path first: save_model\(path, network\)$",
     ),
+    "no file in save_model": (lambda: pc.save_model("", new()), r"^path must name a file, got '\.'$"),
     "layers in save_model": (lambda: pc.save_model("m.npz", LAYERS), A_NETWORK),
     "a number for a path": (lambda: pc.load_model(5), "^path must be a string or a pathlib.Path, got 5$"),
     "bytes for a path": (lambda: pc.load_model(b"m"), "^path must be a string or a pathlib.Path, got b'm'$"),

@@ -1,4 +1,4 @@
-"""Data sets, the file formats that they come in, and the order in which a network sees them."""
+"""Data sets, readers of their file formats, and the order of samples in training."""
 
 from parallelcnn.data.by_name import load_data as load_data
 from parallelcnn.data.dataset import Dataset as Dataset

@@ -1,4 +1,4 @@
-"""Data sets by the name that a user types: one of those known here, or a folder."""
+"""Load data sets by name: a built-in one, MNIST, or a folder."""
 
 import os
 
@@ -16,9 +16,9 @@ def load_data(name: PathLike, data_dir: PathLike | None = None) -> tuple[Dataset
     """Load a training and a test set.
 
     Args:
-        name: "digits", "mnist", or a folder of IDX files. A folder that is itself called mnist
-            is written "./mnist".
-        data_dir: folder of MNIST's files, for "mnist" alone.
+        name: "digits", "mnist", or a folder of IDX files. Write "./mnist" for a folder that is
+            called mnist.
+        data_dir: folder of MNIST's files; only for "mnist".
 
     Returns:
         (train, test).

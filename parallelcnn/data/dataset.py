@@ -1,4 +1,4 @@
-"""A data set: images and labels, samples first, as they lie in memory while a network trains on them."""
+"""A data set: images and labels in memory, samples first."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,6 +1,6 @@
-"""MNIST by name: from a folder of the user's, from the cache, or from the network into the cache.
+"""Load MNIST from a folder of the user, from the cache, or from the network into the cache.
 
-Nothing here knows of ranks: on a cluster one of them calls `load_mnist` and hands the arrays on.
+On a cluster only one rank of a node calls `load_mnist`, and shares the arrays with the others.
 """
 
 import os
@@ -34,7 +34,7 @@ CHECKSUMS = {
 
 CLASSES = 10
 
-# A silent server is given up after the first, a trickling one after the second [s].
+# A server that sends nothing is given up after the first, a slow one after the second [s].
 READ_TIMEOUT = 10.0
 FILE_TIMEOUT = 300.0
 
@@ -61,17 +61,17 @@ def load_mnist(
     cache_dir: PathLike | None = None,
     progress: bool | None = None,
 ) -> tuple[Dataset, Dataset]:
-    """Load MNIST, downloading it into the cache where it is nowhere at hand.
+    """Load MNIST; download it into the cache if it is not there.
 
     Args:
         data_dir: folder with the four files, or with them in its `mnist` or `MNIST/raw`. Then
-            nothing is downloaded, and the files need not be MNIST's very own: people have variants.
-        mirrors: addresses of folders to download from, tried in turn; where None, the environment's
-            PARALLELCNN_MNIST_MIRRORS (separated by spaces), else `MIRRORS`.
-        cache_dir: folder that keeps downloads; where None, `mnist` in the environment's
-            PARALLELCNN_CACHE, else in XDG_CACHE_HOME/parallelcnn, else in ~/.cache/parallelcnn.
-        progress: whether to show bars on stderr while downloading; where None, on a terminal only.
-            A line says what is downloaded, and why a mirror failed, unless it is False.
+            nothing is downloaded, and variants of MNIST are taken as well.
+        mirrors: URLs of folders to download from, tried in turn; None: the environment variable
+            PARALLELCNN_MNIST_MIRRORS (separated by spaces), otherwise `MIRRORS`.
+        cache_dir: folder for downloads; None: `mnist` in the environment variable
+            PARALLELCNN_CACHE, otherwise in XDG_CACHE_HOME/parallelcnn or ~/.cache/parallelcnn.
+        progress: whether to show progress bars on stderr while downloading; None: on a terminal
+            only. Unless it is False, a line says what is downloaded, and why a mirror failed.
 
     Returns:
         (train, test): 60,000 and 10,000 images (28, 28) uint8 of the digits, ten classes.
@@ -90,7 +90,7 @@ def load_mnist(
 
 
 def _folder_below(data_dir: Path) -> Path:
-    """The folder with the files: `data_dir`, or where other programs put them below it."""
+    """The folder with the files: `data_dir`, or the place below it where other programs put them."""
     folders = [data_dir, data_dir / "mnist", data_dir / "MNIST" / "raw"]
     return next(filter(_holds_idx_files, folders), folders[0])
 
@@ -122,7 +122,7 @@ def _mirrors_from_environment() -> Sequence[str]:
 
 
 def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> None:
-    """Download what the cache lacks, and what is damaged in it."""
+    """Download the files that are missing from the cache, or damaged in it."""
     failures: dict[str, str] = {}
     announced = set()
     for name, checksum in CHECKSUMS.items():
@@ -133,7 +133,7 @@ def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> No
         if damage != _MISSING:
             _say(f"{path} {damage}; downloading it again", progress)
         for mirror in mirrors:
-            # A mirror that failed once is not waited for again.
+            # A mirror that failed once is not tried again.
             if mirror in failures:
                 continue
             if mirror not in announced:
@@ -158,7 +158,7 @@ def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> No
 
 
 def _damage(path: Path, checksum: str) -> str:
-    """What is wrong with a file, as the end of a sentence about it; empty where nothing is."""
+    """What is wrong with a file, as the end of a sentence about it; empty if nothing is."""
     import hashlib
     import zlib
 
@@ -183,14 +183,14 @@ def _damage(path: Path, checksum: str) -> str:
 
 
 def _download(url: str, path: Path, checksum: str, progress: bool | None) -> None:
-    """Bring one file, which appears under its name complete and checked, or not at all.
+    """Download one file; it gets its name only when it is complete and checked.
 
     Raises:
         _MirrorError: if the mirror does not deliver it.
         OSError: if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Each process writes to a name of its own; whoever is last replaces a file by its equal.
+    # Each process writes to a name of its own; the last one replaces the file by an equal one.
     part = path.with_name(f"{secrets.token_hex(8)}.part.{path.name}")
     try:
         with open(part, "xb") as file, closing(_receive(url, path.name, progress)) as chunks:
@@ -206,12 +206,12 @@ def _download(url: str, path: Path, checksum: str, progress: bool | None) -> Non
 
 
 def _receive(url: str, name: str, progress: bool | None) -> Generator[bytes, None, None]:
-    """The bytes behind an address, in chunks.
+    """The bytes at a URL, in chunks.
 
     Raises:
-        _MirrorError: if they do not come, come too slowly, or are too few or too many.
+        _MirrorError: if there are too few or too many, or they come too slowly.
     """
-    # A tenth of a second to import, which only a download should cost.
+    # Importing these takes a tenth of a second, which only a download should cost.
     import http.client
     import urllib.error
     import urllib.request

@@ -1,7 +1,6 @@
-"""Which samples, in which order, for whom: permutation, minibatches, and their grains.
+"""The order of the samples: permutation, minibatches, and their parts.
 
-Nothing here depends on the rank that asks, but the last step: every rank computes the same permutation, from
-(seed, epoch), and takes its grain of each minibatch.
+Every rank computes the same permutation from (seed, epoch). Only the last step, `grain`, depends on the rank.
 """
 
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ def shuffle(n_samples: int, seed: int, epoch: int) -> Array:
 
 
 def minibatches(order: Array, batch_size: int) -> Iterator[Array]:
-    """Consecutive pieces of `order`, each `batch_size` long (the GLOBAL size) but the last, which has what is left."""
+    """Consecutive pieces of `order` of `batch_size` samples (the GLOBAL size); the last has the remainder."""
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
@@ -46,7 +45,7 @@ class SampleOrder(Protocol):
 
 
 class Sampler:
-    """All samples in every epoch, in an order of its own, from any place on.
+    """All samples in every epoch, in an order of its own, from any place.
 
     Args:
         n_samples: in an epoch.
@@ -63,7 +62,7 @@ class Sampler:
         self.key = 0
 
     def after(self, samples_seen: int) -> tuple[int, Array]:
-        """The epoch, counted from 1, and the minibatch that follow when so many samples have been seen."""
+        """The epoch, counted from 1, and the minibatch that come next after `samples_seen` samples."""
         epochs, seen = divmod(samples_seen, self._n_samples)
         if self._order_of != epochs + 1:
             self._order, self._order_of = shuffle(self._n_samples, self._seed, epochs + 1), epochs + 1
@@ -84,7 +83,7 @@ class Sampler:
 
 
 def grain(samples: Array, index: int, count: int) -> Array:
-    """Piece `index` of `count` pieces of a minibatch, as equal as can be; empty where there are more pieces than
-    samples. Together the pieces are the minibatch.
+    """Part `index` of a minibatch that is cut into `count` parts of nearly equal size; empty if there are more parts
+    than samples.
     """
     return samples[len(samples) * index // count : len(samples) * (index + 1) // count]

@@ -1,1 +1,1 @@
-"""Files that a training leaves behind: written whole or not at all, read with suspicion."""
+"""Model files, archives and fingerprints: files are written atomically, and checked when they are read."""

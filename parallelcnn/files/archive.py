@@ -124,10 +124,10 @@ def seal(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> st
 
 @contextlib.contextmanager
 def open_npz(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
-    """The archive at `path`; what goes wrong inside because it is damaged is raised in words.
+    """Open the .npz file at `path`. Inside the `with` statement, errors caused by damage become a CheckpointError.
 
     Args:
-        kind: what the file should be, in the words of a message.
+        kind: what the file should be, for messages.
 
     Raises:
         CheckpointError: if there is no such file, or it cannot be read.
@@ -189,7 +189,7 @@ def _read_arrays(archive: zipfile.ZipFile, names: list[str], limit: int) -> dict
 
 
 def read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
-    """One array of an .npz; the limit, in bytes, stands before anything that a header claims.
+    """Read one array of an .npz file, of at most `limit` bytes, whatever its header claims.
 
     Raises:
         KeyError: if there is none of that name.

@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds the old content or the new, never a part of it."""
+"""Write files atomically: a reader finds the old content or the new, never a part of it."""
 
 import contextlib
 import fcntl
@@ -15,7 +15,7 @@ _UNFINISHED = ".unfinished"
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError inside names `path`: that of a full disk names no file by itself, others a temporary one."""
+    """Inside, an OSError names `path`, instead of no file (a full disk) or a temporary one."""
     try:
         yield
     except OSError as error:
@@ -29,7 +29,7 @@ def write_atomically(path: Path, content: bytes, check: Callable[[Path], object]
         check: called with the new file before it is renamed. If it raises, the file is removed.
 
     Raises:
-        OSError: if that fails; whatever stood at `path` still does, and nothing is left beside it.
+        OSError: if that fails. An earlier file at `path` is still there, and no temporary file is left.
     """
     with naming(path):
         temporary = path.with_name(f".{path.name}.{secrets.token_urlsafe(6)}{_UNFINISHED}")
@@ -52,20 +52,20 @@ def write_atomically(path: Path, content: bytes, check: Callable[[Path], object]
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that `write_atomically` has left in a folder because the process was killed.
 
-    For those who alone write there: what another process is writing would be gone.
+    Only if no other process writes there: it would lose its files.
     """
-    with contextlib.suppress(OSError):  # they are only in the way
+    with contextlib.suppress(OSError):
         for file in folder.glob(f".*{_UNFINISHED}"):
             file.unlink()
 
 
 def lock(path: Path) -> TextIO | None:
-    """Take the lock that is the file at `path`, for as long as what is returned is open; None if another process has.
+    """Lock the file at `path`; None if another process has locked it.
 
-    A process that dies gives it back.
+    The lock is held until the returned file is closed, or the process ends.
 
     Raises:
-        OSError: if there can be no such file, or something else than a regular file is in its place.
+        OSError: if the file cannot be created, or is no regular file.
     """
     file = open_regular(path, "a")
     try:
@@ -73,6 +73,6 @@ def lock(path: Path) -> TextIO | None:
     except BlockingIOError:
         file.close()
         return None
-    except OSError:  # a file system without locks: better without than not at all
+    except OSError:  # a file system without locks
         pass
     return file

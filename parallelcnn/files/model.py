@@ -37,6 +37,8 @@ def save_model(path: str | Path, network: NetworkHandler) -> None:
     if isinstance(path, NetworkHandler):
         raise InputError("save_model takes the path first: save_model(path, network)")
     path = as_path("path", path)
+    if not path.name:
+        raise InputError(f"path must name a file, got {str(path)!r}")
     check_type("network", network, NetworkHandler, "NetworkHandler(layers, input_shape)")
     for name, array in network.named_arrays.items():
         if not np.isfinite(array).all():

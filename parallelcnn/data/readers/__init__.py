@@ -1,1 +1,1 @@
-"""One module for each file format that images come in."""
+"""Readers of data sets, one module for each file format."""

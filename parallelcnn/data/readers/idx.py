@@ -1,8 +1,8 @@
-"""IDX files, the format of MNIST and its relatives, plain or gzipped, and folders of four of them.
+"""Read IDX files, the format of MNIST, plain or gzipped, and folders of four of them.
 
 An IDX file is two zero bytes, a byte for the type of its values, a byte for the number of
 dimensions, one big-endian 32-bit length per dimension, then the values, last dimension fastest.
-A header is a claim: nothing is allocated on its word alone.
+No memory is allocated only because a header says so.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _OTHER_TYPES = {
 _MAX_DIMENSIONS = 4
 _GZIP_MAGIC = b"\x1f\x8b"
 _PIECE_BYTES = 1 << 15
-# No more bytes than so many can come out of one byte of gzip's (zlib technical details, "maximum compression factor").
+# Most bytes that one byte of a gzip file can inflate to (zlib technical details, "maximum compression factor").
 _MOST_INFLATED = 1032
 
 # The files of a folder: their names up to the ending, and their number of dimensions.
@@ -51,16 +51,15 @@ _PARTS = (
 def read_idx(path: PathLike) -> Array:
     """Read one IDX file of unsigned bytes, plain or gzipped.
 
-    Whether it is gzipped is seen from its first bytes: browsers unpack what they save and keep
-    the name.
+    The first bytes tell whether it is gzipped, not the name: some browsers unpack a file and keep
+    its name.
 
     Args:
         path: the file; messages name it as it is written here.
 
     Returns:
-        A uint8 array with the shape that the header gives, 1 to 4 dimensions, none of them 0. It
-        is read rather than mapped: a mapped file that is shortened later kills the process
-        without a word.
+        A uint8 array of the shape in the header, 1 to 4 dimensions, none of them 0. The file is
+        read, not memory-mapped: shortening a mapped file kills the process without a message.
 
     Raises:
         DataError: if the file cannot be read, or is not exactly what its header says.
@@ -78,7 +77,7 @@ def read_idx(path: PathLike) -> Array:
 
 
 def open_content(path: PathLike) -> Inflated | BufferedReader:
-    """Open a plain or gzipped file for reading what it holds.
+    """Open a plain or gzipped file for reading its uncompressed contents.
 
     Raises:
         DataError: if it is no regular file, or is named .gz and is neither gzip nor IDX.
@@ -109,8 +108,8 @@ def load_idx_folder(
 
     Args:
         folder: where the files lie.
-        name: what reports call the data; the folder as written where it is None.
-        classes: number of classes; one more than the largest training label where it is None.
+        name: of the data in reports; None: the folder as written.
+        classes: number of classes; None: the largest training label plus one.
 
     Returns:
         (train, test), images (N, H, W) uint8 and labels (N,) int64.
@@ -197,7 +196,7 @@ def _read_array(path: PathLike, content: Inflated | BufferedReader) -> Array:
     while held < claimed and (piece := content.read1(min(_PIECE_BYTES, claimed - held))):
         values[held : held + len(piece)] = np.frombuffer(piece, np.uint8)
         held += len(piece)
-    # To read on shows surplus, and has gzip's checksum, which is the last, compared.
+    # Reading on finds surplus data, and makes zlib compare the checksum at the end.
     surplus = content.read(1)
     if held < claimed or surplus:
         raise DataError(_wrong_length(path, shape, held, "more" if surplus else f"{held:,}"))

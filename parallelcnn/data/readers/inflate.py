@@ -1,17 +1,17 @@
-"""Reading gzip files with few allocations: `gzip.GzipFile` copies what it has inflated twice on the way."""
+"""Read gzip files with few copies: `gzip.GzipFile` copies inflated data twice."""
 
 import os
 import zlib
 from typing import Self
 
-# Compressed bytes at a time: they inflate to about what is asked for at once, so that little is left over and copied.
+# Compressed bytes read at a time: they inflate to about as much as is asked for, so that little is left and copied.
 _COMPRESSED_BYTES = 1 << 14
 _GZIP_FORMAT = 16 + zlib.MAX_WBITS
 
 
 class Inflated:
-    """What a gzip file holds, from its start to its end. Files that were joined are one, as for the program gzip, and
-    zeros behind them mean nothing.
+    """The contents of a gzip file. Concatenated files are read as one, and zeros at the end are ignored, as by the
+    program gzip.
 
     Raises:
         OSError: if the file cannot be opened.
@@ -59,7 +59,7 @@ class Inflated:
                 raise EOFError("Compressed file ended before the end-of-stream marker was reached")
 
     def _find_another(self) -> bool:
-        """Whether more than zeros follows what has been inflated: then it is `_compressed`."""
+        """Whether something other than zeros follows what has been inflated; stores it in `_compressed`."""
         following = self._inflating.unused_data
         while not (rest := following.lstrip(b"\0")):
             following = self._file.read(_COMPRESSED_BYTES)
