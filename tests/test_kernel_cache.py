@@ -165,6 +165,16 @@ def test_without_a_home_directory_there_is_no_cache_and_one_warning(
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
 
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"])
+def test_of_the_ranks_of_a_node_one_warns(directory_for, unwritable, variable, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.setenv(variable, "1")
+    assert directory_for(unwritable) == (None, [])
+    monkeypatch.setenv(variable, "0")
+    assert len(directory_for(unwritable)[1]) == 1
+
+
 def test_an_empty_xdg_cache_home_means_the_home_directory(directory_for, unwritable, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

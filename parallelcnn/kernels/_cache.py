@@ -37,6 +37,8 @@ from parallelcnn.errors import TrainingWarning
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _CHECKSUM_BYTES = 32
+# Which of the ranks of its node a process is, by Open MPI, MPICH and SLURM.
+_RANK_ON_NODE = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 
 class KernelCache(NullCache):
@@ -147,7 +149,7 @@ class _Directory:
 def _directory_for(source_directory: str) -> _Directory | None:
     """The directory for the kernels of the source files in `source_directory`; None if there is no safe one.
 
-    Warns if the user's choice, NUMBA_CACHE_DIR, cannot be used, and if none can.
+    Warns, once on each node, if the user's choice, NUMBA_CACHE_DIR, cannot be used, and if none can.
     """
     problems = []
     directory = None
@@ -158,7 +160,8 @@ def _directory_for(source_directory: str) -> _Directory | None:
             break
         except OSError as error:
             problems.append(f"{chosen}{parent} {_in_words(error)}")
-    if directory is None or (numba.config.CACHE_DIR and problems):
+    speaks = all(os.environ.get(variable, "0") == "0" for variable in _RANK_ON_NODE)
+    if speaks and (directory is None or (numba.config.CACHE_DIR and problems)):
         outcome = f"kept in {directory.path}" if directory else "not kept, so every process compiles them again"
         problems += [] if directory or _home_cache() else ["no home directory is known"]
         warnings.warn(
