@@ -154,16 +154,3 @@ def options_as_words(options: Mapping[str, Any]) -> list[str]:
     """{"batch_size": 100} -> ["--batch-size", "100"]; None is left out."""
     given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
-
-
-def as_elsewhere(command: Sequence[str]) -> str:
-    """A command as one would type it in another clone, with another data folder."""
-    words = []
-    for word, before in zip(command, ["", *command], strict=False):
-        path = Path(word)
-        if before == "--data-dir":
-            word = "FOLDER"
-        elif path.is_absolute():
-            word = str(path.relative_to(CLONE)) if path.is_relative_to(CLONE) and path.suffix == ".py" else path.name
-        words.append(word)
-    return shlex.join(words)

@@ -72,13 +72,8 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--python",
-        nargs="+",
-        default=[sys.executable],
-        metavar="PATH",
-        help="Pythons with parallelcnn, each with an MPI library of its own; otherwise this one",
-    )
+    what = "Pythons with parallelcnn, each with an MPI library of its own; otherwise this one"
+    parser.add_argument("--python", nargs="+", default=[sys.executable], metavar="PATH", help=what)
     parser.add_argument("--data", default="digits", help="digits, mnist or a folder")
     parser.add_argument("--data-dir", metavar="DIR", help="folder that holds mnist")
     parser.add_argument("--epochs", type=positive_integer, default=1)

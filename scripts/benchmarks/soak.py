@@ -38,14 +38,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from pages import (
-    file_to_write,
-    markdown_table,
-    page_head,
-    positive_integer,
-    run_to_the_end,
-    write_page,
-)
+from pages import file_to_write, markdown_table, page_head, positive_integer, run_to_the_end, write_page
 from soak_start import Ended, Installation, PlannedSignal, draw_many_losses, draw_signals, start
 
 import parallelcnn as pc
@@ -57,21 +50,16 @@ ENDS_IN_THE_START_WITHIN = 20.0  # [s]
 TIMEOUT = 25.0  # of the trainings; shorter than what this script takes for a hang [s]
 RIGHT = ("trials", "starts", "moments", "killed", "asked to stop", "survived", "ended", "while starting", "resumed")
 WRONG = ("hangs", "timeouts", "late ends", "lost runs", "wrong sums", "unreadable files", "left behind", "tracebacks")
-# Settings that change the result: for each there is a training that nobody disturbs.
+_SMALL_MODEL = f"{Path(__file__).resolve().with_name('soak_rank.py')}:two_layers"
+# Settings that change the result: for each there is a training that nobody disturbs. In the second the last minibatch
+# of an epoch is smaller.
 RECIPES = (
-    ("--epochs", "8", "--batch-size", "40", "--momentum", "0.9"),
-    # The last minibatch of an epoch is smaller.
-    (
-        "--epochs",
-        "5",
-        "--batch-size",
-        "23",
-        "--model",
-        f"{Path(__file__).resolve().with_name('soak_rank.py')}:two_layers",
-    ),
+    ["--epochs", "8", "--batch-size", "40", "--momentum", "0.9"],
+    ["--epochs", "5", "--batch-size", "23", "--model", _SMALL_MODEL],
 )
 N_TRAIN, N_TEST = 1000, 300
-_KEPT_FILES = {".lock", "model.npz", "metrics.jsonl", "loss.png", "summary.json"}
+_KEPT_FILES = {".lock", "config.toml", "model.npz", "metrics.jsonl", "loss.png", "summary.json"}
+_ULFM_MODES = {"survives", "recoveries"}
 
 
 @dataclass
@@ -107,7 +95,7 @@ class Trial:
     @property
     def survives(self) -> bool:
         """Whether the other ranks go on without a lost one."""
-        return self.mode in ("survives", "recoveries")
+        return self.mode in _ULFM_MODES
 
     def wrong(self, kind: str, what: str) -> None:
         self.counts[kind] += 1
@@ -162,7 +150,7 @@ def run_trial(place: Place, seed: int, number: int, modes: Sequence[str]) -> Tri
     """All that is random in a trial comes from the seed and its number."""
     choose = random.Random(f"{seed} {number}")
     with_ulfm = [one for one in place.installations if one.open_mpi]
-    possible = [mode for mode in modes if with_ulfm or mode not in ("survives", "recoveries")]
+    possible = [mode for mode in modes if with_ulfm or mode not in _ULFM_MODES]
     (mode,) = choose.choices(possible, [MODES[mode] for mode in possible])
     settings = ["--checkpoint-every", choose.choice(["1", "2", "5", "10", "37"]), "--keep-last", choose.choice("123")]
     settings += ["--keep-best"] if choose.random() < 0.3 else []
@@ -302,7 +290,7 @@ def write_data(folder: Path) -> None:
 
 def soak(options: argparse.Namespace, place: Place, table: dict[str, Counter[str]]) -> bool:
     """Run trials until there have been enough kills; False if anything was wrong."""
-    numbers = iter([options.trial] if options.trial is not None else range(options.first, 10**9))
+    numbers = iter([options.trial] if options.trial is not None else range(10**9))
     wrong, killed = 0, 0
     running: set[Future[Trial]] = set()
     began = time.monotonic()
@@ -362,10 +350,6 @@ than 60 s, a timeout one that `--timeout 25` ended, a late end one that takes mo
 under ULFM while ranks start), a lost run one that fails without a reason.
 "shared memory" counts files in /dev/shm that the MPI library leaves when ranks are killed, which is no fault of this
 library but can fill that file system.
-
-Found by it, and mended since: a run killed between its last checkpoint and its summary could not be resumed; files that
-a kill had left half written stayed for ever; under ULFM the others waited for ever for a rank that died before MPI had
-begun, and, now and then, for ranks that died in its end.
 """
 
 
@@ -375,6 +359,8 @@ def main() -> int:
     # A shell that runs this in the background has Ctrl-C ignored, by all that they start too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     options.installations = [Installation.of(python) for python in options.python or [sys.executable]]
+    if set(options.modes) <= _ULFM_MODES and not any(one.open_mpi for one in options.installations):
+        sys.exit(f"soak.py: --modes {' '.join(options.modes)} needs a --python with Open MPI")
     table: dict[str, Counter[str]] = {mode: Counter() for mode in MODES}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
@@ -392,17 +378,11 @@ def _options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kills", type=positive_integer, default=100, help="stop after so many killed ranks (100)")
     parser.add_argument("--minutes", type=positive_integer, default=10**6, help="stop after so many minutes, too")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first trial (0)")
     parser.add_argument("--trial", type=int, metavar="N", help="only this one")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="only these")
     parser.add_argument("--at-once", type=positive_integer, default=2, help="trials at once (2)")
-    parser.add_argument(
-        "--python",
-        nargs="+",
-        action="extend",
-        metavar="PATH",
-        help="Pythons with parallelcnn, each with an MPI library of its own (this one)",
-    )
+    what = "Pythons with parallelcnn, each with an MPI library of its own (this one)"
+    parser.add_argument("--python", nargs="+", action="extend", metavar="PATH", help=what)
     parser.add_argument("--findings", type=Path, help="where to keep all about trials that went wrong")
     parser.add_argument("--out", type=file_to_write, metavar="FILE.md", help="also write a page with the counts there")
     return parser.parse_args(words)

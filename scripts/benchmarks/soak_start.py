@@ -210,7 +210,7 @@ def start(
     ended = time.time()
     code = process.poll()
     if code is None:
-        _show_stacks(token, notes)
+        _show_stacks(token)
     left = _wait_for_the_last(token, 0.0 if code is None else 5.0)
     process.wait()
     sent = [(note.stat().st_mtime, *map(int, note.name.split("-")[1:])) for note in notes.glob("sent-*")]
@@ -248,14 +248,8 @@ def processes_of(token: str) -> Iterator[tuple[int, int | None]]:
                 yield int(folder.name), int(rank)
 
 
-def _show_stacks(token: str, notes: Path) -> None:
-    """Have every rank that hangs show where, in Python and, where there is a gdb, in C."""
-    for pid, rank in list(processes_of(token)):
-        if rank is None:
-            continue
-        with (notes / f"stack-{rank}").open("wb") as file, contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            line = ["gdb", "-batch", "-p", str(pid), "-ex", "thread apply all bt 12"]
-            subprocess.run(line, stdout=file, stderr=file, timeout=20)
+def _show_stacks(token: str) -> None:
+    """Have every rank that hangs print where: PYTHONFAULTHANDLER answers SIGABRT."""
     for pid, rank in list(processes_of(token)):
         if rank is not None:
             with contextlib.suppress(ProcessLookupError):

@@ -16,20 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from pages import (
-    Spread,
-    file_to_write,
-    markdown_table,
-    page_head,
-    positive_integer,
-    print_page,
-    run_to_the_end,
-)
+from pages import Spread, file_to_write, markdown_table, page_head, positive_integer, print_page, run_to_the_end
 from processes import environment, on_ranks, options_as_words, run
 
 HELP, FIRST_STEP, COLD = 0.2, 1.5, 15.0  # what is promised [s]
@@ -48,7 +38,8 @@ def main() -> int:
 
 def time_starts(options: argparse.Namespace) -> str:
     """Tables of how long starts take, and of where a warm one's time goes."""
-    with numba_cache():
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["NUMBA_CACHE_DIR"] = os.path.join(folder, "first")
         cold = [run_train(options, 1, empty_the_cache=True) for _ in range(options.cold_rounds)]
         run_train(options, 1)
         rounds = [one_round(options) for _ in range(options.rounds)]
@@ -59,18 +50,16 @@ def time_starts(options: argparse.Namespace) -> str:
     times.append(("to the end of the first step of `train` on 1 rank, cold", [run["first_step"] for run in cold], COLD))
     times.append(("of that, the compilation of all kernels", [run["compile_seconds"] for run in cold], COLD))
     phases = [(phase, [each["phases"][phase] for each in rounds]) for phase in rounds[0]["phases"]]
-    return (
-        f"From the command; medians of {options.rounds} starts in turns ({options.cold_rounds} cold ones), lowest and "
-        f"highest in brackets.\n\n"
-        + markdown_table(
-            ["", "time", "promised: at most"],
-            [[what, Spread.of(seconds).text(unit=" s"), f"{promised:g} s"] for what, seconds, promised in times],
-        )
-        + "\n\nWhere the time of a warm start on one rank goes, in a program that does what the command does:\n\n"
-        + markdown_table(
-            ["when", "after"], [[phase, Spread.of(seconds).text(3, unit=" s")] for phase, seconds in phases]
-        )
-    )
+    table = [[what, Spread.of(seconds).text(unit=" s"), f"{promised:g} s"] for what, seconds, promised in times]
+    phase_table = [[phase, Spread.of(seconds).text(3, unit=" s")] for phase, seconds in phases]
+    return f"""From the command; medians of {options.rounds} starts in turns ({options.cold_rounds} cold ones), lowest
+and highest in brackets.
+
+{markdown_table(["", "time", "promised: at most"], table)}
+
+Where the time of a warm start on one rank goes, in a program that does what the command does:
+
+{markdown_table(["when", "after"], phase_table)}"""
 
 
 def one_round(options: argparse.Namespace) -> dict:
@@ -203,14 +192,6 @@ def run_cold(options: argparse.Namespace, jobs: int, ranks: int) -> list[dict | 
             else None
             for process, out, count in zip(running, outs, counts, strict=True)
         ]
-
-
-@contextmanager
-def numba_cache() -> Iterator[None]:
-    """Inside, kernels are kept in a folder of their own, empty at first."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["NUMBA_CACHE_DIR"] = os.path.join(folder, "first")
-        yield
 
 
 def _options() -> argparse.Namespace:

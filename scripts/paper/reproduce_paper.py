@@ -64,13 +64,11 @@ class Trainer:
         name: its head.
         command: a program of benchmarks/systems, without the options that all share.
         learning_rate: its step.
-        once: too slow for rounds: it is run once, and allocations are counted in that run.
     """
 
     name: str
     command: tuple[str, ...]
     learning_rate: float
-    once: bool = False
 
 
 def main() -> int:
@@ -103,7 +101,7 @@ def trainers(cores: int) -> dict[str, list[Trainer]]:
     ours = tuple(on_ranks(cores, program("parallelcnn")))
     ranks = f"parallelcnn, {cores} rank{'s' if cores > 1 else ''}"
     return {
-        "I": [Trainer("numpy, one core", program("naive"), FIRST_STEP, once=True), Trainer(ranks, ours, FIRST_STEP)],
+        "I": [Trainer(ranks, ours, FIRST_STEP)],
         "II": [Trainer(ranks, ours, OPTIMISED_STEP)],
         "III": [peer("Keras", "keras", "function"), peer("Keras", "keras", "fit")],
         "IV": [peer("PyTorch", "pytorch", "channels_last"), peer("JAX", "jax", "step")],
@@ -128,7 +126,7 @@ def run_trainers(
     for number in range(options.rounds + 1):
         for table, trainer in [(table, trainer) for table, columns in tables.items() for trainer in columns]:
             counting = number == 0
-            if "skipped" in counted[table].get(trainer.name, {}) or (trainer.once and not counting):
+            if "skipped" in counted[table].get(trainer.name, {}):
                 continue
             shared = {name: getattr(options, name) for name in ("data", "data_dir", "samples", "epochs", "batch_size")}
             shared |= {"learning_rate": trainer.learning_rate, "seed": max(number - 1, 0), "losses": file}
@@ -138,7 +136,7 @@ def run_trainers(
                 result = {"skipped": f"failed: {error}"}
             if counting or "skipped" in result:
                 counted[table][trainer.name] = result
-            if "skipped" not in result and (trainer.once or not counting):
+            if "skipped" not in result and not counting:
                 runs[table][trainer.name].append(result)
             if trainer.name.startswith("parallelcnn") and number == 1:
                 losses[trainer.learning_rate] = [float(line) for line in file.read_text().split()]
@@ -179,8 +177,7 @@ what the pool requests. Several processes count together.
 
 ## Table I: the first version, step {FIRST_STEP}
 
-Here, the formulas in numpy (`../../benchmarks/systems/train_naive.py`), run once; and today's library with the same
-step.
+Today's library with the step of the paper's first version.
 
 {table["I"]}
 
@@ -205,7 +202,7 @@ Flux is in the paper's column only.
 
 {table["IV"]}
 
-What each optimisation of this library brought: [ladder.md](ladder.md).
+What each optimisation of this library brought, from formulas in numpy on: [ladder.md](ladder.md).
 """
 
 
