@@ -17,7 +17,6 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.activations import ActivationFunction as ActivationFunction
     from parallelcnn.autodiff.gradient_check import gradient_check as gradient_check
     from parallelcnn.comm import Serial as Serial
-    from parallelcnn.comm import world as world
     from parallelcnn.data import Dataset as Dataset
     from parallelcnn.data import load_data as load_data
     from parallelcnn.data import load_digits as load_digits
@@ -54,10 +53,12 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.optimizers import SGD as SGD
     from parallelcnn.optimizers import Optimizer as Optimizer
     from parallelcnn.profiling import Profiler as Profiler
+    from parallelcnn.resilience.world import world as world
     from parallelcnn.schedules import Constant as Constant
     from parallelcnn.schedules import Cosine as Cosine
     from parallelcnn.schedules import OneCycle as OneCycle
     from parallelcnn.schedules import Schedule as Schedule
+    from parallelcnn.trainer import evaluate as evaluate
     from parallelcnn.trainer import train as train
     from parallelcnn.training.callbacks import Callback as Callback
     from parallelcnn.training.callbacks import EarlyStopping as EarlyStopping
@@ -65,7 +66,6 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.training.checkpoint import CheckpointFolder as CheckpointFolder
     from parallelcnn.training.checkpoint import load_checkpoint as load_checkpoint
     from parallelcnn.training.evaluation import Evaluation as Evaluation
-    from parallelcnn.training.evaluation import evaluate as evaluate
     from parallelcnn.training.history import History as History
 
 # The same names for the interpreter; a test compares the two lists.
@@ -74,7 +74,8 @@ _MODULES = {
     "files.model": ["load_model", "save_model"],
     "training.callbacks": ["Callback", "EarlyStopping"],
     "training.checkpoint": ["Checkpoint", "CheckpointFolder", "load_checkpoint"],
-    "comm": ["Serial", "world"],
+    "comm": ["Serial"],
+    "resilience.world": ["world"],
     "data": ["Dataset", "load_data", "load_digits", "load_idx_folder", "load_mnist"],
     "errors": [
         "CheckpointError",
@@ -88,7 +89,7 @@ _MODULES = {
         "ShapeError",
         "TrainingWarning",
     ],
-    "training.evaluation": ["Evaluation", "evaluate"],
+    "training.evaluation": ["Evaluation"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
     "layers": ["Activation", "Buffer", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D", "Parameter"],
@@ -99,7 +100,7 @@ _MODULES = {
     "optimizers": ["SGD", "Optimizer"],
     "profiling": ["Profiler"],
     "schedules": ["Constant", "Cosine", "OneCycle", "Schedule"],
-    "trainer": ["train"],
+    "trainer": ["evaluate", "train"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["__version__", *_HOME]

@@ -50,7 +50,7 @@ class ReplicaMismatchError(ParallelCNNError, RuntimeError):
 
 
 class RankLostError(ParallelCNNError, RuntimeError):
-    """A rank was lost, and the others can continue without it; see `Communicator.recover`."""
+    """A rank was lost, and the others can continue without it; see `resilience.fault_tolerance`."""
 
 
 class GradientError(ParallelCNNError, AssertionError):

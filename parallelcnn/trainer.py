@@ -1,4 +1,4 @@
-"""`train`: checks the arguments, prepares every rank, and runs the training loop with all that protects it."""
+"""`train` and `evaluate`: check the arguments, prepare every rank, and run."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -7,23 +7,25 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.arguments import check_callable, check_methods, check_type
-from parallelcnn.comm import abort_all_on_error, as_communicator, run_together
+from parallelcnn.comm import run_together
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.data.numbers import warn_of_scale
+from parallelcnn.data.numbers import warn_of_another_range, warn_of_scale
 from parallelcnn.data.sampler import SampleOrder, Sampler
 from parallelcnn.losses import LOSS_METHODS, Loss, SoftmaxCrossEntropy
 from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.profiling import Profiler
+from parallelcnn.resilience.ending import abort_all_on_error
 from parallelcnn.resilience.replica_check import check_repair
 from parallelcnn.resilience.safeguard import TrainingSafeguard
-from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watch, check_timeout
+from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watchdog, check_timeout
+from parallelcnn.resilience.world import as_transport
 from parallelcnn.training.agreement import check_replicas, describe_data
 from parallelcnn.training.callbacks import Callbacks, Training, check_callbacks
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointSaver
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
-from parallelcnn.training.evaluation import as_metrics
+from parallelcnn.training.evaluation import Evaluation, as_metrics, evaluate_by, run_block
 from parallelcnn.training.history import History
 from parallelcnn.training.loop import Loop
 from parallelcnn.training.preparation import check_fit, check_numbers, facts_of, start
@@ -101,8 +103,8 @@ def train(
         LaunchError: see `world`.
     """
     check_timeout(timeout)
-    comm = as_communicator(comm, timeout)
-    with Watch(comm, timeout), contextlib.ExitStack() as at_the_end:
+    comm = as_transport(comm, timeout)
+    with Watchdog(comm, timeout), contextlib.ExitStack() as at_the_end:
         loss = loss or SoftmaxCrossEntropy()
 
         def check() -> tuple[Metric, ...]:
@@ -129,7 +131,7 @@ def train(
                 warn_of_scale(train_set.input_range, test_set.input_range, stacklevel=4)
             return as_metrics(metrics, network, test_set)
 
-        comm.activity = "preparing to train"
+        comm.status = "preparing to train"
         judges = run_together(comm, check)
         plan = {
             "metrics": judges,
@@ -145,7 +147,7 @@ def train(
             "grains": grains,
             "repair": repair,
         }
-        seed, saves = comm.gather((seed, checkpoints is not None or resume is not None))[0]
+        seed, saves = comm.allgather((seed, checkpoints is not None or resume is not None))[0]
         data = describe_data(comm, train_set=train_set, test_set=test_set) if saves or comm.size > 1 else {}
         check_replicas(comm, {**plan, "classes": (train_set.classes, test_set.classes), **data})
 
@@ -207,3 +209,56 @@ def train(
             if profiler is not None:
                 profiler.finish()
         return history
+
+
+def evaluate(
+    network: NetworkHandler,
+    dataset: Dataset,
+    comm: Any = None,
+    *,
+    loss: Loss | None = None,
+    metrics: Sequence[Metric] | None = None,
+    threads: int | None = None,
+) -> Evaluation:
+    """Loss and metrics of a network, the same on every rank.
+
+    Collective: every rank of `comm` must call it.
+
+    Args:
+        comm, threads: see `train`.
+        loss: softmax cross-entropy unless given.
+        metrics: accuracy unless given, if the labels are classes.
+
+    Raises:
+        ShapeError: if data set, network and loss do not fit together, or not into this machine's memory.
+        DataError: if the data set holds NaN or infinity.
+        InputError: for a number of threads below 1, or larger than machines have.
+        ReplicaMismatchError: if the ranks were not called with the same arguments.
+    """
+    comm = as_transport(comm)
+    loss = loss or SoftmaxCrossEntropy()
+
+    def check() -> tuple[Metric, ...]:
+        check_type("network", network, NetworkHandler, "NetworkHandler(layers, input_shape)")
+        check_type("dataset", dataset, Dataset, "Dataset(images, labels, classes)")
+        check_methods("loss", loss, LOSS_METHODS, "SoftmaxCrossEntropy() or MeanSquaredError()")
+        check_threads(threads)
+        loss.check(network.output_shape, dataset.labels, dataset.classes)
+        dataset.check_numbers()
+        if comm.rank == 0:
+            images = f"the images of {dataset.name}"
+            warn_of_another_range(images, dataset.input_range, network.input_range, stacklevel=4)
+        return as_metrics(metrics, network, dataset)
+
+    judges = run_together(comm, check)
+    if comm.size > 1:
+        told = {"layers": network.layers, "loss": loss, "metrics": judges, "classes": dataset.classes}
+        read = {"parameters": network.parameters_sha256(), **describe_data(comm, dataset=dataset)}
+        check_replicas(comm, {**told, **read})
+    threads = choose_threads(comm, threads, network.multiply_adds(len(dataset), training=False))
+    run_together(comm, lambda: network.check_memory(threads))
+    with network.idle_replicas(threads) as replicas, one_blas_thread(), Team(replicas) as team:
+        for n in (1, replicas[0].block_size):  # compiles, and that is for one thread; see `compile_kernels`
+            sums = np.zeros(1 + sum(metric.terms for metric in judges))
+            run_block(replicas[0], dataset, np.zeros(n, np.intp), loss, judges, sums)
+        return evaluate_by(team, dataset, comm, loss, judges)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 import parallelcnn as pc
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 
 LAYERS = (
     pc.Conv2D(3, 3, activation="relu"),
@@ -40,7 +40,7 @@ class _After:
         self._call(step)
 
 
-def train(comm: Communicator, epochs: int, after_minibatch: Callable[[int], None] | None = None) -> None:
+def train(comm: Transport, epochs: int, after_minibatch: Callable[[int], None] | None = None) -> None:
     """Train the small network over nine minibatches an epoch; the first training compiles. Collective."""
     callbacks = [_After(after_minibatch)] if after_minibatch else []
     pc.train(network(), dataset(211), dataset(97), pc.SGD(0.1), epochs, 25, comm=comm, callbacks=callbacks, verbose=0)

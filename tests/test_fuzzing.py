@@ -356,7 +356,7 @@ def test_no_datagram_is_believed(data):
         assert good["token"] == "token"
         assert 0 <= found[0].rank < 2
         assert 0 <= found[0].seconds < math.inf
-        assert all(isinstance(text, str) for text in (found[0].host, found[0].activity, found[0].place))
+        assert all(isinstance(text, str) for text in (found[0].host, found[0].status, found[0].place))
     assert Report.read(datagram, "another", 2) is None
 
 

@@ -81,6 +81,14 @@ def test_only_comm_imports_mpi4py():
     assert importers == {"comm"}
 
 
+def test_scripts_may_still_import_world_from_where_it_was():
+    import parallelcnn.comm
+
+    assert parallelcnn.comm.world is parallelcnn.world
+    with pytest.raises(AttributeError, match="no attribute 'MPIRanks'"):
+        _ = parallelcnn.comm.MPIRanks
+
+
 def test_kernels_import_nothing_but_what_their_cache_watches():
     for path in (PACKAGE / "kernels").glob("*.py"):
         for name in imports_of(path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import launch
 import pytest
 
-from parallelcnn.comm import initialising
+from parallelcnn.resilience import start_up
 
 
 @pytest.fixture
@@ -41,34 +41,34 @@ def wait_until(met, seconds=10):
 
 
 def test_ranks_of_this_job_that_live_on_this_machine_are_found(start_rank):
-    assert initialising.living_ranks() == set()
+    assert start_up.living_ranks() == set()
     third, twelfth, _ = start_rank(3), start_rank(12), start_rank(5, job="another job")
     start_rank("no number")
-    assert initialising.living_ranks() == {3, 12}
+    assert start_up.living_ranks() == {3, 12}
     third.kill()  # and is a zombie until somebody waits for it
-    wait_until(lambda: initialising.living_ranks() == {12})
+    wait_until(lambda: start_up.living_ranks() == {12})
     twelfth.kill()
     twelfth.wait()
-    assert initialising.living_ranks() == set()
+    assert start_up.living_ranks() == set()
 
 
 def test_outside_of_open_mpi_no_process_is_looked_at(monkeypatch):
     monkeypatch.delenv("PMIX_NAMESPACE", raising=False)
-    monkeypatch.setattr(initialising.Path, "glob", lambda *_: pytest.fail("looked"))
-    assert initialising.living_ranks() == set()
+    monkeypatch.setattr(start_up.Path, "glob", lambda *_: pytest.fail("looked"))
+    assert start_up.living_ranks() == set()
 
 
 @pytest.fixture
 def verdict(monkeypatch):
     """What the watch of a rank comes to; "" if it believes that all are well."""
-    monkeypatch.setattr(initialising, "_LOOK_EVERY", 0.01)
-    monkeypatch.setattr(initialising, "_BELIEVED_AFTER", 0.2)
+    monkeypatch.setattr(start_up, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(start_up, "_BELIEVED_AFTER", 0.2)
     said = []
-    monkeypatch.setattr(initialising._StartWatch, "_end", lambda watch, why, _: (said.append(why), watch._over.set()))
+    monkeypatch.setattr(start_up._StartWatch, "_end", lambda watch, why, _: (said.append(why), watch._over.set()))
 
     def verdict(do, rank=0, size=4):
         said.clear()
-        with initialising._StartWatch(rank, size, 300.0):
+        with start_up._StartWatch(rank, size, 300.0):
             do()
             time.sleep(1.0)
         return "".join(said)
@@ -106,7 +106,7 @@ def test_of_ranks_on_many_machines_those_that_were_seen_here_are_named(start_ran
 def test_a_rank_in_a_container_of_its_own_that_sees_no_other_takes_none_for_dead(start_rank, verdict, monkeypatch):
     start_rank(0)
     assert verdict(lambda: None) == ""
-    monkeypatch.setattr(initialising, "launcher", lambda: 1234)  # and so not in a container
+    monkeypatch.setattr(start_up, "launcher", lambda: 1234)  # and so not in a container
     assert verdict(lambda: None).startswith("rank 1, 2, 3 died before MPI had begun")
 
 
@@ -135,7 +135,7 @@ def test_only_the_launcher_of_this_very_job_is_told_to_end_it(name, namespace, f
     program = tmp_path / name
     program.write_text(f'#!/bin/sh\nPMIX_NAMESPACE={namespace} "$@"\necho $$\n')
     program.chmod(0o755)
-    asks = "from parallelcnn.comm import launcher\ntry: print(launcher.launcher())\nexcept OSError: print('none')"
+    asks = "from parallelcnn.resilience.launch import launcher\ntry: print(launcher())\nexcept OSError: print('none')"
     ran = launch.run([str(program), "sh", "-c", f'"{sys.executable}" -c "$0"; true', asks])
     said, started = ran.out.split()
     assert said == (started if found else "none"), ran.err
@@ -143,11 +143,11 @@ def test_only_the_launcher_of_this_very_job_is_told_to_end_it(name, namespace, f
 
 _DIES_BEFORE_MPI = """
 import os, signal, sys, time
-import parallelcnn.comm as comm
+import parallelcnn as pc
 time.sleep(float(sys.argv[2]) if os.environ["OMPI_COMM_WORLD_RANK"] in sys.argv[1] else 0)
 if os.environ["OMPI_COMM_WORLD_RANK"] in sys.argv[1]:
     os.kill(os.getpid(), signal.SIGKILL)
-comm.world()
+pc.world()
 """
 
 
@@ -177,11 +177,12 @@ def test_ranks_do_not_wait_for_one_that_died_before_mpi_began(ranks, victims, af
 
 _ONE_DOES_NOT_COME = """
 import os, signal, sys, time
-from parallelcnn.comm import initialising, world
-initialising.LEAST_TIMEOUT = 1.0
+import parallelcnn as pc
+from parallelcnn.resilience import start_up
+start_up.LEAST_TIMEOUT = 1.0
 if "1" in (os.environ.get("OMPI_COMM_WORLD_RANK"), os.environ.get("PMI_RANK")):
     os.kill(os.getpid(), signal.SIGSTOP)
-world(timeout=2)
+pc.world(timeout=2)
 """
 
 
@@ -196,9 +197,9 @@ def test_ranks_wait_for_one_that_is_stopped_before_mpi_begins_no_longer_than_the
 def test_of_the_living_ranks_the_stopped_ones_are_found(start_rank):
     stopped, _ = start_rank(2), start_rank(3)
     stopped.send_signal(signal.SIGSTOP)
-    wait_until(lambda: initialising.stopped_ranks() == {2})
+    wait_until(lambda: start_up.stopped_ranks() == {2})
 
 
 def test_the_timeout_of_the_start_is_that_of_the_command_unless_mpi_could_not_start_in_it():
-    timeouts = [initialising._StartWatch(0, 1, asked)._timeout for asked in (0, 1, 60)]
-    assert timeouts == [math.inf, initialising.LEAST_TIMEOUT, 60]
+    timeouts = [start_up._StartWatch(0, 1, asked)._timeout for asked in (0, 1, 60)]
+    assert timeouts == [math.inf, start_up.LEAST_TIMEOUT, 60]

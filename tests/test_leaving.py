@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from launch import environment
 
-from parallelcnn.resilience.signals import LeaveOnSignal
+from parallelcnn.resilience.signals import StopOnSignal
 from parallelcnn.training.checkpoint import CheckpointFolder
 
 
@@ -52,10 +52,10 @@ def test_a_request_that_comes_while_the_command_starts_is_met_after_the_first_mi
 def test_what_was_held_is_taken_and_what_comes_afterwards_does_no_harm():
     script = """
 import os, signal
-from parallelcnn.resilience.signals import LeaveOnSignal, hold_requests_to_leave
-hold_requests_to_leave()
+from parallelcnn.resilience.signals import StopOnSignal, hold_stop_signals
+hold_stop_signals()
 os.kill(os.getpid(), signal.SIGUSR1)
-with LeaveOnSignal() as leave:
+with StopOnSignal() as leave:
     pass
 assert leave.received == signal.SIGUSR1
 os.kill(os.getpid(), signal.SIGUSR1)
@@ -69,7 +69,7 @@ print("alive")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_that_was_not_held_is_remembered_inside_and_means_afterwards_what_it_meant_before(number):
     before = signal.getsignal(number)
-    with LeaveOnSignal() as leave:
+    with StopOnSignal() as leave:
         assert not leave()
         os.kill(os.getpid(), number)
         assert leave()

@@ -21,7 +21,7 @@ _DIES = """
 import json, os, signal, sys, warnings
 import small
 import parallelcnn as pc
-from parallelcnn.comm import world
+from parallelcnn.resilience.world import world
 
 comm = world()
 started_as = comm.rank
@@ -46,14 +46,14 @@ class Dies:
             die()
 
 if when == "in the sum":
-    count, sum_over_ranks = 0, comm.sum_over_ranks
+    count, allreduce = 0, comm.allreduce
     def sum_and_die(array):
         global count
         count += 1
         if count == 20:
             die()
-        sum_over_ranks(array)
-    comm.sum_over_ranks = sum_and_die
+        allreduce(array)
+    comm.allreduce = sum_and_die
 
 grains = json.loads(sys.argv[2])
 network = small.network(seed=started_as)
@@ -175,7 +175,7 @@ _FAIL_TOGETHER = """
 import json, sys
 import small
 import parallelcnn as pc
-from parallelcnn.comm import world
+from parallelcnn.resilience.world import world
 
 comm = world()
 started_as = comm.rank
@@ -218,7 +218,7 @@ _RANK_0_DIES_IN_THE_LAST_CHECKPOINT = """
 import os, signal, sys, warnings
 import small
 import parallelcnn as pc
-from parallelcnn.comm import world
+from parallelcnn.resilience.world import world
 
 comm = world()
 started_as = comm.rank
@@ -266,7 +266,7 @@ _MPI_DOES_NOT_RECOVER = """
 import os, signal, sys, time
 import small
 import parallelcnn as pc
-from parallelcnn.comm import world
+from parallelcnn.resilience.world import world
 
 comm = world()
 
@@ -283,7 +283,7 @@ class NeverShrinks:
 class Dies:
     def on_batch_end(self, step, logs):
         if step == 5:
-            comm._comm = NeverShrinks(comm._comm)
+            comm.mpi_comm = NeverShrinks(comm.mpi_comm)
         if step == 5 and comm.rank == int(sys.argv[1]):
             os.kill(os.getpid(), signal.SIGKILL)
 

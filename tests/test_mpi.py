@@ -36,7 +36,7 @@ _DIES = """
 import os, signal, sys
 import small
 import parallelcnn as pc
-from parallelcnn.comm import world
+from parallelcnn.resilience.world import world
 
 how, comm = sys.argv[1], world()
 ERRORS = {
@@ -81,7 +81,7 @@ import threading
 from dataclasses import dataclass
 import small
 import parallelcnn as pc
-from parallelcnn.comm import world
+from parallelcnn.resilience.world import world
 
 comm = world()
 
@@ -111,7 +111,7 @@ def test_a_thread_of_a_rank_that_fails_ends_the_job():
 _FAILS_OUTSIDE = """
 import small
 import parallelcnn as pc
-from parallelcnn.comm import world
+from parallelcnn.resilience.world import world
 
 for run in range(2):
     pc.train(small.network(), small.dataset(50), small.dataset(9), pc.SGD(0.1), 1, 25)

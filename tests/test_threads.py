@@ -16,11 +16,11 @@ from numba.core import event
 from numba.core.compiler_lock import global_compiler_lock
 
 import parallelcnn as pc
-from parallelcnn.comm import launched_rank, launched_ranks
 from parallelcnn.errors import DivergenceError, InputError
 from parallelcnn.kernels.losses import count_correct
 from parallelcnn.kernels.waiting import tell_and_wait
 from parallelcnn.replica import Replica
+from parallelcnn.resilience.launch import launched_rank, launched_ranks
 from parallelcnn.resources import core_quota, usable_cores
 from parallelcnn.training.thread_pool import Team
 from parallelcnn.training.threads import fair_share

@@ -20,8 +20,8 @@ import ctypes, os, signal, sys, time
 import numpy as np
 import numba
 import small
-from parallelcnn.comm import world
-from parallelcnn.resilience.watchdog import Watch
+from parallelcnn.resilience.world import world
+from parallelcnn.resilience.watchdog import Watchdog
 
 how, victims, timeout = sys.argv[1], [int(rank) for rank in sys.argv[2].split(",")], float(sys.argv[3])
 
@@ -59,7 +59,7 @@ if victim and how == "never comes":
 comm = world()
 if how != "never comes":
     small.train(comm, 1)  # compiles
-with Watch(comm, timeout):
+with Watchdog(comm, timeout):
     small.train(comm, 1000, hang_at_12 if victim else None)
 """
 
@@ -86,7 +86,7 @@ def hang(how, victims, ranks=3, timeout=TIMEOUT):
 @pytest.mark.parametrize(("how", "victim"), [("sleeps", 0), ("sleeps", 2), ("loops", 0), ("loops", 2), ("computes", 0)])
 def test_a_rank_that_is_busy_for_ever_is_named_with_what_it_does_and_where(how, victim):
     first, (missing,) = hang(how, [victim])
-    assert "in sum_over_ranks (collective" in first
+    assert "in allreduce (collective" in first
     assert first.endswith(" after computing minibatch 13 (epoch 2), longer than --timeout 2. Not arrived:")
     place = r"(spin|hang) \(<string>, line \d+\)"
     assert re.fullmatch(
@@ -120,7 +120,7 @@ def test_where_rank_0_is_lost_another_rank_says_so(how):
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_rank_that_never_comes_to_the_training_is_named(victim):
     first, (missing,) = hang("never comes", [victim])
-    assert "in the roll call (collective 1) after starting" in first
+    assert "in the handshake (collective 1) after starting" in first
     assert re.fullmatch(
         rf"    rank {victim} on \S+: has not come since the start, so what it does is not known", missing
     )
@@ -136,8 +136,8 @@ def test_all_who_are_missing_are_named(victims):
 _IS_SLOW = """
 import time
 import small
-from parallelcnn.comm import world
-from parallelcnn.resilience.watchdog import Watch
+from parallelcnn.resilience.world import world
+from parallelcnn.resilience.watchdog import Watchdog
 
 comm = world()
 
@@ -146,8 +146,8 @@ def dawdle(step):
         time.sleep(0.4)
 
 small.train(comm, 1)  # compiles
-with Watch(comm, 1):
-    with Watch(comm, 0.1):  # the outer one counts
+with Watchdog(comm, 1):
+    with Watchdog(comm, 0.1):  # the outer one counts
         small.train(comm, 3, dawdle if comm.rank == 1 else None)
     comm.barrier()
     time.sleep(1.5)  # nobody waits
@@ -171,24 +171,24 @@ def test_ranks_that_wait_less_than_the_timeout_or_outside_the_watch_are_left_alo
 _RESTARTS = """
 import os, sys, time
 from mpi4py import MPI
-from parallelcnn.comm import MPIRanks
-from parallelcnn.resilience.watchdog import Watch
+from parallelcnn.comm import MPITransport
+from parallelcnn.resilience.watchdog import Watchdog
 
-comm = MPIRanks(MPI.COMM_WORLD)
+comm = MPITransport(MPI.COMM_WORLD)
 lost = comm.rank == 0
-with Watch(comm, 2) as watch:
+with Watchdog(comm, 2) as watchdog:
     comm.barrier()
     left = MPI.COMM_WORLD.Split(lost)
     if lost:
         time.sleep(1000)
-    comm._comm, comm.rank, comm.size = left, left.Get_rank(), left.Get_size()
-    watch.restart()
+    comm.mpi_comm, comm.rank, comm.size = left, left.Get_rank(), left.Get_size()
+    watchdog.restart()
     for _ in range(5):
         comm.barrier()
         time.sleep(0.1)
     print("goes on", flush=True)
     if comm.rank == 1:
-        comm.activity = "counting {} and {}", 1, 2
+        comm.status = "counting {} and {}", 1, 2
         time.sleep(1000)
     comm.barrier()
 """
@@ -207,8 +207,8 @@ def test_after_a_restart_the_ranks_that_are_left_are_watched_by_a_new_rank_0():
 _IS_KILLED_THEN_HANGS = """
 import os, signal, time
 import small
-from parallelcnn.comm import world
-from parallelcnn.resilience.watchdog import Watch
+from parallelcnn.resilience.world import world
+from parallelcnn.resilience.watchdog import Watchdog
 
 comm = world()
 first_rank = comm.rank
@@ -220,7 +220,7 @@ def die_or_hang(step):
         time.sleep(1000)
 
 small.train(comm, 1)  # compiles
-with Watch(comm, 2):
+with Watchdog(comm, 2):
     small.train(comm, 1000, die_or_hang)
 """
 

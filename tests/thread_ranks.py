@@ -1,6 +1,6 @@
 """Ranks that are threads of this process: what several ranks do together, in milliseconds and without MPI.
 
-    results = on_ranks(3, lambda comm: comm.gather(comm.rank))
+    results = on_ranks(3, lambda comm: comm.allgather(comm.rank))
 
 A rank that calls `die` is lost, as under Open MPI's fault tolerance: the others get RankLostError and recover.
 """
@@ -37,7 +37,7 @@ class _Job:
 class ThreadRank(Serial):
     """The communicator of one of the threads."""
 
-    survives = True
+    fault_tolerant = True
 
     def __init__(self, job, number):
         self.job, self.number = job, number
@@ -46,7 +46,7 @@ class ThreadRank(Serial):
     def _renumber(self):
         self.rank, self.size = self.job.members.index(self.number), len(self.job.members)
 
-    def gather(self, value):
+    def allgather(self, value):
         job = self.job
         self.arrivals += 1
         with job.changed:
@@ -60,17 +60,17 @@ class ThreadRank(Serial):
                 raise RankLostError("a rank is lost")
             return [values[member] for member in members]
 
-    def sum_over_ranks(self, array):
-        array[...] = sum(self.gather(array.copy()))
+    def allreduce(self, array):
+        array[...] = sum(self.allgather(array.copy()))
 
-    def largest_over_ranks(self, array):
-        array[...] = np.max(self.gather(array.copy()), axis=0)
+    def allreduce_max(self, array):
+        array[...] = np.max(self.allgather(array.copy()), axis=0)
 
     def broadcast(self, array):
-        array[...] = self.gather(array.copy())[0]
+        array[...] = self.allgather(array.copy())[0]
 
     def barrier(self):
-        self.gather(None)
+        self.allgather(None)
 
     def ranks_on_node(self):
         return list(range(self.size))
@@ -102,6 +102,9 @@ class ThreadRank(Serial):
         if self.number not in self.job.dead:
             self.job.errors.append(AssertionError(message))
         self.die()
+
+    def end_all(self, code, message):
+        self.abort(code, message)
 
     def abort(self, code, message=""):
         raise AssertionError(f"ended with exit code {code}: {message}")

@@ -23,10 +23,10 @@ from parallelcnn.cli import doctor, evaluate, guide, info, train
 from parallelcnn.cli.options import Parser, UsageError
 from parallelcnn.cli.output import lost_output, safe_output, say
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, TrainingWarning
-from parallelcnn.resilience.signals import hold_requests_to_leave, let_interrupts_end_the_process
+from parallelcnn.resilience.signals import hold_stop_signals, let_interrupts_end_the_process
 
 if TYPE_CHECKING:
-    from parallelcnn.comm import Communicator
+    from parallelcnn.comm import Transport
 
 _COMMANDS = (train, evaluate, info, doctor, guide)
 
@@ -55,10 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> int:
     if arguments is None:
-        hold_requests_to_leave()
+        hold_stop_signals()
     let_interrupts_end_the_process()
     from parallelcnn.comm import Serial
-    from parallelcnn.resilience.watchdog import Watch
+    from parallelcnn.resilience.watchdog import Watchdog
 
     parser, commands = _parsers()
     try:
@@ -77,10 +77,10 @@ def _main(arguments: list[str] | None) -> int:
         return _say_once(0, f"parallelcnn {__version__}", sys.stdout)
     if options.command is None:
         return _say_once(2, parser.format_help())
-    comm: Communicator = Serial()
+    comm: Transport = Serial()
     try:
         comm = _world(options.strict, options.timeout)
-        with Watch(comm, options.timeout):
+        with Watchdog(comm, options.timeout):
             code = options.run(options, comm)
         if code == 0 and options.run is not train.run:  # whose results are files
             code = _check_output()
@@ -127,13 +127,14 @@ def _describe_unknown(argument: str, command: str | None, commands: dict[str, Pa
     return f"{name}: error: no option {option!r}: {f'did you mean {near[0]!r}?' if near else f'see {name} --help'}"
 
 
-def _world(strict: bool | None, timeout: float) -> "Communicator":
+def _world(strict: bool | None, timeout: float) -> "Transport":
     """All ranks. If the launch is wrong: LaunchError if `strict`, otherwise this process alone.
 
     None: this process alone, and MPI is not started.
     """
-    from parallelcnn.comm import Serial, world
+    from parallelcnn.comm import Serial
     from parallelcnn.resilience.watchdog import check_timeout
+    from parallelcnn.resilience.world import world
 
     if strict is None:
         return Serial()
@@ -149,18 +150,18 @@ def _world(strict: bool | None, timeout: float) -> "Communicator":
         return Serial()
 
 
-def _code_of_rank(code: int, comm: "Communicator") -> int:
+def _code_of_rank(code: int, comm: "Transport") -> int:
     """The exit code of this rank when the job ends with `code`.
 
     In fault-tolerant mode Open MPI's launcher (5.0.11) sometimes hangs if several ranks exit at once with a code other
     than 0 (1 in 6 runs with 8 ranks). One such rank is enough to set the launcher's own exit code.
     """
-    return code if comm.rank == 0 or not comm.survives else 0
+    return code if comm.rank == 0 or not comm.fault_tolerant else 0
 
 
 def _say_once(code: int, message: str, stream: TextIO | None = None) -> int:
     """Print on rank 0 only, before MPI has started; returns the code."""
-    from parallelcnn.comm import launched_rank
+    from parallelcnn.resilience.launch import launched_rank
 
     if launched_rank() == 0:
         say(message, stream or sys.stderr)
@@ -169,9 +170,9 @@ def _say_once(code: int, message: str, stream: TextIO | None = None) -> int:
     return code
 
 
-def _fail(error: BaseException, comm: "Communicator") -> int:
+def _fail(error: BaseException, comm: "Transport") -> int:
     """Print the error and return the exit code. If only this rank has failed, end all ranks."""
-    from parallelcnn.comm import abort_after_interrupt
+    from parallelcnn.resilience.ending import abort_after_interrupt, end_all
 
     code = 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
     together = comm.size == 1 or getattr(error, "on_all_ranks", False)
@@ -188,7 +189,7 @@ def _fail(error: BaseException, comm: "Communicator") -> int:
     else:
         message = f"parallelcnn: {who}failed\n{''.join(traceback.format_exception(error)).rstrip()}"
     if not together:
-        comm.end_all(code, message)
+        end_all(comm, code, message)
     if message:
         say(message, sys.stderr)
     comm.barrier()  # a launcher kills the others when one rank exits: print first

@@ -8,7 +8,7 @@ from parallelcnn.cli.options import add_batch_size_option, add_model_option, add
 from parallelcnn.cli.output import say
 
 if TYPE_CHECKING:
-    from parallelcnn.comm import Communicator
+    from parallelcnn.comm import Transport
     from parallelcnn.network import NetworkHandler
 
 _EXAMPLES = """\
@@ -37,12 +37,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
 
 
-def run(options: argparse.Namespace, comm: "Communicator") -> int:
+def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.cli.summary import plural
-    from parallelcnn.comm import launched_rank, run_together
+    from parallelcnn.comm import run_together
     from parallelcnn.doctor import examine, some_images
     from parallelcnn.models import find_model
     from parallelcnn.network import NetworkHandler
+    from parallelcnn.resilience.launch import launched_rank
     from parallelcnn.training.preparation import check_fit, check_numbers
     from parallelcnn.training.threads import check_threads
 

@@ -20,7 +20,7 @@ from parallelcnn.errors import InputError
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
 
 if TYPE_CHECKING:
-    from parallelcnn.comm import Communicator
+    from parallelcnn.comm import Transport
     from parallelcnn.network import NetworkHandler
 
 _SUMMARY_LIMIT = 2**24  # bytes that are read of a summary.json: hosts and threads of 100,000 ranks
@@ -49,14 +49,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add_rank_options(parser.add_argument_group("ranks and threads"))
 
 
-def run(options: argparse.Namespace, comm: "Communicator") -> int:
+def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.comm import Serial, run_together
     from parallelcnn.data import Dataset
     from parallelcnn.files.archive import open_npz
     from parallelcnn.files.model import load_model
     from parallelcnn.models import find_model
+    from parallelcnn.trainer import evaluate
     from parallelcnn.training.compilation import compile_in_turns
-    from parallelcnn.training.evaluation import evaluate
     from parallelcnn.training.preparation import check_fit
     from parallelcnn.training.progress import percent, show_compilation
     from parallelcnn.training.threads import check_threads
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace, comm: "Communicator") -> int:
     catch_interrupts()
     file, summary = run_together(comm, find)
     warn_of_too_many_threads(options, comm)
-    summary = comm.gather(summary)[0]
+    summary = comm.allgather(summary)[0]
     trained_on, replaced = summary.get("data"), options.data is not None
 
     def choose_data() -> None:
@@ -105,7 +105,7 @@ def run(options: argparse.Namespace, comm: "Communicator") -> int:
         check_fit(network, test_set)
         return network
 
-    comm.activity = "reading the network"
+    comm.status = "reading the network"
     network = run_together(comm, load)
     one_sample = Dataset(test_set.images[:1], test_set.labels[:1], test_set.classes)
     with show_compilation(comm, sys.stderr), interrupts_ending_the_process():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from parallelcnn.errors import nearest_name
 
 if TYPE_CHECKING:
-    from parallelcnn.comm import Communicator
+    from parallelcnn.comm import Transport
 
 _GUIDE = Path(__file__).parent.parent / "guide"
 _LINK = re.compile(r"\[([^]\n]+)\]\([\w./#-]+\)")
@@ -29,9 +29,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=run, strict=None, timeout=0)
 
 
-def run(options: argparse.Namespace, comm: "Communicator") -> int:
+def run(options: argparse.Namespace, comm: "Transport") -> int:
     """Print the page on rank 0, through $PAGER if stdout is a terminal."""
-    from parallelcnn.comm import launched_rank
+    from parallelcnn.resilience.launch import launched_rank
 
     if launched_rank() == 0:
         text = _LINK.sub(r"\1", options.page.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from parallelcnn._version import __version__
 from parallelcnn.cli.output import say
 
 if TYPE_CHECKING:
-    from parallelcnn.comm import Communicator
+    from parallelcnn.comm import Transport
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -17,19 +17,20 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=run, strict=False, timeout=300.0)
 
 
-def run(options: argparse.Namespace, comm: "Communicator") -> int:
+def run(options: argparse.Namespace, comm: "Transport") -> int:
     import numba
     import numpy as np
 
     from parallelcnn.cli.summary import plural
-    from parallelcnn.comm import hosts, launched_ranks, mpi_library
+    from parallelcnn.comm import hosts, mpi_library
+    from parallelcnn.resilience.launch import launched_ranks
     from parallelcnn.resources import usable_cores
     from parallelcnn.training.threads import blas_threads, choose_threads
 
     _ = np.zeros((2, 2)) @ np.zeros((2, 2))  # loads numpy's BLAS, for `blas_threads`
     all_hosts = hosts(comm)
-    cores = comm.gather(len(usable_cores()))
-    threads = comm.gather(choose_threads(comm, None))
+    cores = comm.allgather(len(usable_cores()))
+    threads = comm.allgather(choose_threads(comm, None))
     if comm.rank != 0:
         return 0
     launched, said_by = launched_ranks()

@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from parallelcnn.comm import Communicator
+    from parallelcnn.comm import Transport
     from parallelcnn.data import Dataset
     from parallelcnn.training.config import TrainConfig
 
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.format_usage()}{self.prog}: error: {message}")
 
     def print_help(self, file: Any = None) -> None:
-        from parallelcnn.comm import launched_rank
+        from parallelcnn.resilience.launch import launched_rank
 
         if launched_rank() == 0:
             super().print_help(file)
@@ -104,16 +104,16 @@ def add_rank_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def load_data_sets(options: "argparse.Namespace | TrainConfig", comm: "Communicator") -> "tuple[Dataset, Dataset]":
+def load_data_sets(options: "argparse.Namespace | TrainConfig", comm: "Transport") -> "tuple[Dataset, Dataset]":
     """Load the training and the test set, one copy for each node. Collective: every rank of `comm` must call it."""
     from parallelcnn.comm import share_on_node
     from parallelcnn.data import load_data
 
-    comm.activity = "reading the data set"
+    comm.status = "reading the data set"
     return share_on_node(comm, lambda: load_data(options.data, options.data_dir))
 
 
-def warn_of_too_many_threads(options: "argparse.Namespace | TrainConfig", comm: "Communicator") -> None:
+def warn_of_too_many_threads(options: "argparse.Namespace | TrainConfig", comm: "Transport") -> None:
     """Warn, on rank 0, if --threads asks for more threads than a node has cores.
 
     Collective: every rank of `comm` must call it.
@@ -123,7 +123,7 @@ def warn_of_too_many_threads(options: "argparse.Namespace | TrainConfig", comm: 
     from parallelcnn.errors import TrainingWarning
     from parallelcnn.resources import core_quota, usable_cores
 
-    everyone = comm.gather((this_host(), usable_cores(), core_quota()))
+    everyone = comm.allgather((this_host(), usable_cores(), core_quota()))
     if options.threads is None or comm.rank != 0:
         return
     for host in dict.fromkeys(host for host, _, _ in everyone):

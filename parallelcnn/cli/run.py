@@ -15,20 +15,21 @@ from parallelcnn.cli.output import say
 from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, RunReporter
 from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
-from parallelcnn.comm import Communicator, do_with_survivors, hosts, run_together
+from parallelcnn.comm import Transport, hosts, run_together
 from parallelcnn.files.model import save_model
 from parallelcnn.losses import SoftmaxCrossEntropy
 from parallelcnn.models import find_model
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.profiling import Profiler
-from parallelcnn.resilience.signals import LeaveOnSignal, interrupts_ending_the_process
+from parallelcnn.resilience.fault_tolerance import retry_after_loss
+from parallelcnn.resilience.signals import StopOnSignal, interrupts_ending_the_process
 from parallelcnn.resources import number_in
-from parallelcnn.trainer import train
+from parallelcnn.trainer import evaluate, train
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.config import TrainConfig
-from parallelcnn.training.evaluation import Evaluation, evaluate
+from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 from parallelcnn.training.preparation import check_fit, check_numbers, check_resume, facts_of
 from parallelcnn.training.progress import show_compilation
@@ -47,7 +48,7 @@ class Run:
         imported_at: when the program started, by `time.perf_counter` [s].
     """
 
-    def __init__(self, options: TrainConfig, comm: Communicator, imported_at: float) -> None:
+    def __init__(self, options: TrainConfig, comm: Transport, imported_at: float) -> None:
         self._options, self._comm, self._imported_at = options, comm, imported_at
         self._loss = SoftmaxCrossEntropy()
         self._profiler = Profiler() if options.profile else None
@@ -58,18 +59,18 @@ class Run:
         self._optimizer = run_together(self._comm, self._check_options)
         with show_compilation(self._comm):
             self._train_set, self._test_set = load_data_sets(self._options, self._comm)
-            self._comm.activity = "building the network"
+            self._comm.status = "building the network"
             self._network = run_together(self._comm, self._build)
             self._compile()
         self._verify()
         self._open_directory()
         with contextlib.closing(self._reporter):
-            with LeaveOnSignal() as leave:
+            with StopOnSignal() as leave:
                 history = self._train(leave)
             self._reporter.history = history
             if history.left:
                 return self._say_why_it_stopped(history, leave)
-            do_with_survivors(self._comm, lambda: self._finish(history))
+            retry_after_loss(self._comm, lambda: self._finish(history))
         return 0
 
     def _check_options(self) -> Optimizer:
@@ -104,7 +105,7 @@ class Run:
         options = self._options
         if options.verify is None:
             return
-        self._comm.activity = "verifying"
+        self._comm.status = "verifying"
         found = verify(
             self._network,
             self._train_set,
@@ -122,7 +123,7 @@ class Run:
 
     def _open_directory(self) -> None:
         options, comm = self._options, self._comm
-        comm.activity = "opening the run directory"
+        comm.status = "opening the run directory"
         # A command that is refused leaves the directory unchanged.
         named = run_together(comm, lambda: self._named_checkpoint() if comm.rank == 0 else None)
         directory = self._take_directory()
@@ -134,10 +135,10 @@ class Run:
                 directory.close()
             raise
         self._resume = named or newest
-        owned = comm.gather(("", "") if directory is None else (str(directory.path), directory.token))[0]
+        owned = comm.allgather(("", "") if directory is None else (str(directory.path), directory.token))[0]
         self._path, token = Path(owned[0]), owned[1]
         self._reporter = RunReporter(comm, directory, self._path, token, len(self._train_set))
-        all_hosts, all_threads = hosts(comm), comm.gather(self._threads)
+        all_hosts, all_threads = hosts(comm), comm.allgather(self._threads)
         if directory is None:
             return
         directory.write_config(options.to_toml())
@@ -170,7 +171,7 @@ class Run:
         # Many short collectives: in one long one the watchdog of the other ranks would take rank 0 for a hung rank.
         while True:
             directory = run_together(comm, take)
-            if comm.gather(directory is not None)[0]:
+            if comm.allgather(directory is not None)[0]:
                 return directory
             if says:
                 say(f"waiting for the run that still writes to {options.out}")
@@ -203,7 +204,7 @@ class Run:
         every = options.checkpoint_every, options.checkpoint_seconds
         return CheckpointFolder(path / "checkpoints", *every, options.keep_last, options.keep_best, locate)
 
-    def _train(self, leave: LeaveOnSignal) -> History:
+    def _train(self, leave: StopOnSignal) -> History:
         options = self._options
         return train(
             self._network,
@@ -229,8 +230,8 @@ class Run:
             timeout=options.timeout,
         )
 
-    def _say_why_it_stopped(self, history: History, leave: LeaveOnSignal) -> int:
-        number = max(self._comm.gather(leave.received))
+    def _say_why_it_stopped(self, history: History, leave: StopOnSignal) -> int:
+        number = max(self._comm.allgather(leave.received))
         if self._comm.rank == 0:
             path = self._path if self._reporter.directory is None else self._reporter.directory.path
             why = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
@@ -244,13 +245,13 @@ class Run:
         """Evaluate on the training set as well, and write the results."""
         comm = self._comm
         on_train_set = evaluate(self._network, self._train_set, comm, loss=self._loss, threads=self._threads)
-        all_hosts, all_threads, peaks = hosts(comm), comm.gather(self._threads), comm.gather(_peak_rss_bytes())
+        all_hosts, all_threads, peaks = hosts(comm), comm.allgather(self._threads), comm.allgather(_peak_rss_bytes())
 
         def write() -> None:
             if comm.rank == 0:
                 self._write_results(history, on_train_set, all_hosts, all_threads, max(peaks))
 
-        comm.activity = "writing the results"
+        comm.status = "writing the results"
         run_together(comm, write)
 
     def _write_results(

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from parallelcnn.cli.metrics import MetricsFile, evaluation_row
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError, TrainingWarning, shown
 from parallelcnn.files.atomic import lock, remove_unfinished, write_atomically
 from parallelcnn.files.regular import open_regular
@@ -221,9 +221,7 @@ class RunReporter(Callback):
         first_step_at: when the first minibatch was done, by `time.perf_counter` [s].
     """
 
-    def __init__(
-        self, comm: Communicator, directory: RunDirectory | None, path: Path, token: str, samples: int
-    ) -> None:
+    def __init__(self, comm: Transport, directory: RunDirectory | None, path: Path, token: str, samples: int) -> None:
         self._comm, self.directory, self._path, self._token = comm, directory, path, token
         self._samples = samples
         self.history: History | None = None

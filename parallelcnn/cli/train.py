@@ -10,7 +10,7 @@ from parallelcnn.resilience.signals import catch_interrupts
 from parallelcnn.training.config import GROUPS, RESULTS, Setting, config_from, default_of, settings
 
 if TYPE_CHECKING:
-    from parallelcnn.comm import Communicator
+    from parallelcnn.comm import Transport
 
 _IMPORTED_AT = time.perf_counter()  # the process has just started
 
@@ -74,7 +74,7 @@ def prepare(options: argparse.Namespace) -> None:
     options.timeout = options.config.timeout
 
 
-def run(options: argparse.Namespace, comm: "Communicator") -> int:
+def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.cli.run import Run
 
     catch_interrupts()

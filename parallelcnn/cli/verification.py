@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.comm import Communicator, Serial, run_together
+from parallelcnn.comm import Serial, Transport, run_together
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.errors import ReplicaMismatchError
 from parallelcnn.losses import Loss
@@ -22,7 +22,7 @@ def verify(
     optimizer: Optimizer,
     batch_size: int,
     seed: int,
-    comm: Communicator,
+    comm: Transport,
     *,
     steps: int,
     loss: Loss,
@@ -50,7 +50,7 @@ def verify(
     epochs = -(-steps * batch_size // len(dataset))
     few = Dataset(dataset.images[:1], dataset.labels[:1], dataset.classes, dataset.name)
 
-    def train_from_the_start(ranks: Communicator, on_threads: int) -> tuple[np.ndarray, int]:
+    def train_from_the_start(ranks: Transport, on_threads: int) -> tuple[np.ndarray, int]:
         network.set_state({"params": start})
         countdown = iter([False] * (steps - 1))
         history = train(
@@ -77,7 +77,7 @@ def verify(
     what = f"{done} minibatches on {comm.size} x {threads} threads and on one"
     same_bits = np.array_equal(together, alone)
     close = np.allclose(together, alone, _RELATIVE, _ABSOLUTE)
-    bad = sum(comm.gather(not (same_bits if grains is not None else close)))
+    bad = sum(comm.allgather(not (same_bits if grains is not None else close)))
     if bad:
         raise ReplicaMismatchError(
             f"{what} give parameters that differ by up to {difference:.2g}, on {bad} of {comm.size} ranks"

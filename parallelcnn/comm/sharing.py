@@ -1,4 +1,4 @@
-"""Arrays that the ranks of a node hold once, together."""
+"""Arrays of which the ranks of a node have one copy together."""
 
 import contextlib
 import mmap
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from parallelcnn.comm.communicator import Communicator
 from parallelcnn.comm.together import run_together
+from parallelcnn.comm.transport import Transport
 from parallelcnn.errors import DataError
 
 T = TypeVar("T")
 
 
-def share_on_node(comm: Communicator, load: Callable[[], T]) -> T:
+def share_on_node(comm: Transport, load: Callable[[], T]) -> T:
     """What `load` returns, with one copy of its arrays per node: one rank of each node calls it, rank 0 first, so that
     what it downloads is there for the others.
 
@@ -42,7 +42,7 @@ def share_on_node(comm: Communicator, load: Callable[[], T]) -> T:
             my_turn = leads and (comm.rank == 0) == (turn == 0)
             loaded = run_together(comm, load_and_write if my_turn else lambda: None)
             mine = loaded if my_turn else mine
-        written: Any = comm.gather(None if len(node) == 1 else mine)[node[0]]
+        written: Any = comm.allgather(None if len(node) == 1 else mine)[node[0]]
 
         def take() -> Any:
             if len(node) == 1:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.comm import Communicator, mpi_library
+from parallelcnn.comm import Transport, mpi_library
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.doctor import folders, launch, speed
 from parallelcnn.doctor.finding import Finding
 from parallelcnn.kernels.sgd import sgd
 from parallelcnn.network import NetworkHandler
+from parallelcnn.profiling.clocks import clock_offset
 
 _MOST_SAMPLES = 60_000  # as many as MNIST has
 
@@ -26,7 +27,7 @@ def some_images(batch_size: int) -> Dataset:
 
 
 def examine(
-    comm: Communicator, network: NetworkHandler, dataset: Dataset, batch_size: int, threads: int | None, out: Path
+    comm: Transport, network: NetworkHandler, dataset: Dataset, batch_size: int, threads: int | None, out: Path
 ) -> Iterator[Finding]:
     """Look at one thing after the other, and say what was found, the same on every rank.
 
@@ -51,8 +52,8 @@ def examine(
         yield launch.check_blas(ranks)
     yield launch.check_processors(ranks)
     if len({facts.host for facts in ranks}) > 1:
-        offset, _ = comm.clock_offset(time.time_ns)
-        yield launch.check_clocks(ranks, comm.gather(offset / 1e9))
+        offset, _ = clock_offset(comm, time.time_ns)
+        yield launch.check_clocks(ranks, comm.allgather(offset / 1e9))
 
     leads = comm.rank == ranks[comm.rank].node
     results = _on(comm, comm.rank == 0, lambda: folders.try_folder(out, nbytes))[0]
@@ -72,16 +73,16 @@ def examine(
     before = folders.kept_kernels(cache)[0] if cache else 0
     cores = frozenset().union(*(ranks[rank].offered for rank in comm.ranks_on_node()))
     measured = speed.measure(comm, network, dataset, batch_size, ranks[comm.rank].threads, cores)
-    new = comm.gather(folders.kept_kernels(cache)[0] - before if cache else None)[0]
+    new = comm.allgather(folders.kept_kernels(cache)[0] - before if cache else None)[0]
     yield speed.check_compilation(measured, new)
     yield speed.check_load(measured)
     yield speed.check_sum(measured, comm.size, batch_size)
     yield speed.check_step(measured, comm.size, batch_size)
 
 
-def _on(comm: Communicator, mine: bool, work: Callable[[], Any]) -> list[Any]:
+def _on(comm: Transport, mine: bool, work: Callable[[], Any]) -> list[Any]:
     """What `work` returns on those ranks whose turn it is."""
-    done = comm.gather((mine, work() if mine else None))
+    done = comm.allgather((mine, work() if mine else None))
     return [value for was, value in done if was]
 
 

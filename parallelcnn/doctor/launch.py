@@ -14,8 +14,10 @@ import numpy as np
 from numba import config
 
 from parallelcnn._version import __version__
-from parallelcnn.comm import Communicator, hosts, launched_ranks, mpirun, ulfm
+from parallelcnn.comm import Transport, hosts
 from parallelcnn.doctor.finding import Finding, some, span
+from parallelcnn.resilience.fault_tolerance import fault_tolerance
+from parallelcnn.resilience.launch import launched_ranks, mpirun
 from parallelcnn.resources import core_quota, usable_cores
 from parallelcnn.training.threads import blas_threads, choose_threads, fair_share, one_blas_thread, worth_waking
 
@@ -52,7 +54,7 @@ class Rank:
     blas: tuple[tuple[str, int], ...]
 
 
-def see_ranks(comm: Communicator, threads: int | None, multiply_adds: int) -> list[Rank]:
+def see_ranks(comm: Transport, threads: int | None, multiply_adds: int) -> list[Rank]:
     """What every rank sees. Collective: every rank of `comm` must call it.
 
     Args:
@@ -76,7 +78,7 @@ def see_ranks(comm: Communicator, threads: int | None, multiply_adds: int) -> li
         threads=threads,
         blas=blas,
     )
-    return comm.gather(mine)
+    return comm.allgather(mine)
 
 
 def check_software(ranks: Sequence[Rank]) -> Finding:
@@ -239,7 +241,7 @@ def _as_root(library: str) -> str:
 
 def check_ulfm(library: str, size: int) -> Finding:
     """Whether the other ranks can go on after one is lost."""
-    known, on = ulfm()
+    known, on = fault_tolerance()
     if on:
         return Finding("lost ranks", "ULFM is on: the other ranks can go on")
     if known:

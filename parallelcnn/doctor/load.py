@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 
 _IDLE = (3, 4)  # of the columns of a core: idle, and idle but for a disk
 
@@ -23,7 +23,7 @@ class Load:
         self._cores, self._threads = cores, threads
         self._began = (time.perf_counter(), time.process_time(), busy_seconds(cores))
 
-    def taken(self, comm: Communicator) -> float:
+    def taken(self, comm: Transport) -> float:
         """How many cores the ranks of a node lacked because of other programs, or, in a virtual machine, of other
         machines on the same host; of the node that lacked most. Collective: every rank of `comm` must call it.
         """
@@ -33,11 +33,11 @@ class Load:
                 (time.perf_counter(), time.process_time(), busy_seconds(self._cores)), self._began, strict=True
             )
         )
-        everyone = comm.gather((own, self._threads))
+        everyone = comm.allgather((own, self._threads))
         here = [everyone[rank] for rank in comm.ranks_on_node()]
         others = max(0.0, busy - sum(own for own, _ in here)) / seconds
         lacking = others + sum(threads for _, threads in here) - len(self._cores)
-        return max(comm.gather(min(others, max(0.0, lacking))))
+        return max(comm.allgather(min(others, max(0.0, lacking))))
 
 
 def busy_seconds(cores: Collection[int], stat: Path = Path("/proc/stat")) -> float:

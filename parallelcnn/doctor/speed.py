@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parallelcnn.comm import Communicator, Serial
+from parallelcnn.comm import Serial, Transport
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.doctor.finding import Finding, in_units
 from parallelcnn.doctor.load import Load
@@ -51,7 +51,7 @@ class Speed:
 
 
 def measure(
-    comm: Communicator,
+    comm: Transport,
     network: NetworkHandler,
     dataset: Dataset,
     batch_size: int,
@@ -73,31 +73,29 @@ def measure(
             load = Load(cores, threads)
             reducer = reducer_of(network, team, dataset, loss, None)
 
-            def step(ranks: Communicator) -> None:
+            def step(ranks: Transport) -> None:
                 reducer.compute(minibatch, ranks, key=0, stop=0)
                 network.update(optimizer)
 
-            short_sum = _median_seconds(
-                comm, lambda: comm.sum_over_ranks(message[: _SHORT_MESSAGE // message.itemsize])
-            )
-            sum_seconds = _median_seconds(comm, lambda: comm.sum_over_ranks(message))
+            short_sum = _median_seconds(comm, lambda: comm.allreduce(message[: _SHORT_MESSAGE // message.itemsize]))
+            sum_seconds = _median_seconds(comm, lambda: comm.allreduce(message))
             together = _median_seconds(comm, lambda: step(comm))
             taken = load.taken(comm)
             alone = math.nan
             if comm.size > 1:
                 alone = _median_seconds(Serial(), lambda: step(Serial())) if comm.rank == 0 else alone
-                alone = comm.gather(alone)[0]
+                alone = comm.allgather(alone)[0]
     return Speed(compiling, short_sum, sum_seconds, together, alone, taken, message.nbytes)
 
 
-def _median_seconds(comm: Communicator, work: Callable[[], None]) -> float:
+def _median_seconds(comm: Transport, work: Callable[[], None]) -> float:
     """How long `work` takes, all ranks doing it at once: the median of some rounds on the slowest rank [s]."""
     comm.barrier()
     first = [_seconds(work) for _ in range(_FEWEST)]
-    slowest = max(comm.gather(min(first)))
+    slowest = max(comm.allgather(min(first)))
     rounds = int(np.clip(_SECONDS / slowest, _FEWEST, _MOST))
     comm.barrier()
-    return max(comm.gather(float(np.median([_seconds(work) for _ in range(rounds)]))))
+    return max(comm.allgather(float(np.median([_seconds(work) for _ in range(rounds)]))))
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.arguments import as_path
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError
 from parallelcnn.files.atomic import write_atomically
 from parallelcnn.layers.base import Array
 from parallelcnn.network import NetworkHandler
+from parallelcnn.profiling.clocks import clock_offset
 from parallelcnn.replica import Replica
 from parallelcnn.training.threads import blas_limit
 
@@ -66,7 +67,7 @@ class Profiler:
             raise InputError(f"Profiler: trace_steps must be an integer of at least 1, got {self.trace_steps!r}")
 
     def watch(
-        self, network: NetworkHandler, replicas: Sequence[Replica], comm: Communicator, callbacks: Any
+        self, network: NetworkHandler, replicas: Sequence[Replica], comm: Transport, callbacks: Any
     ) -> tuple[list[Replica], WatchedRanks, Any]:
         """The same replicas, ranks and callbacks, watched; train with these. Forgets an earlier training.
 
@@ -102,7 +103,7 @@ class Profiler:
         self._digest()
         layers = self._network.fused_layers
         passes_a_step = self._passes_done / self._steps_done
-        events_a_step = sum(self._comm.gather(8 + passes_a_step * (4 + 2 * len(layers))))
+        events_a_step = sum(self._comm.allgather(8 + passes_a_step * (4 + 2 * len(layers))))
         shown = min(len(self._trace_steps), max(1, int(_TRACE_EVENTS / events_a_step)))
         steps = self._trace_steps[-shown:]
         # After the training: freeing large arrays before it changes where its own lie. All ranks at once, since they
@@ -132,7 +133,7 @@ class Profiler:
             [repr(layer) for layer, _ in layers],
             self._flops,
             int(flops_of(written).sum()),
-            self._comm.gather(mine),
+            self._comm.allgather(mine),
         )
 
     def table(self) -> str:
@@ -150,7 +151,7 @@ class Profiler:
 
     def _synchronize(self) -> tuple[int, int]:
         """(time here, what to add to it for rank 0's), now. Collective."""
-        offset, error = self._comm.clock_offset(clock)
+        offset, error = clock_offset(self._comm, clock)
         self._clock_error = max(self._clock_error, error)
         return clock(), offset
 
@@ -177,7 +178,7 @@ class Profiler:
         self._callbacks.evaluations.clear()
 
         latest = steps[:, ARRIVED].copy()
-        self._comm.largest_over_ranks(latest)
+        self._comm.allreduce_max(latest)
         durations = durations_of(steps, passes, latest, threads)
         samples = samples_of(passes, len(steps))
         self._total = self._total + durations.sum(0)

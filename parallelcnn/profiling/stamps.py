@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 from parallelcnn.layers import Flatten
 from parallelcnn.layers.base import Array, Call
 from parallelcnn.parameters import ArrayLayout
@@ -113,14 +113,14 @@ class WatchedReplica(Replica):
 class WatchedRanks:
     """The ranks, noting when this one comes to the sum of a step, and when it leaves."""
 
-    def __init__(self, comm: Communicator, log: Log) -> None:
+    def __init__(self, comm: Transport, log: Log) -> None:
         self._comm, self._log = comm, log
         self.rank, self.size = comm.rank, comm.size
 
-    def sum_over_ranks(self, vector: Array) -> None:
+    def allreduce(self, vector: Array) -> None:
         log = self._log
         log.numbers[log.begin + ARRIVED] = clock()
-        self._comm.sum_over_ranks(vector)
+        self._comm.allreduce(vector)
         log.numbers[log.begin + SUMMED] = clock()
 
     def __getattr__(self, name: str) -> Any:

@@ -1,1 +1,1 @@
-"""What protects a training: signals, the watchdog, the comparison of replicas."""
+"""Fault tolerance, watchdog, signals, replica check, launcher checks: what protects a training."""

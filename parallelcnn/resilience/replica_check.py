@@ -1,13 +1,14 @@
-"""Ranks that should hold the same network, down to the bit: checked, and brought back together."""
+"""Replica check: the ranks compare their parameters, and repair them if a rank differs."""
 
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError, RankLostError, ReplicaMismatchError, TrainingWarning
 from parallelcnn.network import NetworkHandler
+from parallelcnn.resilience.fault_tolerance import recover
 from parallelcnn.training.checkpoint import CheckpointFolder
 from parallelcnn.training.history import History
 
@@ -15,24 +16,24 @@ REPAIRS = ("stop", "majority", "checkpoint")
 
 
 def check_repair(repair: str, checkpoints: CheckpointFolder | None) -> None:
-    """Raise InputError unless that says what to do about ranks that differ, and can be done."""
+    """Raise InputError unless `repair` is one of `REPAIRS` and possible."""
     if repair not in REPAIRS:
         raise InputError(f"repair must be one of {', '.join(REPAIRS)}, got {repair!r}")
     if repair == "checkpoint" and checkpoints is None:
         raise InputError("repair='checkpoint' takes checkpoints, got checkpoints=None")
 
 
-class ReplicaGuard:
-    """Keeps the replicas of a training equal: after each epoch, before each checkpoint, and when a rank is lost.
+class ReplicaCheck:
+    """Compares the replicas, repairs them, and brings them together after a loss.
 
     Args:
-        history: of the training, which goes back with the parameters.
+        history: of the training; it goes back with the parameters.
         repair: one of `REPAIRS`.
     """
 
     def __init__(
         self,
-        comm: Communicator,
+        comm: Transport,
         network: NetworkHandler,
         history: History,
         repair: str,
@@ -45,12 +46,12 @@ class ReplicaGuard:
         self._ranks_at_first = comm.size + history.lost_ranks
 
     def brings_back_an_earlier_state(self) -> bool:
-        """Compare what the ranks hold, once after a minibatch, and repair it where that was asked for.
+        """Compare the replicas, once per minibatch, and repair them if that was asked for.
 
         Collective: every rank must call it.
 
         Returns:
-            whether the training now stands where it stood before.
+            whether training went back to an earlier step.
 
         Raises:
             ReplicaMismatchError: on every rank, if they differ and cannot be repaired.
@@ -69,10 +70,10 @@ class ReplicaGuard:
         return False
 
     def go_on_without_the_lost(self) -> None:
-        """Have the ranks that are left agree on where they stand. Collective over them."""
+        """Recover, and continue from the furthest step. Collective: every remaining rank must call it."""
         while True:
             try:
-                self._comm.recover()
+                recover(self._comm)
                 rejoin(self._comm, self._network, self._history)
                 break
             except RankLostError:  # another one
@@ -88,7 +89,7 @@ class ReplicaGuard:
         """
         assert self._checkpoints is not None
         found = self._checkpoints.newest(self._equal_at) if self._comm.rank == 0 else None
-        found = self._comm.gather(found)[0]
+        found = self._comm.allgather(found)[0]
         if found is None or found.history.steps == self._went_back_to:
             return False
         self._network.set_state(found.state)
@@ -103,15 +104,15 @@ class ReplicaGuard:
             warnings.warn(message, TrainingWarning, stacklevel=3)
 
 
-def find_mismatch(comm: Communicator, network: NetworkHandler) -> ReplicaMismatchError | None:
-    """What to say of ranks whose parameters, or what the optimiser remembers, differ from those of most; None if all
+def find_mismatch(comm: Transport, network: NetworkHandler) -> ReplicaMismatchError | None:
+    """An error about ranks whose parameters or optimiser state differ from those of the majority; None if all replicas
     are equal, bit for bit.
 
     Collective: every rank of `comm` must call it.
     """
     if comm.size == 1:
         return None
-    fingerprints = comm.gather(network.state_sha256())
+    fingerprints = comm.allgather(network.state_sha256())
     if len(set(fingerprints)) == 1:
         return None
     odd = odd_ones(fingerprints)
@@ -124,43 +125,43 @@ def find_mismatch(comm: Communicator, network: NetworkHandler) -> ReplicaMismatc
 
 
 def in_words(ranks: Sequence[int]) -> str:
-    """Numbers of ranks as people write them."""
+    """Ranks, listed for a message."""
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def odd_ones(fingerprints: Sequence[str]) -> list[int]:
-    """The ranks whose fingerprint is not that of more than half of them; none where there is no such half."""
+    """The ranks whose fingerprint differs from that of the majority; none if there is no majority (more than half)."""
     ((most, count),) = Counter(fingerprints).most_common(1)
     return [rank for rank, one in enumerate(fingerprints) if one != most] if 2 * count > len(fingerprints) else []
 
 
-def take_majority(comm: Communicator, network: NetworkHandler) -> bool:
-    """Give every rank what more than half of them hold; False if there is no such half.
+def take_majority(comm: Transport, network: NetworkHandler) -> bool:
+    """Give every rank the parameters and optimiser state of the majority; False if there is none.
 
     Collective: every rank of `comm` must call it.
     """
-    fingerprints = comm.gather(network.state_sha256())
+    fingerprints = comm.allgather(network.state_sha256())
     odd = odd_ones(fingerprints)
     if not odd:
         return len(set(fingerprints)) == 1
     source = next(rank for rank in range(comm.size) if rank not in odd)
-    network.set_state(comm.gather(network.state if comm.rank == source else {})[source])
+    network.set_state(comm.allgather(network.state if comm.rank == source else {})[source])
     return True
 
 
-def rejoin(comm: Communicator, network: NetworkHandler, history: History) -> None:
-    """After a rank was lost: should they not all stand alike, everyone takes over what the rank that is furthest has.
+def rejoin(comm: Transport, network: NetworkHandler, history: History) -> None:
+    """After a loss, continue from the same step: every rank takes over the state of the one that is furthest.
 
     Collective: every rank of `comm` must call it.
     """
-    standing = comm.gather((history.steps, len(history.evaluations)))
+    standing = comm.allgather((history.steps, len(history.evaluations)))
     ahead = standing.index(max(standing))
     steps, evaluations = map(min, zip(*standing, strict=True))
     mine: Any = None
     if comm.rank == ahead:
         lists = history.losses[steps:], history.evaluations[evaluations:]
         mine = network.state, *lists, history.exponents, history.samples_seen, history.left
-    state, losses, results, exponents, history.samples_seen, history.left = comm.gather(mine)[ahead]
+    state, losses, results, exponents, history.samples_seen, history.left = comm.allgather(mine)[ahead]
     network.set_state(state)
     history.exponents[:] = exponents
     history.losses[steps:], history.evaluations[evaluations:] = losses, results

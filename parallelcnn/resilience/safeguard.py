@@ -1,9 +1,9 @@
-"""What protects a training between two steps: the replica check, checkpoints, and going on without lost ranks."""
+"""What protects a training between two steps: the replica check, checkpoints, and recovery from lost ranks."""
 
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 from parallelcnn.errors import RankLostError
 from parallelcnn.network import NetworkHandler
-from parallelcnn.resilience.replica_check import ReplicaGuard
+from parallelcnn.resilience.replica_check import ReplicaCheck
 from parallelcnn.training.checkpoint import CheckpointSaver
 from parallelcnn.training.history import History
 
@@ -17,7 +17,7 @@ class TrainingSafeguard:
 
     def __init__(
         self,
-        comm: Communicator,
+        comm: Transport,
         network: NetworkHandler,
         history: History,
         repair: str,
@@ -27,7 +27,7 @@ class TrainingSafeguard:
     ) -> None:
         self._comm, self._network, self._history = comm, network, history
         self._saver, self._recovers = saver, recovers
-        self._guard = ReplicaGuard(comm, network, history, repair, saver.folder)
+        self._guard = ReplicaCheck(comm, network, history, repair, saver.folder)
 
     def asks_to_save(self) -> bool:
         return self._saver.asks()
@@ -38,7 +38,7 @@ class TrainingSafeguard:
         if (epoch_ended or due) and self._guard.brings_back_an_earlier_state():
             return True
         if due:
-            self._comm.activity = "saving a checkpoint"
+            self._comm.status = "saving a checkpoint"
             self._saver.save(self._network, self._history)
         return False
 

@@ -1,4 +1,4 @@
-"""Being asked to leave: by Ctrl-C, by a scheduler whose time limit comes near, or that wants the node for others."""
+"""Graceful shutdown on SIGTERM, SIGUSR1 and Ctrl-C."""
 
 import contextlib
 import signal
@@ -8,45 +8,45 @@ from types import FrameType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-# A launcher passes Ctrl-C on to ranks that have it from the terminal already: that is not a second one.
+# A launcher passes Ctrl-C on to ranks that have received it from the terminal already: that is not a second one.
 _SAME_INTERRUPT = 1.0  # [s]
 
 
-def hold_requests_to_leave() -> None:
-    """Have SIGUSR1 wait until `LeaveOnSignal` takes it, instead of ending the process.
+def hold_stop_signals() -> None:
+    """Block SIGUSR1 until `StopOnSignal` takes it.
 
-    A scheduler sends it at any time. While libraries, data and kernels are being loaded it must not be lost, and the
-    training must come at least one minibatch further: otherwise a job that is started again and again would never end.
-    It is blocked, not caught: MPICH, while it starts, puts a handler of its own in the place of ours. SIGINT and
-    SIGTERM end the process there, which loses nothing.
+    A scheduler may send it at any time. It must not be lost while libraries, data and kernels are being loaded, and
+    training must take at least one step: otherwise a job that is requeued again and again would never end. The signal
+    is blocked, not caught, because MPICH installs a handler of its own when it starts. SIGINT and SIGTERM end the
+    process at this stage, which loses nothing.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 
 
 def let_interrupts_end_the_process() -> None:
-    """As for a program that is not Python's, until `catch_interrupts`.
+    """Let Ctrl-C end the process at once, until `catch_interrupts`.
 
-    While Python, numba and MPI start, an exception would be shown as a traceback, get lost in somebody's code, or leave
-    this rank waiting for the others to end MPI with it; and there is nothing yet that it would have to clean up.
+    While Python, numba and MPI start, a KeyboardInterrupt would be shown as a traceback, be lost in other code, or
+    leave this rank waiting for the others to finalise MPI. There is nothing to clean up yet.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         _on_interrupt(signal.SIG_DFL)
 
 
 def catch_interrupts() -> None:
-    """From here on Ctrl-C is a KeyboardInterrupt, as Python has it."""
+    """Let Ctrl-C raise KeyboardInterrupt again, as usual in Python."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         _on_interrupt(signal.default_int_handler)
 
 
 def _on_interrupt(handler: Any) -> None:
-    with contextlib.suppress(ValueError):  # on another thread than the main one, which Ctrl-C does not reach
+    with contextlib.suppress(ValueError):  # not on the main thread, which alone receives signals
         signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager
 def interrupts_ending_the_process() -> Iterator[None]:
-    """For compiling, in which LLVM's callbacks lose an exception, or crash after it."""
+    """Let Ctrl-C end the process while kernels compile: LLVM's callbacks lose an exception, or crash after it."""
     let_interrupts_end_the_process()
     try:
         yield
@@ -54,14 +54,14 @@ def interrupts_ending_the_process() -> Iterator[None]:
         catch_interrupts()
 
 
-class LeaveOnSignal:
-    """Remembers SIGINT, SIGTERM and SIGUSR1 inside a `with` statement; calling it tells whether one has come.
+class StopOnSignal:
+    """Catches SIGINT, SIGTERM and SIGUSR1 inside a `with` statement; calling it returns whether one has come.
 
-    A second Ctrl-C is a KeyboardInterrupt. What was held before is ignored afterwards, while results are being written
-    and the process ends. Elsewhere than on the main thread, which no signal reaches, it does nothing.
+    A second Ctrl-C raises KeyboardInterrupt. Afterwards a signal that was blocked before is ignored, while results are
+    being written and the process ends. On another thread than the main one it does nothing.
 
     Attributes:
-        received: the signal's number; 0: none has come.
+        received: the number of the signal; 0: none has come.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class LeaveOnSignal:
     def __enter__(self) -> Self:
         with contextlib.suppress(ValueError):
             for number in _SIGNALS:
-                # What the user's shell or nohup has switched off stays so.
+                # Keep what the user's shell or nohup ignores.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._remember)
             self._held = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from parallelcnn._version import __version__
-from parallelcnn.comm import Communicator, run_together, shared_file
+from parallelcnn.comm import Transport, run_together, shared_file
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.errors import ReplicaMismatchError, shown
 from parallelcnn.files.fingerprint import fingerprint
@@ -27,7 +27,7 @@ class _Argument(NamedTuple):
     attributes: dict[str, str]
 
 
-def check_replicas(comm: Communicator, arguments: Mapping[str, object]) -> None:
+def check_replicas(comm: Transport, arguments: Mapping[str, object]) -> None:
     """Raise ReplicaMismatchError, on all ranks, unless all of them have the same arguments and the same version.
 
     Collective: every rank of `comm` must call it.
@@ -46,7 +46,7 @@ def check_replicas(comm: Communicator, arguments: Mapping[str, object]) -> None:
             values[name] = value
         return {name: _described(value) for name, value in values.items()}
 
-    everyone = comm.gather(run_together(comm, describe))
+    everyone = comm.allgather(run_together(comm, describe))
     first = everyone[0]
     for name in first:
         for rank, theirs in enumerate(everyone):
@@ -55,7 +55,7 @@ def check_replicas(comm: Communicator, arguments: Mapping[str, object]) -> None:
                 raise ReplicaMismatchError(_difference(what, first[what], rank, theirs[what])).together()
 
 
-def describe_data(comm: Communicator, **datasets: Dataset) -> dict[str, str]:
+def describe_data(comm: Transport, **datasets: Dataset) -> dict[str, str]:
     """Type, shape and CRC-32 of the contents of data sets, by the same names.
 
     Collective: every rank of `comm` must call it. Where ranks have mapped the same file, one of them reads it: to read
@@ -63,14 +63,14 @@ def describe_data(comm: Communicator, **datasets: Dataset) -> dict[str, str]:
     """
     arrays = [array for dataset in datasets.values() for array in (dataset.images, dataset.labels)]
     node = comm.ranks_on_node()[0]
-    places = comm.gather([(node, place) if (place := shared_file(array)) else None for array in arrays])
+    places = comm.allgather([(node, place) if (place := shared_file(array)) else None for array in arrays])
     mine = places[comm.rank]
     # The first rank that has the array reads it.
     readers = [
         comm.rank if place is None else next(rank for rank in range(comm.size) if places[rank][i] == place)
         for i, place in enumerate(mine)
     ]
-    checksums = comm.gather(
+    checksums = comm.allgather(
         [_crc32(array) if reader == comm.rank else 0 for array, reader in zip(arrays, readers, strict=True)]
     )
     found = iter([checksums[reader][i] for i, reader in enumerate(readers)])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.network import NetworkHandler
 from parallelcnn.training.evaluation import Evaluation
@@ -27,7 +27,7 @@ class Training:
         samples: in an epoch.
     """
 
-    comm: Communicator
+    comm: Transport
     network: NetworkHandler
     history: History
     epochs: int

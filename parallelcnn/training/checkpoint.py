@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.arguments import as_path
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 from parallelcnn.errors import CheckpointError, InputError, TrainingWarning, shown
 from parallelcnn.files.archive import Archive, read_archive, write_archive
 from parallelcnn.files.atomic import naming, remove_unfinished
@@ -196,10 +196,10 @@ class CheckpointSaver:
         time_is_up: whether rank 0 has asked for a checkpoint after the minibatch at hand; the same on every rank.
     """
 
-    def __init__(self, comm: Communicator, folder: CheckpointFolder | None, facts: dict[str, Any]) -> None:
+    def __init__(self, comm: Transport, folder: CheckpointFolder | None, facts: dict[str, Any]) -> None:
         self._comm, self._facts = comm, facts
         names = ("path", "every_steps", "every_seconds", "keep_last", "keep_best")
-        settings = comm.gather(None if folder is None else {name: getattr(folder, name) for name in names})[0]
+        settings = comm.allgather(None if folder is None else {name: getattr(folder, name) for name in names})[0]
         self._settings = settings or {}
         self.folder = None if settings is None else folder or CheckpointFolder(**settings)
         self.time_is_up = False

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from parallelcnn.comm import Communicator, Serial, run_together
+from parallelcnn.comm import Serial, Transport, run_together
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.kernels.finite import all_finite
 from parallelcnn.kernels.moving_average import moving_average
@@ -45,7 +45,7 @@ def compile_kernels(
         moving_average(network.buffers.copy(), network.replica.statistics, network.buffers, 1)
 
 
-def compile_in_turns(comm: Communicator, work: Callable[[], object]) -> float:
+def compile_in_turns(comm: Transport, work: Callable[[], object]) -> float:
     """Do work that compiles: rank 0 first, then one rank of each other node, then the rest.
 
     So a cold cache is filled once, on whatever file system it lies, and ranks never write it at the same time, which
@@ -55,7 +55,7 @@ def compile_in_turns(comm: Communicator, work: Callable[[], object]) -> float:
         How long it took [s].
     """
     started = time.perf_counter()
-    comm.activity = "compiling kernels"
+    comm.status = "compiling kernels"
     first_on_node = comm.rank == comm.ranks_on_node()[0]
     my_turn = 0 if comm.rank == 0 else 1 if first_on_node else 2
     for turn in range(3 if comm.size > 1 else 1):

@@ -2,24 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from parallelcnn.arguments import check_methods, check_type, described
-from parallelcnn.comm import Communicator, as_communicator, run_together
+from parallelcnn.arguments import described
+from parallelcnn.comm import Transport
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.data.numbers import warn_of_another_range
 from parallelcnn.data.sampler import grain
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.layers.base import Array
-from parallelcnn.losses import LOSS_METHODS, Loss, SoftmaxCrossEntropy
+from parallelcnn.losses import Loss
 from parallelcnn.metrics import Accuracy, Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import Replica
-from parallelcnn.training.agreement import check_replicas, describe_data
 from parallelcnn.training.thread_pool import Team
-from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
 
 
 @dataclass(frozen=True)
@@ -45,59 +41,6 @@ class Evaluation:
         return values[name]
 
 
-def evaluate(
-    network: NetworkHandler,
-    dataset: Dataset,
-    comm: Any = None,
-    *,
-    loss: Loss | None = None,
-    metrics: Sequence[Metric] | None = None,
-    threads: int | None = None,
-) -> Evaluation:
-    """Loss and metrics of a network, the same on every rank.
-
-    Collective: every rank of `comm` must call it.
-
-    Args:
-        comm, threads: see `train`.
-        loss: softmax cross-entropy unless given.
-        metrics: accuracy unless given, if the labels are classes.
-
-    Raises:
-        ShapeError: if data set, network and loss do not fit together, or not into this machine's memory.
-        DataError: if the data set holds NaN or infinity.
-        InputError: for a number of threads below 1, or larger than machines have.
-        ReplicaMismatchError: if the ranks were not called with the same arguments.
-    """
-    comm = as_communicator(comm)
-    loss = loss or SoftmaxCrossEntropy()
-
-    def check() -> tuple[Metric, ...]:
-        check_type("network", network, NetworkHandler, "NetworkHandler(layers, input_shape)")
-        check_type("dataset", dataset, Dataset, "Dataset(images, labels, classes)")
-        check_methods("loss", loss, LOSS_METHODS, "SoftmaxCrossEntropy() or MeanSquaredError()")
-        check_threads(threads)
-        loss.check(network.output_shape, dataset.labels, dataset.classes)
-        dataset.check_numbers()
-        if comm.rank == 0:
-            images = f"the images of {dataset.name}"
-            warn_of_another_range(images, dataset.input_range, network.input_range, stacklevel=4)
-        return as_metrics(metrics, network, dataset)
-
-    judges = run_together(comm, check)
-    if comm.size > 1:
-        told = {"layers": network.layers, "loss": loss, "metrics": judges, "classes": dataset.classes}
-        read = {"parameters": network.parameters_sha256(), **describe_data(comm, dataset=dataset)}
-        check_replicas(comm, {**told, **read})
-    threads = choose_threads(comm, threads, network.multiply_adds(len(dataset), training=False))
-    run_together(comm, lambda: network.check_memory(threads))
-    with network.idle_replicas(threads) as replicas, one_blas_thread(), Team(replicas) as team:
-        for n in (1, replicas[0].block_size):  # compiles, and that is for one thread; see `compile_kernels`
-            sums = np.zeros(1 + sum(metric.terms for metric in judges))
-            run_block(replicas[0], dataset, np.zeros(n, np.intp), loss, judges, sums)
-        return evaluate_by(team, dataset, comm, loss, judges)
-
-
 def default_metrics(network: NetworkHandler, dataset: Dataset) -> tuple[Metric, ...]:
     """Accuracy, if the labels are classes and the network ends in a vector."""
     return (Accuracy(),) if dataset.classes is not None and len(network.output_shape) == 1 else ()
@@ -121,15 +64,15 @@ def as_metrics(metrics: Sequence[Metric] | None, network: NetworkHandler, datase
 
 
 def evaluate_by(
-    team: Team, dataset: Dataset, comm: Communicator, loss: Loss, metrics: Sequence[Metric] = ()
+    team: Team, dataset: Dataset, comm: Transport, loss: Loss, metrics: Sequence[Metric] = ()
 ) -> Evaluation:
-    """The same with a team of threads that is there already, for a data set that fits its network.
+    """Loss and metrics, the same on every rank, computed by a team of threads, for a data set that fits its network.
 
     Each thread of each rank takes some of the blocks that the samples are cut into; losses and the metrics' sums are
     added over all blocks, in order, and only then divided: the same bits, whoever takes which. Collective: every rank
     of `comm` must call it.
     """
-    comm.activity = f"evaluating on {dataset.name}"
+    comm.status = f"evaluating on {dataset.name}"
     size = team.replicas[0].block_size
     blocks = np.zeros((-(-len(dataset) // size), 1 + sum(metric.terms for metric in metrics)))
 
@@ -139,7 +82,7 @@ def evaluate_by(
             run_block(replica, dataset, samples, loss, metrics, blocks[number])
 
     team.run(run_blocks, grain(np.arange(len(blocks)), comm.rank, comm.size))
-    comm.sum_over_ranks(blocks)  # of each row but one rank has anything but zeros
+    comm.allreduce(blocks)  # of each row but one rank has anything but zeros
     total_loss, *sums = blocks.sum(axis=0)
     values: dict[str, float] = {}
     for metric in metrics:

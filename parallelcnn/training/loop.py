@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import SampleOrder
 from parallelcnn.errors import RankLostError
@@ -64,7 +64,7 @@ class Loop:
         safeguard: None: nothing protects this training.
     """
 
-    comm: Communicator
+    comm: Transport
     ranks: Ranks
     team: Team
     network: NetworkHandler
@@ -108,7 +108,7 @@ class Loop:
         history, network = self.history, self.network
         # The order of the samples is the same on every rank; the next batch_size of them are the minibatch.
         epoch, minibatch = self.sampler.after(history.samples_seen)
-        self.comm.activity = "computing minibatch {} (epoch {})", history.steps + 1, epoch
+        self.comm.status = "computing minibatch {} (epoch {})", history.steps + 1, epoch
         # Its shards run through load, forward, loss and backward on the threads of all ranks; one Allreduce sums them.
         asked = LEAVE * (self.stop() or self.callbacks.stop_is_asked)
         asked += SAVE * (self.safeguard is not None and self.safeguard.asks_to_save())
@@ -129,7 +129,7 @@ class Loop:
         if self._evaluation_is_due(epoch_ended):
             result = evaluate_by(self.team, self.test_set, self.comm, self.loss, self.metrics)
             self._record_evaluation(result, epoch_ended=epoch_ended)
-            history.left = any(self.comm.gather(history.left or self.callbacks.stop_is_asked))
+            history.left = any(self.comm.allgather(history.left or self.callbacks.stop_is_asked))
         if self.safeguard is not None:
             began = time.perf_counter()
             if self.safeguard.between_steps(epoch_ended=epoch_ended, save=self.save_is_asked):

@@ -1,4 +1,4 @@
-"""What must hold before a training starts, and where it starts from."""
+"""Checks before training starts, and the state that it starts from."""
 
 import copy
 import warnings
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import shape_hint
 from parallelcnn.errors import CheckpointError, InputError, ShapeError, TrainingWarning, shown
@@ -18,14 +18,14 @@ from parallelcnn.training.agreement import describe_dataset
 from parallelcnn.training.checkpoint import Checkpoint, facts_that_changed
 from parallelcnn.training.history import History
 
-# Facts that a training may not change in its middle: it would be another one.
+# A resumed training may not change these facts: it would be another training.
 _FIXED = ("layers", "input_shape", "dtype", "loss", "train_set", "test_set", "seed")
 
 
 def check_numbers(
     epochs: int, batch_size: int, seed: int, evaluate_every: int | None = None, train_set: Dataset | None = None
 ) -> None:
-    """Raise InputError for numbers that training could not start, or not end well, with."""
+    """Raise InputError for numbers that training cannot work with."""
     numbers = {"epochs": (epochs, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
     if evaluate_every is not None:
         numbers["evaluate_every"] = (evaluate_every, 1)
@@ -78,7 +78,7 @@ def facts_of(
 
 
 def check_resume(resume: Checkpoint, network: NetworkHandler, facts: dict[str, Any], last_sample: int) -> None:
-    """Raise CheckpointError unless a training can go on from there.
+    """Raise CheckpointError unless this training can resume from the checkpoint.
 
     Every rank that has the same checkpoint and facts raises the same.
 
@@ -106,9 +106,9 @@ def check_resume(resume: Checkpoint, network: NetworkHandler, facts: dict[str, A
 
 
 def start(
-    comm: Communicator, network: NetworkHandler, facts: dict[str, Any], resume: Checkpoint | None, last_sample: int
+    comm: Transport, network: NetworkHandler, facts: dict[str, Any], resume: Checkpoint | None, last_sample: int
 ) -> History:
-    """Give every rank rank 0's parameters and an optimiser at rest, or what rank 0's checkpoint holds.
+    """Broadcast rank 0's parameters and reset the optimiser state, or restore rank 0's checkpoint on every rank.
 
     Collective: every rank of `comm` must call it.
 
@@ -117,12 +117,12 @@ def start(
         last_sample: how many samples it will have seen at its end.
 
     Returns:
-        what happened before.
+        the history so far.
 
     Raises:
         CheckpointError: on every rank, if the checkpoint is of another training, or one that went further.
     """
-    resume = comm.gather(resume if comm.rank == 0 else None)[0]
+    resume = comm.allgather(resume if comm.rank == 0 else None)[0]
     if resume is None:
         comm.broadcast(network.params)
         network.reset_optimizer()

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from numba.core.event import Event, Listener, install_listener
 
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError
 from parallelcnn.training.callbacks import Callback, Logs
 
@@ -96,7 +96,7 @@ class Progress(Callback):
 
 
 @contextlib.contextmanager
-def show_compilation(comm: Communicator, stream: TextIO | None = None) -> Iterator[None]:
+def show_compilation(comm: Transport, stream: TextIO | None = None) -> Iterator[None]:
     """Inside, rank 0 says when it starts to compile kernels, and how it goes on; nothing if all come from the cache.
 
     Args:

@@ -31,12 +31,12 @@ _LOWEST, _HIGHEST = -140, 120  # exponents that float32 can need
 
 
 class Ranks(Protocol):
-    """What a reducer needs to know of ranks; see `Communicator`."""
+    """What a reducer needs to know of ranks; see `Transport`."""
 
     rank: int
     size: int
 
-    def sum_over_ranks(self, array: Array) -> None: ...
+    def allreduce(self, array: Array) -> None: ...
 
 
 class Reducer(Protocol):
@@ -92,7 +92,7 @@ class FloatReducer:
             self._team.run(take, grain(minibatch, ranks.rank, ranks.size))
         self._team.sum_reduction_buffers()
         self._network.reduction_buffer[STOP] = stop
-        ranks.sum_over_ranks(self._network.reduction_buffer)
+        ranks.allreduce(self._network.reduction_buffer)
 
     def _take(self, batch_size: int, key: int, replica: Replica, samples: Array) -> None:
         compute_shard(replica, self._dataset, samples, batch_size, self._loss, key)
@@ -164,7 +164,7 @@ class FixedPointReducer:
         for other in others:
             np.add(first.numbers, other.numbers, out=first.numbers)
         first.stop[0] = stop
-        ranks.sum_over_ranks(first.numbers)
+        ranks.allreduce(first.numbers)
         return first
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.comm import Communicator
+from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError
 from parallelcnn.resources import core_quota, usable_cores
 
@@ -55,7 +55,7 @@ def worth_waking(multiply_adds: int) -> int:
     return max(1, multiply_adds // _LEAST_MULTIPLY_ADDS)
 
 
-def choose_threads(comm: Communicator, asked: int | None, multiply_adds: int | None = None) -> int:
+def choose_threads(comm: Transport, asked: int | None, multiply_adds: int | None = None) -> int:
     """How many threads this rank computes on: as many as asked for, or, for None, its part of the node's cores, as far
     as it has work for them.
 
@@ -64,7 +64,7 @@ def choose_threads(comm: Communicator, asked: int | None, multiply_adds: int | N
     Args:
         multiply_adds: of all ranks together, from one meeting of threads to the next; None: more than enough.
     """
-    cores = comm.gather(usable_cores())
+    cores = comm.allgather(usable_cores())
     if asked is not None:
         return asked
     share = fair_share(comm.rank, {rank: cores[rank] for rank in comm.ranks_on_node()}, core_quota())

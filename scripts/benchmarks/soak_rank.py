@@ -24,13 +24,13 @@ import parallelcnn as pc
 # matter where a function lies; several names are alternatives, of which at least one must exist.
 PLACES = {
     # while the ranks start
-    "join": ("MPIRanks.__init__",),
+    "join": ("MPITransport.__init__",),
     "share": ("share_on_node",),
     "compile": ("compile_kernels",),
     "folder": ("RunDirectory.__init__", "RunDirectory.open"),
     # while they train
-    "training": ("ReplicaGuard.__init__",),
-    "sum": ("MPIRanks.sum_over_ranks", "MPIRanks.allreduce", "Serial.sum_over_ranks", "Serial.allreduce"),
+    "training": ("ReplicaCheck.__init__",),
+    "sum": ("MPITransport.allreduce", "Serial.allreduce"),
     "evaluate": ("evaluate_by", "evaluate"),
     "compare": ("find_mismatch",),
     # while one of them writes a file
@@ -38,7 +38,7 @@ PLACES = {
     "flush": ("os.fsync",),
     "rename": ("os.replace",),
     # while they go on without a lost rank
-    "recover": ("MPIRanks.recover", "recover"),
+    "recover": ("FaultTolerantTransport.recover",),
     "rejoin": ("rejoin",),
     "take over": ("RunDirectory.take_over",),
     # after the training
@@ -123,9 +123,6 @@ def main() -> int:
     notes = Path(plan["notes"])
     rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")))
     modules = package_modules()
-    for module in modules:
-        if hasattr(module, "START_TIMEOUT"):
-            module.START_TIMEOUT = 20.0  # shorter than what soak.py takes for a hang [s]
     when_entered("training", modules, (notes / f"training-{rank}").touch)
     when_entered("share", modules, lambda: note_shared_memory(notes / f"shared-memory-{rank}"))
     for planned in plan["signals"]:

@@ -38,8 +38,10 @@ from numba import njit
 from pages import file_to_write, positive_integer, processor, run_to_the_end, write_page
 
 import parallelcnn as pc
-from parallelcnn.comm import Communicator, abort_all_on_error, mpirun, run_together
+from parallelcnn.comm import Transport, run_together
 from parallelcnn.kernels.random import mix
+from parallelcnn.resilience.ending import abort_all_on_error
+from parallelcnn.resilience.launch import mpirun
 
 Array = np.ndarray
 
@@ -116,7 +118,7 @@ class NotedCrossEntropy:
 class HardSamples:
     """All samples in the first epoch, and in each further one those that were furthest from right."""
 
-    def __init__(self, loss: NotedCrossEntropy, seed: int, comm: Communicator) -> None:
+    def __init__(self, loss: NotedCrossEntropy, seed: int, comm: Transport) -> None:
         self._loss, self._comm, self._seed = loss, comm, seed
         self._rng = np.random.default_rng(seed)  # the same on every rank
         self._errors = np.zeros(len(loss.labels))
@@ -134,7 +136,7 @@ class HardSamples:
     def _begin(self, epoch: int) -> None:
         if epoch > 1:
             noted = self._loss.errors.copy()
-            self._comm.sum_over_ranks(noted)  # each rank knows those of its shards
+            self._comm.allreduce(noted)  # each rank knows those of its shards
             self._errors[self._order] = noted[self._order]
         self._loss.errors[:] = 0
         chosen = hardest(self._errors) if epoch > 1 else np.arange(len(self._errors))
@@ -175,7 +177,7 @@ def train(
     train_set: pc.Dataset,
     test_set: pc.Dataset,
     seed: int,
-    comm: Communicator,
+    comm: Transport,
     target: float | None,
 ) -> tuple[int, pc.Evaluation]:
     """The recipe.

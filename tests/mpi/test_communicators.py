@@ -5,8 +5,8 @@ import pytest
 import small
 
 import parallelcnn as pc
-from parallelcnn.comm import world
 from parallelcnn.errors import InputError
+from parallelcnn.resilience.world import world
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import small
 import traced
 
 import parallelcnn as pc
-from parallelcnn.comm import MPIRanks, run_together, share_on_node, shared_file, world
+from parallelcnn.comm import MPITransport, run_together, share_on_node, shared_file
 from parallelcnn.errors import (
     DataError,
     DivergenceError,
@@ -24,8 +24,11 @@ from parallelcnn.errors import (
     RankLostError,
     ReplicaMismatchError,
 )
+from parallelcnn.profiling.clocks import clock_offset
 from parallelcnn.profiling.stamps import ARRIVED, SUMMED
 from parallelcnn.profiling.trace import trace
+from parallelcnn.resilience.fault_tolerance import FaultTolerantTransport
+from parallelcnn.resilience.world import world
 from parallelcnn.resources import usable_cores
 from parallelcnn.training.compilation import compile_in_turns
 from parallelcnn.training.threads import choose_threads
@@ -42,7 +45,7 @@ def comm():
 
 def test_all_ranks_that_were_started_are_here(comm):
     assert comm.size == int(os.environ["PARALLELCNN_MPI_TESTS"])
-    assert comm.gather(comm.rank) == list(range(comm.size))
+    assert comm.allgather(comm.rank) == list(range(comm.size))
 
 
 def run(comm, batch_size, optimizer=None, network_seed=0, seed=0, epochs=3, **options):
@@ -83,12 +86,12 @@ def test_ranks_of_several_threads_are_one_process(comm, batch_size, threads):
         assert result.samples == 97
         assert result.loss == pytest.approx(wanted.loss, rel=1e-5)
     again, _ = run(comm, batch_size, evaluate_every=5, threads=mine)
-    assert len(set(comm.gather(network.parameters_sha256()) + comm.gather(again.parameters_sha256()))) == 1
+    assert len(set(comm.allgather(network.parameters_sha256()) + comm.allgather(again.parameters_sha256()))) == 1
 
 
 def test_all_threads_of_a_node_together_are_no_more_than_its_cores(comm):
-    cores = len(frozenset.union(*comm.gather(usable_cores())))
-    assert sum(comm.gather(choose_threads(comm, None))) <= max(cores, comm.size)
+    cores = len(frozenset.union(*comm.allgather(usable_cores())))
+    assert sum(comm.allgather(choose_threads(comm, None))) <= max(cores, comm.size)
     assert choose_threads(comm, 5) == choose_threads(comm, 5, multiply_adds=1) == 5
     assert choose_threads(comm, None, multiply_adds=1) == 1
     assert choose_threads(comm, None, multiply_adds=10**15) == choose_threads(comm, None)
@@ -102,8 +105,8 @@ def test_a_number_of_threads_that_only_one_rank_has_wrong_is_an_error_on_all(com
 def test_ranks_that_start_from_different_seeds_end_with_equal_parameters(comm):
     network, history = run(comm, 20, network_seed=comm.rank, seed=comm.rank)
     alone, history_alone = run(pc.Serial(), 20)  # rank 0's seeds
-    assert len(set(comm.gather(network.parameters_sha256()))) == 1
-    assert len({tuple(losses) for losses in comm.gather(history.losses)}) == 1
+    assert len(set(comm.allgather(network.parameters_sha256()))) == 1
+    assert len({tuple(losses) for losses in comm.allgather(history.losses)}) == 1
     np.testing.assert_allclose(network.params, alone.params, **BOUND)
     np.testing.assert_allclose(history.losses, history_alone.losses, **BOUND)
 
@@ -115,13 +118,13 @@ def test_an_optimizer_that_has_moved_on_one_rank_only_does_not_part_the_ranks(co
         network.gradients[:] = 1
         network.update(optimizer)
     pc.train(network, small.dataset(50), small.dataset(9), optimizer, 1, 10, comm=comm)
-    assert len(set(comm.gather(network.parameters_sha256()))) == 1
+    assert len(set(comm.allgather(network.parameters_sha256()))) == 1
 
 
 def test_the_same_run_twice_gives_the_same_bits(comm):
     first, second = (run(comm, 25)[0].parameters_sha256() for _ in range(2))
     assert first == second
-    assert len(set(comm.gather(first))) == 1
+    assert len(set(comm.allgather(first))) == 1
 
 
 def test_evaluation_in_shares_is_exact(comm):
@@ -165,7 +168,7 @@ def test_an_argument_that_only_one_rank_has_wrong_is_an_error_on_all(comm):
 def test_a_loss_that_is_no_number_stops_all_ranks_in_the_same_step(comm):
     with np.errstate(all="ignore"), pytest.raises(DivergenceError) as caught:
         run(comm, 10, pc.SGD(1e38))
-    assert len(set(comm.gather(str(caught.value)))) == 1
+    assert len(set(comm.allgather(str(caught.value)))) == 1
 
 
 def test_what_one_rank_of_a_node_loads_all_of_them_see_in_one_copy(comm):
@@ -184,7 +187,7 @@ def test_what_one_rank_of_a_node_loads_all_of_them_see_in_one_copy(comm):
         if len(comm.ranks_on_node()) > 1:
             assert not dataset.images.flags.writeable
     if len(comm.ranks_on_node()) > 1:
-        assert len(set(comm.gather(shared_file(train_set.images)))) == 1
+        assert len(set(comm.allgather(shared_file(train_set.images)))) == 1
         assert shared_file(train_set.images) is not None
 
 
@@ -192,12 +195,12 @@ def test_on_several_nodes_one_rank_of_each_loads_and_rank_0_first(comm):
     """Even and odd ranks stand for two nodes."""
     from mpi4py import MPI
 
-    ranks = MPIRanks(MPI.COMM_WORLD)
+    ranks = MPITransport(MPI.COMM_WORLD)
     ranks.ranks_on_node = lambda: list(range(comm.rank % 2, comm.size, 2))
     before = []
     # Not pytest's tmp_path: the pytests of the ranks would clean up one folder together, and trip over each other.
     with tempfile.TemporaryDirectory() as folder:
-        downloaded = comm.gather(f"{folder}/file")[0]
+        downloaded = comm.allgather(f"{folder}/file")[0]
 
         def load():
             before.append(os.path.exists(downloaded))
@@ -246,26 +249,28 @@ def test_an_error_of_mpi_is_one_line_that_names_the_call(monkeypatch):
     """MPICH raises one with a stack of ten lines where another rank is killed while this one reads its memory."""
     from mpi4py import MPI
 
-    alone = MPIRanks(MPI.COMM_SELF)
+    alone = MPITransport(MPI.COMM_SELF)
     alone.barrier()
 
     class Failing:
         def Allreduce(self, *_):
             raise MPI.Exception(MPI.ERR_OTHER)
 
-    monkeypatch.setattr(alone, "_comm", Failing())
-    with pytest.raises(
-        ParallelCNNError, match=r"^MPI failed in sum_over_ranks, .* another rank is lost: [^\n]+$"
-    ) as raised:
-        alone.sum_over_ranks(np.zeros(2))
+    monkeypatch.setattr(alone, "mpi_comm", Failing())
+    with pytest.raises(ParallelCNNError, match=r"^MPI failed in allreduce, .* another rank is lost: [^\n]+$") as raised:
+        alone.allreduce(np.zeros(2))
     assert not isinstance(raised.value, RankLostError)
 
 
-def test_values_that_cannot_be_read_are_those_of_a_lost_rank_where_ranks_can_be_lost(monkeypatch):
+@pytest.mark.parametrize(
+    ("transport", "error"),
+    [(MPITransport, pickle.UnpicklingError), (FaultTolerantTransport, RankLostError)],
+)
+def test_values_that_cannot_be_read_are_those_of_a_lost_rank_where_ranks_can_be_lost(transport, error):
     from mpi4py import MPI
 
-    alone = MPIRanks(MPI.COMM_SELF)
-    alone.barrier()
+    alone = transport(MPI.COMM_SELF)
+    alone._ranks_on_node = [0]
 
     class Garbling:
         def Ibarrier(self):
@@ -280,11 +285,9 @@ def test_values_that_cannot_be_read_are_those_of_a_lost_rank_where_ranks_can_be_
         def Iagree(self, _):  # alone it is at once, and what was said
             return MPI.COMM_SELF.Ibarrier()
 
-    monkeypatch.setattr(alone, "_comm", Garbling())
-    for survives, error in ((False, pickle.UnpicklingError), (True, RankLostError)):
-        alone.survives = survives
-        with pytest.raises(error):
-            alone.gather(1)
+    alone.mpi_comm = Garbling()
+    with pytest.raises(error):
+        alone.allgather(1)
 
 
 def test_half_of_the_ranks_can_train_on_their_own(comm):
@@ -299,9 +302,9 @@ def test_half_of_the_ranks_can_train_on_their_own(comm):
 
 def test_no_communicator_means_the_world_that_was_launched(comm):
     network, _ = run(None, 25)
-    digests = comm.gather(hashlib.sha256(network.params.tobytes()).hexdigest())
+    digests = comm.allgather(hashlib.sha256(network.params.tobytes()).hexdigest())
     assert len(set(digests)) == 1
-    assert comm.size == 1 or isinstance(world(), MPIRanks)
+    assert comm.size == 1 or isinstance(world(), MPITransport)
 
 
 def test_ranks_compile_in_turns(comm):
@@ -312,7 +315,7 @@ def test_ranks_compile_in_turns(comm):
         time.sleep(0.05)
 
     compile_in_turns(comm, work)
-    everyone = [clock for (clock,) in comm.gather(times)]
+    everyone = [clock for (clock,) in comm.allgather(times)]
     assert all(clock >= everyone[0] + 0.05 for clock in everyone[1:])
 
 
@@ -324,14 +327,14 @@ def test_a_step_allocates_no_memory_for_numbers_nor_does_the_sum_over_ranks(comm
     run_of = small.dataset(3 * batch_size), small.dataset(97, seed=1), pc.SGD(0.1), 2, batch_size
     pc.train(small.network(), *run_of, comm=comm, callbacks=[steps], verbose=0)
     assert steps.steps == 2
-    assert max(comm.gather(steps.peak)) <= bound
+    assert max(comm.allgather(steps.peak)) <= bound
 
 
 def test_the_distance_of_two_clocks_of_one_machine_is_nothing_within_the_error_it_names(comm):
     """The ranks of these tests share one machine and its clock, so a clock that is set wrong is found out."""
     wrong = 10**12 * comm.rank + 17
-    offset, error = comm.clock_offset(lambda: time.perf_counter_ns() + wrong)
-    wanted = comm.gather(wrong)[0] - wrong
+    offset, error = clock_offset(comm, lambda: time.perf_counter_ns() + wrong)
+    wanted = comm.allgather(wrong)[0] - wrong
     assert abs(offset - wanted) <= error
     assert error < 10**7  # 10 ms, on cores that are shared
     assert (error == 0) == (comm.rank == 0)
@@ -339,7 +342,7 @@ def test_the_distance_of_two_clocks_of_one_machine_is_nothing_within_the_error_i
 
 def test_the_largest_over_ranks_is_taken_element_by_element(comm):
     array = np.array([comm.rank, -comm.rank, 7])
-    comm.largest_over_ranks(array)
+    comm.allreduce_max(array)
     np.testing.assert_array_equal(array, [comm.size - 1, 0, 7])
 
 
@@ -374,7 +377,7 @@ def test_a_profile_shows_who_waits_for_whom(comm):
     profile = profiler.profile
     assert [rank.steps for rank in profile.ranks] == [27] * comm.size
     assert sum(rank.samples for rank in profile.ranks) == 3 * 211
-    seconds = comm.gather(history.train_seconds)
+    seconds = comm.allgather(history.train_seconds)
     for rank, found in enumerate(profile.ranks):
         assert found.total.sum() == pytest.approx(seconds[rank], rel=0.05)
         median = dict(zip(profile.phases, found.median, strict=True))
@@ -388,4 +391,4 @@ def test_a_profile_shows_who_waits_for_whom(comm):
     error = 1e9 * sum(found.clock_error for found in profile.ranks)
     assert (np.min(ends, axis=0) >= np.max(arrivals, axis=0) - error).all()
     assert len(ends[0]) == 6
-    assert len(set(comm.gather(profiler.table()))) == 1
+    assert len(set(comm.allgather(profiler.table()))) == 1

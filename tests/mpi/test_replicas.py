@@ -11,10 +11,11 @@ import small
 
 import parallelcnn as pc
 from parallelcnn.cli.verification import verify
-from parallelcnn.comm import run_together, world
+from parallelcnn.comm import run_together
 from parallelcnn.errors import CheckpointError, DivergenceError, ReplicaMismatchError, TrainingWarning
 from parallelcnn.losses import SoftmaxCrossEntropy
 from parallelcnn.resilience.replica_check import odd_ones, rejoin
+from parallelcnn.resilience.world import world
 
 SGD = pc.SGD(0.1, momentum=0.9)
 
@@ -28,7 +29,7 @@ def comm():
 def shared_folder(comm):
     """One folder for all ranks."""
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(comm.gather(folder)[0])
+        yield Path(comm.allgather(folder)[0])
         comm.barrier()
 
 
@@ -112,7 +113,7 @@ def test_a_flipped_bit_is_repaired_where_asked(comm, shared_folder, repair):
     else:
         _, history = train(comm, 3, network, **options)
     assert history.steps == 27
-    assert len(set(comm.gather(network.state_sha256()))) == 1
+    assert len(set(comm.allgather(network.state_sha256()))) == 1
     whole, _ = train(pc.Serial(), 3, grains=6)
     if repair == "checkpoint":  # that of minibatch 10: after 15 the ranks were compared before one was saved
         assert network.parameters_sha256() == whole.parameters_sha256()
@@ -137,7 +138,7 @@ def test_a_loss_that_is_no_number_on_one_rank_stops_all_at_the_same_minibatch(co
 
     with pytest.raises(DivergenceError, match=r"the loss of minibatch 4 .epoch 1. is nan") as caught:
         train(comm, network=network, callbacks=[Breaks()] if comm.rank == comm.size - 1 else [])
-    assert len(set(comm.gather(str(caught.value)))) == 1
+    assert len(set(comm.allgather(str(caught.value)))) == 1
 
 
 def test_a_checkpoint_of_another_training_is_refused_on_all_ranks(comm, shared_folder):

@@ -1,8 +1,8 @@
-"""MPI_Init, in which ranks wait for each other, under watch.
+"""Initialise MPI, and end the job if ranks do not come to it.
 
-Before it there is no communicator, and so none of what else keeps ranks from waiting for ever. Under mpirun --with-ft
-ulfm they would do so if one dies before it has come there, and under any launcher if one never comes. So a thread of
-every rank looks at the clock, and at the processes of this machine.
+In MPI_Init ranks wait for each other, and no watchdog runs yet, because it needs MPI. Under mpirun --with-ft ulfm they
+would wait for ever for a rank that has died before, and under any launcher for one that never comes. So a thread of
+every rank watches the clock and the processes of this machine.
 """
 
 import contextlib
@@ -14,20 +14,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from parallelcnn.comm.communicator import say
-from parallelcnn.comm.launcher import launcher, tell_to_end_the_job
+from parallelcnn.comm import say
+from parallelcnn.resilience.launch import end_the_job, launcher
 from parallelcnn.resources import number_in
 
-LEAST_TIMEOUT = 5.0  # MPI itself takes seconds to start on a busy machine [s]
+LEAST_TIMEOUT = 5.0  # on a busy machine MPI itself takes seconds to start [s]
 
 _LOOK_EVERY = 0.5  # [s]
-# A rank that is gone may also have come through MPI_Init, and from there to its end, before this one was let run again.
+# A rank that is gone may also have passed MPI_Init and ended before this one was scheduled again.
 _BELIEVED_AFTER = 3.0  # [s]
-_SPEAK_APART = 2.0  # one rank after the other: the first ends all [s]
+_SPEAK_APART = 2.0  # the ranks speak one after the other: the first ends all [s]
 
 
 def initialise(MPI: Any, rank: int, size: int, timeout: float) -> None:
-    """Call MPI_Init_thread; end this process with a sentence and exit code 1 if others do not come to it.
+    """Call MPI_Init_thread. If other ranks do not come to it, say so and end the job with exit code 1.
 
     Args:
         MPI: the module of mpi4py, which has not initialised MPI.
@@ -36,11 +36,11 @@ def initialise(MPI: Any, rank: int, size: int, timeout: float) -> None:
     """
     try:
         init = ctypes.CDLL(MPI.__file__).MPI_Init_thread
-    except (OSError, AttributeError):  # an mpi4py that hides MPI's functions: unwatched
+    except (OSError, AttributeError):  # an mpi4py that hides MPI's functions: without a watch
         MPI.Init_thread()
         return
     with _StartWatch(rank, size, timeout):
-        # mpi4py's own lets no other thread of Python run meanwhile. Besides that it sets these two handlers.
+        # mpi4py's function lets no other thread of Python run meanwhile. It also sets the error handlers below.
         if init(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int())) != MPI.SUCCESS:
             raise RuntimeError("MPI_Init_thread failed")
     for comm in (MPI.COMM_SELF, MPI.COMM_WORLD):
@@ -48,7 +48,7 @@ def initialise(MPI: Any, rank: int, size: int, timeout: float) -> None:
 
 
 class _StartWatch:
-    """The thread that looks whether others are still to be expected, inside a `with` statement."""
+    """A thread that checks whether the other ranks are still alive, inside a `with` statement."""
 
     def __init__(self, rank: int, size: int, timeout: float) -> None:
         self._rank, self._size = rank, size
@@ -65,7 +65,7 @@ class _StartWatch:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(_LOOK_EVERY)  # it may be reading of a process that is stuck
+        self._thread.join(_LOOK_EVERY)  # it may be reading about a process that is stuck
 
     def _live(self) -> None:
         give_up_at = time.monotonic() + self._timeout
@@ -89,18 +89,20 @@ class _StartWatch:
                 return
 
     def _some_are_gone(self) -> bool:
-        """Of this machine's ranks. Not if this one does not see itself, since a process can overwrite what is seen of
-        it, nor if it is in a container of its own, where others never were to be seen.
+        """Whether ranks of this machine are gone.
+
+        Not if this rank does not see itself, since a process can overwrite what others see of it, nor if it runs in
+        a container of its own, where the others never were visible.
         """
         sees_others = len(self._seen) > 1 or _launcher_is_seen()
         return self._rank in self._alive and len(self._alive) < self._size_here and sees_others
 
     def _end(self, why: str, turn: int) -> None:
-        """Say it and end the job."""
+        """Print the reason and end the job."""
         if self._over.wait(min(turn, 10) * _SPEAK_APART):
             return
         say(f"parallelcnn: error: {why}; the job ends")
-        tell_to_end_the_job()
+        end_the_job()
         os._exit(1)
 
 

@@ -1,0 +1,22 @@
+"""Messages of a rank that ends, and of MPI's errors."""
+
+import contextlib
+import sys
+
+
+def say(message: str) -> None:
+    """Flush stdout and print the message on stderr. Never fails: what comes next must be done."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it any more
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the error's name."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text: that of MPICH's errors is a stack of ten lines."""
+    return str(error).strip().splitlines()[-1]
