@@ -29,9 +29,10 @@ from hypothesis.extra import numpy as npst
 from watched import MEBIBYTE, Violation, examine
 
 import parallelcnn as pc
-from parallelcnn import cli, comm
+from parallelcnn import cli
 from parallelcnn.activations import ACTIVATIONS
 from parallelcnn.errors import InputError, ShapeError
+from parallelcnn.resilience import launch
 from parallelcnn.resilience.watchdog import Report
 from parallelcnn.resources import core_quota
 from parallelcnn.training.checkpoint import save_checkpoint
@@ -420,8 +421,8 @@ def test_no_number_of_the_system_or_of_a_launcher_is_believed(place, lines, file
 
     def read():
         core_quota(groups / "cgroup", groups)
-        comm.launched_ranks()
-        comm.launched_rank()
+        launch.launched_ranks()
+        launch.launched_rank()
 
     with mock.patch.dict(os.environ, environment):
         assert examine(read, MEBIBYTE) is None
