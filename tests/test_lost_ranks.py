@@ -42,7 +42,7 @@ class Dies:
             die()
 
     def on_test_end(self, logs):
-        if f"evaluation {epoch}" == when:
+        if f"evaluation {logs['epoch']}" == when:
             die()
 
 if when == "in the sum":
