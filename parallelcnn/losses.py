@@ -1,6 +1,6 @@
-"""Losses: what training makes small.
+"""Loss functions.
 
-A loss divides by the size of the GLOBAL minibatch, here and nowhere else. So the plain sum over grains and ranks is
+A loss divides by the size of the GLOBAL minibatch, here and nowhere else. So the plain sum over shards and ranks is
 the mean over samples, whatever number of them each rank holds.
 """
 

@@ -31,7 +31,7 @@ from parallelcnn.training.loop import Loop
 from parallelcnn.training.preparation import check_fit, check_numbers, facts_of, start
 from parallelcnn.training.progress import Progress, check_verbose, show_compilation
 from parallelcnn.training.reduction import check_grains, reducer_of
-from parallelcnn.training.thread_pool import Team
+from parallelcnn.training.thread_pool import ThreadPool
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
 
 
@@ -182,14 +182,14 @@ def train(
             told = Callbacks(callbacks, Training(comm, network, history, epochs, len(train_set)))
             if profiler is not None:
                 replicas, ranks, told = profiler.watch(network, replicas, comm, told)
-            with Team(replicas) as team:
+            with ThreadPool(replicas) as pool:
                 saver = CheckpointSaver(comm, checkpoints, facts)
                 # A profiler times the ranks that it has met: with one, a training ends with a lost rank.
                 recovers = profiler is None
                 Loop(
                     comm=comm,
                     ranks=ranks,
-                    team=team,
+                    pool=pool,
                     network=network,
                     train_set=train_set,
                     test_set=test_set,
@@ -197,7 +197,7 @@ def train(
                     loss=loss,
                     metrics=judges,
                     sampler=order,
-                    reducer=reducer_of(network, team, train_set, loss, grains, history.exponents),
+                    reducer=reducer_of(network, pool, train_set, loss, grains, history.exponents),
                     history=history,
                     steps=order.steps_in(epochs),
                     last_sample=last_sample,
@@ -257,8 +257,8 @@ def evaluate(
         check_replicas(comm, {**told, **read})
     threads = choose_threads(comm, threads, network.multiply_adds(len(dataset), training=False))
     run_together(comm, lambda: network.check_memory(threads))
-    with network.idle_replicas(threads) as replicas, one_blas_thread(), Team(replicas) as team:
+    with network.idle_replicas(threads) as replicas, one_blas_thread(), ThreadPool(replicas) as pool:
         for n in (1, replicas[0].block_size):  # compiles, and that is for one thread; see `compile_kernels`
             sums = np.zeros(1 + sum(metric.terms for metric in judges))
             run_block(replicas[0], dataset, np.zeros(n, np.intp), loss, judges, sums)
-        return evaluate_by(team, dataset, comm, loss, judges)
+        return evaluate_by(pool, dataset, comm, loss, judges)

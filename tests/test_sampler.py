@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parallelcnn.data.sampler import grain, minibatches, shuffle
+from parallelcnn.data.sampler import minibatches, shard, shuffle
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 3, 4, 7, 50])
@@ -12,7 +12,7 @@ def test_the_ranks_shares_are_the_minibatch_and_the_minibatches_are_the_epoch(n_
     order = shuffle(211, seed=5, epoch=2)
     seen = []
     for minibatch in minibatches(order, batch_size):
-        shares = [grain(minibatch, rank, n_ranks) for rank in range(n_ranks)]
+        shares = [shard(minibatch, rank, n_ranks) for rank in range(n_ranks)]
         np.testing.assert_array_equal(np.concatenate(shares), minibatch)
         sizes = [len(share) for share in shares]
         assert max(sizes) - min(sizes) <= 1

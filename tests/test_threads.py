@@ -22,7 +22,7 @@ from parallelcnn.kernels.waiting import tell_and_wait
 from parallelcnn.replica import Replica
 from parallelcnn.resilience.launch import launched_rank, launched_ranks
 from parallelcnn.resources import core_quota, usable_cores
-from parallelcnn.training.thread_pool import Team
+from parallelcnn.training.thread_pool import ThreadPool
 from parallelcnn.training.threads import fair_share
 
 # As for ranks: see tests/mpi/test_ranks.py.
@@ -68,7 +68,7 @@ def test_evaluation_on_threads_is_exact(threads):
         assert result.loss == pytest.approx(alone.loss, rel=1e-6)
 
 
-def test_each_thread_works_on_its_own_grain_at_the_same_time():
+def test_each_thread_works_on_its_own_shard_at_the_same_time():
     network = small.network()
     everyone = threading.Barrier(3, timeout=10)
 
@@ -76,8 +76,8 @@ def test_each_thread_works_on_its_own_grain_at_the_same_time():
         everyone.wait()  # would break if one did its work after the other
         return worker, samples.tolist()
 
-    with Team(network.replicas(3)) as team:
-        outcomes = team.run(work, np.arange(8))
+    with ThreadPool(network.replicas(3)) as pool:
+        outcomes = pool.run(work, np.arange(8))
     assert outcomes == list(zip(network.replicas(3), [[0, 1], [2, 3, 4], [5, 6, 7]], strict=True))
     assert outcomes[0][0] is network.replica
 
@@ -117,13 +117,13 @@ def test_of_several_errors_the_first_workers_is_raised():
         if samples[0] > 0:
             raise ValueError(f"of {samples[0]}")
 
-    with Team(small.network().replicas(3)) as team, pytest.raises(ValueError, match="of 2"):
-        team.run(work, np.arange(8))
+    with ThreadPool(small.network().replicas(3)) as pool, pytest.raises(ValueError, match="of 2"):
+        pool.run(work, np.arange(8))
 
 
 def test_a_team_whose_thread_has_failed_is_not_out_of_step():
     """The outcome of a failed run must not be taken for that of the next one."""
-    with Team(small.network().replicas(2)) as team:
+    with ThreadPool(small.network().replicas(2)) as pool:
         for main_fails in (True, False):
 
             def work(worker, samples, main_fails=main_fails):
@@ -131,8 +131,8 @@ def test_a_team_whose_thread_has_failed_is_not_out_of_step():
                     raise ValueError("on purpose")
 
             with pytest.raises(ValueError, match="on purpose"):
-                team.run(work, np.arange(4))
-            assert team.run(lambda worker, samples: int(samples[0]), np.arange(10, 14)) == [10, 12]
+                pool.run(work, np.arange(4))
+            assert pool.run(lambda worker, samples: int(samples[0]), np.arange(10, 14)) == [10, 12]
 
 
 @pytest.mark.parametrize(("samples", "threads"), [(1, 1), (100, 1), (200, 2), (1000, 4)])
@@ -182,9 +182,9 @@ def test_no_thread_is_left_by_an_interrupt_that_comes_while_threads_start_or_end
 
 
 def test_no_thread_is_left_by_a_team_that_an_interrupt_kept_from_leaving():
-    team = Team(small.network().replicas(3))
-    team.__enter__()
-    del team
+    pool = ThreadPool(small.network().replicas(3))
+    pool.__enter__()
+    del pool
     wait_until_all_workers_have_left()
 
 
@@ -200,11 +200,11 @@ def test_an_interrupt_while_numba_compiles_does_not_keep_other_threads_from_comp
         got_it.append(global_compiler_lock._lock.acquire(timeout=10))
         global_compiler_lock.release()
 
-    with Team(workers) as team, pytest.raises(KeyboardInterrupt):
-        team.run(compile_something, np.arange(2))
+    with ThreadPool(workers) as pool, pytest.raises(KeyboardInterrupt):
+        pool.run(compile_something, np.arange(2))
     assert got_it == [True]
     global_compiler_lock.acquire()  # by an interrupt between two trainings
-    with Team(workers):
+    with ThreadPool(workers):
         assert not global_compiler_lock.is_locked()
 
 
@@ -257,11 +257,11 @@ def test_a_thread_that_waits_without_sleep_gives_up_after_as_many_pauses_as_it_w
 
 
 def test_threads_that_have_fallen_asleep_go_on():
-    team_of_two = [pc.NetworkHandler(small.LAYERS, (1, 11, 9)).replica for _ in range(2)]
-    with Team(team_of_two) as team:
+    pool_of_two = [pc.NetworkHandler(small.LAYERS, (1, 11, 9)).replica for _ in range(2)]
+    with ThreadPool(pool_of_two) as pool:
         for _ in range(3):
             time.sleep(0.05)  # far longer than threads look out before they sleep
-            assert team.run(lambda worker, samples: len(samples), np.arange(5)) == [2, 3]
+            assert pool.run(lambda worker, samples: len(samples), np.arange(5)) == [2, 3]
 
 
 class CompilingThreads(event.Listener):

@@ -10,7 +10,7 @@ import numpy as np
 from parallelcnn._version import __version__
 from parallelcnn.comm import mpi_library
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.data.sampler import grain
+from parallelcnn.data.sampler import shard
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.training.config import TrainConfig
@@ -39,8 +39,8 @@ def describe_run(
     each = f"{plural(most, 'thread') if fewest == most else f'{fewest} to {most} threads'} each"
     parts = []
     for rank, count in enumerate(threads):
-        of_rank = grain(np.arange(options.batch_size), rank, len(hosts))
-        parts += [len(grain(of_rank, i, count)) for i in range(count)]
+        of_rank = shard(np.arange(options.batch_size), rank, len(hosts))
+        parts += [len(shard(of_rank, i, count)) for i in range(count)]
     classes = "" if train_set.classes is None else f", {train_set.classes} classes"
     steps = -(-len(train_set) // options.batch_size)
     return "\n".join(

@@ -1,6 +1,6 @@
 """The order of the samples: permutation, minibatches, and their parts.
 
-Every rank computes the same permutation from (seed, epoch). Only the last step, `grain`, depends on the rank.
+Every rank computes the same permutation from (seed, epoch). Only the last step, `shard`, depends on the rank.
 """
 
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ class Sampler:
         return epochs * -(-self._n_samples // self._batch_size)
 
 
-def grain(samples: Array, index: int, count: int) -> Array:
+def shard(samples: Array, index: int, count: int) -> Array:
     """Part `index` of a minibatch that is cut into `count` parts of nearly equal size; empty if there are more parts
     than samples.
     """

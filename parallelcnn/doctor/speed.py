@@ -16,7 +16,7 @@ from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import SGD
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.reduction import reducer_of
-from parallelcnn.training.thread_pool import Team
+from parallelcnn.training.thread_pool import ThreadPool
 from parallelcnn.training.threads import one_blas_thread
 
 _SECONDS = 1.0  # of each measurement, about
@@ -69,9 +69,9 @@ def measure(
 
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         compiling = compile_in_turns(comm, lambda: compile_kernels(network, dataset, optimizer, loss))
-        with Team(network.replicas(threads)) as team:
+        with ThreadPool(network.replicas(threads)) as pool:
             load = Load(cores, threads)
-            reducer = reducer_of(network, team, dataset, loss, None)
+            reducer = reducer_of(network, pool, dataset, loss, None)
 
             def step(ranks: Transport) -> None:
                 reducer.compute(minibatch, ranks, key=0, stop=0)

@@ -15,7 +15,7 @@ from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.training.evaluation import default_metrics, run_block
 from parallelcnn.training.reduction import reducer_of
-from parallelcnn.training.thread_pool import Team
+from parallelcnn.training.thread_pool import ThreadPool
 
 
 def compile_kernels(
@@ -37,8 +37,8 @@ def compile_kernels(
         samples = np.zeros(n, np.intp)
         sums = np.zeros(1 + sum(metric.terms for metric in metrics))
         run_block(network.replica, dataset, samples, loss, metrics, sums)
-        with Team([network.replica]) as team:
-            reducer_of(network, team, dataset, loss, grains).compute(samples, Serial(), key=0, stop=0)
+        with ThreadPool([network.replica]) as pool:
+            reducer_of(network, pool, dataset, loss, grains).compute(samples, Serial(), key=0, stop=0)
             all_finite(network.reduction_buffer)
     optimizer.update(network.params.copy(), network.gradients, {})
     if network.buffers.size:

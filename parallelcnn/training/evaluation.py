@@ -8,14 +8,14 @@ import numpy as np
 from parallelcnn.arguments import described
 from parallelcnn.comm import Transport
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.data.sampler import grain
+from parallelcnn.data.sampler import shard
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss
 from parallelcnn.metrics import Accuracy, Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import Replica
-from parallelcnn.training.thread_pool import Team
+from parallelcnn.training.thread_pool import ThreadPool
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ def as_metrics(metrics: Sequence[Metric] | None, network: NetworkHandler, datase
 
 
 def evaluate_by(
-    team: Team, dataset: Dataset, comm: Transport, loss: Loss, metrics: Sequence[Metric] = ()
+    pool: ThreadPool, dataset: Dataset, comm: Transport, loss: Loss, metrics: Sequence[Metric] = ()
 ) -> Evaluation:
-    """Loss and metrics, the same on every rank, computed by a team of threads, for a data set that fits its network.
+    """Loss and metrics, the same on every rank, computed by a pool of threads, for a data set that fits its network.
 
     Each thread of each rank takes some of the blocks that the samples are cut into; losses and the metrics' sums are
     added over all blocks, in order, and only then divided: the same bits, whoever takes which. Collective: every rank
     of `comm` must call it.
     """
     comm.status = f"evaluating on {dataset.name}"
-    size = team.replicas[0].block_size
+    size = pool.replicas[0].block_size
     blocks = np.zeros((-(-len(dataset) // size), 1 + sum(metric.terms for metric in metrics)))
 
     def run_blocks(replica: Replica, numbers: Array) -> None:
@@ -81,7 +81,7 @@ def evaluate_by(
             samples = np.arange(number * size, min((number + 1) * size, len(dataset)))
             run_block(replica, dataset, samples, loss, metrics, blocks[number])
 
-    team.run(run_blocks, grain(np.arange(len(blocks)), comm.rank, comm.size))
+    pool.run(run_blocks, shard(np.arange(len(blocks)), comm.rank, comm.size))
     comm.allreduce(blocks)  # of each row but one rank has anything but zeros
     total_loss, *sums = blocks.sum(axis=0)
     values: dict[str, float] = {}

@@ -25,7 +25,7 @@ from parallelcnn.training.divergence import check_finite, check_test_loss
 from parallelcnn.training.evaluation import Evaluation, evaluate_by
 from parallelcnn.training.history import History
 from parallelcnn.training.reduction import Ranks, Reducer
-from parallelcnn.training.thread_pool import Team
+from parallelcnn.training.thread_pool import ThreadPool
 
 SAVE, LEAVE = 1, 2  # what ranks ask for in the place STOP: rank 0 for a checkpoint, any rank to stop
 
@@ -56,7 +56,7 @@ class Loop:
 
     Args:
         comm, ranks: the ranks; `ranks` are those that the gradient is summed over, which a profiler may watch.
-        team: this rank's threads, each with a replica of the network.
+        pool: this rank's threads, each with a replica of the network.
         sampler: the order of the samples.
         steps: minibatches of the whole training.
         last_sample: how many samples it will have seen at its end.
@@ -66,7 +66,7 @@ class Loop:
 
     comm: Transport
     ranks: Ranks
-    team: Team
+    pool: ThreadPool
     network: NetworkHandler
     train_set: Dataset
     test_set: Dataset
@@ -127,7 +127,7 @@ class Loop:
         history = self.history
         epoch_ended = history.samples_seen == self.sampler.samples_in(self._epoch)
         if self._evaluation_is_due(epoch_ended):
-            result = evaluate_by(self.team, self.test_set, self.comm, self.loss, self.metrics)
+            result = evaluate_by(self.pool, self.test_set, self.comm, self.loss, self.metrics)
             self._record_evaluation(result, epoch_ended=epoch_ended)
             history.left = any(self.comm.allgather(history.left or self.callbacks.stop_is_asked))
         if self.safeguard is not None:

@@ -11,14 +11,14 @@ from typing import Protocol
 import numpy as np
 
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.data.sampler import grain
+from parallelcnn.data.sampler import shard
 from parallelcnn.errors import InputError
 from parallelcnn.kernels.fixed_point import add_fixed_point, from_fixed_point
 from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss
 from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import LOSS, STOP, Replica
-from parallelcnn.training.thread_pool import Team
+from parallelcnn.training.thread_pool import ThreadPool
 
 _SHARD_SIZE = 32  # samples, as in Goyal et al. 2017 (arXiv:1706.02677), for layers that mix samples
 _MOST_SHARDS = 2**14
@@ -78,19 +78,19 @@ class FloatReducer:
     of ranks and threads, and each thread takes some of them.
     """
 
-    def __init__(self, network: NetworkHandler, team: Team, dataset: Dataset, loss: Loss) -> None:
-        self._network, self._team, self._dataset, self._loss = network, team, dataset, loss
+    def __init__(self, network: NetworkHandler, pool: ThreadPool, dataset: Dataset, loss: Loss) -> None:
+        self._network, self._pool, self._dataset, self._loss = network, pool, dataset, loss
         self._mixes_samples = network.mixes_samples
 
     def compute(self, minibatch: Array, ranks: Ranks, *, key: int, stop: int) -> None:
         if self._mixes_samples:
             shards = default_shards(len(minibatch))
             take = partial(self._take_shards, minibatch, shards, key)
-            self._team.run(take, grain(np.arange(shards), ranks.rank, ranks.size))
+            self._pool.run(take, shard(np.arange(shards), ranks.rank, ranks.size))
         else:
             take = partial(self._take, len(minibatch), key)
-            self._team.run(take, grain(minibatch, ranks.rank, ranks.size))
-        self._team.sum_reduction_buffers()
+            self._pool.run(take, shard(minibatch, ranks.rank, ranks.size))
+        self._pool.sum_reduction_buffers()
         self._network.reduction_buffer[STOP] = stop
         ranks.allreduce(self._network.reduction_buffer)
 
@@ -98,7 +98,7 @@ class FloatReducer:
         compute_shard(replica, self._dataset, samples, batch_size, self._loss, key)
 
     def _take_shards(self, minibatch: Array, shards: int, key: int, replica: Replica, numbers: Array) -> None:
-        for samples in replica.summed(grain(minibatch, number, shards) for number in numbers):
+        for samples in replica.summed(shard(minibatch, number, shards) for number in numbers):
             self._take(len(minibatch), key, replica, samples)
 
 
@@ -115,16 +115,16 @@ class FixedPointReducer:
     """
 
     def __init__(
-        self, network: NetworkHandler, team: Team, dataset: Dataset, loss: Loss, shards: int, exponents: list[int]
+        self, network: NetworkHandler, pool: ThreadPool, dataset: Dataset, loss: Loss, shards: int, exponents: list[int]
     ) -> None:
-        self._network, self._team, self._dataset, self._loss = network, team, dataset, loss
+        self._network, self._pool, self._dataset, self._loss = network, pool, dataset, loss
         self._shards, self._kept = shards, exponents
         self._starts = segment_starts(network)
         self._exponents = np.zeros(len(self._starts) - 1, np.int64)
         if len(exponents) not in (0, len(self._exponents)):
             raise InputError(f"reproducible sums take {len(self._exponents)} exponents, got {len(exponents)}")
-        self._floats = FloatReducer(network, team, dataset, loss)
-        self._sums = {replica: _Sums(self._starts, _LARGEST_SUM / shards) for replica in team.replicas}
+        self._floats = FloatReducer(network, pool, dataset, loss)
+        self._sums = {replica: _Sums(self._starts, _LARGEST_SUM / shards) for replica in pool.replicas}
         self._bits = np.zeros_like(self._exponents)
 
     def compute(self, minibatch: Array, ranks: Ranks, *, key: int, stop: int) -> None:
@@ -153,14 +153,14 @@ class FixedPointReducer:
             sums = self._sums[replica]
             sums.clear()
             for number in numbers:
-                samples = grain(minibatch, number, self._shards)
+                samples = shard(minibatch, number, self._shards)
                 if len(samples) > 0:
                     compute_shard(replica, self._dataset, samples, len(minibatch), self._loss, key)
                     sums.add(replica.reduction_buffer, self._exponents)
             sums.finish()
 
-        self._team.run(take, grain(np.arange(self._shards), ranks.rank, ranks.size))
-        first, *others = (self._sums[replica] for replica in self._team.replicas)
+        self._pool.run(take, shard(np.arange(self._shards), ranks.rank, ranks.size))
+        first, *others = (self._sums[replica] for replica in self._pool.replicas)
         for other in others:
             np.add(first.numbers, other.numbers, out=first.numbers)
         first.stop[0] = stop
@@ -220,7 +220,7 @@ def check_grains(grains: int | None) -> None:
 
 def reducer_of(
     network: NetworkHandler,
-    team: Team,
+    pool: ThreadPool,
     dataset: Dataset,
     loss: Loss,
     shards: int | None,
@@ -232,5 +232,5 @@ def reducer_of(
         exponents: kept up to date, so that a training can resume with them; empty at first.
     """
     if shards is None:
-        return FloatReducer(network, team, dataset, loss)
-    return FixedPointReducer(network, team, dataset, loss, shards, [] if exponents is None else exponents)
+        return FloatReducer(network, pool, dataset, loss)
+    return FixedPointReducer(network, pool, dataset, loss, shards, [] if exponents is None else exponents)

@@ -1,4 +1,4 @@
-"""Threads that share a rank's work as ranks share a minibatch: each takes a grain of the samples.
+"""Threads that share a rank's work as ranks share a minibatch: each takes a shard of the samples.
 
 Kernels and matrix products run without the interpreter lock, so the threads of one process compute side by side.
 """
@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from parallelcnn.data.sampler import grain
+from parallelcnn.data.sampler import shard
 from parallelcnn.errors import InputError
 from parallelcnn.kernels.waiting import tell_and_wait
 from parallelcnn.replica import Replica
@@ -25,10 +25,10 @@ _STAGGER = 500  # pauses
 _MOST_STAGGERED = 8  # threads; later ones would be late by more than they gain
 
 
-class Team:
-    """Workers, each on a thread of its own; the first of them on the thread that calls `run`.
+class ThreadPool:
+    """The threads of one rank, each with a replica of its own. The thread that calls `run` is the first of them.
 
-    The threads live inside a `with` statement. Leaving it waits for what they are at, also after an error.
+    The threads live inside a `with` statement. Its end waits for their work, also after an error.
 
     Args:
         replicas: one for each thread; see `NetworkHandler.replicas`.
@@ -40,7 +40,7 @@ class Team:
 
     def __enter__(self) -> Self:
         _free_compiler()
-        errstate = np.geterr()  # numpy holds it for each thread apart
+        errstate = np.geterr()  # numpy has one for each thread
         tell_and_wait(_flags(), _BEGUN, 0, _DONE, 0, 0, 0)  # compiles, and that is for one thread
         try:
             for replica in self.replicas[1:]:
@@ -58,20 +58,20 @@ class Team:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tell_to_leave()
+        self._tell_to_stop()
         for other in self._others:
-            other.wait_until_left()
+            other.join()
         self._others.clear()
 
     def __del__(self) -> None:
-        self._tell_to_leave()  # where Ctrl-C has come before `__exit__` did
+        self._tell_to_stop()  # where Ctrl-C has come before `__exit__` did
 
-    def _tell_to_leave(self) -> None:
+    def _tell_to_stop(self) -> None:
         for other in self._others:
-            other.tell_to_leave()
+            other.tell_to_stop()
 
     def run(self, work: Callable[[Replica, Array], T], samples: Array) -> list[T]:
-        """Have every replica do `work` on its grain of the samples, all at the same time.
+        """Have every replica do `work` on its shard of the samples, all at the same time.
 
         Returns:
             What `work` returned, by replica.
@@ -82,9 +82,9 @@ class Team:
         begun = []
         try:
             for i, other in enumerate(self._others, start=1):
-                other.begin(work, grain(samples, i, len(self.replicas)))
+                other.begin(work, shard(samples, i, len(self.replicas)))
                 begun.append(other)
-            own = work(self.replicas[0], grain(samples, 0, len(self.replicas)))
+            own = work(self.replicas[0], shard(samples, 0, len(self.replicas)))
         except KeyboardInterrupt:
             _free_compiler()
             raise
@@ -119,13 +119,13 @@ def _flags() -> Array:
 class _OtherThread:
     """A thread that does a replica's work when told to.
 
-    Both sides look out for the other for a while before they sleep, since a core that sleeps comes late (50 us), and
-    threads begin one after the other, so that they do not meet at the interpreter lock at every kernel. A step of the
-    paper's network on two threads takes 785 us so, instead of 850.
+    Both sides poll a flag for a while before they sleep, since a sleeping core wakes up late (50 us). The threads begin
+    one after the other, so that they do not all wait for the interpreter lock at every kernel. With both, a step of the
+    paper's network on two threads takes 785 us instead of 850.
     """
 
     def __init__(self, replica: Replica, errstate: Any, number: int) -> None:
-        self._worker, self._errstate = replica, errstate
+        self._replica, self._errstate = replica, errstate
         self._flags = _flags()
         self._begun = 0
         self._later = min(number, _MOST_STAGGERED) * _STAGGER
@@ -145,11 +145,11 @@ class _OtherThread:
         tell_and_wait(self._flags, _BEGUN, self._begun, _DONE, self._begun, _PAUSES, 0)
         return self._outcomes.get()
 
-    def tell_to_leave(self) -> None:
-        """Have the thread end after the work it is at."""
+    def tell_to_stop(self) -> None:
+        """End the thread after its current work."""
         self._give(None)
 
-    def wait_until_left(self) -> None:
+    def join(self) -> None:
         """Wait until the thread has ended."""
         with contextlib.suppress(RuntimeError):  # interrupted before it had started, it ends as soon as it has
             self._thread.join()
@@ -170,7 +170,7 @@ class _OtherThread:
                 work, samples = task
                 value, error = None, None
                 try:
-                    value = work(self._worker, samples)
+                    value = work(self._replica, samples)
                 except BaseException as caught:  # raised in `run`
                     error = caught
                 self._outcomes.put((value, error))
