@@ -210,7 +210,7 @@ class _CountedMemory:
 
     def take(self, n_bytes: int) -> Array:
         if n_bytes > self._memory.nbytes:
-            check_memory("one array of the network", n_bytes)
+            check_memory("the arrays of one layer", n_bytes)
             self._memory = np.empty(n_bytes, np.uint8)
         # Of a memoryview's bytes, so that numpy takes the new array for the owner of all views into it.
         owner = np.frombuffer(self._memory.data, np.uint8, n_bytes) if n_bytes else np.empty(0, np.uint8)

@@ -42,7 +42,7 @@ def test_training_writes_what_it_promises(train, folder, tmp_path):
     assert ran.code == 0, ran.err
     assert ran.err == ""
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [".lock", "checkpoints", "loss.png", "metrics.jsonl", "model.npz", "summary.json"]
+        [".lock", "checkpoints", "config.toml", "loss.png", "metrics.jsonl", "model.npz", "summary.json"]
     )
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -318,15 +318,15 @@ def test_a_model_function_keeps_its_own_defaults(train, own_model, tmp_path):
         ("n" * 300 + ".py:network", "no file nnn"),
         ("OWN:unprintable", "raised ValueError: cannot be shown"),
         ("OWN:netwrk", "has no function 'netwrk': did you mean 'network'?"),
-        ("OWN:broken", "raised ZeroDivisionError: integer division or modulo by zero (line 25)"),
-        ("OWN:wrong", ":wrong: Conv2D(-2, 3): filters must be a positive integer, got -2 (line 28)"),
+        ("OWN:broken", "raised ZeroDivisionError: integer division or modulo by zero (line 28)"),
+        ("OWN:wrong", ":wrong: Conv2D(-2, 3): filters must be a positive integer, got -2 (line 31)"),
         ("OWN:nothing", "must return the layers, a tuple, got None"),
         ("OWN:unchained", "layer 2 of 2: Dense(10) takes (features,), got (2, 26, 26): is a Flatten() missing"),
         ("OWN:too_small", "of 10 classes takes a network that ends in (10,), got (3,)"),
-        ("OWN:leaves", "raised SystemExit: 0 (line 35)"),
-        ("OWN:generator", "raised OSError: two lines (line 39)"),
+        ("OWN:leaves", "raised SystemExit: 0 (line 38)"),
+        ("OWN:generator", "raised OSError: two lines (line 42)"),
         ("OWN:bad_activation", "activation 'bad': numba cannot compile its function: "),
-        ("OWN:too_large", "activations for 32 samples take"),
+        ("OWN:too_large", "the arrays of one layer take"),
         ("SYNTAX:network", "raised SyntaxError"),
         ("MISSING:network", "raised ModuleNotFoundError: No module named 'nowhere_to_be_found' (line 1)"),
     ],
@@ -365,7 +365,7 @@ def refused(ran, message):
         (["--learning-rate", "nan"], "learning_rate must be a finite number of at least 0, got nan"),
         (["--learning-rate", "1e39"], "learning_rate must be a finite number of at least 0, got 1e+39"),
         (["--momentum", "1"], "momentum must be less than 1, got 1.0"),
-        (["--out", ""], "--out must name a directory, got ''"),
+        (["--out", ""], "out must name a directory, got ''"),
         (["--nesterov"], "nesterov=True takes a momentum above 0"),
         (["--seed", "-1"], "seed must be an integer of at least 0, got -1"),
         (["--evaluate-every", "-5"], "evaluate_every must be an integer of at least 1, got -5"),
@@ -578,7 +578,7 @@ def test_a_tilde_is_the_home_directory_in_every_option_that_takes_a_path(monkeyp
 def test_more_threads_than_cores_are_warned_of(monkeypatch):
     def warnings_of(threads, ranks, quota=None):
         class Ranks(pc.Serial):
-            def gather(self, value):
+            def allgather(self, value):
                 return [value] * ranks
 
         monkeypatch.setattr("parallelcnn.resources.usable_cores", lambda: frozenset(range(8)))
@@ -600,8 +600,9 @@ def test_options_of_what_may_be_lost_are_refused_before_a_folder_is_made(folder,
     out = tmp_path / "out"
     for line, message in (
         (["--repair", "pray"], "repair must be one of stop, majority, checkpoint, got 'pray'"),
-        (["--reproducible", 0], "grains must be an integer from 1 to 16,384, got 0"),
-        (["--checkpoint-seconds", "nan"], "every_seconds must be a finite number above 0, got nan"),
+        (["--reproducible", 0], "reproducible must be an integer of at least 1, got 0"),
+        (["--reproducible", 16385], "reproducible must be an integer from 1 to 16,384, got 16385"),
+        (["--checkpoint-seconds", "nan"], "checkpoint_seconds must be a finite number of at least 0, got nan"),
         (["--keep-last", 0], "keep_last must be an integer of at least 1, got 0"),
         (["--verify", 0], "--verify must be an integer of at least 1, got 0"),
         (["--resume", tmp_path / "none.npz"], f"no checkpoint {tmp_path / 'none.npz'}"),

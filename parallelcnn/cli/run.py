@@ -76,7 +76,7 @@ class Run:
     def _check_options(self) -> Optimizer:
         options = self._options
         check_threads(options.threads)
-        check_grains(options.reproducible)
+        check_grains(options.reproducible, "reproducible")
         self._checkpoint_folder(Path())
         return options.optimizer()
 
