@@ -357,7 +357,7 @@ def test_a_sum_out_of_proportion_asks_for_larger_minibatches():
 
 def test_programs_that_take_the_ranks_cores_are_noticed(tmp_path, monkeypatch):
     class TwoOnThisNode(Serial):
-        def gather(self, value):
+        def allgather(self, value):
             return [value, value]
 
         def ranks_on_node(self):
