@@ -379,7 +379,7 @@ def test_a_profile_shows_who_waits_for_whom(comm):
     assert sum(rank.samples for rank in profile.ranks) == 3 * 211
     seconds = comm.allgather(history.train_seconds)
     for rank, found in enumerate(profile.ranks):
-        assert found.total.sum() == pytest.approx(seconds[rank], rel=0.05)
+        assert found.total.sum() == pytest.approx(seconds[rank], rel=0.05, abs=0.02)
         median = dict(zip(profile.phases, found.median, strict=True))
         last = rank == comm.size - 1
         assert (median["wait"] < 0.002) if last else (median["wait"] > 0.003)
