@@ -126,16 +126,19 @@ class Loop:
         """Do what is due between two steps; returns whether there is no step to take any more."""
         history = self.history
         epoch_ended = history.samples_seen == self.sampler.samples_in(self._epoch)
-        if self._evaluation_is_due(epoch_ended):
+        evaluated = self._evaluation_is_due(epoch_ended)
+        if evaluated:
             result = evaluate_by(self.pool, self.test_set, self.comm, self.loss, self.metrics)
             self._record_evaluation(result, epoch_ended=epoch_ended)
+        began = time.perf_counter()
+        if evaluated:
             history.left = any(self.comm.allgather(history.left or self.callbacks.stop_is_asked))
-        if self.safeguard is not None:
-            began = time.perf_counter()
-            if self.safeguard.between_steps(epoch_ended=epoch_ended, save=self.save_is_asked):
-                self.callbacks.resumed()
-                return False
-            history.train_seconds += time.perf_counter() - began
+        if self.safeguard is not None and self.safeguard.between_steps(
+            epoch_ended=epoch_ended, save=self.save_is_asked
+        ):
+            self.callbacks.resumed()
+            return False
+        history.train_seconds += time.perf_counter() - began
         return history.samples_seen == self.last_sample or history.left
 
     @property
