@@ -142,7 +142,12 @@ def test_it_is_known_whether_ulfm_is_on(asked):
     mpiexec = launch.mpiexec()
     if "Open MPI" not in launch.run([mpiexec, "--version"]).out:
         pytest.skip("not Open MPI")
-    program = "from parallelcnn.comm import ulfm, world; world(); print(fault_tolerance())"
+    program = (
+        "from parallelcnn.resilience.fault_tolerance import fault_tolerance\n"
+        "from parallelcnn.resilience.world import world\n"
+        "world()\n"
+        "print(fault_tolerance())"
+    )
     ran = launch.run([mpiexec, *asked, "-n", "1", sys.executable, "-c", program])
     assert ran.out == f"(True, {bool(asked)})\n"
 
