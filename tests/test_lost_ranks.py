@@ -289,7 +289,7 @@ class Dies:
 
 sets = small.dataset(211), small.dataset(97, seed=1)
 optimizer = pc.SGD(0.1, momentum=0.9)
-options = dict(comm=comm, callbacks=[Dies()], verbose=0, grains=6, timeout=5.0)
+options = dict(comm=comm, callbacks=[Dies()], verbose=0, grains=6, timeout=15.0)
 pc.train(small.network(seed=1), *sets, optimizer, 4, 25, **options)
 """
 
@@ -298,10 +298,10 @@ pc.train(small.network(seed=1), *sets, optimizer, 4, 25, **options)
 @pytest.mark.parametrize("victim", [0, 2])
 def test_ranks_do_not_wait_for_ever_for_mpi_to_leave_out_a_lost_one(victim):
     line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "4", sys.executable, "-c", _MPI_DOES_NOT_RECOVER, str(victim)]
-    ran = launch.run(line, limit=40, PYTHONPATH=str(HERE))
+    ran = launch.run(line, limit=90, PYTHONPATH=str(HERE))
     assert ran.code == 1, ran.err
     said = [line for line in ran.err.splitlines() if line.startswith("parallelcnn")]
     assert len(said) == 1, ran.err
     assert "in recover (collective " in said[0]
     assert "Traceback" not in ran.err
-    assert ran.seconds < 35
+    assert ran.seconds < 80

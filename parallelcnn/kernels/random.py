@@ -5,7 +5,7 @@ finaliser of SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom
 """
 
 import numpy as np
-from numba import uint64
+from numba import config, uint64
 from numba.extending import register_jitable
 
 from ._jit import exact_kernel
@@ -23,6 +23,10 @@ def mix(key, number):
     bits = (bits ^ (bits >> uint64(30))) * _FIRST
     bits = (bits ^ (bits >> uint64(27))) * _SECOND
     return bits ^ (bits >> uint64(31))
+
+
+if config.DISABLE_JIT:  # numpy warns where a scalar overflows; here that is meant
+    mix = np.errstate(over="ignore")(mix)
 
 
 @exact_kernel
