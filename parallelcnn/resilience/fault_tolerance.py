@@ -5,6 +5,7 @@ lost rank does not come to raises RankLostError on all other ranks, which then c
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
@@ -39,8 +40,20 @@ def fault_tolerance() -> tuple[bool, bool]:
 
 def transport_over(mpi_comm: Any) -> MPITransport:
     """The transport over an intracommunicator of mpi4py, fault tolerant if this launch is."""
-    enabled = "Open MPI" in load_mpi().Get_library_version() and os.environ.get(_ENABLED) == "1"
-    return FaultTolerantTransport(mpi_comm) if enabled else MPITransport(mpi_comm)
+    if "Open MPI" not in load_mpi().Get_library_version() or os.environ.get(_ENABLED) != "1":
+        return MPITransport(mpi_comm)
+    _finalize_without_waiting()
+    return FaultTolerantTransport(mpi_comm)
+
+
+def _finalize_without_waiting() -> None:
+    """Let Finalize not wait for the other ranks. It waited for ever for one that was lost, in one of 80 runs.
+
+    This is for programs that import mpi4py's MPI themselves: mpi4py finalises MPI when they exit. Open MPI reads its
+    parameter async_mpi_finalize from the environment when MPI starts, and then it is too late to set it there.
+    """
+    with contextlib.suppress(OSError, ValueError):  # a later Open MPI may not have it
+        ctypes.c_bool.in_dll(ctypes.CDLL("libmpi.so.40"), "ompi_async_mpi_finalize").value = True
 
 
 class FaultTolerant(Transport, Protocol):
