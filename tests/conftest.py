@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "scripts" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-# numba's cache does not notice that a file has changed which a kernel's file imports: a folder for each state of them.
+# numba's cache does not notice that a file has changed which a kernel's file imports, and holds one version of numba: a
+# folder for each state of them.
 _sources = sorted((ROOT / "parallelcnn" / "kernels").glob("*.py"))
-_state = hashlib.sha256(b"".join(path.read_bytes() for path in _sources)).hexdigest()[:12]
+_state = hashlib.sha256(b"".join(path.read_bytes() for path in _sources)).hexdigest()[:12] + "-" + version("numba")
 os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".pytest_cache" / f"numba-{_state}"))
 
 # Tests for several ranks are started by test_mpi.py, under mpiexec.
