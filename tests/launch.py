@@ -64,3 +64,11 @@ def parallelcnn(*arguments: object, ranks: int = 1, limit: float = 120, **extra:
     """Run the command, on one process without a launcher or on many ranks."""
     line = ["-m", "parallelcnn", *map(str, arguments)]
     return run([sys.executable, *line], limit, **extra) if ranks == 1 else run_ranks(ranks, line, limit, **extra)
+
+
+def refused(ran: SimpleNamespace, message: str) -> None:
+    """Assert that a command refused its input: exit code 2, and a message in stderr that holds this one."""
+    assert ran.code == 2, ran.out + ran.err
+    assert message in ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
