@@ -21,7 +21,7 @@ from conftest import BENCHMARKS, ROOT
 @pytest.mark.mpi
 def test_nothing_is_lost_when_ranks_are_killed(tmp_path):
     """Also while the others recover, if MPI can go on without a rank."""
-    mode = "recoveries" if "Open MPI" in launch.run([launch.mpiexec(), "--version"]).out else "ends"
+    mode = "recoveries" if launch.is_open_mpi() else "ends"
     line = [str(BENCHMARKS / "soak.py"), "--modes", mode, "--trial", "3", "--seed", "7"]
     line += ["--findings", str(tmp_path), "--out", str(tmp_path / "page.md")]
     ran = launch.run([sys.executable, *line], limit=300, PYTHONPATH=str(ROOT))
