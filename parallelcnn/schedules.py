@@ -50,7 +50,7 @@ class Constant(Schedule):
         check_count("Constant", "warmup", self.warmup)
 
     def at(self, step: int, steps: int) -> float:
-        return self.learning_rate * min((step + 1) / (self.warmup + 1), 1.0)
+        return self.learning_rate * _warmed_up(step, self.warmup)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Cosine(Schedule):
 
     def at(self, step: int, steps: int) -> float:
         if step < self.warmup:
-            return self.learning_rate * (step + 1) / (self.warmup + 1)
+            return self.learning_rate * _warmed_up(step, self.warmup)
         done = min((step - self.warmup) / max(steps - self.warmup, 1), 1.0)
         return self.final + (self.learning_rate - self.final) * (1 + math.cos(math.pi * done)) / 2
 
@@ -125,6 +125,11 @@ def check_count(owner: str, name: str, value: Any) -> None:
     """Raise InputError unless that is an integer of at least 0."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
         raise InputError(f"{owner}: {name} must be an integer of at least 0, got {value!r}")
+
+
+def _warmed_up(step: int, warmup: int) -> float:
+    """The part of the learning rate that a linear warm-up has reached, in (0, 1]."""
+    return min((step + 1) / (warmup + 1), 1.0)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,16 +1,19 @@
-"""What all tests share: strict floating point, numba caches of their own, the real MNIST where there is one."""
+"""What all tests share: strict floating point, numba caches of their own, data sets, and ways to run the command."""
 
 import hashlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from idx_files import write_idx_folder
+from launch import parallelcnn
 
 # A shell that runs the tests in the background has Ctrl-C ignored, by all that they start too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -56,3 +59,32 @@ def mnist_dir() -> Path:
         if (folder / "train-images-idx3-ubyte.gz").exists():
             return folder
     pytest.skip("the real MNIST is neither in ../shared/mnist nor in the cache")
+
+
+@pytest.fixture
+def train(folder: Path, tmp_path: Path) -> Callable[..., SimpleNamespace]:
+    """Runs `parallelcnn train` on the small data set, into tmp_path / "out"."""
+
+    def run_train(*arguments: object, **options: Any) -> SimpleNamespace:
+        return parallelcnn("train", "--data", folder, "--out", tmp_path / "out", *arguments, **options)
+
+    return run_train
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """Runs the command in this process: quicker, for what does not need a process of its own."""
+    from parallelcnn import cli
+
+    def run_here(*arguments: object) -> SimpleNamespace:
+        code = cli.main([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        return SimpleNamespace(code=code, out=shown.out, err=shown.err)
+
+    return run_here
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for all examples of the tests of one module."""
+    return tmp_path_factory.mktemp("fuzzing")

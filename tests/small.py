@@ -16,6 +16,17 @@ LAYERS = (
 )
 
 
+class Scaled(pc.Dense):
+    """A layer with a value that is neither a field of the dataclass nor in its `repr`."""
+
+    def __init__(self, units: int, factor: object) -> None:
+        super().__init__(units)
+        object.__setattr__(self, "factor", factor)
+
+    def __repr__(self) -> str:
+        return f"Scaled({self.units})"
+
+
 def dataset(n: int, seed: int = 0) -> pc.Dataset:
     """Images of 11 x 9 with a bright stripe at the place of their label."""
     rng = np.random.default_rng(seed)

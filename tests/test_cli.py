@@ -1,4 +1,7 @@
-"""The command, on one process: what it prints and writes, and how it refuses. test_mpi.py has many ranks."""
+"""The command, on one process: what it prints and writes, and how it refuses.
+
+test_cli_models.py has `evaluate` and models of the user's own, test_mpi.py many ranks.
+"""
 
 import fcntl
 import hashlib
@@ -16,24 +19,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import small
 from conftest import ROOT
-from idx_files import write_idx, write_idx_folder
-from launch import parallelcnn, run
+from idx_files import write_idx
+from launch import parallelcnn, refused, run
 
 import parallelcnn as pc
-from parallelcnn import cli
 from parallelcnn.cli.command import _parsers
 from parallelcnn.cli.options import warn_of_too_many_threads
-from parallelcnn.errors import InputError
-
-
-@pytest.fixture
-def train(folder, tmp_path):
-    def run_train(*arguments, **options):
-        return parallelcnn("train", "--data", folder, "--out", tmp_path / "out", *arguments, **options)
-
-    return run_train
 
 
 def test_training_writes_what_it_promises(train, folder, tmp_path):
@@ -146,207 +138,6 @@ def test_on_a_terminal_there_is_a_bar_and_afterwards_a_line_an_epoch(folder, tmp
     assert "epoch 2/2   loss" in text  # the line
 
 
-@pytest.fixture
-def here(capsys):
-    """Runs the command in this process: quicker, for what does not need a process of its own."""
-
-    def run_here(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        return SimpleNamespace(code=code, out=shown.out, err=shown.err)
-
-    return run_here
-
-
-def test_evaluate_takes_model_and_data_from_the_run(folder, tmp_path, here, monkeypatch):
-    """Also if the data directory was given relative to another working directory."""
-    out = tmp_path / "out"
-    monkeypatch.chdir(folder.parent)
-    assert here("train", "--data", folder.name, "--epochs", 1, "--out", out).code == 0
-    monkeypatch.chdir(tmp_path)
-    summary = json.loads((out / "summary.json").read_text())
-    result = f"test loss {summary['test_loss']:.4f}, test accuracy {100 * summary['test_accuracy']:.2f} %\n"
-    for place in (out, out / "model.npz", f"{out}/"):
-        ran = here("evaluate", place)
-        assert (ran.code, ran.err) == (0, "")
-        assert ran.out == f"{folder}: {result}"
-
-    other = write_idx_folder(tmp_path / "other", n_train=10, n_test=30)
-    ran = here("evaluate", out, "--data", other)
-    assert ran.code == 0, ran.err
-    assert ran.out.startswith(f"trained on {folder.name}, evaluated on {other}\n{other}: test loss ")
-
-    alone = tmp_path / "alone.npz"
-    shutil.copy(out / "model.npz", alone)
-    refused(here("evaluate", alone), f"evaluate needs --data NAME|DIR: {tmp_path / 'summary.json'}, which would say")
-    ran = here("evaluate", alone, "--data", folder)
-    assert (ran.code, ran.out) == (0, f"{folder}: {result}")
-    for content in ("", "{", "[]", "[" * 100_000, json.dumps({**summary, "data": 3})):
-        (tmp_path / "summary.json").write_text(content)
-        refused(here("evaluate", alone), "is missing or unreadable")
-    (tmp_path / "summary.json").write_text(json.dumps({**summary, "parameters_sha256": "0"}))
-    refused(here("evaluate", alone), "is about another model than")
-    (tmp_path / "summary.json").unlink()
-    os.mkfifo(tmp_path / "summary.json")
-    refused(here("evaluate", alone), "is missing or unreadable")
-
-
-@pytest.mark.parametrize(
-    ("data", "wanted"),
-    [
-        ({"data": "digits", "data_directory": None}, ("digits", None)),
-        ({"data": "digits"}, ("digits", None)),  # written by an earlier version
-        ({"data": "mnist", "data_directory": "/images/mnist"}, ("mnist", "/images/mnist")),
-        ({"data": "mnist", "data_directory": None}, ("mnist", None)),
-        ({"data": "images", "data_directory": "/home/user/images"}, ("/home/user/images", None)),
-    ],
-)
-def test_evaluate_loads_the_data_set_that_the_run_was_trained_on(data, wanted, tmp_path, monkeypatch, here):
-    asked = []
-
-    def load_data(*arguments):
-        asked.append(arguments)
-        raise InputError("stop here")
-
-    monkeypatch.setattr("parallelcnn.data.load_data", load_data)
-    pc.save_model(tmp_path / "model.npz", small.network())
-    (tmp_path / "summary.json").write_text(json.dumps(data))
-    refused(here("evaluate", tmp_path), "stop here")
-    assert asked == [wanted]
-
-
-OWN_MODEL = """
-from dataclasses import dataclass
-import numpy as np
-from parallelcnn import ActivationFunction, Conv2D, Dense, Flatten, Layer, MaxPool2D
-import own_neighbour
-
-@dataclass(frozen=True, repr=False)
-class Negate(Layer):
-    def output_shape(self, input_shape):
-        return input_shape
-    def forward(self, step, x):
-        y = step.array(x.shape[:-1])
-        step.call(np.negative, x, out=y)
-        return y
-    def backward(self, step, dy):
-        step.call(np.negative, dy, out=dy)
-        return dy
-
-bent = ActivationFunction("bent", lambda x: x + abs(x) / 2, lambda x: 1.5 if x > 0 else 0.5)
-
-def network(classes):
-    return Conv2D(2, 3, stride=2, activation=bent), Negate(), Flatten(), Dense(classes)
-
-def too_small():
-    return [Flatten(), Dense(3)]
-
-def broken():
-    return [Dense(1 // 0)]
-
-def wrong():
-    return Conv2D(-2, 3), Dense(3)
-
-def nothing():
-    return None
-
-def leaves():
-    import sys
-    sys.exit(0)
-
-def generator():
-    yield Flatten()
-    raise OSError("two\\nlines")
-
-def optional(units=32):
-    return Conv2D(2, 3), Flatten(), Dense(units), Dense(10)
-
-def bad_activation():
-    return Flatten(), Dense(10, activation=ActivationFunction("bad", lambda x: x.upper(), lambda x: x))
-
-def too_large():
-    return [Conv2D(10**6, 1), MaxPool2D(28), Flatten(), Dense(10)]
-
-def unchained():
-    return Conv2D(2, 3), Dense(10)
-
-class Unprintable:
-    def __repr__(self):
-        raise ValueError("cannot be shown")
-
-def unprintable():
-    return Flatten(), Unprintable()
-"""
-
-
-@pytest.fixture
-def own_model(tmp_path):
-    (tmp_path / "own_neighbour.py").write_text("")
-    path = tmp_path / "own.py"
-    path.write_text(OWN_MODEL)
-    return path
-
-
-def test_a_model_of_the_users_own_is_trained_saved_and_evaluated(train, folder, own_model, tmp_path):
-    ran = train("--model", f"{own_model}:network", "--epochs", 1)
-    assert ran.code == 0, ran.err
-    assert "Conv2D(2, 3, stride=2, activation=<bent>)" in ran.out
-    ran = parallelcnn("evaluate", tmp_path / "out", "--data", folder)
-    assert ran.code == 2
-    assert "--model FILE.py:FUNCTION" in ran.err
-    ran = parallelcnn("evaluate", tmp_path / "out", "--data", folder, "--model", f"{own_model}:network")
-    assert ran.code == 0, ran.err
-
-
-def test_nothing_is_written_beside_a_model_of_the_users_own(folder, own_model, tmp_path):
-    command = [sys.executable, "-m", "parallelcnn", "train", "--data", str(folder), "--model", f"{own_model}:too_small"]
-    refused(run(["env", "-u", "PYTHONDONTWRITEBYTECODE", *command]), "of 10 classes takes a network that ends in")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.py", "own_neighbour.py"]
-
-
-def test_a_model_function_keeps_its_own_defaults(train, own_model, tmp_path):
-    ran = train("--model", f"{own_model}:optional", "--epochs", 1)
-    assert ran.code == 0, ran.err
-    assert "Dense(32)" in ran.out
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("papr", "no model 'papr': did you mean 'paper'?"),
-        ("none.py:network", "no file none.py"),
-        ("n" * 300 + ".py:network", "no file nnn"),
-        ("OWN:unprintable", "raised ValueError: cannot be shown"),
-        ("OWN:netwrk", "has no function 'netwrk': did you mean 'network'?"),
-        ("OWN:broken", "raised ZeroDivisionError: integer division or modulo by zero (line 28)"),
-        ("OWN:wrong", ":wrong: Conv2D(-2, 3): filters must be a positive integer, got -2 (line 31)"),
-        ("OWN:nothing", "must return the layers, a tuple, got None"),
-        ("OWN:unchained", "layer 2 of 2: Dense(10) takes (features,), got (2, 26, 26): is a Flatten() missing"),
-        ("OWN:too_small", "of 10 classes takes a network that ends in (10,), got (3,)"),
-        ("OWN:leaves", "raised SystemExit: 0 (line 38)"),
-        ("OWN:generator", "raised OSError: two lines (line 42)"),
-        ("OWN:bad_activation", "activation 'bad': numba cannot compile its function: "),
-        ("OWN:too_large", "the arrays of one layer take"),
-        ("SYNTAX:network", "raised SyntaxError"),
-        ("MISSING:network", "raised ModuleNotFoundError: No module named 'nowhere_to_be_found' (line 1)"),
-    ],
-)
-def test_a_model_that_cannot_be_had_is_named_with_the_reason(model, message, train, own_model, tmp_path):
-    (tmp_path / "syntax.py").write_text("def network(:\n")
-    (tmp_path / "missing.py").write_text("import nowhere_to_be_found\n")
-    for name, path in (("OWN", "own.py"), ("SYNTAX", "syntax.py"), ("MISSING", "missing.py")):
-        model = model.replace(name, str(tmp_path / path))
-    refused(train("--model", model), message)
-    assert not (tmp_path / "out").exists()
-
-
-def refused(ran, message):
-    assert ran.code == 2, ran.out + ran.err
-    assert message in ran.err
-    assert "Traceback" not in ran.err
-    assert ran.out == ""
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -401,14 +192,6 @@ def test_swapped_files_of_a_data_set_are_refused_and_named(folder, here, tmp_pat
     labels = swapped / "train-labels-idx1-ubyte"
     write_idx(labels, np.zeros((230, 28, 28)))
     refused(here("train", "--data", swapped, "--out", tmp_path / "out"), str(labels))
-
-
-def test_evaluating_what_is_no_model_or_does_not_fit_the_data_is_refused(folder, here, tmp_path):
-    refused(here("evaluate", tmp_path / "none.npz"), "no model file")
-    (tmp_path / "text.npz").write_text("no zip")
-    refused(here("evaluate", tmp_path / "text.npz", "--data", folder), "is no model file, or a damaged one")
-    pc.save_model(tmp_path / "model.npz", pc.NetworkHandler(pc.paper(), (1, 28, 28)))
-    refused(here("evaluate", tmp_path, "--data", folder, "--model", "lenet5"), "does not fit the network")
 
 
 @pytest.mark.parametrize("arguments", [["--learning-rate", "1e38"], ["--learning-rate", "1e38", "--batch-size", "230"]])
@@ -469,18 +252,6 @@ def test_where_nothing_can_be_cached_kernels_are_compiled_every_time(folder, tmp
     ran = run(["env", "-C", str(package), "-u", "NUMBA_CACHE_DIR", *home, f"PYTHONPATH={package}", *line])
     assert ran.code == 0, ran.err
     assert ran.err.count("warning: compiled kernels are not kept, so every process compiles them again: ") == 1
-
-
-def test_a_name_that_is_too_long_for_a_file_is_no_model_file(here):
-    refused(here("evaluate", "n" * 300), "cannot be read: File name too long")
-
-
-@pytest.mark.parametrize("place", ["fifo", "/dev/zero"])
-def test_a_device_is_no_model_file_and_nobody_waits_for_it(place, tmp_path):
-    if place == "fifo":
-        place = tmp_path / "fifo"
-        os.mkfifo(place)
-    refused(parallelcnn("evaluate", place, limit=20), "must be a model file, not a folder or a device")
 
 
 def test_help_version_and_no_command(here):
@@ -561,8 +332,8 @@ def test_control_characters_in_names_do_not_reach_the_terminal(folder, tmp_path,
 
 
 def test_a_tilde_is_the_home_directory_in_every_option_that_takes_a_path(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/somebody")
-    home, parse = "/home/somebody/with blank", _parsers()[0].parse_args
+    monkeypatch.setenv("HOME", "/srv/somebody")
+    home, parse = "/srv/somebody/with blank", _parsers()[0].parse_args
     line = "train --out=T --data=T --data-dir T --model T/net.py:f --resume=T"
     train = parse([word.replace("T", "~/with blank") for word in line.split()])
     assert (train.out, train.data, train.data_dir, train.resume) == (home,) * 4
@@ -571,7 +342,7 @@ def test_a_tilde_is_the_home_directory_in_every_option_that_takes_a_path(monkeyp
     assert parse(["doctor", "--folder=~/with blank"]).folder == home
     assert parse(["train", "--out", "~root"]).out == os.path.expanduser("~root") != "~root"
     assert parse(["train", "--out", "$HOME/x~"]).out == "$HOME/x~"
-    for data, wanted in (("mnist", "mnist"), ("mnist/", "mnist/"), ("~/a//", "/home/somebody/a"), ("/", "/")):
+    for data, wanted in (("mnist", "mnist"), ("mnist/", "mnist/"), ("~/a//", "/srv/somebody/a"), ("/", "/")):
         assert parse(["train", "--data", data]).data == wanted
 
 
@@ -604,7 +375,7 @@ def test_options_of_what_may_be_lost_are_refused_before_a_folder_is_made(folder,
         (["--reproducible", 16385], "reproducible must be an integer from 1 to 16,384, got 16385"),
         (["--checkpoint-seconds", "nan"], "checkpoint_seconds must be a finite number of at least 0, got nan"),
         (["--keep-last", 0], "keep_last must be an integer of at least 1, got 0"),
-        (["--verify", 0], "--verify must be an integer of at least 1, got 0"),
+        (["--verify", 0], "verify must be an integer of at least 1, got 0"),
         (["--resume", tmp_path / "none.npz"], f"no checkpoint {tmp_path / 'none.npz'}"),
     ):
         refused(here("train", "--data", folder, "--out", out, *line), message)

@@ -140,7 +140,7 @@ def test_bad_options_are_refused_once_on_two_ranks():
 @pytest.mark.parametrize("asked", [[], ["--with-ft", "ulfm"]])
 def test_it_is_known_whether_ulfm_is_on(asked):
     mpiexec = launch.mpiexec()
-    if "Open MPI" not in launch.run([mpiexec, "--version"]).out:
+    if not launch.is_open_mpi():
         pytest.skip("not Open MPI")
     program = (
         "from parallelcnn.resilience.fault_tolerance import fault_tolerance\n"

@@ -99,17 +99,6 @@ def test_layers_of_the_users_own_are_asked_for_and_taken(tmp_path):
     assert pc.load_model(tmp_path / "model.npz", layers).parameters_sha256() == network.parameters_sha256()
 
 
-class Scaled(pc.Dense):
-    """What it multiplies by is no field, and not in its `repr`."""
-
-    def __init__(self, units, factor):
-        super().__init__(units)
-        object.__setattr__(self, "factor", factor)
-
-    def __repr__(self):
-        return f"Scaled({self.units})"
-
-
 def bent(slope):
     return pc.ActivationFunction("bent", lambda x: slope * x, lambda x: 1.0)
 
@@ -117,8 +106,8 @@ def bent(slope):
 @pytest.mark.parametrize(
     ("saved", "given"),
     [
-        (Scaled(5, 1.0), Scaled(5, 2.0)),
-        (Scaled(5, np.arange(5000)), Scaled(5, np.arange(5000) ^ (np.arange(5000) == 2500))),
+        (small.Scaled(5, 1.0), small.Scaled(5, 2.0)),
+        (small.Scaled(5, np.arange(5000)), small.Scaled(5, np.arange(5000) ^ (np.arange(5000) == 2500))),
         (pc.Dense(5, activation=bent(0.5)), pc.Dense(5, activation=bent(0.7))),
     ],
 )

@@ -88,20 +88,9 @@ def test_another_training_is_refused_and_named(tmp_path):
         assert network.parameters_sha256() == before
 
 
-class Scaled(pc.Dense):
-    """What it multiplies by is no field, and not in its `repr`."""
-
-    def __init__(self, units, factor):
-        super().__init__(units)
-        object.__setattr__(self, "factor", factor)
-
-    def __repr__(self):
-        return f"Scaled({self.units})"
-
-
 def test_layers_that_print_alike_but_hold_other_values_are_another_training(tmp_path):
     def network(factor):
-        return pc.NetworkHandler((pc.Flatten(), Scaled(5, factor)), (1, 11, 9))
+        return pc.NetworkHandler((pc.Flatten(), small.Scaled(5, factor)), (1, 11, 9))
 
     folder = pc.CheckpointFolder(tmp_path)
     train(epochs=1, checkpoints=folder, network=network(1.0))

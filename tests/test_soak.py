@@ -21,7 +21,7 @@ from conftest import BENCHMARKS, ROOT
 @pytest.mark.mpi
 def test_nothing_is_lost_when_ranks_are_killed(tmp_path):
     """Also while the others recover, if MPI can go on without a rank."""
-    mode = "recoveries" if "Open MPI" in launch.run([launch.mpiexec(), "--version"]).out else "ends"
+    mode = "recoveries" if launch.is_open_mpi() else "ends"
     line = [str(BENCHMARKS / "soak.py"), "--modes", mode, "--trial", "3", "--seed", "7"]
     line += ["--findings", str(tmp_path), "--out", str(tmp_path / "page.md")]
     ran = launch.run([sys.executable, *line], limit=300, PYTHONPATH=str(ROOT))
@@ -39,8 +39,8 @@ def test_the_soak_takes_pythons_together_or_one_by_one(words):
 
 
 def test_the_soaks_page_tells_how_it_was_called_but_not_where_this_machine_keeps_things(monkeypatch):
-    words = "--python .venv-mpich/bin/python /opt/mpi --python=/home/me/env/bin/python --out=/home/me/page --kills 9"
-    monkeypatch.setattr(sys, "argv", ["/home/me/scripts/benchmarks/soak.py", *words.split()])
+    words = "--python .venv-mpich/bin/python /opt/mpi --python=/srv/some/env/bin/python --out=/srv/some/page --kills 9"
+    monkeypatch.setattr(sys, "argv", ["/srv/some/scripts/benchmarks/soak.py", *words.split()])
     installation = soak.Installation("python", "MPICH 5")
     options = SimpleNamespace(installations=[installation], at_once=2)
     page = soak.page(options, {mode: Counter(killed=3) for mode in soak.MODES}, 60.0)

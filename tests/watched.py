@@ -11,10 +11,27 @@ import os
 import sys
 import time
 import tracemalloc
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
 
 from parallelcnn.errors import InputError
 
 MEBIBYTE = 2**20
+
+# The examples are the same in every run, and none is kept; what else hypothesis keeps lies where pytest's things do.
+os.environ.setdefault(
+    "HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parent.parent / ".pytest_cache" / "hypothesis")
+)
+few = settings(
+    max_examples=60,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+many = settings(few, max_examples=150)
+
 _LONGEST_SENTENCE = 2500  # characters
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Events of Python's own audit.

@@ -45,7 +45,7 @@ class ReplicaCheck:
         self._went_back_to = -1
         self._ranks_at_first = comm.size + history.lost_ranks
 
-    def brings_back_an_earlier_state(self) -> bool:
+    def compare_and_repair(self) -> bool:
         """Compare the replicas, once per minibatch, and repair them if that was asked for.
 
         Collective: every rank must call it.
@@ -69,7 +69,7 @@ class ReplicaCheck:
         self._equal_at = self._history.steps
         return False
 
-    def go_on_without_the_lost(self) -> None:
+    def recover(self) -> None:
         """Recover, and continue from the furthest step. Collective: every remaining rank must call it."""
         while True:
             try:

@@ -27,7 +27,7 @@ class TrainingSafeguard:
     ) -> None:
         self._comm, self._network, self._history = comm, network, history
         self._saver, self._recovers = saver, recovers
-        self._guard = ReplicaCheck(comm, network, history, repair, saver.folder)
+        self._replica_check = ReplicaCheck(comm, network, history, repair, saver.folder)
 
     def asks_to_save(self) -> bool:
         return self._saver.asks()
@@ -35,7 +35,7 @@ class TrainingSafeguard:
     def between_steps(self, *, epoch_ended: bool, save: bool) -> bool:
         self._saver.time_is_up = self._saver.time_is_up or save
         due = self._saver.is_due(self._history, must=epoch_ended or self._history.left)
-        if (epoch_ended or due) and self._guard.brings_back_an_earlier_state():
+        if (epoch_ended or due) and self._replica_check.compare_and_repair():
             return True
         if due:
             self._comm.status = "saving a checkpoint"
@@ -45,5 +45,5 @@ class TrainingSafeguard:
     def recover(self) -> None:
         if not self._recovers:
             raise RankLostError("a rank was lost, and this training does not go on without it")
-        self._guard.go_on_without_the_lost()
+        self._replica_check.recover()
         self._saver.recovered()

@@ -19,6 +19,7 @@ import resource
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,8 +36,8 @@ _RANDOM_BYTES = 2**24  # of random images
 _LONGEST_WAIT = 3600.0  # for the next turn [s]
 
 
-class Trainer:
-    """A network in a framework, ready to be trained again and again.
+class Trainer(ABC):
+    """A network that can be trained again and again.
 
     Attributes:
         task: what is trained.
@@ -48,20 +49,34 @@ class Trainer:
     versions: dict[str, str]
     rank, ranks = 0, 1
 
+    @abstractmethod
     def reset(self) -> None:
         """Go back to the start values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def train(self, samples: int, epochs: int) -> tuple[float, Sequence[float] | None]:
         """Train on the first samples of the training set; the seconds of the loop, and all losses if they are known."""
-        raise NotImplementedError
 
-    def logits(self, images: Array) -> Array:
-        """(n, 10) for images as `Task.float_sets` has them."""
-        raise NotImplementedError
-
+    @abstractmethod
     def evaluate(self) -> dict[str, float]:
         """train_accuracy, test_accuracy and test_loss."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
+        return [value]
+
+    def close(self) -> None:  # noqa: B027  most have no other ranks to leave
+        """Leave the other ranks in order."""
+
+
+class Framework(Trainer):
+    """A network in a framework other than parallelcnn, evaluated from its logits."""
+
+    @abstractmethod
+    def logits(self, images: Array) -> Array:
+        """(n, 10) for images as `Task.float_sets` has them."""
+
+    def evaluate(self) -> dict[str, float]:
         found = []
         for images, labels in self.task.float_sets:
             pieces = [np.asarray(self.logits(images[i : i + 1000])) for i in range(0, len(labels), 1000)]
@@ -70,13 +85,6 @@ class Trainer:
             losses = np.log(np.exp(outputs).sum(1)) - outputs[np.arange(len(labels)), labels]
             found.append((float(losses.mean()), float((outputs.argmax(1) == labels).mean())))
         return {"train_accuracy": found[0][1], "test_accuracy": found[1][1], "test_loss": found[1][0]}
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank."""
-        return [value]
-
-    def close(self) -> None:
-        """Leave the other ranks in order."""
 
 
 class NotInstalled(Exception):

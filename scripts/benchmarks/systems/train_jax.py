@@ -19,7 +19,7 @@ import parallelcnn as pc
 VARIANTS = ("step", "reduce_window", "scan")
 
 
-class Jax(contract.Trainer):
+class Jax(contract.Framework):
     """A network in JAX."""
 
     def __init__(self, task: contract.Task) -> None:

@@ -19,7 +19,7 @@ import parallelcnn as pc
 VARIANTS = ("function", "fit_many_steps", "fit", "fit_xla", "function_xla")
 
 
-class Keras(contract.Trainer):
+class Keras(contract.Framework):
     """A network in Keras."""
 
     def __init__(self, task: contract.Task) -> None:

@@ -27,7 +27,7 @@ _ACTIVATIONS = {
 }
 
 
-class PyTorch(contract.Trainer):
+class PyTorch(contract.Framework):
     """A network in PyTorch; the whole training set lies in memory as a float32 tensor."""
 
     def __init__(self, task: contract.Task) -> None:
