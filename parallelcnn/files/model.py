@@ -10,7 +10,6 @@ import dataclasses
 import math
 import operator
 from collections.abc import Iterable
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,13 +91,12 @@ def describe_network(network: NetworkHandler) -> dict[str, Any]:
 
 
 def _describe(layer: Layer) -> dict[str, Any]:
-    names: list[str] = [f.name for f in dataclasses.fields(layer)] if is_dataclass(layer) else []
-    arguments = {name: getattr(layer, name) for name in names}
-    plain = {name: _as_plain(value) for name, value in arguments.items()}
     kind = type(layer)
     is_ours = kind is getattr(library_layers, kind.__name__, None)
     name = kind.__name__ if is_ours else f"{kind.__module__}.{kind.__name__}"
-    entry = {"layer": name, "arguments": plain, "written": repr(layer)}
+    names: list[str] = [f.name for f in dataclasses.fields(layer)] if dataclasses.is_dataclass(layer) else []
+    arguments = {name: _as_plain(getattr(layer, name)) for name in names}
+    entry = {"layer": name, "arguments": arguments, "written": repr(layer)}
     if not _can_be_rebuilt(entry):  # to recognise the layer, of which `written` may tell less than all
         entry["fingerprint"] = stored_fingerprint(layer)
     return entry
