@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from glob import iglob
 from pathlib import Path
 
 from parallelcnn.arguments import as_path
@@ -81,7 +82,7 @@ def load_mnist(
     if data_dir is not None:
         folder = as_path("data_dir", data_dir)
         places = (folder, folder / "mnist", folder / "MNIST" / "raw")  # the last two: where other programs put them
-        folder = next((place for place in places if any(place.glob("*idx*ubyte*"))), folder)
+        folder = next((place for place in places if any(iglob("*idx*ubyte*", root_dir=place))), folder)
         return load_idx_folder(folder, "mnist", classes=_CLASSES)
     folder = as_path("cache_dir", cache_dir) if cache_dir is not None else cache_folder()
     try:
