@@ -1,5 +1,6 @@
 """Checks of arguments: one sentence that names the argument, the rule, the value and an alternative."""
 
+import numbers
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,12 @@ def check_methods(name: str, value: object, methods: Iterable[str], example: str
     missing = [method for method in methods if not callable(getattr(value, method, None))]
     if missing or isinstance(value, type):
         _raise(name, f"an object with the methods {', '.join(methods)}, such as {example}", value, object)
+
+
+def check_integer(name: str, value: object, at_least: int, error: type[InputError] = InputError) -> None:
+    """Raise an error of that type unless `value` is an integer, Python's or numpy's, of at least that size."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
+        raise error(f"{name} must be an integer of at least {at_least}, got {value!r}")
 
 
 def check_callable(name: str, value: object) -> None:

@@ -23,7 +23,7 @@ def test_a_full_disk_at_the_end_is_a_sentence_and_1(folder, tmp_path):
     out = tmp_path / "out"
     assert ran.err == (
         f"parallelcnn: warning: no checkpoint after minibatch 3 "
-        f"(File too large: {out}/checkpoints/step-000000003.npz); training goes on without it\n"
+        f"(File too large: {out}/checkpoints/step-000000003.npz); training continues without it\n"
         f"parallelcnn: error: [Errno 27] File too large: '{out / 'model.npz'}'\n"
     )
 

@@ -155,12 +155,12 @@ def test_a_stroke_far_outside_leaves_the_image_empty(far):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"n_train": 0}, "n_train must be a whole number from 1, got 0"),
-        ({"n_test": -3}, "n_test must be a whole number from 1, got -3"),
-        ({"n_train": 1.5}, "n_train must be a whole number from 1, got 1.5"),
-        ({"n_train": True}, "n_train must be a whole number from 1, got True"),
-        ({"n_test": "9"}, "n_test must be a whole number from 1, got '9'"),
-        ({"seed": -1}, "seed must be a whole number from 0, got -1"),
+        ({"n_train": 0}, "n_train must be an integer of at least 1, got 0"),
+        ({"n_test": -3}, "n_test must be an integer of at least 1, got -3"),
+        ({"n_train": 1.5}, "n_train must be an integer of at least 1, got 1.5"),
+        ({"n_train": True}, "n_train must be an integer of at least 1, got True"),
+        ({"n_test": "9"}, "n_test must be an integer of at least 1, got '9'"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
     ],
 )
 def test_absurd_numbers_are_refused(arguments, complaint):

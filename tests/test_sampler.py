@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
-from parallelcnn.data.sampler import minibatches, shard, shuffle
+from parallelcnn.data.sampler import Sampler, shard, shuffle
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 3, 4, 7, 50])
 @pytest.mark.parametrize("batch_size", [1, 7, 100, 101])
 def test_the_ranks_shares_are_the_minibatch_and_the_minibatches_are_the_epoch(n_ranks, batch_size):
-    order = shuffle(211, seed=5, epoch=2)
+    sampler = Sampler(211, batch_size, seed=5)
     seen = []
-    for minibatch in minibatches(order, batch_size):
+    while (done := 211 + sum(map(len, seen))) < sampler.samples_in(2):
+        epoch, minibatch = sampler.after(done)
+        assert epoch == 2
         shares = [shard(minibatch, rank, n_ranks) for rank in range(n_ranks)]
         np.testing.assert_array_equal(np.concatenate(shares), minibatch)
         sizes = [len(share) for share in shares]
@@ -19,6 +21,8 @@ def test_the_ranks_shares_are_the_minibatch_and_the_minibatches_are_the_epoch(n_
         assert len(minibatch) <= batch_size
         seen.append(minibatch)
     assert all(len(minibatch) == batch_size for minibatch in seen[:-1])
+    assert len(seen) == sampler.steps_in(1)
+    np.testing.assert_array_equal(np.concatenate(seen), shuffle(211, seed=5, epoch=2))
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(211))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallelcnn.cli.options import data_name_or_path, path
 from parallelcnn.resilience.signals import catch_interrupts
-from parallelcnn.training.config import GROUPS, RESULTS, Setting, config_from, default_of, settings
+from parallelcnn.training.config import GROUPS, RESULTS, Setting, config_from, settings
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
@@ -54,7 +54,7 @@ def _add_option(group: argparse._ArgumentGroup, one: "Field[Any]", setting: Sett
     kind: Any = setting.kind
     if setting.is_path:
         kind = data_name_or_path if one.name == "data" else path
-    default = default_of(one)
+    default = one.default
     shown = f"{default:g}" if isinstance(default, float) else default
     ending = "" if default is None else f" [default: {shown}]"
     more: dict[str, Any] = {} if setting.alone is None else {"nargs": "?", "const": setting.alone}

@@ -52,34 +52,24 @@ class Dataset:
         if len(images) == 0:
             raise DataError(f"{self.name}: holds no samples")
         if self.classes is not None:
-            object.__setattr__(self, "classes", self._checked_classes())
-            self._check_labels(labels, self.classes)
+            classes: Any = self.classes
+            if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or classes < 1:
+                raise DataError(
+                    f"{self.name}: classes must be an integer of at least 1, or None for regression, "
+                    f"got {described(classes)}"
+                )
+            object.__setattr__(self, "classes", classes := int(classes))
+            if labels.ndim != 1 or labels.dtype.kind not in "iu":
+                raise DataError(
+                    f"{self.name}: labels of {classes} classes must be integers of shape (N,), "
+                    f"got {labels.dtype} of shape {labels.shape}{_label_hint(labels, classes)}"
+                )
+            check_label_range(self.name, labels, classes)
         # One kind of array, whatever came, so that kernels are compiled once.
         object.__setattr__(self, "images", np.ascontiguousarray(images))
         with np.errstate(over="ignore"):  # `check_numbers` finds the infinity
             labels = np.ascontiguousarray(labels, np.float32 if self.classes is None else np.int64)
         object.__setattr__(self, "labels", labels)
-
-    def _checked_classes(self) -> int:
-        classes: Any = self.classes
-        if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or classes < 1:
-            raise DataError(
-                f"{self.name}: classes must be an integer of at least 1, or None for regression, "
-                f"got {described(classes)}"
-            )
-        return int(classes)
-
-    def _check_labels(self, labels: Array, classes: int) -> None:
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise DataError(
-                f"{self.name}: labels of {classes} classes must be integers of shape (N,), "
-                f"got {labels.dtype} of shape {labels.shape}{_label_hint(labels, classes)}"
-            )
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
-            wrong = low if low < 0 else high
-            where = int(np.flatnonzero(labels == wrong)[0])
-            raise DataError(f"{self.name}: labels must lie in [0, {classes}), got {wrong} at sample {where}")
 
     def __repr__(self) -> str:
         what = "regression" if self.classes is None else f"{self.classes} classes"
@@ -95,10 +85,9 @@ class Dataset:
         return (1, *shape) if len(shape) == 2 else shape
 
     def check_numbers(self, role: str = "data set") -> None:
-        """Raise DataError if images or labels hold a number that is not finite. Looks once at each data set.
+        """Raise DataError, which names the data set's role, if images or labels hold a number that is not finite.
 
-        Args:
-            role: what it is used as, for the message.
+        Reads each data set only once.
         """
         if "_checked" not in self.__dict__:
             check_finite(f"{role} {self.name!r}: image", self.images)
@@ -109,6 +98,13 @@ class Dataset:
     def input_range(self) -> Range:
         """The smallest and the largest number of the images; see `range_of`."""
         return range_of(self.images)
+
+
+def check_label_range(owner: str, labels: Array, classes: int) -> None:
+    """Raise DataError unless all labels lie in [0, classes)."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise DataError(f"{owner}: labels must lie in [0, {classes}), got {labels[wrong[0]]} at sample {wrong[0]}")
 
 
 def _label_hint(labels: Array, classes: int) -> str:

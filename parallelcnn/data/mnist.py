@@ -1,14 +1,17 @@
 """Load MNIST from a folder of the user, from the cache, or from the network into the cache.
 
-On a cluster only one rank of a node calls `load_mnist`, and shares the arrays with the others.
+On a cluster only one rank of each node calls `load_mnist`, and shares the arrays with the others.
 """
 
+import hashlib
 import os
 import secrets
 import sys
 import time
+import zlib
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from glob import iglob
 from pathlib import Path
 
 from parallelcnn.arguments import as_path
@@ -16,8 +19,8 @@ from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.readers.idx import PathLike, load_idx_folder, open_content
 from parallelcnn.errors import DataError, shown
 
-# Copies kept by PyTorch, by the Common Visual Data Foundation and by Amazon: MNIST's own page has
-# refused downloads for years.
+# Copies kept by PyTorch, by the Common Visual Data Foundation and by Amazon: MNIST's own page has refused downloads for
+# years.
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist",
     "https://storage.googleapis.com/cvdf-datasets/mnist",
@@ -32,16 +35,13 @@ CHECKSUMS = {
     "t10k-labels-idx1-ubyte.gz": "27ae3e4e09519cfbb04c329615203637",
 }
 
-CLASSES = 10
+READ_TIMEOUT = 10.0  # for a server that sends nothing [s]
+FILE_TIMEOUT = 300.0  # for a file from a slow server [s]
 
-# A server that sends nothing is given up after the first, a slow one after the second [s].
-READ_TIMEOUT = 10.0
-FILE_TIMEOUT = 300.0
-
+_CLASSES = 10
 _CHUNK_BYTES = 1 << 18
 # Above the uncompressed size of the largest file: a server that sends more sends something else.
 _MAX_FILE_BYTES = 64 << 20
-
 
 _WAY_OUT = "name a folder that holds the four files (--data-dir DIR), or train on --data digits"
 _MISSING = "is missing"
@@ -64,14 +64,14 @@ def load_mnist(
     """Load MNIST; download it into the cache if it is not there.
 
     Args:
-        data_dir: folder with the four files, or with them in its `mnist` or `MNIST/raw`. Then
-            nothing is downloaded, and variants of MNIST are taken as well.
+        data_dir: folder with the four files, or with them in its `mnist` or `MNIST/raw`. Then nothing is downloaded,
+            and variants of MNIST are accepted as well.
         mirrors: URLs of folders to download from, tried in turn; None: the environment variable
             PARALLELCNN_MNIST_MIRRORS (separated by spaces), otherwise `MIRRORS`.
-        cache_dir: folder for downloads; None: `mnist` in the environment variable
-            PARALLELCNN_CACHE, otherwise in XDG_CACHE_HOME/parallelcnn or ~/.cache/parallelcnn.
-        progress: whether to show progress bars on stderr while downloading; None: on a terminal
-            only. Unless it is False, a line says what is downloaded, and why a mirror failed.
+        cache_dir: folder for downloads; None: `mnist` in the environment variable PARALLELCNN_CACHE, otherwise in
+            XDG_CACHE_HOME/parallelcnn or ~/.cache/parallelcnn.
+        progress: whether to show progress bars on stderr while downloading; None: on a terminal only. Unless it is
+            False, a line says what is downloaded, and why a mirror failed.
 
     Returns:
         (train, test): 60,000 and 10,000 images (28, 28) uint8 of the digits, ten classes.
@@ -80,34 +80,23 @@ def load_mnist(
         DataError: if the files are missing or damaged and no mirror delivers them.
     """
     if data_dir is not None:
-        return load_idx_folder(_folder_below(as_path("data_dir", data_dir)), "mnist", classes=CLASSES)
+        folder = as_path("data_dir", data_dir)
+        places = (folder, folder / "mnist", folder / "MNIST" / "raw")  # the last two: where other programs put them
+        folder = next((place for place in places if any(iglob("*idx*ubyte*", root_dir=place))), folder)
+        return load_idx_folder(folder, "mnist", classes=_CLASSES)
     folder = as_path("cache_dir", cache_dir) if cache_dir is not None else cache_folder()
     try:
-        return load_idx_folder(folder, "mnist", classes=CLASSES)
+        return load_idx_folder(folder, "mnist", classes=_CLASSES)
     except DataError:
-        _complete(folder, mirrors or _mirrors_from_environment(), progress)
-    return load_idx_folder(folder, "mnist", classes=CLASSES)
-
-
-def _folder_below(data_dir: Path) -> Path:
-    """The folder with the files: `data_dir`, or the place below it where other programs put them."""
-    folders = [data_dir, data_dir / "mnist", data_dir / "MNIST" / "raw"]
-    return next(filter(_holds_idx_files, folders), folders[0])
-
-
-def _holds_idx_files(folder: PathLike) -> bool:
-    try:
-        return any("idx" in name and "ubyte" in name for name in os.listdir(folder))
-    except OSError:
-        return False
+        _complete(folder, mirrors or os.environ.get("PARALLELCNN_MNIST_MIRRORS", "").split() or MIRRORS, progress)
+    return load_idx_folder(folder, "mnist", classes=_CLASSES)
 
 
 def cache_folder() -> Path:
     if cache := os.environ.get("PARALLELCNN_CACHE"):
         return Path(cache).expanduser() / "mnist"
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
-    if os.path.isabs(cache):
+    if os.path.isabs(cache):  # the XDG specification has relative paths ignored
         return Path(cache) / "parallelcnn" / "mnist"
     try:
         return Path.home() / ".cache" / "parallelcnn" / "mnist"
@@ -115,10 +104,6 @@ def cache_folder() -> Path:
         raise DataError(
             f"MNIST: no home folder is known to keep it in: set PARALLELCNN_CACHE to a folder, {_WAY_OUT}"
         ) from None
-
-
-def _mirrors_from_environment() -> Sequence[str]:
-    return os.environ.get("PARALLELCNN_MNIST_MIRRORS", "").split() or MIRRORS
 
 
 def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> None:
@@ -133,8 +118,7 @@ def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> No
         if damage != _MISSING:
             _say(f"{path} {damage}; downloading it again", progress)
         for mirror in mirrors:
-            # A mirror that failed once is not tried again.
-            if mirror in failures:
+            if mirror in failures:  # it is not tried again
                 continue
             if mirror not in announced:
                 _say(f"downloading MNIST (11 MB) from {mirror} to {folder}", progress)
@@ -159,9 +143,6 @@ def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> No
 
 def _damage(path: Path, checksum: str) -> str:
     """What is wrong with a file, as the end of a sentence about it; empty if nothing is."""
-    import hashlib
-    import zlib
-
     digest = hashlib.md5(usedforsecurity=False)
     try:
         with open_content(path) as content:
@@ -226,8 +207,9 @@ def _receive(url: str, name: str, progress: bool | None) -> Generator[bytes, Non
             urllib.request.urlopen(url, timeout=READ_TIMEOUT) as response,
             tqdm(desc=name, unit="B", unit_scale=True, disable=hidden) as bar,
         ):
-            bar.total = expected = _content_length(response)
-            # read1 returns what has come; read would wait for a whole chunk, however slow.
+            length = response.headers.get("Content-Length", "")
+            bar.total = expected = int(length) if length.isdecimal() else None
+            # read1 returns what has arrived; read would wait for a whole chunk, however slow.
             while chunk := response.read1(_CHUNK_BYTES):
                 received += len(chunk)
                 bar.update(len(chunk))
@@ -247,11 +229,6 @@ def _receive(url: str, name: str, progress: bool | None) -> Generator[bytes, Non
         raise _MirrorError(f"fails: {error or type(error).__name__}") from error
     if expected is not None and received != expected:
         raise _MirrorError(f"sends {received:,} of {expected:,} bytes")
-
-
-def _content_length(response) -> int | None:
-    length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
 
 
 def _say(line: str, progress: bool | None) -> None:

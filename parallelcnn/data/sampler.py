@@ -3,7 +3,6 @@
 Every rank computes the same permutation from (seed, epoch). Only the last step, `shard`, depends on the rank.
 """
 
-from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -16,14 +15,8 @@ def shuffle(n_samples: int, seed: int, epoch: int) -> Array:
     return np.random.default_rng((seed, epoch)).permutation(n_samples)
 
 
-def minibatches(order: Array, batch_size: int) -> Iterator[Array]:
-    """Consecutive pieces of `order` of `batch_size` samples (the GLOBAL size); the last has the remainder."""
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
 class SampleOrder(Protocol):
-    """What a sampler of your own needs: the samples of a training, in order, the same on every rank.
+    """Interface of samplers: the samples of a training, in order, the same on every rank. Epochs count from 1.
 
     Attributes:
         key: of the random numbers of the epoch of the last minibatch, 64 bits; see `kernels.random`.
@@ -32,28 +25,25 @@ class SampleOrder(Protocol):
     key: int
 
     def after(self, samples_seen: int) -> tuple[int, Array]:
-        """The epoch, counted from 1, and the minibatch that follow when so many samples have been seen."""
+        """The epoch and the minibatch that follow the first `samples_seen` samples."""
 
     def epoch_of(self, samples_seen: int) -> int:
-        """The epoch, counted from 1, of the last of so many samples, at least 1."""
+        """The epoch of the last of the first `samples_seen` samples, at least 1."""
 
     def samples_in(self, epochs: int) -> int:
-        """Samples in the first so many epochs."""
+        """Samples in the first `epochs` epochs."""
 
     def steps_in(self, epochs: int) -> int:
-        """Minibatches in the first so many epochs."""
+        """Minibatches in the first `epochs` epochs."""
 
 
 class Sampler:
-    """All samples in every epoch, in an order of its own, from any place.
+    """A `SampleOrder` with all samples in every epoch, in a random order that depends on the seed and the epoch.
 
     Args:
         n_samples: in an epoch.
         batch_size: over all ranks.
-        seed: of the order, with the epoch.
-
-    Attributes:
-        key: of the random numbers of the epoch of the last minibatch, 64 bits; see `kernels.random`.
+        seed: of the orders.
     """
 
     def __init__(self, n_samples: int, batch_size: int, seed: int) -> None:
@@ -62,7 +52,6 @@ class Sampler:
         self.key = 0
 
     def after(self, samples_seen: int) -> tuple[int, Array]:
-        """The epoch, counted from 1, and the minibatch that come next after `samples_seen` samples."""
         epochs, seen = divmod(samples_seen, self._n_samples)
         if self._order_of != epochs + 1:
             self._order, self._order_of = shuffle(self._n_samples, self._seed, epochs + 1), epochs + 1
@@ -70,15 +59,12 @@ class Sampler:
         return self._order_of, self._order[seen : seen + self._batch_size]
 
     def epoch_of(self, samples_seen: int) -> int:
-        """The epoch, counted from 1, of the last of so many samples."""
         return -(-samples_seen // self._n_samples)
 
     def samples_in(self, epochs: int) -> int:
-        """Samples in the first so many epochs."""
         return epochs * self._n_samples
 
     def steps_in(self, epochs: int) -> int:
-        """Minibatches in the first so many epochs."""
         return epochs * -(-self._n_samples // self._batch_size)
 
 

@@ -38,18 +38,9 @@ _HEADER = re.compile(
     rb"'shape': \(((?:\d{1,18}, )*(?:\d{1,18},?)?)\), \} *\n",
     re.DOTALL,
 )
-# What zipfile, json and numpy raise when they are fed damaged files.
-_DAMAGED = (
-    OSError,
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    ValueError,
-)
+# What zipfile, json and numpy raise for damaged files, and what code raises that takes a description at its word.
+_DAMAGED_FILE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, MemoryError, struct.error)
+_DAMAGED_CONTENT = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
 
 
 class Archive(NamedTuple):
@@ -102,12 +93,10 @@ def read_archive(path: Path, *kinds: str) -> Archive:
         description = _read_description(path, archive, kinds)
         version = description["version"]
         sealed = version > 1 or description["format"] == "parallelcnn checkpoint"
-        try:
-            names = description["arrays"] if sealed else _members(archive)
-            arrays = _read_arrays(archive, names, path.stat().st_size)
+        with naming_damage(path):
+            members = [name.removesuffix(".npy") for name in archive.namelist() if name != "description.npy"]
+            arrays = _read_arrays(archive, description["arrays"] if sealed else members, path.stat().st_size)
             claimed = description.pop("sha256") if sealed else None
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise CheckpointError(f"{path} is damaged: it does not hold what its description says ({error})") from None
         if sealed and claimed != seal(description, arrays):
             raise CheckpointError(f"{path} is damaged: its content is not what its SHA-256 says")
         return Archive(version, description, arrays)
@@ -128,9 +117,6 @@ def open_npz(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
 
     Args:
         kind: what the file should be, for messages.
-
-    Raises:
-        CheckpointError: if there is no such file, or it cannot be read.
     """
     try:
         if path.exists() and not path.is_file():
@@ -141,10 +127,23 @@ def open_npz(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
         raise CheckpointError(shown(error)) from error.__cause__
     except FileNotFoundError:
         raise CheckpointError(f"no {kind} {path}") from None
-    except _DAMAGED as error:
+    except (*_DAMAGED_FILE, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
         raise CheckpointError(shown(f"{path} is no {kind}, or a damaged one: {error}")) from None
+
+
+@contextlib.contextmanager
+def naming_damage(path: Path, what: str = "it does not hold what its description says") -> Iterator[None]:
+    """Inside, errors caused by content that is not what it should be become a CheckpointError, whatever its checksum
+    says.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except _DAMAGED_CONTENT as error:
+        raise CheckpointError(shown(f"{path} is damaged: {what} ({error})")) from None
 
 
 def _in_words(kind: str) -> str:
@@ -162,7 +161,7 @@ def _read_description(path: Path, archive: zipfile.ZipFile, kinds: tuple[str, ..
     found = description.get("format") if isinstance(description, dict) else None
     if found not in [f"parallelcnn {kind}" for kind in kinds]:
         others = {"parallelcnn model": "a model file, which has no history", "parallelcnn checkpoint": "a checkpoint"}
-        what = others.get(found, "something else") if isinstance(found, str) else "something else"
+        what = others.get(str(found), "something else")
         raise CheckpointError(f"{no_such}: its description says that it is {what}")
     version = description.get("version")
     if type(version) is not int or not 1 <= version <= _VERSION:
@@ -170,11 +169,6 @@ def _read_description(path: Path, archive: zipfile.ZipFile, kinds: tuple[str, ..
             f"{path} has version {version!r} of the format; this program reads versions 1 to {_VERSION}"
         )
     return description
-
-
-def _members(archive: zipfile.ZipFile) -> list[str]:
-    """The names of the arrays in an archive without a list of them."""
-    return [name.removesuffix(".npy") for name in archive.namelist() if name != "description.npy"]
 
 
 def _read_arrays(archive: zipfile.ZipFile, names: list[str], limit: int) -> dict[str, np.ndarray]:
@@ -189,26 +183,19 @@ def _read_arrays(archive: zipfile.ZipFile, names: list[str], limit: int) -> dict
 
 
 def read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
-    """Read one array of an .npz file, of at most `limit` bytes, whatever its header claims.
+    """Read one array of an .npz file; KeyError if there is none of that name.
 
-    Raises:
-        KeyError: if there is none of that name.
-        ValueError: if it is larger than the limit, no array, or compressed by a method that numpy does not use.
+    Raises ValueError if it is larger than `limit` bytes, whatever its header claims, no array, or compressed by a
+    method that numpy does not use.
     """
     entry = archive.getinfo(f"{name}.npy")
     # zipfile unpacks others to any size before it looks at what they should be, and lets LZMAError through.
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError("compressed by another method than numpy's")
-    if entry.file_size > limit:
-        raise ValueError(f"larger than the {limit} bytes that it may have")
     with archive.open(entry) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"larger than the {limit} bytes that it may have")
-    return _from_bytes(content)
-
-
-def _from_bytes(content: bytes) -> np.ndarray:
     header = _HEADER.match(content)
     if header is None:
         raise ValueError("it starts with no header of an array of numbers")
@@ -216,6 +203,6 @@ def _from_bytes(content: bytes) -> np.ndarray:
     dtype, shape = np.dtype(kind), tuple(int(length) for length in lengths.replace(",", " ").split())
     if math.prod(shape) * dtype.itemsize != len(content) - header.end():
         raise ValueError(f"its header says {dtype} of shape {shape}, which is not what follows")
-    if dtype.kind == "U":  # numpy would make strings of letters that do not exist, which Python does not survive
+    if dtype.kind == "U":  # numpy would make strings of characters that do not exist, which crash Python
         content[header.end() :].decode("utf-32-be" if kind.startswith(">") else "utf-32-le")
     return np.frombuffer(content, dtype, offset=header.end()).reshape(shape, order="F" if order == "True" else "C")

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import MISSING, fields, is_dataclass
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -52,12 +52,12 @@ def stored_fingerprint(value: Any) -> dict[str, str]:
 
 def matches(stored: Any, now: Mapping[str, str]) -> bool:
     """Whether two stored fingerprints are of the same value. The code of functions is compared if the version of Python
-    is still the same.
-
-    The methods of its class may have changed: bugs get fixed.
+    is still the same. The methods of its class may have changed: bugs get fixed.
     """
-    names = {"values", "functions"} if isinstance(stored, Mapping) and stored.get("python") == _PYTHON else {"values"}
-    return isinstance(stored, Mapping) and all(stored.get(name) == now[name] for name in names)
+    if not isinstance(stored, Mapping):
+        return False
+    names = ("values", "functions") if stored.get("python") == _PYTHON else ("values",)
+    return all(stored.get(name) == now[name] for name in names)
 
 
 class _Description:
@@ -159,7 +159,8 @@ class _Description:
             yield from (function.__module__, function.__qualname__)
             return
         yield from map(self.digest, (function.__defaults__, function.__kwdefaults__))
-        yield from (self.digest(cell.cell_contents) for cell in function.__closure__ or () if _is_filled(cell))
+        # An empty cell is a variable that has no value yet.
+        yield from (self.digest(cell.cell_contents) for cell in function.__closure__ or () if cell != CellType())
         if self._functions:
             yield from self._parts_of_code(function.__code__, function.__doc__)
         else:
@@ -210,13 +211,6 @@ def _is_data(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_data, value))
     return type(value) in _PLAIN or isinstance(value, np.ndarray | np.generic)
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not MISSING
-    except ValueError:  # a variable that has no value yet
-        return False
 
 
 def _function_in(attribute: Any) -> Any:

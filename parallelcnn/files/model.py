@@ -10,7 +10,6 @@ import dataclasses
 import math
 import operator
 from collections.abc import Iterable
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from parallelcnn import layers as library_layers
 from parallelcnn.arguments import as_path, check_type
 from parallelcnn.errors import CheckpointError, InputError, shown
-from parallelcnn.files.archive import Archive, read_archive, write_archive
+from parallelcnn.files.archive import Archive, naming_damage, read_archive, write_archive
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.layers import Layer
 from parallelcnn.network import NetworkHandler, as_layers, chain_shapes, declare
@@ -92,13 +91,12 @@ def describe_network(network: NetworkHandler) -> dict[str, Any]:
 
 
 def _describe(layer: Layer) -> dict[str, Any]:
-    names: list[str] = [f.name for f in dataclasses.fields(layer)] if is_dataclass(layer) else []
-    arguments = {name: getattr(layer, name) for name in names}
-    plain = {name: _as_plain(value) for name, value in arguments.items()}
     kind = type(layer)
     is_ours = kind is getattr(library_layers, kind.__name__, None)
     name = kind.__name__ if is_ours else f"{kind.__module__}.{kind.__name__}"
-    entry = {"layer": name, "arguments": plain, "written": repr(layer)}
+    names: list[str] = [f.name for f in dataclasses.fields(layer)] if dataclasses.is_dataclass(layer) else []
+    arguments = {name: _as_plain(getattr(layer, name)) for name in names}
+    entry = {"layer": name, "arguments": arguments, "written": repr(layer)}
     if not _can_be_rebuilt(entry):  # to recognise the layer, of which `written` may tell less than all
         entry["fingerprint"] = stored_fingerprint(layer)
     return entry
@@ -129,7 +127,7 @@ def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _P
     What a description claims is only allocated once it has been found among the arrays.
     """
     description = archive.description
-    try:
+    with naming_damage(path, "its description makes no network"):
         written = [entry["written"] for entry in description["layers"]]
         if layers is None:
             layers = tuple(_rebuild(path, entry) for entry in description["layers"])
@@ -145,28 +143,17 @@ def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _P
         for layer, entry in zip(layers, description["layers"], strict=True):
             if "fingerprint" in entry and not matches(entry["fingerprint"], stored_fingerprint(layer)):
                 raise CheckpointError(f"{path} does not fit the network: it holds a {layer!r} with other values")
-        prediction = description.get("prediction", "softmax")  # files of version 0.1 say nothing
+        # Files of version 0.1 say nothing of these.
+        prediction, input_range = description.get("prediction", "softmax"), description.get("input_range")
         if not isinstance(prediction, str):
             raise InputError(f"prediction must be a word, got {prediction!r}")
-        input_range = _as_range(description.get("input_range"))
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, InputError) as error:
-        raise CheckpointError(f"{path} is damaged: its description makes no network ({error})") from None
-    for layout in layouts:
-        for slot in layout.slots:
-            _check_array(path, slot, dtype, archive.arrays.get(slot.key))
+        if input_range is not None:
+            low, high = input_range = tuple(map(float, input_range))
+            if not -math.inf < low <= high < math.inf:
+                raise InputError(f"input_range must be two numbers, got {input_range!r}")
+    for slot in (slot for layout in layouts for slot in layout.slots):
+        _check_array(path, slot, dtype, archive.arrays.get(slot.key))
     return _Parsed(layers, shapes[0], dtype, prediction, input_range)
-
-
-def _as_range(value: Any) -> tuple[float, float] | None:
-    """The range of the training images that a description names; None in files of earlier versions."""
-    if value is None:
-        return None
-    low, high = value
-    if not -math.inf < low <= high < math.inf:
-        raise InputError(f"input_range must be two numbers, got {value!r}")
-    return float(low), float(high)
 
 
 def _rebuild(path: Path, entry: dict[str, Any]) -> Layer:

@@ -16,7 +16,6 @@ by the next process.
 import contextlib
 import functools
 import hashlib
-import inspect
 import os
 import pickle
 import stat
@@ -42,13 +41,11 @@ _RANK_ON_NODE = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID
 
 
 class KernelCache(NullCache):
-    """The cache of one kernel, as numba's dispatcher uses it.
-
-    Nothing that goes wrong here can make a job fail.
-    """
+    """The cache of one kernel, as numba's dispatcher uses it. Nothing that goes wrong here can make a job fail."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
+        self._file = function.__code__.co_filename
 
     @property
     def cache_path(self) -> str | None:
@@ -72,7 +69,6 @@ class KernelCache(NullCache):
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Write a compiled kernel."""
         directory = self._directory()
         if directory is None or data.library.has_dynamic_globals or not all(one.can_cache for one in data.lifted):
             return
@@ -80,13 +76,10 @@ class KernelCache(NullCache):
             key = self._key(sig, data.codegen)
             payload = dumps(data._reduce())
             directory.write(self._file_name(key), _checksum(key, payload) + payload)
-            directory.remove_outdated(self._family(), _source_hash(self._file()))
-
-    def _file(self) -> str:
-        return inspect.getfile(self._function)
+            directory.remove_outdated(self._family(), _source_hash(self._file))
 
     def _directory(self) -> "_Directory | None":
-        return _directory_for(os.path.dirname(os.path.abspath(self._file())))
+        return _directory_for(os.path.dirname(os.path.abspath(self._file)))
 
     def _key(self, sig: Any, codegen: Any) -> bytes:
         """What the machine code depends on, beside the source files and versions: argument types, processor, closure.
@@ -99,20 +92,17 @@ class KernelCache(NullCache):
 
     def _family(self) -> str:
         """The beginning of the names of all files of this kernel that programs of these versions write."""
-        module = os.path.basename(self._file()).removesuffix(".py")
+        module = os.path.basename(self._file).removesuffix(".py")
         qualified_name = self._function.__qualname__.replace("<", "").replace(">", "")
         return f"{module}.{qualified_name}.{sys.implementation.cache_tag}.numba-{numba.__version__}."
 
     def _file_name(self, key: bytes) -> str:
-        return f"{self._family()}{_source_hash(self._file())}.{hashlib.sha256(key).hexdigest()[:16]}.nbc"
+        return f"{self._family()}{_source_hash(self._file)}.{hashlib.sha256(key).hexdigest()[:16]}.nbc"
 
 
 @dataclass(frozen=True)
 class _Directory:
-    """A directory of compiled kernels, checked and open.
-
-    Files are opened relative to the open directory, so that it cannot be replaced after it was checked.
-    """
+    """A directory of compiled kernels, checked and kept open, so that it cannot be replaced after the check."""
 
     path: str
     descriptor: int
@@ -151,15 +141,15 @@ def _directory_for(source_directory: str) -> _Directory | None:
 
     Warns, once on each node, if the user's choice, NUMBA_CACHE_DIR, cannot be used, and if none can.
     """
-    problems = []
-    directory = None
+    directory, problems = None, []
     for chosen, parent in _candidates(source_directory):
         path = os.path.join(parent, _subdirectory(source_directory))
         try:
             directory = _Directory(path, _open_safely(path))
             break
         except OSError as error:
-            problems.append(f"{chosen}{parent} {_in_words(error)}")
+            why = error.strerror if error.errno == 0 else f"cannot be written to ({error.strerror})"
+            problems.append(f"{chosen}{parent} {why}")
     speaks = all(os.environ.get(variable, "0") == "0" for variable in _RANK_ON_NODE)
     if speaks and (directory is None or (numba.config.CACHE_DIR and problems)):
         outcome = f"kept in {directory.path}" if directory else "not kept, so every process compiles them again"
@@ -178,7 +168,7 @@ def _candidates(source_directory: str) -> Iterator[tuple[str, str]]:
     if numba.config.CACHE_DIR:
         yield "NUMBA_CACHE_DIR=", os.path.abspath(numba.config.CACHE_DIR)
     yield "", os.path.join(source_directory, "__pycache__")
-    if (cache := _home_cache()) is not None:
+    if cache := _home_cache():
         yield "", os.path.join(cache, "numba")
 
 
@@ -199,8 +189,7 @@ def _subdirectory(source_directory: str) -> str:
 def _open_safely(path: str) -> int:
     """Open a directory, made where it is missing, into which nobody else can put files; its descriptor.
 
-    Raises:
-        OSError: if there can be no such directory.
+    OSError if there can be no such directory.
     """
     path = os.path.realpath(path)
     parents = Path(path).parents
@@ -215,21 +204,15 @@ def _open_safely(path: str) -> int:
         with contextlib.suppress(FileExistsError):
             os.mkdir(missing, 0o700)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    if _writable_by_others(os.fstat(descriptor)):
+    unsafe = _writable_by_others(os.fstat(descriptor))
+    if unsafe or not os.access(path, os.W_OK | os.X_OK):
         os.close(descriptor)
-        raise PermissionError(0, f"is not safe: other users can write to {path}")
-    if not os.access(path, os.W_OK | os.X_OK):
-        os.close(descriptor)
-        raise PermissionError(0, "cannot be written to")
+        raise PermissionError(0, f"is not safe: other users can write to {path}" if unsafe else "cannot be written to")
     return descriptor
 
 
 def _writable_by_others(found: os.stat_result) -> bool:
     return found.st_uid not in (0, os.geteuid()) or bool(found.st_mode & _OTHERS_MAY_WRITE)
-
-
-def _in_words(error: OSError) -> str:
-    return str(error.strerror) if error.errno == 0 else f"cannot be written to ({error.strerror})"
 
 
 def _checksum(key: bytes, payload: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """Tiles: the innermost pieces of convolution and pooling, in vectors.
 
-Each stands here twice. The plain one says in numpy what it computes, and is what runs when compilation is off
-(NUMBA_DISABLE_JIT); the compiled one writes the same as vector instructions, with its sums in registers. Sizes in
+Each is here twice. The plain one says in numpy what it computes, and is what runs when compilation is off
+(NUMBA_DISABLE_JIT); the other one writes the same as vector instructions, with its sums in registers. Sizes in
 capitals (S, KB, VB, ...) are known when a kernel is compiled.
 
 For rows, phases and starts see `conv2d`.
@@ -12,11 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.core import config
-from numba.extending import intrinsic
 
-from ._vectors import REGISTERS, Strided, Vectors, loop, unpack
+from ._vectors import REGISTERS, Strided, Vectors, loop, vectorised
 
 _BORDER = 2  # vectors of a tile of which a part may lie outside
 
@@ -41,59 +38,50 @@ def _plain_forward_row(x, packed, y, place, taps, columns, S, column_stride, KB,
             y[k : k + KB, p, low:high] += np.tensordot(weight[:, first:last, s], seen, ((0, 1), (0, 1)))
 
 
-@intrinsic(prefer_literal=True)
-def _compiled_forward_row(_, x, packed, y, place, taps, columns, S, column_stride, KB, VB):
-    signature = types.void(x, packed, y, place, taps, columns, S, column_stride, KB, VB)
-    S, column_stride, KB, VB = (kind.literal_value for kind in (S, column_stride, KB, VB))
+@vectorised(_plain_forward_row, like="y", constants=("S", "column_stride", "KB", "VB"))
+def forward_row(v, builder, x, packed, y, place, taps, columns, S, column_stride, KB, VB):
+    block, k, p = place
+    R, first, last, row = taps
+    zero = v.index(0)
+    (C, _, row_length), length = x.shape, y.shape[2]
+    starts = _starts(v, S, column_stride, *columns)
+    weights = packed.at(block, zero)
 
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, packed, y = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
-        block, k, p = unpack(builder, arguments[3])
-        R, first, last, row = unpack(builder, arguments[4])
-        v = Vectors(context, builder, signature.args[2].dtype)
-        zero = v.index(0)
-        (C, _, row_length), length = x.shape, y.shape[2]
-        starts = _starts(v, S, column_stride, *unpack(builder, arguments[5]))
-        weights = packed.at(block, zero)
+    def tile(j: Any, vectors: int, *, masked: bool) -> None:
+        """`vectors` vectors of KB channels from place j of the row on."""
+        sums = [[v.variable(v.splat(v.number(weights, i))) for _ in range(vectors)] for i in range(KB)]
+        at = [builder.add(j, start) for start in starts]
+        inside = [v.masks(begin, row_length, vectors, masked=masked) for begin in at]
+        with loop(builder, zero, C) as c, loop(builder, first, last) as r:
+            x_row = x.at(c, builder.add(row, r), zero)
+            tap = builder.add(builder.mul(c, R), r)
+            tap_weights = builder.gep(weights, [builder.add(v.index(KB), builder.mul(tap, v.index(S * KB)))])
+            for s in range(S):
+                begin = builder.gep(x_row, [at[s]])
+                seen = [v.load(begin, b, inside[s][b]) for b in range(vectors)]
+                for i in range(KB):
+                    weight = v.splat(v.number(tap_weights, s * KB + i))
+                    for b in range(vectors):
+                        v.add_product(sums[i][b], weight, seen[b])
+        wanted = v.masks(j, length, vectors, masked=masked)
+        for i in range(KB):
+            begin = y.at(builder.add(k, v.index(i)), p, j)
+            for b in range(vectors):
+                v.store(v.value(sums[i][b]), begin, b, wanted[b])
 
-        def tile(j: Any, vectors: int, *, masked: bool) -> None:
-            """`vectors` vectors of KB channels from place j of the row on."""
-            sums = [[v.variable(v.splat(v.number(weights, i))) for _ in range(vectors)] for i in range(KB)]
-            at = [builder.add(j, start) for start in starts]
-            inside = [v.masks(begin, row_length, vectors, masked=masked) for begin in at]
-            with loop(builder, zero, C) as c, loop(builder, first, last) as r:
-                x_row = x.at(c, builder.add(row, r), zero)
-                tap = builder.add(builder.mul(c, R), r)
-                tap_weights = builder.gep(weights, [builder.add(v.index(KB), builder.mul(tap, v.index(S * KB)))])
-                for s in range(S):
-                    begin = builder.gep(x_row, [at[s]])
-                    seen = [v.load(begin, b, inside[s][b]) for b in range(vectors)]
-                    for i in range(KB):
-                        weight = v.splat(v.number(tap_weights, s * KB + i))
-                        for b in range(vectors):
-                            v.add_product(sums[i][b], weight, seen[b])
-            wanted = v.masks(j, length, vectors, masked=masked)
-            for i in range(KB):
-                begin = y.at(builder.add(k, v.index(i)), p, j)
-                for b in range(vectors):
-                    v.store(v.value(sums[i][b]), begin, b, wanted[b])
-
-        # A border, whole tiles as long as all their taps lie inside, a border.
-        inside_from, inside_to = _inside(v, starts, row_length, length)
-        border, whole = v.index(_BORDER * v.lanes), v.index(VB * v.lanes)
-        before = v.blocks(v.smaller(inside_from, length), border)
-        whole_from = builder.mul(before, border)
-        count = v.larger(builder.sdiv(builder.sub(inside_to, whole_from), whole), zero)
-        whole_to = builder.add(whole_from, builder.mul(count, whole))
-        with loop(builder, zero, before) as number:
-            tile(builder.mul(number, border), _BORDER, masked=True)
-        with loop(builder, zero, count) as number:
-            tile(builder.add(whole_from, builder.mul(number, whole)), VB, masked=False)
-        with loop(builder, zero, v.blocks(builder.sub(length, whole_to), border)) as number:
-            tile(builder.add(whole_to, builder.mul(number, border)), _BORDER, masked=True)
-        return context.get_dummy_value()
-
-    return signature, write
+    # A border, whole tiles as long as all their taps lie inside, a border.
+    inside_from, inside_to = _inside(v, starts, row_length, length)
+    border, whole = v.index(_BORDER * v.lanes), v.index(VB * v.lanes)
+    before = v.blocks(v.smaller(inside_from, length), border)
+    whole_from = builder.mul(before, border)
+    count = v.larger(builder.sdiv(builder.sub(inside_to, whole_from), whole), zero)
+    whole_to = builder.add(whole_from, builder.mul(count, whole))
+    with loop(builder, zero, before) as number:
+        tile(builder.mul(number, border), _BORDER, masked=True)
+    with loop(builder, zero, count) as number:
+        tile(builder.add(whole_from, builder.mul(number, whole)), VB, masked=False)
+    with loop(builder, zero, v.blocks(builder.sub(length, whole_to), border)) as number:
+        tile(builder.add(whole_to, builder.mul(number, border)), _BORDER, masked=True)
 
 
 def _plain_weight_gradient_tile(x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB):
@@ -119,66 +107,53 @@ def _plain_weight_gradient_tile(x, dy, zeros, dweight, tile, rows, columns, adds
                     dweight[k : k + KB, c : c + CB, tap, s] += dy[channel : channel + KB, p, low:high] @ seen.T
 
 
-@intrinsic(prefer_literal=True)
-def _compiled_weight_gradient_tile(_, x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB):
-    signature = types.void(x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB)
-    S, column_stride, KB, CB, RB = (kind.literal_value for kind in (S, column_stride, KB, CB, RB))
+@vectorised(_plain_weight_gradient_tile, like="dy", constants=("S", "column_stride", "KB", "CB", "RB"))
+def weight_gradient_tile(v, builder, x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB):
+    channel, k, c, r = tile
+    row_stride, top = rows
+    zero, lanes = v.index(0), v.index(v.lanes)
+    (_, H, row_length), (_, P, length) = x.shape, dy.shape
+    starts = _starts(v, S, column_stride, *columns)
+    inside_from, inside_to = _inside(v, starts, row_length, length)
+    sums = {
+        (i, ci, ri, s): v.variable(v.zero) for i in range(KB) for ci in range(CB) for ri in range(RB) for s in range(S)
+    }
 
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, dy, zeros, dweight = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(4))
-        channel, k, c, r = unpack(builder, arguments[4])
-        row_stride, top = unpack(builder, arguments[5])
-        v = Vectors(context, builder, signature.args[1].dtype)
-        zero, lanes = v.index(0), v.index(v.lanes)
-        (_, H, row_length), (_, P, length) = x.shape, dy.shape
-        starts = _starts(v, S, column_stride, *unpack(builder, arguments[6]))
-        inside_from, inside_to = _inside(v, starts, row_length, length)
-        sums = {
-            (i, ci, ri, s): v.variable(v.zero)
-            for i in range(KB)
-            for ci in range(CB)
-            for ri in range(RB)
-            for s in range(S)
-        }
+    with loop(builder, zero, P) as p:
+        dy_rows = [dy.at(builder.add(channel, v.index(i)), p, zero) for i in range(KB)]
+        x_rows = {}
+        for ri in range(RB):
+            h = builder.sub(builder.add(builder.mul(p, row_stride), builder.add(r, v.index(ri))), top)
+            in_image = builder.icmp_unsigned("<", h, H)
+            for ci in range(CB):
+                x_row = x.at(builder.add(c, v.index(ci)), h, zero)
+                x_rows[ci, ri] = builder.select(in_image, x_row, zeros.at(zero))
 
-        with loop(builder, zero, P) as p:
-            dy_rows = [dy.at(builder.add(channel, v.index(i)), p, zero) for i in range(KB)]
-            x_rows = {}
-            for ri in range(RB):
-                h = builder.sub(builder.add(builder.mul(p, row_stride), builder.add(r, v.index(ri))), top)
-                in_image = builder.icmp_unsigned("<", h, H)
-                for ci in range(CB):
-                    x_row = x.at(builder.add(c, v.index(ci)), h, zero)
-                    x_rows[ci, ri] = builder.select(in_image, x_row, zeros.at(zero))
+        def add_products(j: Any, *, masked: bool) -> None:
+            wanted = v.within(j, length) if masked else None
+            dys = [v.load(builder.gep(dy_row, [j]), 0, wanted) for dy_row in dy_rows]
+            at = [builder.add(j, start) for start in starts]
+            inside = [builder.and_(v.within(begin, row_length), wanted) if masked else None for begin in at]
+            for (ci, ri), x_row in x_rows.items():
+                for s in range(S):
+                    seen = v.load(builder.gep(x_row, [at[s]]), 0, inside[s])
+                    for i in range(KB):
+                        v.add_product(sums[i, ci, ri, s], dys[i], seen)
 
-            def add_products(j: Any, *, masked: bool) -> None:
-                wanted = v.within(j, length) if masked else None
-                dys = [v.load(builder.gep(dy_row, [j]), 0, wanted) for dy_row in dy_rows]
-                at = [builder.add(j, start) for start in starts]
-                inside = [builder.and_(v.within(begin, row_length), wanted) if masked else None for begin in at]
-                for (ci, ri), x_row in x_rows.items():
-                    for s in range(S):
-                        seen = v.load(builder.gep(x_row, [at[s]]), 0, inside[s])
-                        for i in range(KB):
-                            v.add_product(sums[i, ci, ri, s], dys[i], seen)
-
-            with loop(builder, zero, v.blocks(length, lanes)) as number:
-                j = builder.mul(number, lanes)
-                begins_inside = builder.icmp_signed(">=", j, inside_from)
-                ends_inside = builder.icmp_signed("<=", builder.add(j, lanes), inside_to)
-                with builder.if_else(builder.and_(begins_inside, ends_inside)) as (then, otherwise):
-                    with then:
-                        add_products(j, masked=False)
-                    with otherwise:
-                        add_products(j, masked=True)
-        for (i, ci, ri, s), total in sums.items():
-            at = (k, i), (c, ci), (r, ri), (zero, s)
-            to = dweight.at(*(builder.add(first, v.index(further)) for first, further in at))
-            before = builder.select(arguments[7], builder.load(to), v.total(v.zero))
-            builder.store(builder.fadd(before, v.total(v.value(total))), to)
-        return context.get_dummy_value()
-
-    return signature, write
+        with loop(builder, zero, v.blocks(length, lanes)) as number:
+            j = builder.mul(number, lanes)
+            begins_inside = builder.icmp_signed(">=", j, inside_from)
+            ends_inside = builder.icmp_signed("<=", builder.add(j, lanes), inside_to)
+            with builder.if_else(builder.and_(begins_inside, ends_inside)) as (then, otherwise):
+                with then:
+                    add_products(j, masked=False)
+                with otherwise:
+                    add_products(j, masked=True)
+    for (i, ci, ri, s), total in sums.items():
+        at = (k, i), (c, ci), (r, ri), (zero, s)
+        to = dweight.at(*(builder.add(first, v.index(further)) for first, further in at))
+        before = builder.select(adds, builder.load(to), v.total(v.zero))
+        builder.store(builder.fadd(before, v.total(v.value(total))), to)
 
 
 def _starts(v: Vectors, S: int, column_stride: int, left: Any, phase: Any, n: Any) -> list[Any]:
@@ -209,34 +184,24 @@ def _plain_pool_row(x, y, winner, place, pool_stride, R, S):
         y[c, p, q] = taps.max(axis=0)
 
 
-@intrinsic(prefer_literal=True)
-def _compiled_pool_row(_, x, y, winner, place, pool_stride, R, S):
-    signature = types.void(x, y, winner, place, pool_stride, R, S)
-    R, S = (kind.literal_value for kind in (R, S))
-
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, y, winner = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
-        channel, h, c, p = unpack(builder, arguments[3])
-        v = Vectors(context, builder, signature.args[0].dtype)
-        pool_stride = context.cast(builder, arguments[4], signature.args[4], types.int64)
-        with _each_vector(v, builder, y, pool_stride) as (q, w, i, wanted):
-            best = best_tap = None
-            for tap in range(R * S):
-                r, s = v.index(tap // S), v.index(tap % S)
-                seen = v.load(x.at(channel, builder.add(h, r), builder.add(w, s), i), 0, wanted)
-                number_of_tap = v.integers(v.index(tap))
-                if best is None:
-                    best, best_tap = seen, number_of_tap
-                    continue
-                is_nan = builder.fcmp_unordered("uno", seen, seen)
-                better = builder.or_(builder.fcmp_ordered(">", seen, best), is_nan)
-                best = builder.select(better, seen, best)
-                best_tap = builder.select(better, number_of_tap, best_tap)
-            v.store(best, y.at(c, p, q, i), 0, wanted)
-            v.store_integers(best_tap, winner.at(c, p, q, i), wanted)
-        return context.get_dummy_value()
-
-    return signature, write
+@vectorised(_plain_pool_row, like="x", constants=("R", "S"))
+def pool_row(v, builder, x, y, winner, place, pool_stride, R, S):
+    channel, h, c, p = place
+    with _each_vector(v, builder, y, pool_stride) as (q, w, i, wanted):
+        best = best_tap = None
+        for tap in range(R * S):
+            r, s = v.index(tap // S), v.index(tap % S)
+            seen = v.load(x.at(channel, builder.add(h, r), builder.add(w, s), i), 0, wanted)
+            number_of_tap = v.integers(v.index(tap))
+            if best is None:
+                best, best_tap = seen, number_of_tap
+                continue
+            is_nan = builder.fcmp_unordered("uno", seen, seen)
+            better = builder.or_(builder.fcmp_ordered(">", seen, best), is_nan)
+            best = builder.select(better, seen, best)
+            best_tap = builder.select(better, number_of_tap, best_tap)
+        v.store(best, y.at(c, p, q, i), 0, wanted)
+        v.store_integers(best_tap, winner.at(c, p, q, i), wanted)
 
 
 def _plain_unpool_row(dy, winner, dx, place, pool_stride, adds, R, S):
@@ -251,26 +216,16 @@ def _plain_unpool_row(dy, winner, dx, place, pool_stride, adds, R, S):
             to[...] = (to if adds else 0) + np.where(winner[c, p, q] == tap, dy[c, p, q], 0)
 
 
-@intrinsic(prefer_literal=True)
-def _compiled_unpool_row(_, dy, winner, dx, place, pool_stride, adds, R, S):
-    signature = types.void(dy, winner, dx, place, pool_stride, adds, R, S)
-    adds, R, S = (kind.literal_value for kind in (adds, R, S))
-
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        dy, winner, dx = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
-        channel, h, c, p = unpack(builder, arguments[3])
-        v = Vectors(context, builder, signature.args[0].dtype)
-        pool_stride = context.cast(builder, arguments[4], signature.args[4], types.int64)
-        with _each_vector(v, builder, dy, pool_stride) as (q, w, i, wanted):
-            gradient = v.load(dy.at(c, p, q, i), 0, wanted)
-            won = v.load_integers(winner.at(c, p, q, i), wanted)
-            for tap in range(R * S):
-                to = dx.at(channel, builder.add(h, v.index(tap // S)), builder.add(w, v.index(tap % S)), i)
-                here = builder.select(builder.icmp_signed("==", won, v.integers(v.index(tap))), gradient, v.zero)
-                v.store(builder.fadd(v.load(to, 0, wanted), here) if adds else here, to, 0, wanted)
-        return context.get_dummy_value()
-
-    return signature, write
+@vectorised(_plain_unpool_row, like="dy", constants=("adds", "R", "S"))
+def unpool_row(v, builder, dy, winner, dx, place, pool_stride, adds, R, S):
+    channel, h, c, p = place
+    with _each_vector(v, builder, dy, pool_stride) as (q, w, i, wanted):
+        gradient = v.load(dy.at(c, p, q, i), 0, wanted)
+        won = v.load_integers(winner.at(c, p, q, i), wanted)
+        for tap in range(R * S):
+            to = dx.at(channel, builder.add(h, v.index(tap // S)), builder.add(w, v.index(tap % S)), i)
+            here = builder.select(builder.icmp_signed("==", won, v.integers(v.index(tap))), gradient, v.zero)
+            v.store(builder.fadd(v.load(to, 0, wanted), here) if adds else here, to, 0, wanted)
 
 
 @contextmanager
@@ -283,12 +238,6 @@ def _each_vector(v: Vectors, builder: Any, y: Strided, pool_stride: Any) -> Iter
     with loop(builder, zero, Q) as q, loop(builder, zero, v.blocks(n, lanes)) as number:
         i = builder.mul(number, lanes)
         yield q, builder.mul(q, pool_stride), i, v.within(i, n)
-
-
-forward_row = _plain_forward_row if config.DISABLE_JIT else _compiled_forward_row
-weight_gradient_tile = _plain_weight_gradient_tile if config.DISABLE_JIT else _compiled_weight_gradient_tile
-pool_row = _plain_pool_row if config.DISABLE_JIT else _compiled_pool_row
-unpool_row = _plain_unpool_row if config.DISABLE_JIT else _compiled_unpool_row
 
 
 # Tiles of a matrix product, 24 sums of 32 registers or 12 of 16. Wider ones load less: of a, a number for each row, of
@@ -308,68 +257,58 @@ def _plain_product(a, b, start, c):
     c[...] = sums
 
 
-@intrinsic
-def _compiled_product(_, a, b, start, c):
-    signature = types.void(a, b, start, c)
+@vectorised(_plain_product, like="c")
+def product(v, builder, a, b, start, c):
+    zero, (K, N), products = v.index(0), c.shape, a.shape[1]
 
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        a, b, c = (Strided(context, builder, signature.args[at], arguments[at]) for at in (0, 1, 3))
-        kind = signature.args[2]
-        start = None if kind is types.none else Strided(context, builder, kind, arguments[2])
-        v = Vectors(context, builder, signature.args[3].dtype)
-        zero, (K, N), products = v.index(0), c.shape, a.shape[1]
+    def starts(row: Any, j: Any, inside: list[Any]) -> list[Any]:
+        """What the sums of a row start at."""
+        if start is None:
+            return [v.zero] * len(inside)
+        if len(start.shape) == 1:
+            return [v.splat(builder.load(start.at(row)))] * len(inside)
+        return [v.load(start.at(row, j), vector, mask) for vector, mask in enumerate(inside)]
 
-        def starts(row: Any, j: Any, inside: list[Any]) -> list[Any]:
-            """What the sums of a row start at."""
-            if start is None:
-                return [v.zero] * len(inside)
-            if kind.ndim == 1:
-                return [v.splat(builder.load(start.at(row)))] * len(inside)
-            return [v.load(start.at(row, j), vector, mask) for vector, mask in enumerate(inside)]
-
-        def tile(k: Any, j: Any, ahead: Any, KB: int, VB: int) -> None:
-            """VB vectors of KB rows, from c[k, j] on. ahead: which column of b to have brought near meanwhile."""
-            rows = [builder.add(k, v.index(i)) for i in range(KB)]
-            inside = v.masks(j, N, VB, masked=True)
-            sums = [[v.variable(first) for first in starts(row, j, inside)] for row in rows]
-            with loop(builder, zero, products) as i:
-                begin = b.at(i, j)
-                v.prefetch(b.at(i, ahead))
-                factors = [v.load(begin, vector, inside[vector]) for vector in range(VB)]
-                for row, row_sums in zip(rows, sums, strict=True):
-                    factor = v.splat(builder.load(a.at(row, i)))
-                    for vector in range(VB):
-                        v.add_product(row_sums[vector], factor, factors[vector])
+    def tile(k: Any, j: Any, ahead: Any, KB: int, VB: int) -> None:
+        """VB vectors of KB rows, from c[k, j] on. ahead: which column of b to have brought near meanwhile."""
+        rows = [builder.add(k, v.index(i)) for i in range(KB)]
+        inside = v.masks(j, N, VB, masked=True)
+        sums = [[v.variable(first) for first in starts(row, j, inside)] for row in rows]
+        with loop(builder, zero, products) as i:
+            begin = b.at(i, j)
+            v.prefetch(b.at(i, ahead))
+            factors = [v.load(begin, vector, inside[vector]) for vector in range(VB)]
             for row, row_sums in zip(rows, sums, strict=True):
-                begin = c.at(row, j)
+                factor = v.splat(builder.load(a.at(row, i)))
                 for vector in range(VB):
-                    v.store(v.value(row_sums[vector]), begin, vector, inside[vector])
+                    v.add_product(row_sums[vector], factor, factors[vector])
+        for row, row_sums in zip(rows, sums, strict=True):
+            begin = c.at(row, j)
+            for vector in range(VB):
+                v.store(v.value(row_sums[vector]), begin, vector, inside[vector])
 
-        def tiles(j: Any, VB: int) -> None:
-            """VB vectors of all rows. The last block of rows overlaps the one before it where it must."""
-            block = v.index(_PRODUCT_ROWS)
-            with builder.if_else(builder.icmp_signed(">=", K, block)) as (then, otherwise):
-                with then, loop(builder, zero, v.blocks(K, block)) as number:
-                    k = v.smaller(builder.mul(number, block), builder.sub(K, block))
-                    # Each block of rows asks for another vector of what the next tiles need of b, which otherwise
-                    # comes late where rows are long: 64 x 256 @ 256 x 25600 at 130 GFLOP/s instead of 89.
-                    vector = builder.urem(number, v.index(_PRODUCT_VECTORS))
-                    ahead = v.sum(j, v.times(v.lanes, v.sum(vector, v.index(_PRODUCT_VECTORS))))
-                    tile(k, j, ahead, _PRODUCT_ROWS, VB)
-                with otherwise, loop(builder, zero, K) as k:
-                    tile(k, j, j, 1, VB)
+    def tiles(j: Any, VB: int) -> None:
+        """VB vectors of all rows. The last block of rows overlaps the one before it where it must."""
+        block = v.index(_PRODUCT_ROWS)
+        with builder.if_else(builder.icmp_signed(">=", K, block)) as (then, otherwise):
+            with then, loop(builder, zero, v.blocks(K, block)) as number:
+                k = v.smaller(builder.mul(number, block), builder.sub(K, block))
+                # Each block of rows asks for another vector of what the next tiles need of b, which otherwise
+                # comes late where rows are long: 64 x 256 @ 256 x 25600 at 130 GFLOP/s instead of 89.
+                vector = builder.urem(number, v.index(_PRODUCT_VECTORS))
+                ahead = v.sum(j, v.times(v.lanes, v.sum(vector, v.index(_PRODUCT_VECTORS))))
+                tile(k, j, ahead, _PRODUCT_ROWS, VB)
+            with otherwise, loop(builder, zero, K) as k:
+                tile(k, j, j, 1, VB)
 
-        # Tiles of as many vectors as fit into the registers, and one of what is left.
-        vectors, most = v.blocks(N, v.index(v.lanes)), v.index(_PRODUCT_VECTORS)
-        whole = builder.sdiv(vectors, most)
-        with loop(builder, zero, whole) as number:
-            tiles(v.times(_PRODUCT_VECTORS * v.lanes, number), _PRODUCT_VECTORS)
-        for VB in range(1, _PRODUCT_VECTORS):
-            with builder.if_then(builder.icmp_signed("==", builder.srem(vectors, most), v.index(VB))):
-                tiles(v.times(_PRODUCT_VECTORS * v.lanes, whole), VB)
-        return context.get_dummy_value()
-
-    return signature, write
+    # Tiles of as many vectors as fit into the registers, and one of what is left.
+    vectors, most = v.blocks(N, v.index(v.lanes)), v.index(_PRODUCT_VECTORS)
+    whole = builder.sdiv(vectors, most)
+    with loop(builder, zero, whole) as number:
+        tiles(v.times(_PRODUCT_VECTORS * v.lanes, number), _PRODUCT_VECTORS)
+    for VB in range(1, _PRODUCT_VECTORS):
+        with builder.if_then(builder.icmp_signed("==", builder.srem(vectors, most), v.index(VB))):
+            tiles(v.times(_PRODUCT_VECTORS * v.lanes, whole), VB)
 
 
 def _plain_transpose(x, turned):
@@ -377,28 +316,20 @@ def _plain_transpose(x, turned):
     turned[...] = x.T
 
 
-@intrinsic
-def _compiled_transpose(_, x, turned):
-    signature = types.void(x, turned)
-
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, turned = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(2))
-        v = Vectors(context, builder, signature.args[0].dtype)
-        zero, lanes = v.index(0), v.index(v.lanes)
-        count, length = x.shape
-        last = builder.sub(count, v.index(1))
-        with loop(builder, zero, v.blocks(count, lanes)) as row, loop(builder, zero, v.blocks(length, lanes)) as column:
-            i, j = builder.mul(row, lanes), builder.mul(column, lanes)
-            i_inside, j_inside = v.within(i, count), v.within(j, length)
-            # For rows that are not there the last one stands in, and is not stored.
-            rows = [v.load(x.at(v.smaller(v.sum(i, v.index(lane)), last), j), 0, j_inside) for lane in range(v.lanes)]
-            for lane, turned_row in enumerate(v.transposed(rows)):
-                to = v.sum(j, v.index(lane))
-                with builder.if_then(builder.icmp_signed("<", to, length)):
-                    v.store(turned_row, turned.at(to, i), 0, i_inside)
-        return context.get_dummy_value()
-
-    return signature, write
+@vectorised(_plain_transpose, like="x")
+def transpose(v, builder, x, turned):
+    zero, lanes = v.index(0), v.index(v.lanes)
+    count, length = x.shape
+    last = builder.sub(count, v.index(1))
+    with loop(builder, zero, v.blocks(count, lanes)) as row, loop(builder, zero, v.blocks(length, lanes)) as column:
+        i, j = builder.mul(row, lanes), builder.mul(column, lanes)
+        i_inside, j_inside = v.within(i, count), v.within(j, length)
+        # For rows that are not there the last one stands in, and is not stored.
+        rows = [v.load(x.at(v.smaller(v.sum(i, v.index(lane)), last), j), 0, j_inside) for lane in range(v.lanes)]
+        for lane, turned_row in enumerate(v.transposed(rows)):
+            to = v.sum(j, v.index(lane))
+            with builder.if_then(builder.icmp_signed("<", to, length)):
+                v.store(turned_row, turned.at(to, i), 0, i_inside)
 
 
 def _plain_copy_rows(source, to, adds):
@@ -409,37 +340,23 @@ def _plain_copy_rows(source, to, adds):
         to[...] = source
 
 
-@intrinsic(prefer_literal=True)
-def _compiled_copy_rows(_, source, to, adds):
-    signature = types.void(source, to, adds)
-    adds = adds.literal_value
+@vectorised(_plain_copy_rows, like="source", constants=("adds",))
+def copy_rows(v, builder, source, to, adds):
+    zero, lanes = v.index(0), v.index(v.lanes)
+    rows, length = to.shape
+    whole = builder.sdiv(length, lanes)
+    rest = builder.mul(whole, lanes)
+    wanted = v.within(rest, length)
 
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, to = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(2))
-        v = Vectors(context, builder, signature.args[0].dtype)
-        zero, lanes = v.index(0), v.index(v.lanes)
-        rows, length = to.shape
-        whole = builder.sdiv(length, lanes)
-        rest = builder.mul(whole, lanes)
-        wanted = v.within(rest, length)
+    def copy(row: Any, j: Any, mask: Any) -> None:
+        numbers = v.load(source.at(row, j), 0, mask)
+        if adds:
+            numbers = builder.fadd(numbers, v.load(to.at(row, j), 0, mask))
+        v.store(numbers, to.at(row, j), 0, mask)
 
-        def copy(row: Any, j: Any, mask: Any) -> None:
-            numbers = v.load(source.at(row, j), 0, mask)
-            if adds:
-                numbers = builder.fadd(numbers, v.load(to.at(row, j), 0, mask))
-            v.store(numbers, to.at(row, j), 0, mask)
-
-        # In a third of the time of a plain loop, whose rows of some ten vectors or fewer end in single numbers.
-        with loop(builder, zero, rows) as row:
-            with loop(builder, zero, whole) as number:
-                copy(row, builder.mul(number, lanes), None)
-            with builder.if_then(builder.icmp_signed("<", rest, length)):
-                copy(row, rest, wanted)
-        return context.get_dummy_value()
-
-    return signature, write
-
-
-copy_rows = _plain_copy_rows if config.DISABLE_JIT else _compiled_copy_rows
-product = _plain_product if config.DISABLE_JIT else _compiled_product
-transpose = _plain_transpose if config.DISABLE_JIT else _compiled_transpose
+    # In a third of the time of a plain loop, whose rows of some ten vectors or fewer end in single numbers.
+    with loop(builder, zero, rows) as row:
+        with loop(builder, zero, whole) as number:
+            copy(row, builder.mul(number, lanes), None)
+        with builder.if_then(builder.icmp_signed("<", rest, length)):
+            copy(row, rest, wanted)

@@ -2,11 +2,12 @@
 
 A compiler makes a fast loop out of a plain one, but not a fast tile: KB x VB sums that stay in registers while a loop
 runs over channels and taps. So the tiles are written in the compiler's own language (LLVM's, through numba's
-`intrinsic`): Python loops here write out the instructions, once, when the kernel is compiled. What a tile computes
-stands beside it in plain numpy, which is also what runs when compilation is off (NUMBA_DISABLE_JIT).
+`intrinsic`): Python loops write out the instructions, once, when the kernel is compiled. What a tile computes is
+written beside it in plain numpy, which is also what runs when compilation is off (NUMBA_DISABLE_JIT).
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
+from numba.extending import intrinsic
 
 _INDEX = ir.IntType(64)
 _LANE = ir.IntType(32)
@@ -34,43 +36,83 @@ def _vector_bytes_and_registers() -> tuple[int, int]:
 VECTOR_BYTES, REGISTERS = _vector_bytes_and_registers()
 
 
+def vectorised(plain: Callable[..., None], like: str, constants: tuple[str, ...] = ()) -> Callable[[Any], Any]:
+    """Decorator of a function that writes the instructions for what `plain` computes: makes it callable from kernels.
+
+    The decorated function is called, when a kernel is compiled, with `Vectors`, LLVM's builder, and what it has of its
+    arguments then: arrays as `Strided`, tuples as lists, indices with 64 bits, None as None, and as Python's numbers
+    those that are constants of the kernel. When compilation is off, kernels call `plain`.
+
+    Args:
+        like: the array whose numbers the vectors hold.
+        constants: the arguments that are known when a kernel is compiled.
+    """
+
+    def decorate(write: Callable[..., None]) -> Any:
+        if config.DISABLE_JIT:
+            return plain
+        names = list(inspect.signature(write).parameters)[2:]
+
+        def typed(_: Any, *kinds: Any) -> Any:
+            known = {name: kind.literal_value for name, kind in zip(names, kinds, strict=True) if name in constants}
+
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                given = dict(zip(names, zip(signature.args, arguments, strict=True), strict=True))
+                v = Vectors(context, builder, given[like][0].dtype)
+                write(v, builder, *(known[name] if name in known else v.argument(*given[name]) for name in names))
+                return context.get_dummy_value()
+
+            return types.void(*kinds), generate
+
+        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("_", *names)]
+        typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        typed.__name__ = write.__name__
+        return intrinsic(prefer_literal=bool(constants))(typed)
+
+    return decorate
+
+
 class Vectors:
-    """Writes vector instructions: `lanes` numbers of one type at a time."""
+    """Writes vector instructions: `lanes` numbers of one type at a time. Counts and indices have 64 bits."""
 
     def __init__(self, context: Any, builder: Any, dtype: Any) -> None:
-        self._builder = builder
+        self._context, self._builder = context, builder
         self._number = context.get_value_type(dtype)
         self._item_bytes = dtype.bitwidth // 8
         self.lanes = VECTOR_BYTES // self._item_bytes
-        self._vector = ir.VectorType(self._number, self.lanes)
-        self.zero = ir.Constant(self._vector, [0.0] * self.lanes)
-        self._suffix = f"v{self.lanes}f{dtype.bitwidth}"
+        self._vector = self._vector_of(self._number)
+        self.zero = ir.Constant(self._vector, None)
+
+    def argument(self, kind: Any, value: Any) -> Any:
+        """An argument of that type, as `vectorised` hands it to the function that writes."""
+        if isinstance(kind, types.Array):
+            return Strided(self._context, self._builder, kind, value)
+        if isinstance(kind, types.BaseTuple):
+            return cgutils.unpack_tuple(self._builder, value)
+        if isinstance(kind, types.Integer):
+            return self._context.cast(self._builder, value, kind, types.int64)
+        return None if kind is types.none else value
 
     def index(self, value: int) -> Any:
-        """A constant to count or to address with."""
         return ir.Constant(_INDEX, value)
 
     def times(self, factor: int, value: Any) -> Any:
-        """A constant times a number to count with."""
         return self._builder.mul(self.index(factor), value)
 
     def sum(self, *values: Any) -> Any:
-        """The sum of numbers to count with."""
         total = values[0]
         for value in values[1:]:
             total = self._builder.add(total, value)
         return total
 
     def smaller(self, a: Any, b: Any) -> Any:
-        """The smaller of two numbers to count with."""
         return self._builder.select(self._builder.icmp_signed("<", a, b), a, b)
 
     def larger(self, a: Any, b: Any) -> Any:
-        """The larger of two numbers to count with."""
         return self._builder.select(self._builder.icmp_signed(">", a, b), a, b)
 
     def blocks(self, size: Any, block: Any) -> Any:
-        """How many blocks it takes to cover so many."""
+        """How many blocks it takes to cover `size`."""
         return self._builder.sdiv(self.sum(size, block, self.index(-1)), block)
 
     def number(self, pointer: Any, i: int) -> Any:
@@ -87,14 +129,13 @@ class Vectors:
         self._builder.store(vector, variable)
         return variable
 
+    def value(self, variable: Any) -> Any:
+        return self._builder.load(variable)
+
     def add_product(self, variable: Any, a: Any, b: Any) -> None:
         """variable += a * b, fused where the machine can."""
         fmuladd = self._function("fmuladd", self._vector, [self._vector] * 3)
         self._builder.store(self._builder.call(fmuladd, [a, b, self._builder.load(variable)]), variable)
-
-    def value(self, variable: Any) -> Any:
-        """The vector that a variable holds."""
-        return self._builder.load(variable)
 
     def total(self, vector: Any) -> Any:
         """The sum of all lanes."""
@@ -103,114 +144,118 @@ class Vectors:
 
     def within(self, first: Any, size: Any) -> Any:
         """The mask of the lanes for which 0 <= first + lane < size."""
-        builder = self._builder
-        lanes = ir.VectorType(_LANE, self.lanes)
-        numbers = builder.add(self._splat(builder.trunc(first, _LANE), lanes), ir.Constant(lanes, [*range(self.lanes)]))
-        return builder.icmp_unsigned("<", numbers, self._splat(builder.trunc(size, _LANE), lanes))
+        lanes = ir.Constant(self._vector_of(_LANE), [*range(self.lanes)])
+        return self._builder.icmp_unsigned("<", self._builder.add(self.integers(first), lanes), self.integers(size))
 
     def masks(self, first: Any, size: Any, count: int, *, masked: bool) -> list[Any]:
-        """`within` for each of so many vectors, one behind the other; None for each where none is needed."""
+        """`within` for each of `count` successive vectors; None for each where no mask is needed."""
         places = [self.sum(first, self.index(i * self.lanes)) for i in range(count)]
         return [self.within(place, size) if masked else None for place in places]
 
-    def load(self, pointer: Any, i: int, mask: Any = None) -> Any:
+    def load(self, pointer: Any, i: int = 0, mask: Any = None) -> Any:
         """The numbers i vectors behind the pointer; zero where a mask says no, and memory is not touched there."""
         pointer = self._vector_pointer(pointer, i)
         if mask is None:
             return self._builder.load(pointer, align=self._item_bytes)
-        arguments = [pointer.type, _LANE, mask.type, self._vector]
-        function = self._function("masked.load", self._vector, arguments, suffix=f"{self._suffix}.p0")
-        return self._builder.call(function, [pointer, self._alignment, mask, self.zero])
+        return self._masked_load(pointer, mask, self.zero, self._item_bytes)
+
+    def store(self, vector: Any, pointer: Any, i: int = 0, mask: Any = None) -> None:
+        """Write the numbers i vectors behind the pointer; where a mask says no, memory is not touched."""
+        pointer = self._vector_pointer(pointer, i)
+        if mask is None:
+            self._builder.store(vector, pointer, align=self._item_bytes)
+        else:
+            self._masked_store(vector, pointer, mask, self._item_bytes)
 
     def integers(self, value: Any) -> Any:
         """The same integer in every lane, of 32 bits."""
-        return self._splat(self._builder.trunc(value, _LANE), ir.VectorType(_LANE, self.lanes))
+        return self._splat(self._builder.trunc(value, _LANE), self._vector_of(_LANE))
 
     def load_integers(self, pointer: Any, mask: Any) -> Any:
         """As many unsigned integers of the pointer's type, as 32 bits each; zero where a mask says no."""
-        kind = ir.VectorType(pointer.type.pointee, self.lanes)
+        kind = self._vector_of(pointer.type.pointee)
         pointer = self._builder.bitcast(pointer, kind.as_pointer())
-        arguments = [pointer.type, _LANE, mask.type, kind]
-        function = self._function("masked.load", kind, arguments, suffix=f"v{self.lanes}{kind.element}.p0")
-        zeros = ir.Constant(kind, [0] * self.lanes)
-        loaded = self._builder.call(function, [pointer, ir.Constant(_LANE, 1), mask, zeros])
-        return self._builder.zext(loaded, ir.VectorType(_LANE, self.lanes))
+        loaded = self._masked_load(pointer, mask, ir.Constant(kind, None), 1)
+        return self._builder.zext(loaded, self._vector_of(_LANE))
 
     def store_integers(self, integers: Any, pointer: Any, mask: Any) -> None:
         """Write integers as the pointer's type; where a mask says no, memory is not touched."""
-        kind = ir.VectorType(pointer.type.pointee, self.lanes)
-        pointer = self._builder.bitcast(pointer, kind.as_pointer())
-        arguments = [kind, pointer.type, _LANE, mask.type]
-        function = self._function("masked.store", ir.VoidType(), arguments, suffix=f"v{self.lanes}{kind.element}.p0")
+        kind = self._vector_of(pointer.type.pointee)
         narrow = self._builder.trunc(integers, kind) if kind.element != _LANE else integers
-        self._builder.call(function, [narrow, pointer, ir.Constant(_LANE, 1), mask])
+        self._masked_store(narrow, self._builder.bitcast(pointer, kind.as_pointer()), mask, 1)
 
     def load_as(self, pointer: Any, kind: Any) -> Any:
         """As many numbers of another type, uint8 or the vector's own, turned into the vector's."""
         if kind is not types.uint8:
-            return self.load(pointer, 0)
-        bytes_ = ir.VectorType(ir.IntType(8), self.lanes)
+            return self.load(pointer)
+        bytes_ = self._vector_of(ir.IntType(8))
         loaded = self._builder.load(self._builder.bitcast(pointer, bytes_.as_pointer()), align=1)
         return self._builder.uitofp(loaded, self._vector)
 
     def prefetch(self, pointer: Any) -> None:
-        """Have the cache line of this address brought near; also an address outside every array does no harm."""
+        """Bring the cache line of this address near; an address outside every array does no harm."""
         byte = ir.IntType(8).as_pointer()
         flags = [ir.Constant(_LANE, flag) for flag in (0, 3, 1)]  # to read, soon and often, data
-        prefetch = self._function("prefetch", ir.VoidType(), [byte, *[_LANE] * 3], suffix="p0")
+        prefetch = self._function("prefetch", ir.VoidType(), [byte, *[_LANE] * 3], "p0")
         self._builder.call(prefetch, [self._builder.bitcast(pointer, byte), *flags])
 
     def transposed(self, rows: list[Any]) -> list[Any]:
         """The columns of a square of numbers, `lanes` vectors, as vectors.
 
-        Pairs of rows exchange single numbers, then pairs, then fours, ... until all stand where they belong.
+        Pairs of rows exchange single numbers, then pairs, then fours, ... until all are in place.
         """
         distance = 1
         while distance < self.lanes:
+            lanes = range(self.lanes)
+            low = [lane if not lane & distance else self.lanes + lane - distance for lane in lanes]
+            high = [lane + distance if not lane & distance else self.lanes + lane for lane in lanes]
             exchanged = list(rows)
-            for a in range(self.lanes):
+            for a in lanes:
                 if not a & distance:
                     b = a + distance
-                    lanes = range(self.lanes)
-                    low = [lane if not lane & distance else self.lanes + lane - distance for lane in lanes]
-                    high = [lane + distance if not lane & distance else self.lanes + lane for lane in lanes]
                     exchanged[a] = self._shuffle(rows[a], rows[b], low)
                     exchanged[b] = self._shuffle(rows[a], rows[b], high)
             rows = exchanged
             distance *= 2
         return rows
 
-    def store(self, vector: Any, pointer: Any, i: int, mask: Any = None) -> None:
-        """Write the numbers i vectors behind the pointer; where a mask says no, memory is not touched."""
-        pointer = self._vector_pointer(pointer, i)
-        if mask is None:
-            self._builder.store(vector, pointer, align=self._item_bytes)
-            return
-        arguments = [self._vector, pointer.type, _LANE, mask.type]
-        function = self._function("masked.store", ir.VoidType(), arguments, suffix=f"{self._suffix}.p0")
-        self._builder.call(function, [vector, pointer, self._alignment, mask])
+    def _vector_of(self, number: Any) -> Any:
+        return ir.VectorType(number, self.lanes)
 
     def _vector_pointer(self, pointer: Any, i: int) -> Any:
         beside = self._builder.gep(pointer, [self.index(i * self.lanes)])
         return self._builder.bitcast(beside, self._vector.as_pointer())
 
-    @property
-    def _alignment(self) -> Any:
-        return ir.Constant(_LANE, self._item_bytes)
+    def _masked_load(self, pointer: Any, mask: Any, otherwise: Any, alignment: int) -> Any:
+        kind = otherwise.type
+        arguments = [pointer.type, _LANE, mask.type, kind]
+        function = self._function("masked.load", kind, arguments, f"{_name_of(kind)}.p0")
+        return self._builder.call(function, [pointer, ir.Constant(_LANE, alignment), mask, otherwise])
+
+    def _masked_store(self, vector: Any, pointer: Any, mask: Any, alignment: int) -> None:
+        arguments = [vector.type, pointer.type, _LANE, mask.type]
+        function = self._function("masked.store", ir.VoidType(), arguments, f"{_name_of(vector.type)}.p0")
+        self._builder.call(function, [vector, pointer, ir.Constant(_LANE, alignment), mask])
 
     def _shuffle(self, a: Any, b: Any, picks: list[int]) -> Any:
         """The vector of the picked numbers, counted through a and then b."""
-        return self._builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_LANE, self.lanes), picks))
+        return self._builder.shuffle_vector(a, b, ir.Constant(self._vector_of(_LANE), picks))
 
     def _splat(self, number: Any, vector: Any) -> Any:
         undefined = ir.Constant(vector, ir.Undefined)
         first = self._builder.insert_element(undefined, number, ir.Constant(_LANE, 0))
-        zeros = ir.Constant(ir.VectorType(_LANE, vector.count), [0] * vector.count)
-        return self._builder.shuffle_vector(first, undefined, zeros)
+        return self._shuffle(first, undefined, [0] * self.lanes)
 
     def _function(self, name: str, result: Any, arguments: list[Any], suffix: str = "") -> Any:
         kind = ir.FunctionType(result, arguments)
-        return cgutils.get_or_insert_function(self._builder.module, kind, f"llvm.{name}.{suffix or self._suffix}")
+        return cgutils.get_or_insert_function(
+            self._builder.module, kind, f"llvm.{name}.{suffix or _name_of(self._vector)}"
+        )
+
+
+def _name_of(vector: Any) -> str:
+    """What LLVM calls a type of vectors in the names of functions, such as v16f32."""
+    return f"v{vector.count}{vector.element.intrinsic_name}"
 
 
 class Strided:
@@ -219,6 +264,7 @@ class Strided:
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
         array = context.make_array(kind)(context, builder, value)
         self._builder = builder
+        self.dtype = kind.dtype
         self._number = context.get_value_type(kind.dtype).as_pointer()
         self._data = builder.ptrtoint(array.data, _INDEX)
         self.shape = cgutils.unpack_tuple(builder, array.shape, kind.ndim)
@@ -237,8 +283,3 @@ def loop(builder: Any, start: Any, stop: Any) -> Iterator[Any]:
     """A loop of the compiled code; gives its counter."""
     with cgutils.for_range(builder, stop, start) as counter:
         yield counter.index
-
-
-def unpack(builder: Any, numbers: Any) -> list[Any]:
-    """The members of a tuple."""
-    return cgutils.unpack_tuple(builder, numbers)

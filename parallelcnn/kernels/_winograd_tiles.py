@@ -1,4 +1,4 @@
-"""Tiles of Winograd's convolution, in vectors. See `winograd` for what they are for, and `_tiles` for why each stands
+"""Tiles of Winograd's convolution, in vectors. See `winograd` for what they are for, and `_tiles` for why each is
 here twice, in numpy and in vector instructions.
 
 A square of 4 x 4 vectors is `lanes` samples of 4 x 4 places; place (row, column) of it is number 4 * row + column.
@@ -8,11 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.core import config
-from numba.extending import intrinsic
 
-from ._vectors import VECTOR_BYTES, Strided, Vectors, loop, unpack
+from ._vectors import VECTOR_BYTES, Strided, Vectors, loop, vectorised
 
 # Sums and differences, taken along the rows of a square and then along its columns.
 _OF_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])  # 4 x 4 places of an image
@@ -32,39 +29,31 @@ def _plain_input_square(x, place, seen, slot):
     seen[:, : len(x), slot * lanes : (slot + 1) * lanes] = _transformed(_OF_INPUT, square)
 
 
-@intrinsic
-def _compiled_input_square(_, x, place, seen, slot):
-    signature = types.void(x, place, seen, slot)
+@vectorised(_plain_input_square, like="x")
+def input_square(v, builder, x, place, seen, slot):
+    h, w, i = place
+    zero, (C, H, W, n) = v.index(0), x.shape
+    first = v.times(v.lanes, slot)
+    places = _places(v, h, w, 4)
+    masks = _masks(v, builder, places, i, x.shape)
 
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, seen = (Strided(context, builder, signature.args[at], arguments[at]) for at in (0, 2))
-        h, w, i = unpack(builder, arguments[1])
-        v = Vectors(context, builder, signature.args[0].dtype)
-        zero, (C, H, W, n) = v.index(0), x.shape
-        first = v.times(v.lanes, arguments[3])
-        places = _places(v, h, w, 4)
-        masks = _masks(v, builder, places, i, x.shape)
+    def transform(masks: Any) -> None:
+        with loop(builder, zero, C) as c:
+            square = [
+                v.load(x.at(c, row, column, i), 0, mask) for (row, column), mask in zip(places, masks, strict=True)
+            ]
+            for e, vector in enumerate(_written(builder, _OF_INPUT, square)):
+                v.store(vector, seen.at(v.index(e), c, first), 0)
 
-        def transform(masks: Any) -> None:
-            with loop(builder, zero, C) as c:
-                square = [
-                    v.load(x.at(c, row, column, i), 0, mask) for (row, column), mask in zip(places, masks, strict=True)
-                ]
-                for e, vector in enumerate(_written(builder, _OF_INPUT, square)):
-                    v.store(vector, seen.at(v.index(e), c, first), 0)
-
-        whole = builder.icmp_signed("<=", v.sum(i, v.index(v.lanes)), n)
-        for begin, size in ((h, H), (w, W)):
-            whole = builder.and_(whole, builder.icmp_signed(">=", begin, zero))
-            whole = builder.and_(whole, builder.icmp_signed("<=", v.sum(begin, v.index(4)), size))
-        with builder.if_else(whole) as (then, otherwise):
-            with then:
-                transform([None] * 16)
-            with otherwise:
-                transform(masks)
-        return context.get_dummy_value()
-
-    return signature, write
+    whole = builder.icmp_signed("<=", v.sum(i, v.index(v.lanes)), n)
+    for begin, size in ((h, H), (w, W)):
+        whole = builder.and_(whole, builder.icmp_signed(">=", begin, zero))
+        whole = builder.and_(whole, builder.icmp_signed("<=", v.sum(begin, v.index(4)), size))
+    with builder.if_else(whole) as (then, otherwise):
+        with then:
+            transform([None] * 16)
+        with otherwise:
+            transform(masks)
 
 
 def _plain_square_products(weights, seen, sums, KB, VB):
@@ -72,22 +61,13 @@ def _plain_square_products(weights, seen, sums, KB, VB):
     sums[...] = weights.T @ seen[: len(weights)]
 
 
-@intrinsic(prefer_literal=True)
-def _compiled_square_products(_, weights, seen, sums, KB, VB):
-    signature = types.void(weights, seen, sums, KB, VB)
-    KB, VB = KB.literal_value, VB.literal_value
-
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        weights, seen, sums = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
-        v = Vectors(context, builder, signature.args[1].dtype)
-        zero = v.index(0)
-        totals = _products(v, builder, lambda c, i: weights.at(c, v.index(i)), seen, weights.shape[0], KB, VB)
-        for i in range(KB):
-            for b in range(VB):
-                v.store(totals[i][b], sums.at(v.index(i), zero), b)
-        return context.get_dummy_value()
-
-    return signature, write
+@vectorised(_plain_square_products, like="seen", constants=("KB", "VB"))
+def square_products(v, builder, weights, seen, sums, KB, VB):
+    zero = v.index(0)
+    totals = _products(v, builder, lambda c, i: weights.at(c, v.index(i)), seen, weights.shape[0], KB, VB)
+    for i in range(KB):
+        for b in range(VB):
+            v.store(totals[i][b], sums.at(v.index(i), zero), b)
 
 
 def _plain_output_square(sums, slot, bias, y, place):
@@ -103,27 +83,19 @@ def _plain_output_square(sums, slot, bias, y, place):
         y[k : k + KB, row, column, place[2] : place[2] + samples] = outputs[at][:, :samples]
 
 
-@intrinsic
-def _compiled_output_square(_, sums, slot, bias, y, place):
-    signature = types.void(sums, slot, bias, y, place)
-
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        sums, bias, y = (Strided(context, builder, signature.args[at], arguments[at]) for at in (0, 2, 3))
-        first_k, p, q, i = unpack(builder, arguments[4])
-        v = Vectors(context, builder, signature.args[3].dtype)
-        places = _places(v, p, q, 2)
-        masks = _masks(v, builder, places, i, y.shape)
-        first = v.times(v.lanes, arguments[1])
-        with loop(builder, v.index(0), sums.shape[1]) as number:
-            k = v.sum(first_k, number)
-            square = [v.load(sums.at(v.index(e), number, first), 0) for e in range(16)]
-            k_bias = v.splat(builder.load(bias.at(k)))
-            outputs = _written(builder, _OF_PRODUCTS, square)
-            for output, (row, column), mask in zip(outputs, places, masks, strict=True):
-                v.store(builder.fadd(output, k_bias), y.at(k, row, column, i), 0, mask)
-        return context.get_dummy_value()
-
-    return signature, write
+@vectorised(_plain_output_square, like="y")
+def output_square(v, builder, sums, slot, bias, y, place):
+    first_k, p, q, i = place
+    places = _places(v, p, q, 2)
+    masks = _masks(v, builder, places, i, y.shape)
+    first = v.times(v.lanes, slot)
+    with loop(builder, v.index(0), sums.shape[1]) as number:
+        k = v.sum(first_k, number)
+        square = [v.load(sums.at(v.index(e), number, first), 0) for e in range(16)]
+        k_bias = v.splat(builder.load(bias.at(k)))
+        outputs = _written(builder, _OF_PRODUCTS, square)
+        for output, (row, column), mask in zip(outputs, places, masks, strict=True):
+            v.store(builder.fadd(output, k_bias), y.at(k, row, column, i), 0, mask)
 
 
 def _plain_gradient_square(dy, place, turned, to):
@@ -141,29 +113,21 @@ def _plain_gradient_square(dy, place, turned, to):
     turned[:, t : t + lanes, column_to : column_to + lanes] = _transformed(_OF_GRADIENT, square).swapaxes(1, 2)
 
 
-@intrinsic
-def _compiled_gradient_square(_, dy, place, turned, to):
-    signature = types.void(dy, place, turned, to)
-
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        dy, turned = (Strided(context, builder, signature.args[at], arguments[at]) for at in (0, 2))
-        first_k, p, q, i = unpack(builder, arguments[1])
-        t, column_to = unpack(builder, arguments[3])
-        v = Vectors(context, builder, signature.args[0].dtype)
-        last = v.sum(dy.shape[0], v.index(-1))
-        filters = [v.smaller(v.sum(first_k, v.index(lane)), last) for lane in range(v.lanes)]
-        places = _places(v, p, q, 2)
-        masks = _masks(v, builder, places, i, dy.shape)
-        by_sample = [
-            v.transposed([v.load(dy.at(k, row, column, i), 0, mask) for k in filters])
-            for (row, column), mask in zip(places, masks, strict=True)
-        ]
-        for sample, square in enumerate(zip(*by_sample, strict=True)):
-            for e, vector in enumerate(_written(builder, _OF_GRADIENT, square)):
-                v.store(vector, turned.at(v.index(e), v.sum(t, v.index(sample)), column_to), 0)
-        return context.get_dummy_value()
-
-    return signature, write
+@vectorised(_plain_gradient_square, like="dy")
+def gradient_square(v, builder, dy, place, turned, to):
+    first_k, p, q, i = place
+    t, column_to = to
+    last = v.sum(dy.shape[0], v.index(-1))
+    filters = [v.smaller(v.sum(first_k, v.index(lane)), last) for lane in range(v.lanes)]
+    places = _places(v, p, q, 2)
+    masks = _masks(v, builder, places, i, dy.shape)
+    by_sample = [
+        v.transposed([v.load(dy.at(k, row, column, i), 0, mask) for k in filters])
+        for (row, column), mask in zip(places, masks, strict=True)
+    ]
+    for sample, square in enumerate(zip(*by_sample, strict=True)):
+        for e, vector in enumerate(_written(builder, _OF_GRADIENT, square)):
+            v.store(vector, turned.at(v.index(e), v.sum(t, v.index(sample)), column_to), 0)
 
 
 def _plain_add_gradient_products(seen, turned, totals, CB, VB):
@@ -174,22 +138,13 @@ def _plain_add_gradient_products(seen, turned, totals, CB, VB):
     totals += seen @ turned
 
 
-@intrinsic(prefer_literal=True)
-def _compiled_add_gradient_products(_, seen, turned, totals, CB, VB):
-    signature = types.void(seen, turned, totals, CB, VB)
-    CB, VB = CB.literal_value, VB.literal_value
-
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        seen, turned, totals = (Strided(context, builder, signature.args[at], arguments[at]) for at in range(3))
-        v = Vectors(context, builder, signature.args[1].dtype)
-        sums = _products(v, builder, lambda t, c: seen.at(v.index(c), t), turned, turned.shape[0], CB, VB)
-        for c in range(CB):
-            begin = totals.at(v.index(c), v.index(0))
-            for b in range(VB):
-                v.store(builder.fadd(v.load(begin, b), sums[c][b]), begin, b)
-        return context.get_dummy_value()
-
-    return signature, write
+@vectorised(_plain_add_gradient_products, like="turned", constants=("CB", "VB"))
+def add_gradient_products(v, builder, seen, turned, totals, CB, VB):
+    sums = _products(v, builder, lambda t, c: seen.at(v.index(c), t), turned, turned.shape[0], CB, VB)
+    for c in range(CB):
+        begin = totals.at(v.index(c), v.index(0))
+        for b in range(VB):
+            v.store(builder.fadd(v.load(begin, b), sums[c][b]), begin, b)
 
 
 def _products(
@@ -260,10 +215,3 @@ def _masks(v: Vectors, builder: Any, places: list[tuple[Any, Any]], i: Any, shap
         inside = builder.and_(builder.icmp_unsigned("<", row, H), builder.icmp_unsigned("<", column, W))
         masks.append(v.within(i, builder.select(inside, n, v.index(0))))
     return masks
-
-
-input_square = _plain_input_square if config.DISABLE_JIT else _compiled_input_square
-square_products = _plain_square_products if config.DISABLE_JIT else _compiled_square_products
-output_square = _plain_output_square if config.DISABLE_JIT else _compiled_output_square
-gradient_square = _plain_gradient_square if config.DISABLE_JIT else _compiled_gradient_square
-add_gradient_products = _plain_add_gradient_products if config.DISABLE_JIT else _compiled_add_gradient_products

@@ -1,14 +1,9 @@
 """From a data set to the first layer: gather, scale, transpose, in one pass."""
 
-from typing import Any
-
 import numpy as np
-from numba import types
-from numba.core import config
-from numba.extending import intrinsic
 
 from ._jit import kernel
-from ._vectors import VECTOR_BYTES, Strided, Vectors, loop, unpack
+from ._vectors import VECTOR_BYTES, loop, vectorised
 
 _AT_ONCE = 64  # samples: images of some KiB then lie in the second cache before they are read
 _LINE_BYTES = 64  # of a cache
@@ -54,50 +49,29 @@ def _plain_load_tile(images, indices, scale, x, tile):
     x[f : f + lanes, i : i + lanes] = images[indices[i : i + lanes], f : f + lanes].T * scale
 
 
-@intrinsic
-def _compiled_load_tile(_, images, indices, scale, x, tile):
-    signature = types.void(images, indices, scale, x, tile)
-
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        images, indices, x = (Strided(context, builder, signature.args[at], arguments[at]) for at in (0, 1, 3))
-        f, i = unpack(builder, arguments[4])
-        v = Vectors(context, builder, signature.args[3].dtype)
-        N = x.shape[1]
-        last = builder.sub(N, v.index(1))
-        rows = []
-        for lane in range(v.lanes):
-            sample = builder.add(i, v.index(lane))
-            # There is no sample for some lanes: the last one stands in, and is not stored.
-            sample = builder.select(builder.icmp_signed("<", sample, last), sample, last)
-            index = context.cast(builder, builder.load(indices.at(sample)), signature.args[1].dtype, types.int64)
-            rows.append(v.load_as(images.at(index, f), signature.args[0].dtype))
-        wanted, factor = v.within(i, N), v.splat(arguments[2])
-        for lane, column in enumerate(v.transposed(rows)):
-            v.store(builder.fmul(column, factor), x.at(builder.add(f, v.index(lane)), i), 0, wanted)
-        return context.get_dummy_value()
-
-    return signature, write
+@vectorised(_plain_load_tile, like="x")
+def load_tile(v, builder, images, indices, scale, x, tile):
+    f, i = tile
+    N = x.shape[1]
+    last = builder.sub(N, v.index(1))
+    rows = []
+    for lane in range(v.lanes):
+        sample = builder.add(i, v.index(lane))
+        # There is no sample for some lanes: the last one stands in, and is not stored.
+        sample = builder.select(builder.icmp_signed("<", sample, last), sample, last)
+        index = v.argument(indices.dtype, builder.load(indices.at(sample)))
+        rows.append(v.load_as(images.at(index, f), images.dtype))
+    wanted, factor = v.within(i, N), v.splat(scale)
+    for lane, column in enumerate(v.transposed(rows)):
+        v.store(builder.fmul(column, factor), x.at(builder.add(f, v.index(lane)), i), 0, wanted)
 
 
 def _plain_prefetch_row(array, row):
     """Have all of a row of numbers brought into the caches."""
 
 
-@intrinsic
-def _compiled_prefetch_row(_, array, row):
-    signature = types.void(array, row)
-
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = Strided(context, builder, signature.args[0], arguments[0])
-        row = context.cast(builder, arguments[1], signature.args[1], types.int64)
-        v = Vectors(context, builder, types.float32)
-        per_line = v.index(_LINE_BYTES * 8 // signature.args[0].dtype.bitwidth)
-        with loop(builder, v.index(0), v.blocks(array.shape[1], per_line)) as line:
-            v.prefetch(array.at(row, builder.mul(line, per_line)))
-        return context.get_dummy_value()
-
-    return signature, write
-
-
-load_tile = _plain_load_tile if config.DISABLE_JIT else _compiled_load_tile
-prefetch_row = _plain_prefetch_row if config.DISABLE_JIT else _compiled_prefetch_row
+@vectorised(_plain_prefetch_row, like="array")
+def prefetch_row(v, builder, array, row):
+    per_line = v.index(_LINE_BYTES * 8 // array.dtype.bitwidth)
+    with loop(builder, v.index(0), v.blocks(array.shape[1], per_line)) as line:
+        v.prefetch(array.at(row, builder.mul(line, per_line)))

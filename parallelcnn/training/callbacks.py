@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from parallelcnn.arguments import check_integer
 from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.network import NetworkHandler
@@ -17,7 +18,7 @@ Logs = Mapping[str, Any]
 
 @dataclass
 class Training:
-    """What callbacks see of a training.
+    """A training, as callbacks see it.
 
     Attributes:
         comm: the ranks. If a rank is lost, `comm.rank` and `comm.size` change.
@@ -40,7 +41,7 @@ class Training:
 
 
 class Callback:
-    """Override the methods that you need. A callback need not be derived from this class.
+    """Base class of callbacks: override the methods that you need. A callback need not be derived from it.
 
     Attributes:
         training: see `Training`; set before the first method is called.
@@ -80,8 +81,8 @@ class EarlyStopping(Callback):
 
     Args:
         monitor: a name in the logs of `on_epoch_end`, such as "test_loss" or "test_accuracy".
-        patience: so many epochs without an improvement are accepted.
-        min_delta: what counts as an improvement is more than this.
+        patience: number of epochs without an improvement that are accepted.
+        min_delta: an improvement is a change by more than this.
         mode: "min" or "max": which values are better; "auto": "max" for names that end in accuracy.
 
     Raises:
@@ -94,17 +95,11 @@ class EarlyStopping(Callback):
     mode: str = "auto"
 
     def __post_init__(self) -> None:
-        if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 0:
-            raise InputError(f"EarlyStopping: patience must be an integer of at least 0, got {self.patience!r}")
+        check_integer("EarlyStopping: patience", self.patience, 0)
         if self.mode not in ("auto", "min", "max"):
             raise InputError(f"EarlyStopping: mode must be auto, min or max, got {self.mode!r}")
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        if self._epochs_without_improvement() > self.patience:
-            self.training.stop()
-
-    def _epochs_without_improvement(self) -> int:
-        """From the history, so that nothing has to be kept for a resume."""
         is_better_when_larger = self.mode == "max" or (self.mode == "auto" and self.monitor.endswith("accuracy"))
         sign = -1.0 if is_better_when_larger else 1.0
         best, waited = math.inf, 0
@@ -113,20 +108,19 @@ class EarlyStopping(Callback):
                 best, waited = sign * value, 0
             else:
                 waited += 1
-        return waited
+        if waited > self.patience:
+            self.training.stop()
 
     def _values(self) -> list[float]:
-        last_of_epoch = {epoch: test_logs(step, epoch, result) for step, epoch, result in _tests(self.training)}
+        """The value after each epoch. From the history, so that nothing has to be kept for a resume."""
+        evaluations = self.training.history.evaluations
+        last_of_epoch = {epoch: test_logs(step, epoch, result) for step, epoch, result in evaluations}
         if any(self.monitor not in logs for logs in last_of_epoch.values()):
             known = [name for name in next(iter(last_of_epoch.values())) if name.startswith("test_")]
             raise InputError(
                 f"EarlyStopping: no value {self.monitor!r} to monitor: {nearest_name(self.monitor, known)}"
             )
         return [logs[self.monitor] for logs in last_of_epoch.values()]
-
-
-def _tests(training: Training) -> list[tuple[int, int, Evaluation]]:
-    return training.history.evaluations
 
 
 def test_logs(step: int, epoch: int, result: Evaluation) -> dict[str, Any]:
@@ -140,14 +134,14 @@ test_logs.__test__ = False  # type: ignore[attr-defined]  # for pytest, which wo
 
 
 class Callbacks:
-    """Calls the callbacks of one training. What none of them overrides costs nothing."""
+    """Calls the callbacks of one training. A method that none of them overrides costs nothing."""
 
     def __init__(self, callbacks: Sequence[Any], training: Training) -> None:
         self._training = training
         for callback in callbacks:
             with contextlib.suppress(AttributeError):  # an object of the user's that takes no attributes
                 callback.training = training
-        self._methods = {name: _methods(callbacks, name) for name in _NAMES}
+        self._methods = {name: _overridden(callbacks, name) for name in _NAMES}
         self._batch_end = self._methods["on_batch_end"]
         self._loss_sum, self._samples = 0.0, 0
         self._last: dict[str, Any] = {}
@@ -201,7 +195,6 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
             raise InputError(f"callbacks must have at least one of {', '.join(_NAMES)}, got {callback!r}")
 
 
-def _methods(callbacks: Sequence[Any], name: str) -> list[Callable[..., None]]:
-    """The methods of that name, of those callbacks that override it."""
+def _overridden(callbacks: Sequence[Any], name: str) -> list[Callable[..., None]]:
     overriding = (one for one in callbacks if getattr(type(one), name, None) is not getattr(Callback, name))
     return [method for one in overriding if (method := getattr(one, name, None)) is not None]

@@ -1,4 +1,4 @@
-"""Checkpoints: archives with everything that a training needs to resume where it stood.
+"""Checkpoints: archives with everything that is needed to resume training.
 
     description            JSON: the network, as in a model file; what was trained on what (`facts`); counts
     0.weight, ...          parameters and buffers, as in a model file
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.arguments import as_path
+from parallelcnn.arguments import as_path, check_integer
 from parallelcnn.comm import Transport
-from parallelcnn.errors import CheckpointError, InputError, TrainingWarning, shown
-from parallelcnn.files.archive import Archive, read_archive, write_archive
+from parallelcnn.errors import CheckpointError, InputError, TrainingWarning
+from parallelcnn.files.archive import Archive, naming_damage, read_archive, write_archive
 from parallelcnn.files.atomic import naming, remove_unfinished
 from parallelcnn.files.model import describe_network
 from parallelcnn.layers.base import Array
@@ -35,12 +35,10 @@ _STATE = "state."
 _NETWORK = ("input_shape", "dtype", "prediction", "input_range", "layers", "parameters", "buffers")
 _CUT = {"params": "parameters", "buffers": "buffers"}  # vectors that are stored as named arrays, and their names' list
 
-Others = tuple[tuple[str, float], ...]  # (name, value) of further metrics
-
 
 @dataclass
 class Checkpoint:
-    """Where a training stood after a minibatch.
+    """State of a training after a minibatch.
 
     Attributes:
         facts: what was trained, on what, and how, in values that JSON can hold.
@@ -67,7 +65,11 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     for name, vector in checkpoint.state.items():
         arrays |= _cut(vector, checkpoint.network.get(_CUT.get(name, ""))) or {f"{_STATE}{name}": vector}
     arrays["losses"] = np.array(history.losses, np.float64)
-    arrays["evaluations"] = np.array([_as_row(*one) for one in history.evaluations], np.float64).reshape(-1, 5)
+    rows = [  # NaN, where there is no accuracy
+        (step, epoch, result.loss, math.nan if result.accuracy is None else result.accuracy, result.samples)
+        for step, epoch, result in history.evaluations
+    ]
+    arrays["evaluations"] = np.array(rows, np.float64).reshape(-1, 5)
     description = {
         **checkpoint.network,
         "state": list(checkpoint.state),
@@ -83,11 +85,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint that `save_checkpoint` wrote.
-
-    Raises:
-        CheckpointError: if it is none, is damaged, or of a newer format.
-    """
+    """Read a checkpoint; CheckpointError if it is none, is damaged, or of a newer format."""
     path = as_path("path", path)
     return _restored(path, read_archive(path, "checkpoint"))
 
@@ -120,24 +118,16 @@ class CheckpointFolder:
     _unused: bool = field(default=True, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, value in (("every_steps", self.every_steps), ("keep_last", self.keep_last)):
-            if value is None and name == "every_steps":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
+        check_integer("every_steps", 1 if self.every_steps is None else self.every_steps, 1)
+        check_integer("keep_last", self.keep_last, 1)
         seconds = self.every_seconds
-        if seconds is not None and not (
-            isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < math.inf
-        ):
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and 0 < seconds < math.inf):
             raise InputError(f"every_seconds must be a finite number above 0, got {seconds!r}")
         self.path = as_path("path", self.path)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, then delete those that need not be kept.
-
-        Raises:
-            OSError, CheckpointError: if that fails. The earlier checkpoints are still there.
-        """
+        """Write a checkpoint, then delete those that need not be kept. If writing fails, all earlier ones remain."""
         self._locate()
         with naming(Path(self.path)):
             Path(self.path).mkdir(parents=True, exist_ok=True)
@@ -238,7 +228,7 @@ class CheckpointSaver:
             self.folder.save(Checkpoint(self._facts, network.state, history, describe_network(network)))
         except (OSError, CheckpointError) as error:
             reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else error
-            message = f"no checkpoint after minibatch {history.steps} ({reason}); training goes on without it"
+            message = f"no checkpoint after minibatch {history.steps} ({reason}); training continues without it"
             if not self._failed:
                 warnings.warn(message, TrainingWarning, stacklevel=3)
             self._failed = True
@@ -258,35 +248,9 @@ def facts_that_changed(facts: Mapping[str, Any], before: Mapping[str, Any]) -> I
 
 
 def _best_step(history: History) -> int:
-    """The minibatch after which the test result was best; 0 if there has been no test."""
-    if not history.evaluations:
-        return 0
-
-    def quality(evaluation: tuple[int, int, Evaluation]) -> tuple[float, float]:
-        _, _, result = evaluation
-        return (0.0 if result.accuracy is None else result.accuracy, -result.loss)
-
-    return max(history.evaluations, key=quality)[0]
-
-
-def _as_row(step: int, epoch: int, result: Evaluation) -> tuple[float, ...]:
-    accuracy = math.nan if result.accuracy is None else result.accuracy
-    return step, epoch, result.loss, accuracy, result.samples
-
-
-def _from_row(row: Array, others: Others) -> tuple[int, int, Evaluation]:
-    step, epoch, loss, accuracy, samples = row.tolist()
-    return int(step), int(epoch), Evaluation(loss, None if math.isnan(accuracy) else accuracy, int(samples), others)
-
-
-def _read_others(told: Any, evaluations: int) -> list[Others]:
-    """The further metrics of each evaluation; ValueError if they are none."""
-    if told is None:  # files of version 0.1
-        return [()] * evaluations
-    others = [tuple((name, value) for name, value in one) for one in told]
-    if not all(isinstance(name, str) and isinstance(value, int | float) for one in others for name, value in one):
-        raise ValueError("the other metrics are no names and numbers")
-    return others
+    """The minibatch after which the test result was best: the accuracy, then the loss; 0 if there has been no test."""
+    quality = [(result.accuracy or 0.0, -result.loss, step) for step, _, result in history.evaluations]
+    return max(quality, key=lambda one: one[:2], default=(0.0, 0.0, 0))[2]
 
 
 def _cut(vector: Array, shapes: Mapping[str, Any] | None) -> dict[str, Array]:
@@ -307,53 +271,51 @@ def _joined(name: str, description: Mapping[str, Any], arrays: Mapping[str, Arra
 
 def _restored(path: Path, archive: Archive) -> Checkpoint:
     """The checkpoint in an archive; CheckpointError if no training can have saved it, whatever its checksum says."""
-    try:
+    with naming_damage(path):
         return _restore(archive.description, archive.arrays)
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise CheckpointError(
-            shown(f"{path} is damaged: it does not hold what its description says ({error})")
-        ) from None
 
 
 def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoint:
-    """What was saved; ValueError if no training can have saved it, whatever its checksum says."""
     losses, evaluations = arrays["losses"], arrays["evaluations"]
-    counts = [description[name] for name in ("samples_seen", "lost_ranks")]
-    seconds, facts = description["train_seconds"], description["facts"]
-    exponents = description.get("exponents", [])  # files of version 0.1 have none
-    others = _read_others(description.get("other_metrics"), len(evaluations))
-    stored = [name.removeprefix(_STATE) for name in arrays if name.startswith(_STATE)]  # all of it, in version 1
+    seen, seconds, lost, facts = (description[key] for key in ("samples_seen", "train_seconds", "lost_ranks", "facts"))
+    # Files of version 0.1 have neither exponents nor further metrics, those of version 1 no list of their state.
+    exponents = description.get("exponents", [])
+    others = description.get("other_metrics", [[]] * len(evaluations))
+    others = [tuple((name, value) for name, value in some) for some in others]
+    stored = [name.removeprefix(_STATE) for name in arrays if name.startswith(_STATE)]
     state = {name: _joined(name, description, arrays) for name in description.get("state", stored)}
-    if losses.dtype != np.float64 or losses.ndim != 1 or not np.isfinite(losses).all():
-        raise ValueError("losses are not one finite number for each minibatch")
-    if evaluations.dtype != np.float64 or evaluations.ndim != 2 or evaluations.shape[1] != 5:
-        raise ValueError("evaluations are not five numbers each")
-    whole, accuracies = evaluations[:, [0, 1, 4]], evaluations[:, 3]
-    if not (np.isfinite(evaluations[:, 2]).all() and ((whole >= 0) & (whole < 2**53)).all()):
-        raise ValueError("evaluations hold what is no minibatch, epoch, loss or number of samples")
-    if not (np.isnan(accuracies) | ((accuracies >= 0) & (accuracies <= 1))).all():
-        raise ValueError("evaluations hold what is no accuracy")
-    if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
-        raise ValueError("samples seen and ranks lost are not counts")
-    if not (isinstance(exponents, list) and all(type(one) is int and abs(one) < 256 for one in exponents)):
-        raise ValueError("exponents are no small integers")
-    if not (isinstance(seconds, int | float) and 0 <= seconds < math.inf) or not isinstance(facts, dict):
-        raise ValueError("seconds or facts are none")
+
+    _require(losses.dtype == np.float64 and losses.ndim == 1, "losses are not one number for each minibatch")
+    _require(np.isfinite(losses).all(), "losses are not finite")
+    _require(evaluations.dtype == np.float64 and evaluations.shape[1:] == (5,), "evaluations are not five numbers each")
+    steps, epochs, test_losses, accuracies, samples = evaluations.T
+    whole = np.array([steps, epochs, samples])
+    _require(((whole >= 0) & (whole < 2**53)).all(), "evaluations hold what is no minibatch, epoch or count of samples")
+    _require(np.isfinite(test_losses).all(), "evaluations hold losses that are not finite")
+    _require((np.isnan(accuracies) | (accuracies >= 0) & (accuracies <= 1)).all(), "evaluations hold no accuracies")
+    for name, value in (one for some in others for one in some):
+        _require(isinstance(name, str) and isinstance(value, int | float), "other metrics are not names and numbers")
+    for count in (seen, lost):
+        _require(type(count) is int and 0 <= count < 2**53, "samples seen and ranks lost are not counts")
+    for exponent in exponents:
+        _require(type(exponent) is int and abs(exponent) < 256, "exponents are not small integers")
+    _require(isinstance(exponents, list) and isinstance(facts, dict), "exponents or facts are of another type")
+    _require(isinstance(seconds, int | float) and 0 <= seconds < math.inf, "seconds are not a time")
     params = state["params"]
-    if not all(
-        vector.dtype == params.dtype and vector.shape == (vector.size if name == "buffers" else params.size,)
-        for name, vector in state.items()
-    ):
-        raise ValueError("its vectors are not vectors of one length and type")
-    if params.dtype not in (np.float32, np.float64) or not all(np.isfinite(vector).all() for vector in state.values()):
-        raise ValueError("its vectors hold numbers that are not finite")
-    history = History(
-        losses.tolist(),
-        [_from_row(row, some) for row, some in zip(evaluations, others, strict=True)],
-        counts[0],
-        float(seconds),
-        lost_ranks=counts[1],
-        exponents=exponents,
-    )
-    network = {name: value for name, value in description.items() if name in _NETWORK}
-    return Checkpoint(facts, state, history, network)
+    _require(params.dtype in (np.float32, np.float64), "parameters are of another type")
+    for name, vector in state.items():
+        size = vector.size if name == "buffers" else params.size
+        _require(vector.dtype == params.dtype and vector.shape == (size,), "vectors are not of one length and type")
+        _require(np.isfinite(vector).all(), "vectors hold numbers that are not finite")
+
+    tests = [
+        (int(step), int(epoch), Evaluation(loss, None if math.isnan(accuracy) else accuracy, int(n), some))
+        for (step, epoch, loss, accuracy, n), some in zip(evaluations.tolist(), others, strict=True)
+    ]
+    history = History(losses.tolist(), tests, seen, float(seconds), lost_ranks=lost, exponents=exponents)
+    return Checkpoint(facts, state, history, {name: description[name] for name in _NETWORK if name in description})
+
+
+def _require(good: Any, problem: str) -> None:
+    if not good:
+        raise ValueError(problem)

@@ -5,12 +5,12 @@ The command's options, `--config FILE.toml` and the `config.toml` of every run d
 """
 
 import json
-import math
 import os
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from parallelcnn.errors import InputError, nearest_name
 
@@ -22,6 +22,7 @@ NETWORK, TRAINING, RANKS = "network and data", "training", "ranks and threads"
 RESULTS, CHECKPOINTS = "results", "checkpoints, saved after every epoch, and resuming from them"
 GROUPS = (NETWORK, TRAINING, RANKS, RESULTS, CHECKPOINTS)
 SCHEDULES = ("constant", "cosine", "one-cycle")
+_METAVARS = {int: "N", float: "X"}
 
 
 class Setting(NamedTuple):
@@ -30,8 +31,8 @@ class Setting(NamedTuple):
     Attributes:
         kind: int, float, str or bool.
         group: the topic under which the help lists it.
-        metavar: what the help calls the value.
         help: one sentence without a full stop.
+        metavar: what the help calls the value.
         at_least: the smallest value.
         choices: all values; empty: any.
         is_path: `~` stands for the home directory.
@@ -41,8 +42,8 @@ class Setting(NamedTuple):
 
     kind: type
     group: str
-    metavar: str
     help: str
+    metavar: str
     at_least: float | None = None
     choices: tuple[str, ...] = ()
     is_path: bool = False
@@ -50,8 +51,12 @@ class Setting(NamedTuple):
     repeatable: bool = True
 
 
-def _setting(default: Any, kind: type, group: str, metavar: str, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"setting": Setting(kind, group, metavar, text, **more)})
+def _setting(default: Any, group: str, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"group": group, "help": text, **more})
+
+
+def _path(default: Any, group: str, metavar: str, text: str, **more: Any) -> Any:
+    return _setting(default, group, text, metavar=metavar, is_path=True, **more)
 
 
 @dataclass(frozen=True)
@@ -62,125 +67,92 @@ class TrainConfig:
         InputError: for a value of another type, or outside its range.
     """
 
-    model: str = _setting(
+    model: str = _path(
         "paper",
-        str,
         NETWORK,
         "NAME|FILE.py:FUNCTION",
         "the network: paper, lenet5, or your own function that returns the layers",
-        is_path=True,
     )
-    data: str = _setting(
-        "digits",
-        str,
-        NETWORK,
-        "NAME|DIR",
-        "digits, mnist, or a directory with the four IDX files",
-        is_path=True,
+    data: str = _path("digits", NETWORK, "NAME|DIR", "digits, mnist, or a directory with the four IDX files")
+    data_dir: str | None = _path(
+        None, NETWORK, "DIR", "directory of MNIST's files; by default the cache, filled by a download"
     )
-    data_dir: str | None = _setting(
-        None,
-        str,
-        NETWORK,
-        "DIR",
-        "directory of MNIST's files; by default the cache, filled by a download",
-        is_path=True,
-    )
-    epochs: int = _setting(3, int, TRAINING, "N", "passes over the training set", at_least=1)
-    batch_size: int = _setting(100, int, TRAINING, "N", "samples in a minibatch, over all ranks", at_least=1)
-    learning_rate: float = _setting(0.1, float, TRAINING, "X", "learning rate of SGD", at_least=0)
+    epochs: int = _setting(3, TRAINING, "passes over the training set", at_least=1)
+    batch_size: int = _setting(100, TRAINING, "samples in a minibatch, over all ranks", at_least=1)
+    learning_rate: float = _setting(0.1, TRAINING, "learning rate of SGD", at_least=0)
     schedule: str = _setting(
         "constant",
-        str,
         TRAINING,
-        "NAME",
         f"how the learning rate changes during training: {', '.join(SCHEDULES)}",
+        metavar="NAME",
         choices=SCHEDULES,
     )
-    warmup: int = _setting(
-        0, int, TRAINING, "N", "steps in which the learning rate rises, of constant and cosine", at_least=0
-    )
-    momentum: float = _setting(0.0, float, TRAINING, "X", "momentum of SGD, at least 0 and below 1", at_least=0)
-    nesterov: bool = _setting(False, bool, TRAINING, "", "use Nesterov momentum")
-    weight_decay: float = _setting(0.0, float, TRAINING, "X", "weight decay (L2 penalty)", at_least=0)
+    warmup: int = _setting(0, TRAINING, "steps in which the learning rate rises, of constant and cosine", at_least=0)
+    momentum: float = _setting(0.0, TRAINING, "momentum of SGD, at least 0 and below 1", at_least=0)
+    nesterov: bool = _setting(False, TRAINING, "use Nesterov momentum")
+    weight_decay: float = _setting(0.0, TRAINING, "weight decay (L2 penalty)", at_least=0)
     clip_norm: float | None = _setting(
-        None, float, TRAINING, "X", "shorten gradients to this L2 norm over all parameters", at_least=0
+        None, TRAINING, "shorten gradients to this L2 norm over all parameters", at_least=0
     )
-    seed: int = _setting(0, int, TRAINING, "N", "seed of initial weights and sample order", at_least=0)
+    seed: int = _setting(0, TRAINING, "seed of initial weights and sample order", at_least=0)
     evaluate_every: int | None = _setting(
-        None, int, TRAINING, "K", "evaluate after every K minibatches as well as every epoch", at_least=1
+        None, TRAINING, "evaluate after every K minibatches as well as every epoch", metavar="K", at_least=1
     )
     threads: int | None = _setting(
         None,
-        int,
         RANKS,
-        "N",
         "threads of each rank; by default its share of the node's cores, or fewer if there is too little work",
         at_least=1,
     )
     timeout: float = _setting(
         300.0,
-        float,
         RANKS,
-        "SECONDS",
         "how long a rank may wait for the others; then the job ends, and a message names the missing ranks; "
         "0: no limit",
+        metavar="SECONDS",
         at_least=0,
     )
     reproducible: int | None = _setting(
         None,
-        int,
         RANKS,
-        "G",
         "cut each minibatch into G shards and sum them exactly: the same bits on any number of ranks and threads",
+        metavar="G",
         at_least=1,
     )
     verify: int | None = _setting(
         None,
-        int,
         RANKS,
-        "K",
         "first train K minibatches (20) on all ranks and on one alone, and compare the parameters",
+        metavar="K",
         at_least=1,
         alone=20,
     )
-    out: str | None = _setting(
-        None,
-        str,
-        RESULTS,
-        "DIR",
-        "run directory for the results; by default runs/ and the time in UTC",
-        is_path=True,
-        repeatable=False,
+    out: str | None = _path(
+        None, RESULTS, "DIR", "run directory for the results; by default runs/ and the time in UTC", repeatable=False
     )
-    profile: bool = _setting(
-        False, bool, RESULTS, "", "measure where the time goes: a table, and a timeline in trace.json"
-    )
+    profile: bool = _setting(False, RESULTS, "measure where the time goes: a table, and a timeline in trace.json")
     checkpoint_every: int | None = _setting(
-        None, int, CHECKPOINTS, "K", "save after every K minibatches as well", at_least=1
+        None, CHECKPOINTS, "save after every K minibatches as well", metavar="K", at_least=1
     )
     checkpoint_seconds: float | None = _setting(
-        None, float, CHECKPOINTS, "T", "save every T seconds as well", at_least=0
+        None, CHECKPOINTS, "save every T seconds as well", metavar="T", at_least=0
     )
-    keep_last: int = _setting(2, int, CHECKPOINTS, "N", "how many checkpoints to keep", at_least=1)
-    keep_best: bool = _setting(False, bool, CHECKPOINTS, "", "keep the checkpoint with the best test result as well")
-    resume: str | None = _setting(
+    keep_last: int = _setting(2, CHECKPOINTS, "how many checkpoints to keep", at_least=1)
+    keep_best: bool = _setting(False, CHECKPOINTS, "keep the checkpoint with the best test result as well")
+    resume: str | None = _path(
         None,
-        str,
         CHECKPOINTS,
         "FILE",
         "continue from this checkpoint, or without FILE from the newest readable one in --out",
-        is_path=True,
         alone="auto",
         repeatable=False,
     )
     repair: str = _setting(
         "stop",
-        str,
         CHECKPOINTS,
-        "HOW",
         "if the ranks no longer hold the same parameters: stop, majority (take those of most ranks) or checkpoint "
         "(go back to the last good one)",
+        metavar="HOW",
         choices=("stop", "majority", "checkpoint"),
     )
 
@@ -225,72 +197,56 @@ class TrainConfig:
         return kept
 
     def to_toml(self) -> str:
-        """The repeatable settings as TOML. Settings that are None are left out."""
-        lines = [f"{name} = {_as_toml(value)}" for name, value in self.repeatable().items() if value is not None]
-        return "\n".join(lines) + "\n"
+        """The repeatable settings as TOML, without those that are None."""
+        # TOML's basic strings, booleans and finite numbers are written as JSON's.
+        known = {name: value for name, value in self.repeatable().items() if value is not None}
+        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in known.items())
 
 
 def settings() -> Iterator[tuple[Field[Any], Setting]]:
     """Every field of `TrainConfig` with its setting."""
     for one in fields(TrainConfig):
-        yield one, one.metadata["setting"]
-
-
-def read_config(path: str) -> dict[str, Any]:
-    """The settings in a TOML file, by name.
-
-    Raises:
-        InputError: if there is no such file, or it holds something else.
-    """
-    try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise InputError(f"--config {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} is not TOML: {error}") from None
-    known = {one.name: setting for one, setting in settings()}
-    for name, value in values.items():
-        if name not in known:
-            raise InputError(f"--config {path}: no setting {name!r}: {nearest_name(name, list(known))}")
-        if known[name].is_path and isinstance(value, str):
-            values[name] = os.path.expanduser(value)
-    return values
+        kind, *_ = *get_args(one.type), one.type  # of int | None: int
+        yield one, Setting(kind, **{"metavar": _METAVARS.get(kind, ""), **one.metadata})
 
 
 def config_from(given: Mapping[str, Any], file: str | None = None) -> TrainConfig:
-    """The settings of the command line, then those of a file, then the defaults."""
-    values = {} if file is None else read_config(file)
+    """The settings of the command line, then those of a TOML file, then the defaults.
+
+    Raises:
+        InputError: if there is no such file, or it holds something else; or for what `TrainConfig` refuses.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            with open(file, "rb") as content:
+                values = tomllib.load(content)
+        except OSError as error:
+            raise InputError(f"--config {file} cannot be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"--config {file} is not TOML: {error}") from None
+    known = {one.name: setting for one, setting in settings()}
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(f"--config {file}: no setting {name!r}: {nearest_name(name, list(known))}")
+        if known[name].is_path and isinstance(value, str):
+            values[name] = os.path.expanduser(value)
     return TrainConfig(**{**values, **given})
-
-
-def default_of(one: Field[Any]) -> Any:
-    """The default of a field."""
-    assert one.default is not MISSING
-    return one.default
 
 
 def _checked(name: str, value: Any, setting: Setting) -> Any:
     """The value, as its kind; InputError if it is none of that kind, or outside its range."""
-    kind = setting.kind
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        rule, good = "an integer", isinstance(value, int) and number
-    elif kind is float:
-        rule, good = "a finite number", number and math.isfinite(value)
-    elif kind is bool:
-        rule, good = "true or false", isinstance(value, bool)
-    else:
-        rule, good = "a string", isinstance(value, str)
+    rule, good = {
+        int: ("an integer", number and isinstance(value, int)),
+        float: ("a finite number", number and abs(value) <= sys.float_info.max),
+        bool: ("true or false", isinstance(value, bool)),
+        str: ("a string", isinstance(value, str)),
+    }[setting.kind]
     if setting.at_least is not None:
         rule, good = f"{rule} of at least {setting.at_least:g}", good and value >= setting.at_least
     if setting.choices:
         rule, good = f"one of {', '.join(setting.choices)}", good and value in setting.choices
     if not good:
         raise InputError(f"{name} must be {rule}, got {value!r}")
-    return kind(value)
-
-
-def _as_toml(value: Any) -> str:
-    # TOML's basic strings, booleans and finite numbers are written as JSON's.
-    return json.dumps(value)
+    return setting.kind(value)

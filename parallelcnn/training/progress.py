@@ -17,7 +17,6 @@ _SHORT = 2.0  # compiling for so long needs no message [s]
 
 
 def check_verbose(verbose: int) -> None:
-    """Raise InputError unless that is 0, 1, 2 or a bool."""
     if not isinstance(verbose, int) or verbose not in (0, 1, 2):
         raise InputError(
             f"verbose must be 0 (silent), 1 (a progress bar on a terminal, otherwise a line for each epoch) "
@@ -43,10 +42,8 @@ class Progress(Callback):
         self._seconds_before = 0.0
 
     def on_resume(self, logs: Logs) -> None:
-        """Continue from there. The first epoch's loss and rate count only what comes from here on."""
-        self.close()
-        self._seconds_before = self.training.history.train_seconds
-        self._samples_done = 0
+        """Count from here: the loss and rate of the first epoch are those of its rest."""
+        self._count_anew()
 
     def on_batch_end(self, step: int, logs: Logs) -> None:
         self._samples_done += logs["samples"]
@@ -54,18 +51,21 @@ class Progress(Callback):
             self._advance_bar(logs["epoch"], logs["samples"], logs["loss"])
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        self.close()
         seconds = self.training.history.train_seconds - self._seconds_before
+        rate = self._samples_done / seconds if seconds > 0 else math.nan
+        self._count_anew()
         if self.training.comm.rank == 0:
             accuracy = f"   test accuracy {percent(logs['test_accuracy'])}" if "test_accuracy" in logs else ""
             known = ("loss", "step", "epoch", "test_loss", "test_accuracy")
             others = "".join(f"   {name.replace('_', ' ')} {logs[name]:.4f}" for name in logs if name not in known)
-            rate = self._samples_done / seconds if seconds > 0 else math.nan
             _print(
                 f"epoch {epoch}/{self.training.epochs}   loss {logs['loss']:.4f}   test loss {logs['test_loss']:.4f}"
                 f"{accuracy}{others}   {seconds:.2f} s   {rate:,.0f} samples/s",
                 self._stream,
             )
+
+    def _count_anew(self) -> None:
+        self.close()
         self._seconds_before = self.training.history.train_seconds
         self._samples_done = 0
 
@@ -97,7 +97,7 @@ class Progress(Callback):
 
 @contextlib.contextmanager
 def show_compilation(comm: Transport, stream: TextIO | None = None) -> Iterator[None]:
-    """Inside, rank 0 says when it starts to compile kernels, and how it goes on; nothing if all come from the cache.
+    """Inside, rank 0 reports when it starts to compile kernels, and its progress; nothing if all come from the cache.
 
     Args:
         stream: where to print; stdout by default.

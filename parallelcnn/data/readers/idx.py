@@ -1,8 +1,8 @@
 """Read IDX files, the format of MNIST, plain or gzipped, and folders of four of them.
 
-An IDX file is two zero bytes, a byte for the type of its values, a byte for the number of
-dimensions, one big-endian 32-bit length per dimension, then the values, last dimension fastest.
-No memory is allocated only because a header says so.
+An IDX file is two zero bytes, a byte for the type of its values, a byte for the number of dimensions, one big-endian
+32-bit length per dimension, then the values, last dimension fastest. No memory is allocated only because a header says
+so.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from parallelcnn.arguments import as_path
-from parallelcnn.data.dataset import Array, Dataset
+from parallelcnn.data.dataset import Array, Dataset, check_label_range
 from parallelcnn.data.readers.inflate import Inflated
 from parallelcnn.errors import DataError, TrainingWarning, shown
 from parallelcnn.resources import memory_limit
@@ -40,26 +40,18 @@ _PIECE_BYTES = 1 << 15
 _MOST_INFLATED = 1032
 
 # The files of a folder: their names up to the ending, and their number of dimensions.
-_PARTS = (
-    ("train-images", 3),
-    ("train-labels", 1),
-    ("t10k-images", 3),
-    ("t10k-labels", 1),
-)
+_PARTS = (("train-images", 3), ("train-labels", 1), ("t10k-images", 3), ("t10k-labels", 1))
+_HOLDS = {1: "labels", 3: "images"}
 
 
 def read_idx(path: PathLike) -> Array:
     """Read one IDX file of unsigned bytes, plain or gzipped.
 
-    The first bytes tell whether it is gzipped, not the name: some browsers unpack a file and keep
-    its name.
-
-    Args:
-        path: the file; messages name it as it is written here.
+    The first bytes tell whether it is gzipped, not the name: some browsers unpack a file and keep its name.
 
     Returns:
-        A uint8 array of the shape in the header, 1 to 4 dimensions, none of them 0. The file is
-        read, not memory-mapped: shortening a mapped file kills the process without a message.
+        A uint8 array of the shape in the header, 1 to 4 dimensions, none of them 0. The file is read, not
+        memory-mapped: shortening a mapped file kills the process without a message.
 
     Raises:
         DataError: if the file cannot be read, or is not exactly what its header says.
@@ -83,7 +75,7 @@ def open_content(path: PathLike) -> Inflated | BufferedReader:
         DataError: if it is no regular file, or is named .gz and is neither gzip nor IDX.
         OSError: if it cannot be opened.
     """
-    # Opening a named pipe would wait for a writer, perhaps for ever.
+    # Opening a named pipe would wait for a writer, perhaps without end.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise DataError(f"{path}: must be a file, not a folder or a device")
     with open(path, "rb") as file:
@@ -102,12 +94,12 @@ def load_idx_folder(
 ) -> tuple[Dataset, Dataset]:
     """Load a training and a test set from a folder of four IDX files with MNIST's names.
 
-    The names are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte`
-    and `t10k-labels-idx1-ubyte`, each also with `.gz` behind it, with `.idx` for `-idx`, or in a
-    folder of its own name. Of several the first that can be read is taken, and a warning says so.
+    The names are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
+    `t10k-labels-idx1-ubyte`, each also with `.gz` behind it, with `.idx` for `-idx`, or in a folder of its own name. Of
+    several the first that can be read is taken, and a warning says so.
 
     Args:
-        folder: where the files lie.
+        folder: the folder of the files.
         name: of the data in reports; None: the folder as written.
         classes: number of classes; None: the largest training label plus one.
 
@@ -118,38 +110,29 @@ def load_idx_folder(
         DataError: if a file is missing or damaged, or the four do not belong together.
     """
     folder = as_path("folder", folder)
-    found = find_idx_files(folder)
+    found = _find_files(folder)
     # Before the contents are read: what does not fit together may be large.
     _check_shapes([_claimed_shape(paths, ndim) for paths, (_, ndim) in zip(found, _PARTS, strict=True)])
     parts = [_read_part(paths, ndim) for paths, (_, ndim) in zip(found, _PARTS, strict=True)]
-    paths = [path for path, _ in parts]
     _check_shapes([(path, values.shape) for path, values in parts])
-    train_images, train_labels, test_images, test_labels = (values for _, values in parts)
+    paths, (train_images, train_labels, test_images, test_labels) = zip(*parts, strict=True)
     others = [path for some in found for path in some if path not in paths]
     if others:
-        names = (", ".join(os.path.relpath(path, folder) for path in some) for some in (paths, others))
-        message = "{}: some files are there more than once; taken: {}; not taken: {}".format(folder, *names)
+        taken, not_taken = (", ".join(os.path.relpath(path, folder) for path in some) for some in (paths, others))
+        message = f"{folder}: some files are there more than once; taken: {taken}; not taken: {not_taken}"
         warnings.warn(shown(message), TrainingWarning, stacklevel=2)
     if classes is None:
         classes = int(train_labels.max()) + 1
         if classes < 2:
             raise DataError(f"{paths[1]}: labels must name at least 2 classes, all are 0")
-    for path, labels in ((paths[1], train_labels), (paths[3], test_labels)):
-        _check_labels(path, labels, classes)
+    check_label_range(paths[1], train_labels, classes)
+    check_label_range(paths[3], test_labels, classes)
     name = name or str(folder)
-    return (
-        Dataset(train_images, train_labels, classes, name),
-        Dataset(test_images, test_labels, classes, name),
-    )
+    return Dataset(train_images, train_labels, classes, name), Dataset(test_images, test_labels, classes, name)
 
 
-def find_idx_files(folder: Path) -> list[list[str]]:
-    """Paths of training images, training labels, test images and test labels in a folder; of each, best first.
-
-    Raises:
-        DataError: if the folder cannot be read, or one of the four is there under none of its
-            names.
-    """
+def _find_files(folder: Path) -> list[list[str]]:
+    """Paths of training images, training labels, test images and test labels in a folder; of each, best first."""
     try:
         os.listdir(folder)
     except FileNotFoundError:
@@ -177,20 +160,19 @@ def find_idx_files(folder: Path) -> list[list[str]]:
 
 def _read_array(path: PathLike, content: Inflated | BufferedReader) -> Array:
     shape = _read_shape(path, content)
-    claimed = prod(shape)
+    claimed, size = prod(shape), os.fstat(content.fileno()).st_size
+    says = f"its header says {_times(shape)} = {claimed:,} bytes"
     if isinstance(content, BufferedReader):
-        held = os.fstat(content.fileno()).st_size - content.tell()
+        held = size - content.tell()
         if held != claimed:
-            raise DataError(_wrong_length(path, shape, held, f"{held:,}"))
-        _check_memory(claimed)
+            raise DataError(f"{path}: is {'truncated' if held < claimed else 'too long'}: {says}, but {held:,} follow")
+    elif claimed > _MOST_INFLATED * size:
+        most = f"{_MOST_INFLATED * size:,}"
+        raise DataError(f"{path}: is truncated: {says}, but a gzip file of {size:,} bytes holds at most {most}")
+    if claimed > memory_limit()[0]:  # Linux grants memory that does not exist, and kills the process that uses it
+        raise MemoryError
+    if isinstance(content, BufferedReader):
         return np.fromfile(content, np.uint8).reshape(shape)
-    size = os.fstat(content.fileno()).st_size
-    if claimed > _MOST_INFLATED * size:
-        raise DataError(
-            f"{path}: is truncated: its header says {_times(shape)} = {claimed:,} bytes, "
-            f"but a gzip file of {size:,} bytes holds at most {_MOST_INFLATED * size:,}"
-        )
-    _check_memory(claimed)
     values = np.empty(claimed, np.uint8)
     held = 0
     while held < claimed and (piece := content.read1(min(_PIECE_BYTES, claimed - held))):
@@ -198,15 +180,11 @@ def _read_array(path: PathLike, content: Inflated | BufferedReader) -> Array:
         held += len(piece)
     # Reading on finds surplus data, and makes zlib compare the checksum at the end.
     surplus = content.read(1)
-    if held < claimed or surplus:
-        raise DataError(_wrong_length(path, shape, held, "more" if surplus else f"{held:,}"))
+    if held < claimed:
+        raise DataError(f"{path}: is truncated: {says}, but {held:,} follow")
+    if surplus:
+        raise DataError(f"{path}: is too long: {says}, but more follow")
     return values.reshape(shape)
-
-
-def _check_memory(n_bytes: int) -> None:
-    """Linux gives memory that is not there, and kills who uses it."""
-    if n_bytes > memory_limit()[0]:
-        raise MemoryError
 
 
 def _read_shape(path: PathLike, content: Inflated | BufferedReader) -> tuple[int, ...]:
@@ -237,38 +215,26 @@ def _read_shape(path: PathLike, content: Inflated | BufferedReader) -> tuple[int
     return shape
 
 
-def _wrong_length(path: PathLike, shape: tuple[int, ...], held: int, follow: str) -> str:
-    claimed = prod(shape)
-    verdict = "truncated" if held < claimed else "too long"
-    return f"{path}: is {verdict}: its header says {_times(shape)} = {claimed:,} bytes, but {follow} follow"
-
-
 def _read_part(paths: list[str], ndim: int) -> tuple[str, Array]:
     """The first of the files that holds what it should, images or labels by the number of dimensions."""
     failures = []
     for path in paths:
         try:
-            values = _read_one(path, ndim)
+            values = read_idx(path)
+            if values.ndim != ndim and values.ndim in _HOLDS:
+                raise DataError(
+                    f"{path}: holds {_HOLDS[values.ndim]} where {_HOLDS[ndim]} are expected: were the files swapped?"
+                )
+            if values.ndim != ndim:
+                raise DataError(f"{path}: {_HOLDS[ndim]} must have {ndim} dimensions, got {values.ndim}")
         except DataError as error:
             failures.append(error)
             continue
         for failure in failures:
             warnings.warn(shown(f"{failure}; taking {path} instead"), TrainingWarning, stacklevel=3)
-        return path, values
+        # numpy's usual integer, so that one compiled kernel serves labels from anywhere.
+        return path, values.astype(np.int64) if ndim == 1 else values
     raise failures[0]
-
-
-def _read_one(path: str, ndim: int) -> Array:
-    values = read_idx(path)
-    if values.ndim != ndim:
-        holds = {1: "labels", 3: "images"}
-        if values.ndim in holds:
-            raise DataError(
-                f"{path}: holds {holds[values.ndim]} where {holds[ndim]} are expected: were the files swapped?"
-            )
-        raise DataError(f"{path}: {holds[ndim]} must have {ndim} dimensions, got {values.ndim}")
-    # numpy's usual integer, so that one compiled kernel serves labels from anywhere.
-    return values.astype(np.int64) if ndim == 1 else values
 
 
 def _claimed_shape(paths: list[str], ndim: int) -> tuple[str, tuple[int, ...]] | None:
@@ -295,12 +261,6 @@ def _check_shapes(parts: Sequence[tuple[str, tuple[int, ...]] | None]) -> None:
             f"{test[0]}: test images must have the size of the training images, "
             f"{_times(train[1][1:])}, got {_times(test[1][1:])}"
         )
-
-
-def _check_labels(path: str, labels: Array, classes: int) -> None:
-    wrong = np.flatnonzero(labels >= classes)
-    if len(wrong):
-        raise DataError(f"{path}: labels must lie in [0, {classes}), got {labels[wrong[0]]} at sample {wrong[0]:,}")
 
 
 def _times(shape: tuple[int, ...]) -> str:
