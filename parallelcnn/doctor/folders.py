@@ -74,11 +74,8 @@ def check_shared_data(folders: Sequence[Folder]) -> Finding:
     if not least.problem and least.free >= _SHARED_DATA:
         return Finding("shared data", f"in {least}")
     problem = least.problem or f"only {in_units(least.free)} free"
-    return Finding(
-        "shared data",
-        f"{least.path}: {problem}, where the ranks of a node share the data set; MNIST takes 53 MiB",
-        "export TMPDIR=FOLDER, one with more room on each node",
-    )
+    found = f"{least.path}: {problem}, where the ranks of a node share the data set; MNIST takes 53 MiB"
+    return Finding("shared data", found, "export TMPDIR=FOLDER, one with more room on each node")
 
 
 def check_cache(folders: Sequence[Folder | None], asked_for: str) -> Finding:

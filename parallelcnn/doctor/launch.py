@@ -80,11 +80,11 @@ def check_software(ranks: Sequence[Rank]) -> Finding:
     first = ranks[0]
     for rank in ranks:
         if rank.software != first.software:
-            return Finding(
-                "software",
-                f"rank 0 on {first.host} has {first.software}; rank {rank.number} on {rank.host} has {rank.software}",
-                "start all ranks from the same environment, shared by all hosts or installed alike on each",
+            found = (
+                f"rank 0 on {first.host} has {first.software}; rank {rank.number} on {rank.host} has {rank.software}"
             )
+            remedy = "start all ranks from the same environment, shared by all hosts or installed alike on each"
+            return Finding("software", found, remedy)
     return Finding("software", first.software)
 
 
@@ -92,28 +92,19 @@ def check_processors(ranks: Sequence[Rank]) -> Finding:
     kinds = {rank.processor: rank.host for rank in reversed(ranks)}
     if len(kinds) > 1:
         shown = "; ".join(f"{processor} ({host})" for processor, host in kinds.items())
-        return Finding(
-            "processor",
-            f"{shown}: every step waits for the slowest, and sums differ in their last bits",
-            "use hosts of one kind, in a SLURM job with --constraint",
-        )
+        found = f"{shown}: every step waits for the slowest, and sums differ in their last bits"
+        return Finding("processor", found, "use hosts of one kind, in a SLURM job with --constraint")
     if any(rank.interpreted for rank in ranks):
-        return Finding(
-            "processor",
-            "NUMBA_DISABLE_JIT is set: kernels run as plain Python, which is very slow",
-            "unset NUMBA_DISABLE_JIT",
-        )
+        found = "NUMBA_DISABLE_JIT is set: kernels run as plain Python, which is very slow"
+        return Finding("processor", found, "unset NUMBA_DISABLE_JIT")
     return Finding("processor", f"{ranks[0].processor}, for which kernels are compiled")
 
 
 def check_runtimes(installed: Sequence[str]) -> Finding:
     """Whether there is at most one of these: all call their launcher mpirun, and the later replaces the earlier's."""
     if len(installed) > 1:
-        return Finding(
-            "MPI runtimes",
-            f"{' and '.join(installed)} are both installed here: each has overwritten a part of the other",
-            f"pip uninstall -y {' '.join(installed)}; pip install {installed[0]}",
-        )
+        found = f"{' and '.join(installed)} are both installed here: each has overwritten a part of the other"
+        return Finding("MPI runtimes", found, f"pip uninstall -y {' '.join(installed)}; pip install {installed[0]}")
     return Finding("MPI runtimes", f"{installed[0]}, from its wheel" if installed else "none from a wheel")
 
 
@@ -136,11 +127,8 @@ def check_library(library: str) -> Finding:
         return Finding("MPI library", library.partition(",")[0])
     if launched == 1:
         return Finding("MPI library", "none, and one process needs none; for several: pip install 'parallelcnn[mpich]'")
-    return Finding(
-        "MPI library",
-        f"{library}, but {said_by}: several ranks were started",
-        "pip install 'parallelcnn[mpich]', and start with the mpirun that comes with it",
-    )
+    remedy = "pip install 'parallelcnn[mpich]', and start with the mpirun that comes with it"
+    return Finding("MPI library", f"{library}, but {said_by}: several ranks were started", remedy)
 
 
 def launcher() -> str:
@@ -169,12 +157,9 @@ def check_launcher(size: int, library: str) -> Finding:
         if not started_by:
             fitting.append(f"or, for this one process: unset {said_by.partition('=')[0]}")
         by, there = (f" by {started_by}", "that is") if started_by else ("", "there was")
-        return Finding(
-            "launcher",
-            f"{said_by} says that {launched} ranks were started{by}, but each is alone: {there} no launcher of this "
-            f"MPI library, and train would refuse",
-            "\n".join(fitting),
-        )
+        found = f"{said_by} says that {launched} ranks were started{by}, but each is alone"
+        found += f": {there} no launcher of this MPI library, and train would refuse"
+        return Finding("launcher", found, "\n".join(fitting))
     if started_by:
         return Finding("launcher", f"{started_by}, which fits: {plural(size, 'rank')} in one MPI world")
     return _check_available_launchers(library)
@@ -197,10 +182,8 @@ def _check_available_launchers(library: str) -> Finding:
     remedy = "put the mpirun of the library first on the PATH, or pip install 'parallelcnn[mpich]'"
     if own is not None and _is_open_mpi(own) == open_mpi:
         remedy = _mpirun(library, "N")
-    kind = "is not" if open_mpi else "is"
-    return Finding(
-        "launcher", f"{none}; for several there is {found}, which {kind} Open MPI's, unlike the MPI library", remedy
-    )
+    which = f"which {'is not' if open_mpi else 'is'} Open MPI's, unlike the MPI library"
+    return Finding("launcher", f"{none}; for several there is {found}, {which}", remedy)
 
 
 def _is_open_mpi(path: str) -> bool:
@@ -257,12 +240,8 @@ def check_binding(ranks: Sequence[Rank], library: str, threads: int | None, mult
         share = _fair_shares(node, [rank.cores for rank in node])
         possible = _fair_shares(node, [rank.offered for rank in node])
         if threads and threads > max(possible):
-            return Finding(
-                "cores",
-                f"{plural(threads, 'thread')} in each rank on {host}, whose part is {plural(possible, 'core')}: "
-                f"they take turns",
-                f"--threads {min(possible)}, or without this option",
-            )
+            each = f"{plural(threads, 'thread')} in each rank on {host}, whose part is {plural(possible, 'core')}"
+            return Finding("cores", f"{each}: they take turns", f"--threads {min(possible)}, or without this option")
         if not launcher():
             continue  # whoever started a process by itself on some of the cores wants it so
         wanted = [min(part, useful) for part in possible]
@@ -281,10 +260,10 @@ def check_binding(ranks: Sequence[Rank], library: str, threads: int | None, mult
             return Finding("cores", found, _unbound(len(ranks), library, max(wanted)))
     cores = plural((len(rank.cores) for rank in ranks), "core")
     computing = plural((rank.threads for rank in ranks), "thread")
-    each = " each" if len(ranks) > 1 else ""
+    who = "each rank" if len(ranks) > 1 else "the rank"
     quotas = [rank.quota for rank in ranks if rank.quota is not None]
     limit = f"; a quota or an allocation limits a node to {plural(quotas, 'core')}" if quotas else ""
-    return Finding("cores", f"{cores}{each} may be used, {computing}{each} will compute{limit}")
+    return Finding("cores", f"{who} may use {cores} and computes on {computing}{limit}")
 
 
 def _unbound(size: int, library: str, threads: int) -> str:
@@ -299,19 +278,14 @@ def _unbound(size: int, library: str, threads: int) -> str:
 
 def check_blas(ranks: Sequence[Rank]) -> Finding:
     """Whether matrix products take no cores from each other."""
-    libraries = sorted({library for rank in ranks for library, _ in rank.blas})
+    libraries = " and ".join(sorted({library for rank in ranks for library, _ in rank.blas}))
     counts = [max((count for _, count in rank.blas), default=1) for rank in ranks]
-    found = (
-        f"{plural(counts, 'thread')} of {' and '.join(libraries)} in each of a rank's threads; numba's own are not used"
-    )
+    found = f"{plural(counts, 'thread')} of {libraries} in each of a rank's threads; numba's own are not used"
     for node in _nodes(ranks):
         wanted, capacity = sum(counts[rank.number] * rank.threads for rank in node), _capacity(node)
         if max(counts[rank.number] for rank in node) > 1 and wanted > capacity:
-            return Finding(
-                "BLAS",
-                f"{found}: {wanted} on the {plural(capacity, 'core')} of {node[0].host}",
-                "export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1",
-            )
+            found += f": {wanted} on the {plural(capacity, 'core')} of {node[0].host}"
+            return Finding("BLAS", found, "export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1")
     return Finding("BLAS", found)
 
 
@@ -324,11 +298,8 @@ def check_clocks(ranks: Sequence[Rank], offsets: Sequence[float]) -> Finding:
     worst, offset = max(zip(ranks, map(abs, offsets), strict=True), key=lambda pair: pair[1])
     if offset <= 1:
         return Finding("clocks", f"within {offset:.2g} s of each other")
-    return Finding(
-        "clocks",
-        f"{worst.host} is {offset:.0f} s off {ranks[0].host}: files look older or newer than they are",
-        "synchronise them: timedatectl set-ntp true, as root on both",
-    )
+    found = f"{worst.host} is {offset:.0f} s off {ranks[0].host}: files look older or newer than they are"
+    return Finding("clocks", found, "synchronise them: timedatectl set-ntp true, as root on both")
 
 
 def _nodes(ranks: Sequence[Rank]) -> list[list[Rank]]:

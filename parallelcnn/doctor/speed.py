@@ -149,11 +149,10 @@ def check_load(speed: Speed) -> Finding:
     """Whether other programs take cores from the ranks."""
     if speed.taken <= _MOST_TAKEN:
         return Finding("other programs", "take no core that the ranks need")
-    return Finding(
-        "other programs",
-        f"took the time of {speed.taken:.1f} cores that the ranks of a node need, which makes the times below longer",
-        "run top to find them, or try again later",
+    found = (
+        f"took the time of {speed.taken:.1f} cores that the ranks of a node need, which makes the times below longer"
     )
+    return Finding("other programs", found, "run top to find them, or try again later")
 
 
 def check_sum(speed: Speed, size: int, batch_size: int) -> Finding:
