@@ -105,6 +105,11 @@ def durations_of(steps: Array, passes: Array, latest: Array, threads: int) -> Ar
     )
 
 
+def by_layer(phases: Array, layers: int) -> tuple[Array, Array]:
+    """The numbers of each layer forwards, and of each backwards, from those of all phases (the last axis)."""
+    return phases[..., 2 : 2 + layers], phases[..., 2 + 2 * layers : 2 + layers : -1]
+
+
 def rates_of(durations: Array, flops: Array, passes: Array, threads: int) -> Array:
     """GFLOP/s of one thread by step and layer, (steps, 2 * layers): forwards, then backwards.
 
@@ -112,8 +117,6 @@ def rates_of(durations: Array, flops: Array, passes: Array, threads: int) -> Arr
         durations, passes: see `durations_of`.
         flops: see `flops_of`.
     """
-    layers = len(flops) // 2
-    forward, backward = durations[:, 2 : 2 + layers], durations[:, 3 + layers : 3 + 2 * layers]
-    nanoseconds = np.concatenate([forward, backward[:, ::-1]], axis=1)
+    nanoseconds = np.concatenate(by_layer(durations, len(flops) // 2), axis=1)
     samples = np.bincount(passes[:, STEP], passes[:, SAMPLES], minlength=len(durations))
     return flops * samples[:, np.newaxis] / np.maximum(nanoseconds * threads, 1)

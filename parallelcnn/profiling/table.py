@@ -7,7 +7,7 @@ import numpy as np
 from parallelcnn.layers.base import Array
 from parallelcnn.wording import plural
 
-from .profile import Profile
+from .profile import Profile, by_layer
 
 _COLUMNS = ["order", "load", "forward", "loss", "backward", "join", "wait", "reduce", "update", "report"]
 
@@ -25,8 +25,8 @@ def table(profile: Profile) -> str:
 
 def _by_column(phases: Array, layers: int) -> list[float]:
     """Seconds of the phases in the order of _COLUMNS: those of the layers are summed, forwards and backwards."""
-    forward, backward = phases[2 : 2 + layers].sum(), phases[3 + layers : 3 + 2 * layers].sum()
-    return [*phases[:2], forward, phases[2 + layers], backward, *phases[3 + 2 * layers :]]
+    forward, backward = by_layer(phases, layers)
+    return [*phases[:2], forward.sum(), phases[2 + layers], backward.sum(), *phases[3 + 2 * layers :]]
 
 
 def _overview(profile: Profile) -> str:
@@ -60,18 +60,18 @@ def _layers(profile: Profile) -> list[list[str]]:
     total = np.mean([rank.total for rank in profile.ranks], axis=0)
     rates = np.mean([rank.rates for rank in profile.ranks], axis=0)
     shares = np.mean([rank.rates / rank.matrix_rate for rank in profile.ranks], axis=0)
+    seconds = np.concatenate(by_layer(median, n))
+    parts = np.sum(by_layer(total, n), axis=0) / total.sum()
     rows = [
         ["layer, as it runs", "forward us", "GFLOP/s", "of machine", "backward us", "GFLOP/s", "of machine", "of time"]
     ]
     for i, layer in enumerate(profile.layers):
-        forward, backward = 2 + i, 2 + 2 * n - i
         row = [layer]
-        for phase, rate in ((forward, i), (backward, n + i)):
-            row.append(_digits(1e6 * median[phase]))
-            row += [f"{rates[rate]:.1f}", f"{100 * shares[rate]:.0f} %"] if profile.flops[rate] else ["-", "-"]
-        rows.append([*row, f"{100 * (total[forward] + total[backward]) / total.sum():.1f} %"])
-    others = total.sum() - total[2 : 2 + n].sum() - total[3 + n : 3 + 2 * n].sum()
-    rows.append(["outside layers", *[""] * 6, f"{100 * others / total.sum():.1f} %"])
+        for k in (i, n + i):
+            row.append(_digits(1e6 * seconds[k]))
+            row += [f"{rates[k]:.1f}", f"{100 * shares[k]:.0f} %"] if profile.flops[k] else ["-", "-"]
+        rows.append([*row, f"{100 * parts[i]:.1f} %"])
+    rows.append(["outside layers", *[""] * 6, f"{100 * (1 - parts.sum()):.1f} %"])
     return rows
 
 
