@@ -129,7 +129,7 @@ class Run:
             if directory is None:
                 return None
             newest = None
-            if options.resume == "auto":  # now that it is locked: before, another run may save and delete checkpoints
+            if options.resume == "auto":  # once the directory is locked, no other run deletes checkpoints
                 newest = self._checked(self._checkpoint_folder(directory.path).newest())
             directory.open(resume=newest is not None)
             return newest

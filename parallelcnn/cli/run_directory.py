@@ -276,8 +276,7 @@ def plot_losses(path: Path, history: History) -> None:
     axes.plot(steps, tests, "o", color="tab:red", label="test loss")
     if min(losses.min(), *tests) > 0:
         axes.set_yscale("log")
-    axes.set_xlabel("minibatch")
-    axes.set_ylabel("loss")
+    axes.set(xlabel="minibatch", ylabel="loss")
     axes.legend()
     axes.grid(alpha=0.3)
     content = io.BytesIO()
