@@ -10,9 +10,9 @@ import pytest
 from launch import parallelcnn
 
 from parallelcnn.comm import Serial
-from parallelcnn.doctor import Finding, folders, load, speed
+from parallelcnn.doctor import Finding, folders, speed
 from parallelcnn.doctor import launch as launches
-from parallelcnn.doctor.finding import in_units
+from parallelcnn.wording import in_units, listed, plural
 
 OPEN_MPI, MPICH = "Open MPI v5.0.11", "MPICH Version: 5.0.2"
 MUCH_WORK = 10**12
@@ -86,7 +86,7 @@ def test_the_folder_for_results_is_looked_at(tmp_path):
     missing = tmp_path / "a" / "b"
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
-    for folder, said in ((missing, "there is no such folder"), (in_the_way, "this is no folder")):
+    for folder, said in ((missing, "there is no such folder"), (in_the_way, "this is not a folder")):
         ran = parallelcnn("doctor", "--folder", folder)
         lines = require_sound(ran)
         assert lines["results"] == (False, f"{folder}: {said}")
@@ -184,6 +184,7 @@ def _no_launcher(monkeypatch):
 def ranks_on(cores_of_ranks, offered=range(16), **facts):
     """Ranks of one node, each of which may use some of its cores."""
     rank = launches.Rank(
+        number=0,
         host="node7",
         node=0,
         software="parallelcnn 1",
@@ -195,7 +196,10 @@ def ranks_on(cores_of_ranks, offered=range(16), **facts):
         threads=1,
         blas=(("openblas", 1),),
     )
-    return [dataclasses.replace(rank, cores=frozenset(cores), **facts) for cores in cores_of_ranks]
+    return [
+        dataclasses.replace(rank, number=number, cores=frozenset(cores), **facts)
+        for number, cores in enumerate(cores_of_ranks)
+    ]
 
 
 def test_ranks_bound_to_fewer_cores_than_they_have_threads_for_are_told_how_to_be_unbound(monkeypatch):
@@ -203,7 +207,7 @@ def test_ranks_bound_to_fewer_cores_than_they_have_threads_for_are_told_how_to_b
     found = launches.check_binding(ranks_on([{0}, {1}]), OPEN_MPI, None, MUCH_WORK)
     assert found == Finding(
         "cores",
-        "ranks 0, 1 on node7 may use 1 core each, where 8 threads would be of use",
+        "ranks 0, 1 on node7 may use 1 core each, where 8 threads would be useful",
         "mpirun --bind-to none -n 2 parallelcnn train ...\n"
         "or, each on cores of its own: mpirun --map-by slot:PE=8 -n 2 parallelcnn train ...",
     )
@@ -240,7 +244,7 @@ def test_ranks_that_share_a_core_while_others_are_idle_are_found(monkeypatch):
 def test_more_threads_than_cores_are_too_many():
     found = launches.check_binding(ranks_on([range(4)] * 2, offered=range(4)), MPICH, 3, MUCH_WORK)
     assert found.found == "3 threads in each rank on node7, whose part is 2 cores: they take turns"
-    assert found.remedy == "--threads 2, or leave it away"
+    assert found.remedy == "--threads 2, or without this option"
 
 
 def test_more_ranks_than_cores_are_too_many():
@@ -309,7 +313,7 @@ def test_half_a_file_that_a_reader_meets_is_found(tmp_path, monkeypatch):
 
 
 def test_locks_that_do_not_hold_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders.fcntl, "flock", lambda *_: None)
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
     assert folders.try_folder(tmp_path, 10).problem.startswith("two programs can hold the same lock")
 
 
@@ -372,13 +376,13 @@ def test_programs_that_take_the_ranks_cores_are_noticed(tmp_path, monkeypatch):
 
     def tick(*_):
         now = next(clocks)
-        monkeypatch.setattr(load.time, "perf_counter", lambda: now[0])
-        monkeypatch.setattr(load.time, "process_time", lambda: now[1])
-        monkeypatch.setattr(load, "busy_seconds", lambda _: now[2])
+        monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+        monkeypatch.setattr(speed.time, "process_time", lambda: now[1])
+        monkeypatch.setattr(speed, "busy_seconds", lambda _: now[2])
 
     for threads, lacking in ((1, 0.0), (2, 1.8)):
         tick()
-        watch = load.Load(range(4), threads)
+        watch = speed.Load(range(4), threads)
         tick()
         assert watch.taken(TwoOnThisNode()) == pytest.approx(lacking)
 
@@ -389,10 +393,22 @@ def test_what_cores_did_is_read_from_the_systems_account(tmp_path):
         "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 100 20 30 999 999 1 2 47 50 0\ncpu1 7 0 0 9 9 0 0 0 0 0\nintr 8 9\n"
     )
     second = os.sysconf("SC_CLK_TCK")
-    assert load.busy_seconds({0, 5}, stat) == 200 / second
-    assert load.busy_seconds({0, 1}, stat) == 207 / second
-    assert load.busy_seconds({0, 1}, tmp_path / "none") == 0
+    assert speed.busy_seconds({0, 5}, stat) == 200 / second
+    assert speed.busy_seconds({0, 1}, stat) == 207 / second
+    assert speed.busy_seconds({0, 1}, tmp_path / "none") == 0
     assert not speed.check_load(speed.Speed(1, 1, 1, 1, 1, taken=0.8, nbytes=1)).ok
+
+
+def test_counts_and_lists_are_written_as_people_say_them():
+    assert [plural(n, "core") for n in (1, 0, 1_234, [1, 1], (4, 2))] == [
+        "1 core",
+        "0 cores",
+        "1,234 cores",
+        "1 core",
+        "2 to 4 cores",
+    ]
+    assert listed(range(8)) == "0, 1, 2, 3, 4, 5, 6, 7"
+    assert listed(range(9)) == "0, 1, 2, 3, 4, 5, 6, 7, ..."
 
 
 def test_sizes_are_written_as_people_read_them():

@@ -12,6 +12,7 @@ import small
 
 import parallelcnn as pc
 from parallelcnn import cli
+from parallelcnn.cli import run_directory
 from parallelcnn.cli.metrics import MetricsFile, evaluation_row, loss_row, rows_of
 from parallelcnn.cli.run_directory import RunDirectory, RunReporter
 from parallelcnn.errors import InputError, TrainingWarning
@@ -277,6 +278,26 @@ def test_a_new_directory_that_cannot_be_created_costs_checkpoints_but_no_step(fo
     assert err[0].startswith("parallelcnn: warning: no checkpoint after minibatch 3 (No space left on device")
     assert err[-1] == "parallelcnn: error: [Errno 28] No space left on device"
     assert out.read_text() == "a file"
+
+
+def test_a_new_directory_that_another_run_locks_first_is_not_touched(tmp_path, monkeypatch):
+    directory, others = opened(tmp_path / "out"), []
+    make_new = run_directory._make_new
+
+    def make_new_and_be_late(*arguments):
+        new = make_new(*arguments)
+        if new.name == "out-2":
+            others.append(opened(new))
+        return new
+
+    monkeypatch.setattr(run_directory, "_make_new", make_new_and_be_late)
+    shutil.rmtree(tmp_path / "out")
+    with pytest.warns(TrainingWarning, match="out-3"):
+        directory.stay_ours()
+    (other,) = others
+    assert (tmp_path / "out-2" / ".lock").read_text() == other.token
+    for one in (directory, other):
+        one.close()
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])

@@ -58,15 +58,17 @@ def _main(arguments: list[str] | None) -> int:
         hold_stop_signals()
     let_interrupts_end_the_process()
     from parallelcnn.comm import Serial
-    from parallelcnn.resilience.watchdog import Watchdog
+    from parallelcnn.resilience.watchdog import Watchdog, check_timeout
 
     parser, commands = _parsers()
     try:
         options, unknown = parser.parse_known_args(arguments)
         if unknown:
             raise UsageError(_describe_unknown(unknown[0], options.command, commands))
-        if prepare := getattr(options, "prepare", None):
-            prepare(options)
+        if "prepare" in options:
+            options.prepare(options)
+        if "timeout" in options:
+            check_timeout(options.timeout)
     except UsageError as error:
         return _say_once(2, str(error))
     except InputError as error:
@@ -79,7 +81,11 @@ def _main(arguments: list[str] | None) -> int:
         return _say_once(2, parser.format_help())
     comm: Transport = Serial()
     try:
-        comm = _world(options.strict, options.timeout)
+        if options.strict is not None:  # None: a command of one process
+            from parallelcnn.resilience.world import world
+
+            with contextlib.nullcontext() if options.strict else contextlib.suppress(LaunchError):
+                comm = world(strict=options.strict, timeout=options.timeout)
         with Watchdog(comm, options.timeout):
             code = options.run(options, comm)
         if code == 0 and options.run is not train.run:  # whose results are files
@@ -92,7 +98,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _check_output() -> int:
-    """1 if something that was printed could not be written, with a message unless the reader has gone; otherwise 0."""
+    """1 if output is lost, with a message unless its reader has closed the pipe; otherwise 0."""
     error = lost_output()
     if error is not None and not isinstance(error, BrokenPipeError):
         say(f"parallelcnn: error: the output cannot be written: {error.strerror}", sys.stderr)
@@ -117,7 +123,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
 
 
 def _describe_unknown(argument: str, command: str | None, commands: dict[str, Parser]) -> str:
-    """What to say of an argument that the parser does not know."""
+    """The message about an argument that the parser does not know."""
     name = f"parallelcnn {command}" if command else "parallelcnn"
     if not argument.startswith("-"):
         return f"{name}: error: unexpected argument {argument!r}; see {name} --help"
@@ -125,29 +131,6 @@ def _describe_unknown(argument: str, command: str | None, commands: dict[str, Pa
     known = re.findall(r"--[a-z][a-z-]*", commands[command].format_help()) if command else ["--help", "--version"]
     near = difflib.get_close_matches(option, known, n=1)
     return f"{name}: error: no option {option!r}: {f'did you mean {near[0]!r}?' if near else f'see {name} --help'}"
-
-
-def _world(strict: bool | None, timeout: float) -> "Transport":
-    """All ranks. If the launch is wrong: LaunchError if `strict`, otherwise this process alone.
-
-    None: this process alone, and MPI is not started.
-    """
-    from parallelcnn.comm import Serial
-    from parallelcnn.resilience.watchdog import check_timeout
-    from parallelcnn.resilience.world import world
-
-    if strict is None:
-        return Serial()
-    try:
-        check_timeout(timeout)
-    except InputError as error:  # before the ranks know of each other
-        raise LaunchError(str(error)) from None
-    try:
-        return world(strict=strict, timeout=timeout)
-    except LaunchError:
-        if strict:
-            raise
-        return Serial()
 
 
 def _code_of_rank(code: int, comm: "Transport") -> int:
@@ -174,23 +157,20 @@ def _fail(error: BaseException, comm: "Transport") -> int:
     """Print the error and return the exit code. If only this rank has failed, end all ranks."""
     from parallelcnn.resilience.ending import abort_after_interrupt, end_all
 
-    code = 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
     together = comm.size == 1 or getattr(error, "on_all_ranks", False)
     who = "" if together else f"rank {comm.rank} of {comm.size}: "
-    message = ""
-    if together and comm.rank != 0:
-        pass
+    code = 2 if isinstance(error, InputError) else 1
+    if isinstance(error, KeyboardInterrupt):
+        if not together:
+            abort_after_interrupt(comm)
+        code, message = 130, "parallelcnn: interrupted"
     elif isinstance(error, ParallelCNNError | OSError | MemoryError):
         message = f"parallelcnn: error: {who}{str(error) or 'out of memory'}"
-    elif isinstance(error, KeyboardInterrupt) and together:
-        message = "parallelcnn: interrupted"
-    elif isinstance(error, KeyboardInterrupt):
-        abort_after_interrupt(comm)
     else:
         message = f"parallelcnn: {who}failed\n{''.join(traceback.format_exception(error)).rstrip()}"
     if not together:
         end_all(comm, code, message)
-    if message:
+    if comm.rank == 0:
         say(message, sys.stderr)
     comm.barrier()  # a launcher kills the others when one rank exits: print first
     return code

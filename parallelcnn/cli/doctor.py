@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parallelcnn.cli.options import add_batch_size_option, add_model_option, add_rank_options, path
+from parallelcnn.cli.options import add_setting, path
 from parallelcnn.cli.output import say
+from parallelcnn.wording import plural
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
@@ -28,17 +29,15 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog=_EXAMPLES,
     )
     parser.set_defaults(run=run, strict=False)
-    planned = parser.add_argument_group("the training that you plan")
-    add_model_option(planned)
-    add_batch_size_option(planned)
-    add_rank_options(planned)
+    planned = parser.add_argument_group("the planned training")
+    for name in ("model", "batch_size", "threads", "timeout"):
+        add_setting(planned, name)
     planned.add_argument(
         "--folder", type=path, default=".", metavar="DIR", help="directory for the results [default: the current one]"
     )
 
 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
-    from parallelcnn.cli.summary import plural
     from parallelcnn.comm import run_together
     from parallelcnn.doctor import examine, some_images
     from parallelcnn.models import find_model
@@ -48,7 +47,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.training.threads import check_threads
 
     if comm.size == 1 and launched_rank() != 0:
-        return 0  # alone although several were started; rank 0 is alone, too, and reports it
+        return 0  # each rank is alone, although several were started: rank 0 reports it
     images = some_images(options.batch_size)
 
     def build() -> "NetworkHandler":

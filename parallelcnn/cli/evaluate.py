@@ -7,17 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallelcnn.cli.options import (
-    add_data_options,
-    add_model_option,
-    add_rank_options,
-    load_data_sets,
-    path,
-    warn_of_too_many_threads,
-)
+from parallelcnn.cli.options import add_setting, load_data_sets, path, warn_of_too_many_threads
 from parallelcnn.cli.output import say
 from parallelcnn.errors import InputError
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
+from parallelcnn.training.config import NETWORK, RANKS
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
@@ -43,10 +37,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.set_defaults(run=run, strict=True)
     parser.add_argument("file", type=path, metavar="MODEL", help="model.npz, or the run directory that holds it")
-    network = parser.add_argument_group("network and data")
-    add_data_options(network, default=None)
-    add_model_option(network, default=None, note="; needed only if its layers are your own")
-    add_rank_options(parser.add_argument_group("ranks and threads"))
+    network, ranks = (parser.add_argument_group(title) for title in (NETWORK, RANKS))
+    add_setting(network, "data", " [default: the data of the run]", default=None)
+    add_setting(network, "data_dir")
+    add_setting(network, "model", "; needed only if its layers are your own", default=None)
+    add_setting(ranks, "threads")
+    add_setting(ranks, "timeout")
 
 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
@@ -74,31 +70,24 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     file, summary = run_together(comm, find)
     warn_of_too_many_threads(options, comm)
     summary = comm.allgather(summary)[0]
-    trained_on, replaced = summary.get("data"), options.data is not None
-
-    def choose_data() -> None:
-        if replaced:
-            return
+    trained_on, other_data = summary.get("data"), options.data is not None
+    if not other_data:
         if trained_on is None:
             raise InputError(
                 f"evaluate needs --data NAME|DIR: {file.with_name('summary.json')}, "
                 f"which would say what {file} was trained on, is missing or unreadable"
-            )
-        options.data = trained_on
+            ).together()
         directory = summary.get("data_directory")
-        if trained_on != "mnist":
-            options.data = directory or trained_on
-        elif options.data_dir is None:
+        options.data = trained_on if trained_on == "mnist" else directory or trained_on
+        if trained_on == "mnist" and options.data_dir is None:
             options.data_dir = directory
-
-    run_together(comm, choose_data)
     with show_compilation(comm, sys.stderr):
         _, test_set = load_data_sets(options, comm)
 
     def load() -> "NetworkHandler":
         layers = None if options.model is None else find_model(options.model, test_set.classes)
         network = load_model(file, layers)
-        if not replaced and summary["parameters_sha256"] != network.parameters_sha256():
+        if not other_data and summary["parameters_sha256"] != network.parameters_sha256():
             raise InputError(
                 f"evaluate needs --data NAME|DIR: {file.with_name('summary.json')} is about another model than {file}"
             )
@@ -112,7 +101,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
         compile_in_turns(comm, lambda: evaluate(network, one_sample, Serial(), threads=1))
     result = evaluate(network, test_set, comm, threads=options.threads)
     if comm.rank == 0:
-        if replaced and trained_on is not None and trained_on != test_set.name:
+        if other_data and trained_on is not None and trained_on != test_set.name:
             say(f"trained on {trained_on}, evaluated on {test_set.name}")
         say(f"{test_set.name}: test loss {result.loss:.4f}, test accuracy {percent(result.accuracy)}")
     return 0

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from parallelcnn._version import __version__
 from parallelcnn.cli.output import say
+from parallelcnn.training.config import TrainConfig
+from parallelcnn.wording import plural
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
@@ -14,20 +16,18 @@ if TYPE_CHECKING:
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     about = "versions, MPI library, ranks, hosts, cores and threads"
     parser = commands.add_parser("info", help=f"show {about}", description=f"Show {about}.")
-    parser.set_defaults(run=run, strict=False, timeout=300.0)
+    parser.set_defaults(run=run, strict=False, timeout=TrainConfig.timeout)
 
 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
     import numba
     import numpy as np
 
-    from parallelcnn.cli.summary import plural
     from parallelcnn.comm import hosts, mpi_library
     from parallelcnn.resilience.launch import launched_ranks
     from parallelcnn.resources import usable_cores
     from parallelcnn.training.threads import blas_threads, choose_threads
 
-    _ = np.zeros((2, 2)) @ np.zeros((2, 2))  # loads numpy's BLAS, for `blas_threads`
     all_hosts = hosts(comm)
     cores = comm.allgather(len(usable_cores()))
     threads = comm.allgather(choose_threads(comm, None))
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     say(f"MPI library    {mpi_library()}")
     say(f"ranks          {comm.size}")
     if launched > 1 and comm.size == 1:
-        say(f"               but {said_by}: each rank is alone; `parallelcnn train` says which launcher is right")
+        say(f"               but {said_by}: each rank is alone; `parallelcnn doctor` names the right launcher")
     for rank, host in enumerate(all_hosts):
         may_use, computes_on = plural(cores[rank], "core"), plural(threads[rank], "thread")
         say(f"    rank {rank:<6} {host}, may use {may_use}, computes on {computes_on} by default")

@@ -28,7 +28,6 @@ def loss_row(step: int, epoch: int, loss: float) -> str:
 
 
 def evaluation_row(step: int, epoch: int, result: Evaluation) -> str:
-    """The row of an evaluation."""
     test_loss = result.loss if math.isfinite(result.loss) else None
     row = {"step": step, "epoch": epoch, "test_loss": test_loss, "test_accuracy": result.accuracy}
     return json.dumps(row) + "\n"
@@ -72,7 +71,6 @@ class MetricsFile:
         self._try_again_at = 0.0
 
     def append(self, row: str, *, flush: bool) -> None:
-        """Add a row."""
         if self._file is None:
             return
         try:
@@ -83,7 +81,6 @@ class MetricsFile:
             self._drop(error)
 
     def append_loss(self, step: int, epoch: int, loss: float) -> None:
-        """Add the row of a minibatch."""
         self.append(loss_row(step, epoch, loss), flush=step % _ROWS_AT_ONCE == 0)
 
     def start_again(self, path: Path) -> None:
@@ -116,19 +113,12 @@ class MetricsFile:
             self._try_again_at = now + _PAUSE_FACTOR * (now - started)
 
     def close(self) -> None:
-        """Write what is still buffered."""
-        if self._file is not None:
-            try:
-                self._file.flush()
-            except OSError as error:
-                self._drop(error)
+        self.append("", flush=True)
         self._close()
 
     def _is_whole(self) -> bool:
-        if self._file is None:
-            return False
         try:
-            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
+            return self._file is not None and os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
         except OSError:
             return False
 

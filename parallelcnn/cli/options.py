@@ -5,10 +5,14 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from parallelcnn.training.config import TrainConfig, settings
+from parallelcnn.wording import plural
+
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
     from parallelcnn.data import Dataset
-    from parallelcnn.training.config import TrainConfig
+
+_SETTINGS = {one.name: (one.default, setting) for one, setting in settings()}
 
 
 def path(text: str) -> str:
@@ -43,69 +47,29 @@ class Parser(argparse.ArgumentParser):
             super().print_help(file)
 
 
-def add_data_options(parser: argparse._ActionsContainer, default: str | None = "digits") -> None:
-    """Add --data and --data-dir.
+def add_setting(group: argparse._ActionsContainer, name: str, note: str | None = None, **changes: Any) -> None:
+    """Add the option of a field of `TrainConfig`.
 
     Args:
-        default: None: the data of the run.
+        note: the end of its help, instead of the default.
+        changes: to the arguments of `add_argument`.
     """
-    parser.add_argument(
-        "--data",
-        type=data_name_or_path,
-        default=default,
-        metavar="NAME|DIR",
-        help=f"digits, mnist, or a directory with the four IDX files [default: {default or 'the data of the run'}]",
-    )
-    parser.add_argument(
-        "--data-dir",
-        type=path,
-        metavar="DIR",
-        help="directory of MNIST's files; by default the cache, filled by a download",
-    )
+    default, setting = _SETTINGS[name]
+    keywords: dict[str, Any] = {"default": default, "help": setting.help}
+    if setting.kind is bool:
+        keywords["action"] = "store_true"
+    else:
+        shown = f"{default:g}" if isinstance(default, float) else default
+        keywords["help"] += note if note is not None else f" [default: {shown}]" if default is not None else ""
+        keywords["metavar"] = setting.metavar
+        keywords["type"] = data_name_or_path if name == "data" else path if setting.is_path else setting.kind
+        if setting.alone is not None:
+            keywords |= {"nargs": "?", "const": setting.alone}
+    group.add_argument(f"--{name.replace('_', '-')}", **keywords | changes)
 
 
-def add_model_option(parser: argparse._ActionsContainer, default: str | None = "paper", note: str = "") -> None:
-    """Add --model.
-
-    Args:
-        note: when the option is needed, for its help.
-    """
-    ending = f" [default: {default}]" if default else ""
-    parser.add_argument(
-        "--model",
-        type=path,
-        default=default,
-        metavar="NAME|FILE.py:FUNCTION",
-        help=f"the network: paper, lenet5, or your own function that returns the layers{note}{ending}",
-    )
-
-
-def add_batch_size_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--batch-size", type=int, default=100, metavar="N", help="samples in a minibatch, over all ranks [default: 100]"
-    )
-
-
-def add_rank_options(parser: argparse._ActionsContainer) -> None:
-    """Add --threads and --timeout."""
-    parser.add_argument(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="threads of each rank; by default its share of the node's cores, or fewer if there is too little work",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=300.0,
-        metavar="SECONDS",
-        help="how long a rank may wait for the others; then the job ends, and a message names the missing ranks; "
-        "0: no limit [default: 300]",
-    )
-
-
-def load_data_sets(options: "argparse.Namespace | TrainConfig", comm: "Transport") -> "tuple[Dataset, Dataset]":
-    """Load the training and the test set, one copy for each node. Collective: every rank of `comm` must call it."""
+def load_data_sets(options: argparse.Namespace | TrainConfig, comm: "Transport") -> "tuple[Dataset, Dataset]":
+    """The training and the test set, one copy for each node. Collective: every rank of `comm` must call it."""
     from parallelcnn.comm import share_on_node
     from parallelcnn.data import load_data
 
@@ -113,12 +77,11 @@ def load_data_sets(options: "argparse.Namespace | TrainConfig", comm: "Transport
     return share_on_node(comm, lambda: load_data(options.data, options.data_dir))
 
 
-def warn_of_too_many_threads(options: "argparse.Namespace | TrainConfig", comm: "Transport") -> None:
+def warn_of_too_many_threads(options: argparse.Namespace | TrainConfig, comm: "Transport") -> None:
     """Warn, on rank 0, if --threads asks for more threads than a node has cores.
 
     Collective: every rank of `comm` must call it.
     """
-    from parallelcnn.cli.summary import plural
     from parallelcnn.comm import this_host
     from parallelcnn.errors import TrainingWarning
     from parallelcnn.resources import core_quota, usable_cores
@@ -127,11 +90,9 @@ def warn_of_too_many_threads(options: "argparse.Namespace | TrainConfig", comm: 
     if options.threads is None or comm.rank != 0:
         return
     for host in dict.fromkeys(host for host, _, _ in everyone):
-        cores_of_ranks, quotas = zip(
-            *((cores, quota) for where, cores, quota in everyone if where == host), strict=True
-        )
-        ranks = len(cores_of_ranks)
-        cores = min(len(frozenset().union(*cores_of_ranks)), *(quota for quota in quotas if quota is not None), 10**9)
+        here = [(cores, quota) for where, cores, quota in everyone if where == host]
+        quotas = [quota for _, quota in here if quota is not None]
+        ranks, cores = len(here), min([len(frozenset().union(*(cores for cores, _ in here))), *quotas])
         fitting = max(1, cores // ranks)
         if options.threads > fitting:
             warnings.warn(

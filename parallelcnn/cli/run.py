@@ -3,10 +3,11 @@
 import contextlib
 import math
 import os
+import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from parallelcnn.cli.output import say
 from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, RunReporter
 from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
-from parallelcnn.comm import Transport, hosts, run_together
+from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.files.model import save_model
 from parallelcnn.losses import SoftmaxCrossEntropy
 from parallelcnn.models import find_model
@@ -41,15 +42,10 @@ _POLL_EVERY = 0.1  # [s]
 
 
 class Run:
-    """A training run. Its methods are collective: every rank must call them.
+    """A training run. Its methods are collective: every rank must call them."""
 
-    Args:
-        options: the settings.
-        imported_at: when the program started, by `time.perf_counter` [s].
-    """
-
-    def __init__(self, options: TrainConfig, comm: Transport, imported_at: float) -> None:
-        self._options, self._comm, self._imported_at = options, comm, imported_at
+    def __init__(self, options: TrainConfig, comm: Transport) -> None:
+        self._options, self._comm = options, comm
         self._loss = SoftmaxCrossEntropy()
         self._profiler = Profiler() if options.profile else None
 
@@ -65,11 +61,11 @@ class Run:
         self._verify()
         self._open_directory()
         with contextlib.closing(self._reporter):
-            with StopOnSignal() as leave:
-                history = self._train(leave)
+            with StopOnSignal() as stop:
+                history = self._train(stop)
             self._reporter.history = history
             if history.left:
-                return self._say_why_it_stopped(history, leave)
+                return self._say_why_it_stopped(history, stop)
             retry_after_loss(self._comm, lambda: self._finish(history))
         return 0
 
@@ -102,41 +98,50 @@ class Run:
             )
 
     def _verify(self) -> None:
-        options = self._options
+        options, comm = self._options, self._comm
         if options.verify is None:
             return
-        self._comm.status = "verifying"
+        comm.status = "verifying"
         found = verify(
             self._network,
             self._train_set,
             self._optimizer,
             options.batch_size,
             options.seed,
-            self._comm,
+            comm,
             steps=options.verify,
             loss=self._loss,
             threads=self._threads,
             grains=options.reproducible,
         )
-        if self._comm.rank == 0:
+        if comm.rank == 0:
             say(f"verified   {found}")
 
     def _open_directory(self) -> None:
         options, comm = self._options, self._comm
         comm.status = "opening the run directory"
+        file = None if options.resume == "auto" or comm.rank != 0 else options.resume
         # A command that is refused leaves the directory unchanged.
-        named = run_together(comm, lambda: self._named_checkpoint() if comm.rank == 0 else None)
+        named = run_together(comm, lambda: None if file is None else self._checked(load_checkpoint(file)))
         directory = self._take_directory()
+
+        def open_directory() -> Checkpoint | None:
+            if directory is None:
+                return None
+            newest = None
+            if options.resume == "auto":  # once the directory is locked, no other run deletes checkpoints
+                newest = self._checked(self._checkpoint_folder(directory.path).newest())
+            directory.open(resume=newest is not None)
+            return newest
+
         try:
-            newest = run_together(comm, lambda: None if directory is None else self._newest_checkpoint(directory))
-            run_together(comm, lambda: None if directory is None else directory.open(resume=newest is not None))
+            self._resume = run_together(comm, open_directory) or named
         except BaseException:
             if directory is not None:
                 directory.close()
             raise
-        self._resume = named or newest
-        owned = comm.allgather(("", "") if directory is None else (str(directory.path), directory.token))[0]
-        self._path, token = Path(owned[0]), owned[1]
+        path, token = comm.allgather(("", "") if directory is None else (str(directory.path), directory.token))[0]
+        self._path = Path(path)
         self._reporter = RunReporter(comm, directory, self._path, token, len(self._train_set))
         all_hosts, all_threads = hosts(comm), comm.allgather(self._threads)
         if directory is None:
@@ -158,7 +163,7 @@ class Run:
         options, comm = self._options, self._comm
         started_before = options.resume is not None or bool(options.out and number_in("SLURM_RESTART_COUNT"))
         give_up_at = time.monotonic() + (LONGEST_WAIT if started_before else 0.0)
-        says = comm.rank == 0
+        announce = comm.rank == 0
 
         def take() -> RunDirectory | None:
             try:
@@ -173,38 +178,25 @@ class Run:
             directory = run_together(comm, take)
             if comm.allgather(directory is not None)[0]:
                 return directory
-            if says:
+            if announce:
                 say(f"waiting for the run that still writes to {options.out}")
-                says = False
+                announce = False
             time.sleep(_POLL_EVERY)
 
-    def _named_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint of --resume FILE."""
-        resume = self._options.resume
-        return None if resume in (None, "auto") else self._checked(load_checkpoint(resume))
-
-    def _newest_checkpoint(self, directory: RunDirectory) -> Checkpoint | None:
-        """The checkpoint of --resume alone. Call it when the directory is locked: until then another run may save and
-        delete checkpoints.
-        """
-        if self._options.resume != "auto":
-            return None
-        newest = self._checkpoint_folder(directory.path).newest()
-        return None if newest is None else self._checked(newest)
-
-    def _checked(self, resume: Checkpoint) -> Checkpoint:
-        """The checkpoint, if this training can continue from it."""
-        options, sets = self._options, (self._train_set, self._test_set)
-        facts = facts_of(*sets, self._network, loss=self._loss, seed=options.seed)
-        check_resume(resume, self._network, facts, options.epochs * len(self._train_set))
-        return resume
+    def _checked(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
+        """The checkpoint; CheckpointError if this training cannot continue from it."""
+        if checkpoint is not None:
+            options, sets = self._options, (self._train_set, self._test_set)
+            facts = facts_of(*sets, self._network, loss=self._loss, seed=options.seed)
+            check_resume(checkpoint, self._network, facts, options.epochs * len(self._train_set))
+        return checkpoint
 
     def _checkpoint_folder(self, path: Path, locate: Callable[[], Path] | None = None) -> CheckpointFolder:
         options = self._options
         every = options.checkpoint_every, options.checkpoint_seconds
         return CheckpointFolder(path / "checkpoints", *every, options.keep_last, options.keep_best, locate)
 
-    def _train(self, leave: StopOnSignal) -> History:
+    def _train(self, stop: StopOnSignal) -> History:
         options = self._options
         return train(
             self._network,
@@ -221,17 +213,15 @@ class Run:
             threads=self._threads,
             profiler=self._profiler,
             grains=options.reproducible,
-            checkpoints=self._checkpoint_folder(
-                self._path, locate=lambda: self._reporter.directory_to_write().checkpoints
-            ),
+            checkpoints=self._checkpoint_folder(self._path, lambda: self._reporter.directory_to_write().checkpoints),
             resume=self._resume,
-            leave=leave,
+            leave=stop,
             repair=options.repair,
             timeout=options.timeout,
         )
 
-    def _say_why_it_stopped(self, history: History, leave: StopOnSignal) -> int:
-        number = max(self._comm.allgather(leave.received))
+    def _say_why_it_stopped(self, history: History, stop: StopOnSignal) -> int:
+        number = max(self._comm.allgather(stop.received))
         if self._comm.rank == 0:
             path = self._path if self._reporter.directory is None else self._reporter.directory.path
             why = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
@@ -245,26 +235,25 @@ class Run:
         """Evaluate on the training set as well, and write the results."""
         comm = self._comm
         on_train_set = evaluate(self._network, self._train_set, comm, loss=self._loss, threads=self._threads)
-        all_hosts, all_threads, peaks = hosts(comm), comm.allgather(self._threads), comm.allgather(_peak_rss_bytes())
-
-        def write() -> None:
-            if comm.rank == 0:
-                self._write_results(history, on_train_set, all_hosts, all_threads, max(peaks))
-
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # KiB on Linux
+        everyone = comm.allgather((this_host(), self._threads, peak))
         comm.status = "writing the results"
-        run_together(comm, write)
+        run_together(comm, lambda: self._write_results(history, on_train_set, everyone))
 
     def _write_results(
-        self, history: History, on_train_set: Evaluation, all_hosts: list[str], all_threads: list[int], peak_rss: int
+        self, history: History, on_train_set: Evaluation, everyone: Sequence[tuple[str, int, int]]
     ) -> None:
+        if self._comm.rank != 0:
+            return
         directory = self._reporter.directory_to_write()
         # The disk may become full: first what cannot be computed again.
         save_model(directory.path / "model.npz", self._network)
+        all_hosts, all_threads, peaks = zip(*everyone, strict=True)
         options, network = self._options, self._network
         summary = summarize(options, all_hosts, all_threads, network, self._train_set, history, on_train_set)
         summary["compile_seconds"] += self._compile_seconds
-        summary["peak_rss_bytes"] = peak_rss
-        summary["wall_seconds"] = _seconds_since_start(self._imported_at)
+        summary["peak_rss_bytes"] = max(peaks)
+        summary["wall_seconds"] = _seconds_since_start()
         summary["started"] = (datetime.now(UTC) - timedelta(seconds=summary["wall_seconds"])).isoformat()
         since_first_step = time.perf_counter() - self._reporter.first_step_at
         # A run that resumes from its last minibatch takes no step: JSON has no NaN.
@@ -277,22 +266,8 @@ class Run:
         say(describe_result(directory.path, summary))
 
 
-def _peak_rss_bytes() -> int:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _seconds_since_start(imported_at: float) -> float:
-    """Seconds since this process started, according to the system, which includes the start of the interpreter.
-
-    Args:
-        imported_at: used where the system does not tell, by `time.perf_counter` [s].
-    """
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
-    except (OSError, AttributeError, IndexError, ValueError):
-        return time.perf_counter() - imported_at
+def _seconds_since_start() -> float:
+    """Seconds since the system started this process, which includes the start of the interpreter."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started

@@ -1,7 +1,6 @@
 """The run directory: its lock, and the files of a run: metrics.jsonl, summary.json, loss.png and the profile."""
 
 import contextlib
-import errno
 import importlib.util
 import io
 import json
@@ -27,16 +26,10 @@ from parallelcnn.profiling import Profiler
 from parallelcnn.training.callbacks import Callback, Logs
 from parallelcnn.training.history import History
 
-_FILES = (
-    "model.npz",
-    "config.toml",
-    "metrics.jsonl",
-    "loss.png",
-    "summary.json",
-    "profile.txt",
-    "trace.json",
+_FILES = [
+    *("model.npz", "config.toml", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json"),
     "checkpoints",
-)
+]
 _LOCK = ".lock"
 _LONGEST_END = 5.0  # of a process that was killed and still holds the lock [s]
 _POLL_EVERY = 0.1  # [s]
@@ -50,9 +43,8 @@ class DirectoryInUseError(InputError):
 class RunDirectory:
     """The directory that receives the files of a run; one run at a time. Existing files stay until `open`.
 
-    The lock is a file that the run holds locked, and that contains the run's token. If the directory is removed or
-    replaced during the run, the token is no longer there: the run continues in a new directory beside it, and leaves
-    alone what another run may have written.
+    The run holds a file locked that contains its token. If the directory is removed or replaced during the run, the
+    token is no longer there: the run continues in a new directory beside it, and touches no file of another run.
 
     Args:
         path: created if missing; None: `runs/` and the time in UTC.
@@ -79,12 +71,12 @@ class RunDirectory:
             if path is None:
                 self.path = _make_new(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock = _take_lock(self.path)
-            except BlockingIOError:
-                raise DirectoryInUseError(
-                    f"--out {self.path} must belong to one run at a time, but another run is writing there"
-                ) from None
+            taken = lock(self.path / _LOCK)
+        if taken is None:
+            raise DirectoryInUseError(
+                f"--out {self.path} must belong to one run at a time, but another run is writing there"
+            )
+        self._lock = taken
 
     @classmethod
     def take_over(cls, path: Path, token: str) -> "RunDirectory":
@@ -105,11 +97,7 @@ class RunDirectory:
         return directory
 
     def open(self, *, resume: bool) -> None:
-        """Make room for the files of this run.
-
-        Args:
-            resume: keep existing files and append to them. Otherwise files of an earlier run are moved to a new
-                directory inside this one.
+        """Write the token, and move the files of an earlier run to a new directory inside this one, unless `resume`.
 
         Raises:
             InputError: if nothing can be written there.
@@ -136,7 +124,6 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """The directory of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
@@ -155,35 +142,37 @@ class RunDirectory:
             return
         new = _make_new(self.path, 2)
         try:
-            taken = _take_lock(new)
-            _write_token(taken, self.token)
+            taken = lock(new / _LOCK)
+            if taken is not None:
+                _write_token(taken, self.token)
         except OSError:
             shutil.rmtree(new, ignore_errors=True)
             raise
+        if taken is None:  # another run was quicker
+            return self.stay_ours()
         _warn_moved(self.path, _REPLACED, new)
         self._lock.close()
         self.path, self._lock = new, taken
         self.metrics.start_again(new / "metrics.jsonl")
 
     def close(self) -> None:
-        """Write what is left of the metrics, and release the directory for other runs."""
+        """Flush the metrics, and release the directory for other runs."""
         if self._metrics is not None:
             self._metrics.close()
         self._lock.close()
 
     def write_config(self, text: str) -> None:
-        """Write `config.toml`, from which the run can be repeated. If that fails, warn: the run does not need it."""
+        """Write `config.toml`, or warn: the run does not need it."""
         with self._optional("config.toml") as path:
             write_atomically(path, text.encode())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json`."""
         write_atomically(self.path / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
 
     def write_extras(self, history: History, profiler: Profiler | None) -> None:
-        """Write what a run can do without: `loss.png`, and `profile.txt` and `trace.json` if there is a profiler.
+        """Write `loss.png`, if matplotlib is installed, and the profiler's `profile.txt` and `trace.json`.
 
-        If one of them fails, a warning says why. No picture and no warning if matplotlib is not installed.
+        If one of them fails, a warning says why.
         """
         with self._optional("loss.png") as path:
             if importlib.util.find_spec("matplotlib") is not None:
@@ -200,8 +189,7 @@ class RunDirectory:
             yield self.path / name
         except Exception as error:  # a matplotlib that was built for another numpy raises anything
             reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            message = shown(f"no {name}: {reason or error}")
-            warnings.warn(message, TrainingWarning, stacklevel=4)
+            warnings.warn(shown(f"no {name}: {reason or error}"), TrainingWarning, stacklevel=4)
 
 
 class RunReporter(Callback):
@@ -210,20 +198,18 @@ class RunReporter(Callback):
     Every rank has one; only rank 0 prints and writes. If rank 0 is lost, the new rank 0 takes the directory over.
 
     Args:
-        comm: the ranks.
-        directory: on rank 0, where the metrics go.
+        directory: of the run, on rank 0; None on the others.
         path, token: of that directory, on every rank.
         samples: samples in an epoch.
 
     Attributes:
-        directory: on rank 0.
         history: of the training, once known.
         first_step_at: when the first minibatch was done, by `time.perf_counter` [s].
     """
 
     def __init__(self, comm: Transport, directory: RunDirectory | None, path: Path, token: str, samples: int) -> None:
-        self._comm, self.directory, self._path, self._token = comm, directory, path, token
-        self._samples = samples
+        self._comm, self._path, self._token, self._samples = comm, path, token, samples
+        self.directory = directory
         self.history: History | None = None
         self.first_step_at = math.nan
 
@@ -235,7 +221,7 @@ class RunReporter(Callback):
             self.directory_to_write().metrics.rewrite(history, self._samples)
 
     def directory_to_write(self) -> RunDirectory:
-        """The run directory, on rank 0, which may have become rank 0 because the rank before it is lost.
+        """The run directory, on rank 0; taken over if this rank is rank 0 because an earlier rank 0 is lost.
 
         Raises:
             OSError: if the directory is no longer the run's, and no new one can be created.
@@ -248,9 +234,8 @@ class RunReporter(Callback):
     def on_batch_end(self, step: int, logs: Logs) -> None:
         if math.isnan(self.first_step_at):
             self.first_step_at = time.perf_counter()
-        if self.directory is None:
-            return
-        self.directory.metrics.append_loss(step, logs["epoch"], logs["loss"])
+        if self.directory is not None:
+            self.directory.metrics.append_loss(step, logs["epoch"], logs["loss"])
 
     def on_test_end(self, logs: Logs) -> None:
         self.history = history = self.training.history
@@ -291,21 +276,12 @@ def plot_losses(path: Path, history: History) -> None:
     axes.plot(steps, tests, "o", color="tab:red", label="test loss")
     if min(losses.min(), *tests) > 0:
         axes.set_yscale("log")
-    axes.set_xlabel("minibatch")
-    axes.set_ylabel("loss")
+    axes.set(xlabel="minibatch", ylabel="loss")
     axes.legend()
     axes.grid(alpha=0.3)
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_atomically(path, content.getvalue())
-
-
-def _take_lock(path: Path) -> TextIO:
-    """Lock the directory; BlockingIOError if another run has it."""
-    taken = lock(path / _LOCK)
-    if taken is None:
-        raise BlockingIOError(errno.EWOULDBLOCK, "another run is writing there", str(path))
-    return taken
 
 
 def _write_token(locked: TextIO, token: str) -> None:
@@ -315,7 +291,7 @@ def _write_token(locked: TextIO, token: str) -> None:
 
 
 def _token_in(path: Path) -> str | None:
-    """The token of the run that has taken the directory last; None if there is none that can be read."""
+    """The token of the last run in the directory; None if there is none that can be read."""
     try:
         with open_regular(path / _LOCK) as file:
             return file.read(100)
@@ -335,5 +311,4 @@ def _make_new(path: Path, number: int = 1) -> Path:
 
 
 def _warn_moved(path: Path, why: str, new: Path) -> None:
-    message = f"{path} {why}; from here on the run writes to {new}"
-    warnings.warn(message, TrainingWarning, stacklevel=3)
+    warnings.warn(f"{path} {why}; from here on the run writes to {new}", TrainingWarning, stacklevel=3)

@@ -1,6 +1,7 @@
 """What a run prints before and after training, and what summary.json holds."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from parallelcnn.training.config import TrainConfig
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 from parallelcnn.training.progress import percent
+from parallelcnn.wording import plural
+
+_SETTINGS = [
+    *("model", "epochs", "batch_size", "learning_rate", "schedule", "warmup"),
+    *("momentum", "nesterov", "weight_decay", "clip_norm", "seed"),
+]
 
 
 def describe_run(
@@ -28,19 +35,16 @@ def describe_run(
     test_set: Dataset,
     optimizer: Optimizer,
 ) -> str:
-    """The lines that are printed before the first step.
-
-    Args:
-        options: the settings.
-        hosts, threads: of every rank.
-    """
-    ranks = ", ".join(f"{host} ({hosts.count(host)})" for host in dict.fromkeys(hosts))
-    fewest, most = min(threads), max(threads)
-    each = f"{plural(most, 'thread') if fewest == most else f'{fewest} to {most} threads'} each"
-    parts = []
-    for rank, count in enumerate(threads):
-        of_rank = shard(np.arange(options.batch_size), rank, len(hosts))
-        parts += [len(shard(of_rank, i, count)) for i in range(count)]
+    """The lines that are printed before the first step; `hosts` and `threads` are those of every rank."""
+    ranks = ", ".join(f"{host} ({count})" for host, count in Counter(hosts).items())
+    of_ranks = [shard(np.arange(options.batch_size), rank, len(hosts)) for rank in range(len(hosts))]
+    shards = [
+        len(shard(of_rank, i, count)) for of_rank, count in zip(of_ranks, threads, strict=True) for i in range(count)
+    ]
+    sizes = " + ".join(map(str, shards))
+    if len(shards) > 8:
+        low, high = min(shards), max(shards)
+        sizes = f"{len(shards)} x {low}" if low == high else f"{len(shards)} shards of {low} or {high}"
     classes = "" if train_set.classes is None else f", {train_set.classes} classes"
     steps = -(-len(train_set) // options.batch_size)
     return "\n".join(
@@ -48,9 +52,9 @@ def describe_run(
             network.summary(),
             f"network    {options.model}",
             f"data       {train_set.name}: {len(train_set):,} to train on, {len(test_set):,} to test on{classes}",
-            f"ranks      {len(hosts)} on {ranks}, {each}",
-            f"minibatch  {options.batch_size} = {' + '.join(map(str, parts)) if len(parts) <= 8 else _short(parts)}",
-            f"training   {options.epochs} epochs of {steps:,} minibatches, {optimizer}",
+            f"ranks      {len(hosts)} on {ranks}, {plural(threads, 'thread')} each",
+            f"minibatch  {options.batch_size} = {sizes}",
+            f"training   {plural(options.epochs, 'epoch')} of {steps:,} minibatches, {optimizer}",
         ]
     )
 
@@ -90,38 +94,18 @@ def summarize(
     }
 
 
-_SETTINGS = [
-    *("model", "epochs", "batch_size", "learning_rate", "schedule", "warmup"),
-    *("momentum", "nesterov", "weight_decay", "clip_norm", "seed"),
-]
-
-
 def describe_result(path: Path, summary: Mapping[str, Any]) -> str:
-    """The two lines that are printed at the end.
-
-    Args:
-        path: of the run directory.
-    """
-    accuracies = [percent(summary[f"{which}_accuracy"]) for which in ("train", "test")]
+    """The two lines that are printed at the end; `path` is the run directory."""
     return (
-        f"done       train accuracy {accuracies[0]}, test accuracy {accuracies[1]}; "
+        f"done       train accuracy {percent(summary['train_accuracy'])}, "
+        f"test accuracy {percent(summary['test_accuracy'])}; "
         f"{summary['train_seconds']:.2f} s of training, {summary['compile_seconds']:.2f} s of compilation, "
         f"{summary['peak_rss_bytes'] / 2**20:,.0f} MiB a rank\n"
         f"written    {path}{os.sep}"
     )
 
 
-def plural(count: int, noun: str) -> str:
-    """A count with its noun: 1 thread, 2 threads."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def _data_directory(options: TrainConfig) -> str | None:
-    """The absolute path of the directory that was named as the data set, or as the place of MNIST's files."""
-    directory = options.data_dir if options.data == "mnist" else None if options.data == "digits" else options.data
+    """The absolute path of the data set's directory, or of MNIST's files; None if it was not given."""
+    directory = {"mnist": options.data_dir, "digits": None}.get(options.data, options.data)
     return None if directory is None else os.path.abspath(directory)
-
-
-def _short(parts: list[int]) -> str:
-    low, high = min(parts), max(parts)
-    return f"{len(parts)} x {low}" if low == high else f"{len(parts)} parts of {low} or {high}"

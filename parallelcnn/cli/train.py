@@ -1,18 +1,14 @@
 """`parallelcnn train`: train a network."""
 
 import argparse
-import time
-from dataclasses import Field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from parallelcnn.cli.options import data_name_or_path, path
+from parallelcnn.cli.options import add_setting, path
 from parallelcnn.resilience.signals import catch_interrupts
-from parallelcnn.training.config import GROUPS, RESULTS, Setting, config_from, settings
+from parallelcnn.training.config import GROUPS, RESULTS, config_from, settings
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
-
-_IMPORTED_AT = time.perf_counter()  # the process has just started
 
 _EXAMPLES = """\
 examples:
@@ -39,27 +35,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=run, strict=True, prepare=prepare)
     groups = {title: parser.add_argument_group(title) for title in GROUPS}
     for one, setting in settings():
-        _add_option(groups[setting.group], one, setting)
+        # What is not given on the command line stays out of the namespace: --config may set it.
+        add_setting(groups[setting.group], one.name, default=argparse.SUPPRESS)
     groups[RESULTS].add_argument(
         "--config", type=path, metavar="FILE.toml", help="take settings from this file; options given here win"
-    )
-
-
-def _add_option(group: argparse._ArgumentGroup, one: "Field[Any]", setting: Setting) -> None:
-    """Add the option of a field of `TrainConfig`. What is not given on the command line stays out of the namespace."""
-    flag = f"--{one.name.replace('_', '-')}"
-    if setting.kind is bool:
-        group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=setting.help)
-        return
-    kind: Any = setting.kind
-    if setting.is_path:
-        kind = data_name_or_path if one.name == "data" else path
-    default = one.default
-    shown = f"{default:g}" if isinstance(default, float) else default
-    ending = "" if default is None else f" [default: {shown}]"
-    more: dict[str, Any] = {} if setting.alone is None else {"nargs": "?", "const": setting.alone}
-    group.add_argument(
-        flag, type=kind, default=argparse.SUPPRESS, metavar=setting.metavar, help=f"{setting.help}{ending}", **more
     )
 
 
@@ -78,4 +57,4 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.cli.run import Run
 
     catch_interrupts()
-    return Run(options.config, comm, _IMPORTED_AT).go()
+    return Run(options.config, comm).go()

@@ -1,4 +1,4 @@
-"""What is right with an installation and a launch, and what is not: what is behind `parallelcnn doctor`."""
+"""The checks of `parallelcnn doctor`: is the program installed and started correctly?"""
 
 from parallelcnn.doctor.examination import examine, some_images
 from parallelcnn.doctor.finding import Finding

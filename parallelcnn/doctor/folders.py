@@ -1,76 +1,66 @@
-"""Checks of folders: can files be put there, whole, by one program at a time, and how many."""
+"""Checks of folders: files can be written, replaced as a whole and locked, and there is room."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-from parallelcnn.doctor.finding import Finding, in_units
-from parallelcnn.files.atomic import write_atomically
+from parallelcnn.doctor.finding import Finding
+from parallelcnn.files.atomic import lock, write_atomically
+from parallelcnn.wording import in_units
 
 _SAVES = 20
 _MIB = 1 << 20
 _ROOM_TO_SPARE = 100 * _MIB
 _SHARED_DATA = 64 * _MIB  # MNIST and the built-in digits take 53 MiB
 _ON_A_NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "afs", "gluster", "sshfs", "panfs", "pvfs2")
+_MISSING = "there is no such folder"
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What came of trying a folder out.
+    """The result of trying out a folder."""
 
-    Attributes:
-        path: absolute.
-        file_system: its kind, as the system calls it.
-        free: bytes that a user may still write.
-        save_seconds: to put a file there so that it survives a crash, median.
-        problem: what a run would stumble over; empty: nothing.
-    """
-
-    path: str
-    file_system: str = ""
-    free: int = 0
-    save_seconds: float = 0.0
-    problem: str = ""
-
-    @property
-    def on_network(self) -> bool:
-        return any(name in self.file_system for name in _ON_A_NETWORK)
+    path: str  # absolute
+    file_system: str = ""  # its type, as the system calls it
+    free: int = 0  # bytes that a user may still write
+    save_seconds: float = 0.0  # to save a file so that it survives a crash, median
+    problem: str = ""  # what would stop a run; empty: nothing
 
     def __str__(self) -> str:
-        network = ", over the network" if self.on_network else ""
+        network = ", over the network" if any(name in self.file_system for name in _ON_A_NETWORK) else ""
         return f"{self.path} ({self.file_system}{network}, {in_units(self.free)} free)"
 
 
 def try_folder(path: Path, nbytes: int) -> Folder:
-    """Put files of that size into a folder, over one another, while somebody reads them, and lock one of them."""
+    """Replace a file of that size again and again while a thread reads it, and lock another one twice."""
     place = str(path.absolute())
     if not path.exists():
-        return Folder(place, problem="there is no such folder")
+        return Folder(place, problem=_MISSING)
     if not path.is_dir():
-        return Folder(place, problem="this is no folder")
+        return Folder(place, problem="this is not a folder")
     kind = file_system(path)
     try:
         with tempfile.TemporaryDirectory(prefix=".parallelcnn-doctor-", dir=path) as inside:
             save_seconds, problem = _save_while_read(Path(inside) / "state", nbytes)
-            problem = problem or _lock(Path(inside) / "lock")
+            problem = problem or _lock_twice(Path(inside) / "lock")
         return Folder(place, kind, shutil.disk_usage(path).free, save_seconds, problem)
     except OSError as error:
         return Folder(place, kind, problem=f"nothing can be written there: {error.strerror}")
 
 
 def check_out(folder: Folder, nbytes: int) -> Finding:
-    """Whether a run can leave its files there, of which the model has that size."""
+    """Whether a run can write its results there; its model has that size."""
     topic = "results"
     if folder.problem:
-        missing = folder.problem == "there is no such folder"
-        remedy = f"mkdir -p {folder.path}" if missing else "another folder for --out"
+        remedy = f"mkdir -p {folder.path}" if folder.problem == _MISSING else "another folder for --out"
         return Finding(topic, f"{folder.path}: {folder.problem}", remedy)
     if folder.free < 10 * nbytes + _ROOM_TO_SPARE:
         return Finding(topic, f"{folder}: that may be too little", "make room, or another folder for --out")
@@ -79,16 +69,13 @@ def check_out(folder: Folder, nbytes: int) -> Finding:
 
 
 def check_shared_data(folders: Sequence[Folder]) -> Finding:
-    """Whether the ranks of a node can hold their data set in common; `folders`: TMPDIR of every node."""
+    """Whether the ranks of a node can share their data set; `folders`: TMPDIR of every node."""
     least = min(folders, key=lambda folder: (not folder.problem, folder.free))
-    if least.problem or least.free < _SHARED_DATA:
-        return Finding(
-            "shared data",
-            f"{least.path}: {least.problem or f'only {in_units(least.free)} free'}, where the ranks of a node "
-            f"share the data set; MNIST takes 53 MiB",
-            "export TMPDIR=FOLDER, one with more room on each node",
-        )
-    return Finding("shared data", f"in {least}")
+    if not least.problem and least.free >= _SHARED_DATA:
+        return Finding("shared data", f"in {least}")
+    problem = least.problem or f"only {in_units(least.free)} free"
+    found = f"{least.path}: {problem}, where the ranks of a node share the data set; MNIST takes 53 MiB"
+    return Finding("shared data", found, "export TMPDIR=FOLDER, one with more room on each node")
 
 
 def check_cache(folders: Sequence[Folder | None], asked_for: str) -> Finding:
@@ -102,11 +89,8 @@ def check_cache(folders: Sequence[Folder | None], asked_for: str) -> Finding:
     for folder in folders:
         if folder is None:
             tried = f"NUMBA_CACHE_DIR={asked_for}, " if asked_for else ""
-            return Finding(
-                topic,
-                f"none: {tried}the package's folder and ~/.cache cannot be used; every process compiles",
-                remedy,
-            )
+            places = f"{tried}the package's folder and ~/.cache"
+            return Finding(topic, f"none: {places} cannot be used; every process compiles", remedy)
         if folder.problem:
             return Finding(topic, f"{folder.path}: {folder.problem}", remedy)
         if asked_for and Path(asked_for).absolute() not in Path(folder.path).parents:
@@ -118,13 +102,13 @@ def check_cache(folders: Sequence[Folder | None], asked_for: str) -> Finding:
 
 
 def kept_kernels(folder: Path) -> tuple[int, int]:
-    """How many compiled kernels lie in a cache, and their bytes."""
+    """The number of compiled kernels in a cache, and their bytes."""
     sizes = [file.stat().st_size for file in folder.glob("*.nbc")]
     return len(sizes), sum(sizes)
 
 
 def temporary_folder() -> Path:
-    """Where the ranks of a node share data; TMPDIR as it is if there is none."""
+    """The folder through which the ranks of a node share data; TMPDIR itself if no folder can be used."""
     try:
         return Path(tempfile.gettempdir())
     except OSError:
@@ -132,62 +116,50 @@ def temporary_folder() -> Path:
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
-    """The kind of file system on which a folder lies."""
+    """The type of the file system that holds a folder."""
     place, kind, depth = path.resolve(), "unknown", -1
     with contextlib.suppress(OSError):
         for line in mounts.read_text(errors="replace").splitlines():
             _, mounted_on, kind_here, *_ = line.split(" ")
             mount = Path(mounted_on.replace("\\040", " "))
-            if (mount == place or mount in place.parents) and len(mount.parts) >= depth:
+            if place.is_relative_to(mount) and len(mount.parts) >= depth:
                 kind, depth = kind_here, len(mount.parts)
     return kind
 
 
 def _save_while_read(file: Path, nbytes: int) -> tuple[float, str]:
-    """Replace a file again and again; the median time [s], and what a reader met that it must not meet."""
+    """Replace a file again and again; the median time [s], and what a reader should not have found."""
     contents = [bytes([letter]) * max(nbytes, 1) for letter in b"ab"]
-    write_atomically(file, contents[0])
-    seconds = []
-    with _reading(file, contents) as met:
-        for i in range(_SAVES):
-            started = time.perf_counter()
-            write_atomically(file, contents[i % 2])
-            seconds.append(time.perf_counter() - started)
-    return sorted(seconds)[_SAVES // 2], met[0] if met else ""
+    all_saved = threading.Event()
 
-
-@contextlib.contextmanager
-def _reading(file: Path, contents: list[bytes]) -> Iterator[list[str]]:
-    """Inside, a thread reads the file all the time; what is yielded then holds what was wrong with it."""
-    met: list[str] = []
-    done = threading.Event()
-
-    def read() -> None:
-        while not done.is_set():
+    def read() -> str:
+        while not all_saved.is_set():
             try:
                 if file.read_bytes() not in contents:
-                    met.append("a reader finds half a file while another is put in its place")
+                    return "a reader finds half a file while it is being replaced"
             except OSError as error:
-                met.append(f"a reader finds no file while another is put in its place ({error.strerror})")
+                return f"a reader finds no file while it is being replaced ({error.strerror})"
+        return ""
 
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        yield met
-    finally:
-        done.set()
-        reader.join()
-
-
-def _lock(path: Path) -> str:
-    """What is wrong with locks there."""
-    with open(path, "wb") as one, open(path, "wb") as other:
+    write_atomically(file, contents[0])
+    seconds = []
+    with ThreadPoolExecutor(1) as thread:
+        reader = thread.submit(read)
         try:
-            fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return f"files cannot be locked there ({error.strerror}): only one program at a time may use it"
-        try:
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return ""
-        return "two programs can hold the same lock there: only one program at a time may use it"
+            for i in range(_SAVES):
+                started = time.perf_counter()
+                write_atomically(file, contents[i % 2])
+                seconds.append(time.perf_counter() - started)
+        finally:
+            all_saved.set()
+    return median(seconds), reader.result()
+
+
+def _lock_twice(path: Path) -> str:
+    """What is wrong with locks there; empty: nothing."""
+    held = [file for file in (lock(path), lock(path)) if file is not None]
+    for file in held:
+        file.close()
+    if len(held) == 1:
+        return ""
+    return "two programs can hold the same lock there: only one program at a time may use it"

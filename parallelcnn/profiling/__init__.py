@@ -1,4 +1,4 @@
-"""Where the time of a training goes: by layer, by phase of a step and by rank; as a table and as a time line."""
+"""Where the time of a training goes: by layer, by phase of a step and by rank; as a table and as a timeline."""
 
 from .profile import Profile as Profile
 from .profile import RankProfile as RankProfile

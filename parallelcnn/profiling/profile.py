@@ -1,4 +1,4 @@
-"""What a profile is: for each rank, seconds by phase of a step; and how it comes out of time stamps."""
+"""The profile of a training: for each rank, seconds by phase of a step; computed from time stamps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,45 +12,25 @@ from .stamps import ARRIVED, BEGAN, ENDED, LOAD_BEGAN, LOADED, SAMPLES, STEP, SU
 
 @dataclass(frozen=True)
 class RankProfile:
-    """What one rank found out about itself. Times are means over its threads.
-
-    Attributes:
-        host: where it ran.
-        threads: that ran the network.
-        steps: how many it took.
-        samples: that it saw in all of them.
-        matrix_rate: of a float32 matrix product on one thread [GFLOP/s].
-        clock_error: how far its times may be off those of rank 0 [s].
-        stamp_seconds: what noting one time takes [s].
-        stamps: notes in a step.
-        pauses: seconds that the profiler took between steps [s].
-        total: seconds in each of `Profile.phases`, over all steps.
-        median: the same of one step, the median of the last steps.
-        median_step: seconds from one step to the next, the median of the last steps.
-        rates: of each layer forwards, then of each backwards, by thread, the median of the last steps [GFLOP/s].
-        first_step: number of the first step in the time line, counted from 1.
-        trace_steps: stamps of the steps in the time line, see `stamps` [ns, rank 0's clock].
-        trace_passes: stamps of the passes in them; threads are numbered, 0 is the one that called `train`.
-        trace_evaluations: begins and ends of the evaluations among them, shape (evaluations, 2).
-    """
+    """The measurements of one rank. Times are means over its threads."""
 
     host: str
-    threads: int
+    threads: int  # that ran the network
     steps: int
-    samples: int
-    matrix_rate: float
-    clock_error: float
-    stamp_seconds: float
-    stamps: float
-    pauses: float
-    total: Array
-    median: Array
-    median_step: float
-    rates: Array
-    first_step: int
-    trace_steps: Array
-    trace_passes: Array
-    trace_evaluations: Array
+    samples: int  # in all steps
+    matrix_rate: float  # of a float32 matrix product on one thread [GFLOP/s]
+    clock_error: float  # how far its times may be off those of rank 0 [s]
+    stamp_seconds: float  # what one time stamp costs [s]
+    stamps: float  # time stamps in a step
+    pauses: float  # of the profiler between steps [s]
+    total: Array  # seconds in each of `Profile.phases`, over all steps
+    median: Array  # the same of one step, the median of the last steps
+    median_step: float  # from one step to the next, the median of the last steps [s]
+    rates: Array  # of each layer forwards, then of each backwards, by thread, the median of the last steps [GFLOP/s]
+    first_step: int  # number of the first step in the timeline, counted from 1
+    trace_steps: Array  # stamps of the steps in the timeline, see `stamps` [ns, rank 0's clock]
+    trace_passes: Array  # stamps of the passes in them; thread 0 is the one that called `train`
+    trace_evaluations: Array  # begins and ends of the evaluations among them, shape (evaluations, 2)
 
 
 @dataclass(frozen=True)
@@ -58,10 +38,10 @@ class Profile:
     """Where the time of a training went.
 
     Attributes:
-        layers: their names, as they run: a convolution and the pooling behind it may be one.
+        layers: their names, as they run: a convolution and the pooling after it may be one.
         flops: floating-point operations per sample of each layer forwards, then of each backwards, as they run.
         flops_as_written: of all layers, forwards and backwards, of the network as it was written.
-        ranks: what each found out.
+        ranks: the measurements of each.
     """
 
     layers: list[str]
@@ -75,7 +55,7 @@ class Profile:
 
         order: choosing samples; load: gathering them; then every layer forwards, the loss, every layer backwards;
         join: adding the gradients of blocks and threads, and waiting for the other threads; wait: for the last rank to
-        come to the sum; reduce: the sum over ranks; update: the optimiser's step; report: telling of it.
+        come to the sum; reduce: the sum over ranks; update: the optimiser's step; report: the callbacks.
         """
         forward = [f"forward {i}" for i in range(len(self.layers))]
         backward = [f"backward {i}" for i in reversed(range(len(self.layers)))]
@@ -89,8 +69,8 @@ class Profile:
 def flops_of(layers: Sequence[tuple[Layer, Shape]]) -> Array:
     """Operations per sample of each layer forwards, then of each backwards, given with the shape of its input.
 
-    Forwards two per multiplication with addition; backwards as many for the gradient by the parameters and for that
-    by the input, which nobody asks the first layer for.
+    Forwards two per multiplication with addition; backwards as many for the gradient of the parameters, and again for
+    the gradient of the input, which the first layer does not compute.
     """
     forward = np.array([2 * layer.multiply_adds(shape) for layer, shape in layers], np.int64)
     gradients = np.array([1] + [2] * (len(layers) - 1))
@@ -125,20 +105,18 @@ def durations_of(steps: Array, passes: Array, latest: Array, threads: int) -> Ar
     )
 
 
-def rates_of(durations: Array, flops: Array, samples: Array, threads: int) -> Array:
+def by_layer(phases: Array, layers: int) -> tuple[Array, Array]:
+    """The numbers of each layer forwards, and of each backwards, from those of all phases (the last axis)."""
+    return phases[..., 2 : 2 + layers], phases[..., 2 + 2 * layers : 2 + layers : -1]
+
+
+def rates_of(durations: Array, flops: Array, passes: Array, threads: int) -> Array:
     """GFLOP/s of one thread by step and layer, (steps, 2 * layers): forwards, then backwards.
 
     Args:
-        durations: see `durations_of`.
+        durations, passes: see `durations_of`.
         flops: see `flops_of`.
-        samples: of each step, in all of its passes.
     """
-    layers = len(flops) // 2
-    forward, backward = durations[:, 2 : 2 + layers], durations[:, 3 + layers : 3 + 2 * layers]
-    seconds = np.concatenate([forward, backward[:, ::-1]], axis=1)
-    return flops * samples[:, np.newaxis] / np.maximum(seconds * threads, 1)
-
-
-def samples_of(passes: Array, steps: int) -> Array:
-    """Samples of each step, in all of its passes."""
-    return np.bincount(passes[:, STEP], passes[:, SAMPLES], minlength=steps)
+    nanoseconds = np.concatenate(by_layer(durations, len(flops) // 2), axis=1)
+    samples = np.bincount(passes[:, STEP], passes[:, SAMPLES], minlength=len(durations))
+    return flops * samples[:, np.newaxis] / np.maximum(nanoseconds * threads, 1)

@@ -1,8 +1,6 @@
-"""The profiler: wraps what a training consists of, and digests what was noted."""
+"""The profiler: wraps the parts of a training that record time stamps, and computes the profile from them."""
 
 import json
-import os
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.arguments import as_path
-from parallelcnn.comm import Transport
+from parallelcnn.comm import Transport, this_host
 from parallelcnn.errors import InputError
 from parallelcnn.files.atomic import write_atomically
 from parallelcnn.layers.base import Array
@@ -22,11 +20,12 @@ from parallelcnn.profiling.clocks import clock_offset
 from parallelcnn.replica import Replica
 from parallelcnn.training.threads import blas_limit
 
-from .profile import Profile, RankProfile, durations_of, flops_of, rates_of, samples_of
+from .profile import Profile, RankProfile, durations_of, flops_of, rates_of
 from .stamps import (
     ARRIVED,
     BEGAN,
     LOAD_BEGAN,
+    SAMPLES,
     STEP,
     STEP_COLUMNS,
     THREAD,
@@ -41,19 +40,19 @@ from .stamps import (
 from .table import table
 from .trace import trace
 
-_STEPS_AT_ONCE = 4096  # that are held stamp by stamp; of those before only sums are kept
+_STEPS_AT_ONCE = 4096  # whose time stamps are kept; of earlier ones only sums
 _TRACE_EVENTS = 200_000  # 25 MB; a viewer takes seconds to open them
 
 
 @dataclass
 class Profiler:
-    """Watches a training: `train(..., profiler=profiler)`, and then `print(profiler.table())`.
+    """Profiles a training: `train(..., profiler=profiler)`, and then `print(profiler.table())`.
 
     Args:
-        trace_steps: how many steps, the last ones, the time line shows; fewer if many ranks would make it large.
+        trace_steps: how many of the last steps the timeline shows; fewer if many ranks would make it large.
 
     Attributes:
-        profile: after the training, what all ranks found out; the same on every rank.
+        profile: after the training, the measurements of all ranks; the same on every rank.
 
     Raises:
         InputError: unless trace_steps is an integer of at least 1.
@@ -69,7 +68,7 @@ class Profiler:
     def watch(
         self, network: NetworkHandler, replicas: Sequence[Replica], comm: Transport, callbacks: Any
     ) -> tuple[list[Replica], WatchedRanks, Any]:
-        """The same replicas, ranks and callbacks, watched; train with these. Forgets an earlier training.
+        """Wrap replicas, ranks and callbacks; train with the returned ones. Discards an earlier profile.
 
         Collective: every rank of `comm` must call it, and `finish` after the last step.
         """
@@ -94,23 +93,23 @@ class Profiler:
         watched: list[Replica] = [
             WatchedReplica(replica, log, self._steps) for replica, log in zip(replicas, self._passes, strict=True)
         ]
-        self._callbacks = WatchedCallbacks(callbacks, self._steps, _STEPS_AT_ONCE, self._make_room)
+        self._callbacks = WatchedCallbacks(callbacks, self._steps, _STEPS_AT_ONCE, self._digest_between_steps)
         self._callbacks.training_begins()
         return watched, WatchedRanks(comm, self._steps), self._callbacks
 
     def finish(self) -> None:
-        """Bring together what the ranks have noted. Collective."""
+        """Gather the profile from all ranks. Collective."""
         self._digest()
         layers = self._network.fused_layers
         passes_a_step = self._passes_done / self._steps_done
         events_a_step = sum(self._comm.allgather(8 + passes_a_step * (4 + 2 * len(layers))))
         shown = min(len(self._trace_steps), max(1, int(_TRACE_EVENTS / events_a_step)))
-        steps = self._trace_steps[-shown:]
+        self._trim_trace(shown)
         # After the training: freeing large arrays before it changes where its own lie. All ranks at once, since they
         # share memory and clock rate in training too.
         self._comm.barrier()
         mine = RankProfile(
-            host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+            host=this_host(),
             threads=max(len(self._working), 1),
             steps=self._steps_done,
             samples=self._samples_done,
@@ -124,29 +123,25 @@ class Profiler:
             median_step=float(np.median(self._last.sum(1))) / 1e9,
             rates=np.median(self._last_rates, axis=0),
             first_step=self._steps_done - shown + 1,
-            trace_steps=steps,
-            trace_passes=self._trace_passes[self._trace_passes[:, STEP] >= self._steps_done - shown],
-            trace_evaluations=self._trace_evaluations[self._trace_evaluations[:, 0] >= steps[0, BEGAN]],
+            trace_steps=self._trace_steps,
+            trace_passes=self._trace_passes,
+            trace_evaluations=self._trace_evaluations,
         )
         written = list(zip(self._network.layers, self._network.shapes[:-1], strict=True))
-        self.profile = Profile(
-            [repr(layer) for layer, _ in layers],
-            self._flops,
-            int(flops_of(written).sum()),
-            self._comm.allgather(mine),
-        )
+        names, flops_as_written = [repr(layer) for layer, _ in layers], int(flops_of(written).sum())
+        self.profile = Profile(names, self._flops, flops_as_written, self._comm.allgather(mine))
 
     def table(self) -> str:
-        """Times, rates and shares: of layers, as they run, and of ranks."""
+        """Times, rates and shares of the layers that run, and of the ranks."""
         return table(self._finished())
 
     def save_trace(self, path: str | Path) -> None:
-        """Write the time line of the last steps, for chrome://tracing or ui.perfetto.dev; a process is a rank."""
+        """Write the timeline of the last steps, for chrome://tracing or ui.perfetto.dev; a process is a rank."""
         write_atomically(as_path("path", path), json.dumps(trace(self._finished()), separators=(",", ":")).encode())
 
     def _finished(self) -> Profile:
         if self.profile is None:
-            raise InputError("the profiler has seen no training to its end: train(..., profiler=profiler) comes first")
+            raise InputError("the profiler has recorded no complete training: first call train(..., profiler=profiler)")
         return self.profile
 
     def _synchronize(self) -> tuple[int, int]:
@@ -155,18 +150,16 @@ class Profiler:
         self._clock_error = max(self._clock_error, error)
         return clock(), offset
 
-    def _make_room(self) -> None:
-        """Digest in the middle of a training."""
+    def _digest_between_steps(self) -> None:
         began = clock()
         self._digest()
         self._pauses += clock() - began
 
     def _digest(self) -> None:
-        """Turn what was noted into durations, and make room for more. Collective: all ranks are at the same step."""
+        """Turn time stamps into durations, and make room for more. Collective: all ranks are at the same step."""
         steps, passes = self._steps.take(), np.concatenate([log.take() for log in self._passes])
-        for thread in passes[:, THREAD].tolist():
-            self._thread_numbers.setdefault(thread, len(self._thread_numbers))
-        passes[:, THREAD] = [self._thread_numbers[thread] for thread in passes[:, THREAD].tolist()]
+        numbers = self._thread_numbers
+        passes[:, THREAD] = [numbers.setdefault(thread, len(numbers)) for thread in passes[:, THREAD].tolist()]
         self._working.update(passes[:, THREAD].tolist())
         threads = max(len(self._working), 1)
 
@@ -180,20 +173,25 @@ class Profiler:
         latest = steps[:, ARRIVED].copy()
         self._comm.allreduce_max(latest)
         durations = durations_of(steps, passes, latest, threads)
-        samples = samples_of(passes, len(steps))
         self._total = self._total + durations.sum(0)
         if len(durations) >= len(self._last):  # rather the many before than a few at the end
-            self._last, self._last_rates = durations, rates_of(durations, self._flops, samples, threads)
+            self._last, self._last_rates = durations, rates_of(durations, self._flops, passes, threads)
 
         passes[:, STEP] += self._steps_done
         self._steps_done += len(steps)
         self._passes_done += len(passes)
-        self._samples_done += int(samples.sum())
-        self._trace_steps = np.concatenate([self._trace_steps, steps])[-self.trace_steps :]
-        passes = np.concatenate([self._trace_passes, passes])
-        self._trace_passes = passes[passes[:, STEP] >= self._steps_done - self.trace_steps]
-        evaluations = np.concatenate([self._trace_evaluations, evaluations])
-        self._trace_evaluations = evaluations[evaluations[:, 0] >= self._trace_steps[0, BEGAN]]
+        self._samples_done += int(passes[:, SAMPLES].sum())
+        self._trace_steps = np.concatenate([self._trace_steps, steps])
+        self._trace_passes = np.concatenate([self._trace_passes, passes])
+        self._trace_evaluations = np.concatenate([self._trace_evaluations, evaluations])
+        self._trim_trace(self.trace_steps)
+
+    def _trim_trace(self, steps: int) -> None:
+        """Keep the last steps of the timeline."""
+        self._trace_steps = self._trace_steps[-steps:]
+        self._trace_passes = self._trace_passes[self._trace_passes[:, STEP] >= self._steps_done - steps]
+        begins = self._trace_evaluations[:, 0]
+        self._trace_evaluations = self._trace_evaluations[begins >= self._trace_steps[0, BEGAN]]
 
 
 def on_clock_of_rank_0(times: Array, before: tuple[int, int], after: tuple[int, int]) -> Array:

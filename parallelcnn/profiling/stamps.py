@@ -1,7 +1,7 @@
-"""Noting the time: replicas, ranks and callbacks that do what those they wrap do, and write down when.
+"""Time stamps: wrappers of replicas, ranks and callbacks that record when they do what.
 
-The loop does not know that it is watched, so a training without a profiler pays nothing. A stamp is one number in a
-row that was allocated before; every duration is the difference of two successive stamps.
+The training loop does not know of them, so without a profiler they cost nothing. A stamp is one number in a row that
+was allocated before; every duration is the difference of two successive stamps.
 """
 
 import threading
@@ -21,31 +21,28 @@ from parallelcnn.training.callbacks import Callbacks
 
 clock = time.perf_counter_ns  # the system's monotonic clock: one for all processes of a machine
 
-# The columns of what a rank notes in a step.
+# The time stamps of a rank in a step.
 BEGAN, ARRIVED, SUMMED, UPDATED, ENDED = range(5)
 STEP_COLUMNS = 5
-# The columns of what a replica notes in a pass over its samples. After them: the end of each layer forwards, the begin
-# of the backward pass, the end of each layer backwards, the last layer first.
+# The record of a replica's pass over its samples. After these columns: the end of each layer forwards, the begin of
+# the backward pass, the end of each layer backwards, the last layer first.
 STEP, THREAD, SAMPLES, LOAD_BEGAN, LOADED = range(5)
 
 
 def pass_columns(layers: int) -> int:
-    """How many columns a pass through so many layers has."""
+    """The number of columns of a pass."""
     return LOADED + 1 + layers + 1 + layers
 
 
 class Log:
-    """Rows of whole numbers, the last of which is being written: column c is `numbers[begin + c]`.
+    """Rows of integers: column c of the row that is being written is `numbers[begin + c]`; `count` rows are complete.
 
     Python's array, since writing one number into it takes half as long as into numpy's (0.5 us instead of 1 us after
     a kernel has emptied the caches).
 
     Args:
         columns: numbers in a row.
-        rows: that there is room for; it is doubled when they do not suffice.
-
-    Attributes:
-        count: rows that are done.
+        rows: how many fit; the room is doubled when it is full.
     """
 
     def __init__(self, columns: int, rows: int) -> None:
@@ -54,26 +51,24 @@ class Log:
         self.begin = self.count = 0
 
     def next_row(self) -> None:
-        """The row is done."""
         self.count += 1
         self.begin += self._columns
         if self.begin == len(self.numbers):
             self.numbers.extend(self.numbers)
 
     def take(self) -> Array:
-        """The rows that are done, (count, columns); begins anew."""
+        """The complete rows, (count, columns), which are removed."""
         rows = np.array(self.numbers[: self.begin], np.int64).reshape(self.count, self._columns)
         self.begin = self.count = 0
         return rows
 
 
 class WatchedReplica(Replica):
-    """A replica that notes when it loads and when each layer is done. Its arrays are those of the one it wraps.
+    """A replica that records when it loads and when each layer is done. Its arrays are those of the one it wraps.
 
     Args:
-        replica: that it wraps.
-        log: of passes, its own.
-        steps: the log of steps, read for the number of the step.
+        log: of its passes.
+        steps: the log of steps, which has the number of the step.
     """
 
     _by_layer = True
@@ -111,7 +106,7 @@ class WatchedReplica(Replica):
 
 
 class WatchedRanks:
-    """The ranks, noting when this one comes to the sum of a step, and when it leaves."""
+    """A transport that records when this rank enters the allreduce of a step, and when it returns."""
 
     def __init__(self, comm: Transport, log: Log) -> None:
         self._comm, self._log = comm, log
@@ -128,22 +123,19 @@ class WatchedRanks:
 
 
 class WatchedCallbacks:
-    """Callbacks that note when a step ends: when they are called, and when they return.
-
-    Attributes:
-        evaluations: their begins and ends.
+    """Callbacks that record when a step ends: when they are called, and when they return.
 
     Args:
         log: of steps.
-        rows: that it may have; then `make_room` is called, between two steps.
+        rows: after so many steps `digest` is called, between two steps.
     """
 
-    def __init__(self, callbacks: Callbacks, log: Log, rows: int, make_room: Callable[[], None]) -> None:
-        self._callbacks, self._log, self._rows, self._make_room = callbacks, log, rows, make_room
-        self.evaluations: list[tuple[int, int]] = []
+    def __init__(self, callbacks: Callbacks, log: Log, rows: int, digest: Callable[[], None]) -> None:
+        self._callbacks, self._log, self._rows, self._digest = callbacks, log, rows, digest
+        self.evaluations: list[tuple[int, int]] = []  # begin and end of each
 
     def training_begins(self) -> None:
-        """The first step begins, or goes on, now."""
+        """Record that the next step begins now."""
         self._log.numbers[self._log.begin + BEGAN] = clock()
 
     def __getattr__(self, name: str) -> Any:
@@ -158,7 +150,7 @@ class WatchedCallbacks:
         log.next_row()
         log.numbers[log.begin + BEGAN] = now
         if log.count == self._rows:
-            self._make_room()
+            self._digest()
             self.training_begins()
 
     def test_end(self, *arguments: Any, **named: Any) -> None:
@@ -168,10 +160,9 @@ class WatchedCallbacks:
 
 
 def stamp_seconds() -> float:
-    """What a stamp costs: a pass through a layer that does nothing, watched against not watched, the median.
+    """The cost of a stamp: the median pass through a layer that does nothing, with a stamp minus without.
 
-    Called as in training, and after something that uses the caches as a kernel does, which makes it three times as
-    much as one stamp after the other.
+    Called as in training, and after an operation that uses the caches as a kernel does, which triples the cost.
     """
     nothing = ArrayLayout(({},))
     replica = Replica({0: Flatten()}, (1,), (nothing, nothing), ({},), ({},), np.dtype(np.float32))

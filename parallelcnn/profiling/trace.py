@@ -1,4 +1,4 @@
-"""A profile as a time line: JSON in Chrome's Trace Event Format, which chrome://tracing and ui.perfetto.dev open."""
+"""A profile as a timeline: JSON in Chrome's Trace Event Format, which chrome://tracing and ui.perfetto.dev open."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,11 +15,11 @@ Event = dict[str, Any]
 
 
 def trace(profile: Profile) -> dict[str, Any]:
-    """The steps that were kept, as JSON takes them: a process for each rank, all on rank 0's clock, in microseconds.
+    """The steps of the timeline, ready for JSON: a process for each rank, all on rank 0's clock, in microseconds.
 
-    The threads of all ranks are numbered through from 1, and a process has the number of its first thread, as on Linux.
-    Perfetto looks for a thread by its number alone, and takes thread 0 for the process: with threads 0, 1, ... in
-    every rank it threw the rows of different threads together.
+    The threads of all ranks are numbered from 1, and a process has the number of its first thread, as on Linux.
+    Perfetto identifies a thread by its number alone, and takes thread 0 for the process: with threads 0, 1, ... in
+    every rank it mixed the rows of different threads.
     """
     zero = min(int(rank.trace_steps[0, BEGAN]) for rank in profile.ranks)
     latest = np.max([rank.trace_steps[:, ARRIVED] for rank in profile.ranks], axis=0)
@@ -49,11 +49,11 @@ def _name(what: str, process: int, thread: int, name: str) -> Event:
     return {"name": f"{what}_name", "ph": "M", "pid": process, "tid": thread, "args": {"name": name}}
 
 
-Span = tuple[str, int, int, int, dict[str, int]]  # name, thread, begin, end, what else there is to know
+Span = tuple[str, int, int, int, dict[str, int]]  # name, thread, begin, end, arguments
 
 
 def _spans(rank: RankProfile, layers: list[str], latest: Array) -> Iterator[Span]:
-    """What a rank did: its steps and evaluations, and what happened in them."""
+    """The steps and evaluations of a rank, and their parts."""
     for began, ended in rank.trace_evaluations.tolist():
         yield "evaluate", 0, began, ended, {}
     by_step: dict[int, list[list[int]]] = {}

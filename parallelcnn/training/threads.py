@@ -115,4 +115,5 @@ def blas_threads() -> list[tuple[str, int]]:
     """(library, threads) of each BLAS that is loaded."""
     from threadpoolctl import threadpool_info
 
+    _ = np.zeros((2, 2)) @ np.zeros((2, 2))  # loads numpy's BLAS
     return [(pool["internal_api"], pool["num_threads"]) for pool in threadpool_info() if pool["user_api"] == "blas"]

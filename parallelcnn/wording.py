@@ -1,0 +1,26 @@
+"""Counts and lists in messages."""
+
+from collections.abc import Iterable
+
+
+def plural(counts: int | Iterable[int], noun: str) -> str:
+    """A count, or the range of several counts, with its noun: "1 core", "2 to 4 cores"."""
+    numbers = [counts] if isinstance(counts, int) else list(counts)
+    fewest, most = min(numbers), max(numbers)
+    number = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
+    return f"{number} {noun}{'' if most == 1 else 's'}"
+
+
+def listed(things: Iterable[object]) -> str:
+    """The first eight of them, separated by commas."""
+    names = [str(thing) for thing in things]
+    return ", ".join([*names[:8], "..."] if len(names) > 8 else names)
+
+
+def in_units(nbytes: float) -> str:
+    """A number of bytes as people read it: "139 KiB"."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.0f} TiB"
