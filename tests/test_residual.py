@@ -1,6 +1,7 @@
 """Residual: layers whose output is added to their input, against numpy and PyTorch, in training and in files."""
 
 import copy
+import os
 import re
 from dataclasses import dataclass
 
@@ -136,6 +137,7 @@ def test_training_is_the_same_on_any_number_of_threads(batch_size):
     assert len(exact) == 1
 
 
+@pytest.mark.skipif("NUMBA_DISABLE_JIT" in os.environ, reason="nothing is compiled")
 def test_joined_calls_give_the_same_bits_and_a_pass_is_one_call(monkeypatch):
     found, _ = train(2)
     tape = found.replica.tape(50, training=True)
