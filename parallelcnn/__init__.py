@@ -42,6 +42,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import Layer as Layer
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
+    from parallelcnn.layers import Residual as Residual
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
     from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
     from parallelcnn.metrics import Accuracy as Accuracy
@@ -92,7 +93,7 @@ _MODULES = {
     "training.evaluation": ["Evaluation"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
-    "layers": ["Activation", "Buffer", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D", "Parameter"],
+    "layers": ["Activation", "Buffer", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D", "Parameter", "Residual"],
     "losses": ["MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],

@@ -6,6 +6,7 @@ Outside, images are samples first, (n, C, H, W) or (n, H, W). Inside, the sample
 
 import copy
 import hashlib
+import math
 import operator
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from parallelcnn.fusions import fuse
 from parallelcnn.kernels.losses import softmax
 from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.layers.base import Array, Buffer, Layer, Parameter, Shape
+from parallelcnn.layers.residual import Residual
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.parameters import ArrayLayout
 from parallelcnn.replica import Replica
@@ -96,6 +98,9 @@ class NetworkHandler:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.layers, self.input_shape, self.dtype, self.state, self.prediction, self.input_range)
+
+    def __str__(self) -> str:
+        return self.summary()
 
     def __copy__(self) -> "NetworkHandler":
         return copy.deepcopy(self)  # a copy that shared arrays would be changed by training the original
@@ -311,7 +316,7 @@ class NetworkHandler:
             ("Input", _any_number(self.input_shape), "0"),
         ]
         for i, layer in enumerate(self.layers):
-            rows.append((repr(layer), _any_number(self.shapes[i + 1]), f"{self.layout.count(i):,}"))
+            rows += _rows(layer, self.shapes[i], self.layout.count(i))
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
         rule = "-" * len(lines[0])
@@ -426,6 +431,18 @@ def _checked_input_shape(input_shape: Sequence[int]) -> Shape:
     if len(shape) not in (1, 3) or min(shape) < 1:
         raise ShapeError(f"input_shape must be (C, H, W) or (features,) of positive integers, got {input_shape!r}")
     return shape
+
+
+def _rows(layer: Layer, input_shape: Shape, parameters: int, indent: str = "") -> Iterator[tuple[str, str, str]]:
+    """The rows of a summary's table for one layer: of a `Residual` one for each layer inside, too."""
+    shape = _any_number(layer.output_shape(input_shape))
+    if type(layer) is not Residual:
+        yield indent + repr(layer), shape, f"{parameters:,}"
+        return
+    yield f"{indent}Residual", shape, ""
+    for inner, inner_shape in layer.inside(input_shape):
+        count = sum(math.prod(one.shape) for one in inner.parameters(inner_shape).values())
+        yield from _rows(inner, inner_shape, count, f"{indent}  ")
 
 
 def _any_number(shape: Shape) -> str:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from parallelcnn.call_list import join
-from parallelcnn.errors import ShapeError
 from parallelcnn.layers.base import Array, Call, Layer, Shape, Step
+from parallelcnn.layers.step import check_returned
 from parallelcnn.resources import check_memory
 
 _CACHE_LINE = 64  # bytes; see `aligned`
@@ -165,7 +165,7 @@ def _record(recorder: _Recorder, recordable: Recordable) -> tuple[Array, Array, 
         step = Step(recorder, recordable.arrays[i], i > recordable.ends_at, recordable.numbers[i])
         steps.append(step)
         y = layer.forward(step, y)
-        _check(layer, "forward", y, (*shapes[i + 1], recorder.n))
+        check_returned(layer, "forward", y, (*shapes[i + 1], recorder.n))
     dy = recorder.array(y.shape, recorder.dtype)
     recorder.use(y, dy)  # the loss is computed
     flowing: Array | None = dy
@@ -174,16 +174,10 @@ def _record(recorder: _Recorder, recordable: Recordable) -> tuple[Array, Array, 
         if recorder.training and i >= recordable.ends_at and flowing is not None:
             flowing = layers[i].backward(steps[i], flowing)
             if i > recordable.ends_at:
-                _check(layers[i], "backward", flowing, (*shapes[i], recorder.n))
+                check_returned(layers[i], "backward", flowing, (*shapes[i], recorder.n))
     if flowing is not None:
         recorder.use(flowing)
     return x, y, dy, flowing
-
-
-def _check(layer: Layer, name: str, found: Any, shape: Shape) -> None:
-    if not isinstance(found, np.ndarray) or found.shape != shape:
-        what = f"an array of shape {found.shape}" if isinstance(found, np.ndarray) else repr(found)
-        raise ShapeError(f"{layer}: {name} must return an array of shape {shape}, samples last, got {what}")
 
 
 class _PlannedMemory:

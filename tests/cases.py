@@ -1,6 +1,6 @@
 """Layers with inputs they take: the one list that every test of layers walks over."""
 
-from parallelcnn import Activation, Conv2D, Dense, Flatten, MaxPool2D
+from parallelcnn import Activation, Conv2D, Dense, Flatten, MaxPool2D, Residual
 from parallelcnn.fusions import PooledConv2D
 
 CONVOLUTIONS = [
@@ -100,7 +100,20 @@ ACTIVATED = [
     *((MaxPool2D(2, activation=name), (2, 5, 4)) for name in _NAMES),
 ]
 
-LAYERS = [*CONVOLUTIONS, *POOLINGS, *OTHERS, *ACTIVATED]
+# Odd sizes; layers inside that have no parameters, before, between and after those that have; activations that keep
+# their output; one that returns its input's memory; one inside another.
+RESIDUALS = [
+    (Residual((Dense(5),)), (5,)),
+    (Residual((Dense(7, activation="tanh"), Dense(3, activation="sigmoid"))), (3,)),
+    (Residual((Conv2D(5, 3, padding="same", activation="gelu"), Conv2D(3, 3, padding="same"))), (3, 5, 7)),
+    (Residual((Activation("tanh"), Conv2D(3, 1), Activation("softplus"))), (3, 3, 5)),
+    (Residual((Activation("swish"),)), (2, 3, 1)),
+    (Residual((Flatten(), Flatten())), (5,)),
+    (Residual((Conv2D(2, 2, padding=1, activation="tanh"), MaxPool2D(2, stride=1))), (2, 3, 5)),  # not fused
+    (Residual((Dense(3), Residual((Residual((Dense(3, activation="swish"),)), Activation("tanh"))), Dense(3))), (3,)),
+]
+
+LAYERS = [*CONVOLUTIONS, *POOLINGS, *OTHERS, *ACTIVATED, *RESIDUALS]
 
 
 def name_of(value: object) -> str:

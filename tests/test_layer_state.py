@@ -1,18 +1,27 @@
-"""Buffers and random numbers of layers: the same on any number of threads, after a resume, in files and copies."""
+"""Buffers and random numbers of layers: the same on any number of ranks and threads, after a resume and a lost rank, in
+files and copies.
+"""
 
 import copy
+import json
+import sys
+from pathlib import Path
 
+import launch
 import noisy
 import numpy as np
+import own_layers
 import pytest
 import small
 
 import parallelcnn as pc
 from parallelcnn.kernels.random import sample_keys, uniform
 
+HERE = Path(__file__).parent
 
-def train(threads=1, grains=None, epochs=2, seed=0, **options):
-    network = noisy.network()
+
+def train(threads=1, grains=None, epochs=2, seed=0, layers=noisy, **options):
+    network = layers.network()
     sets = small.dataset(211), small.dataset(97, seed=1)
     optimizer = pc.SGD(0.05, momentum=0.9)
     history = pc.train(
@@ -91,3 +100,133 @@ def test_a_model_file_and_a_copy_keep_buffers(tmp_path):
 def test_a_state_without_buffers_is_refused():
     with pytest.raises(pc.ParallelCNNError, match="buffers must be there, got params"):
         noisy.network().set_state({"params": noisy.network().params})
+
+
+@pytest.mark.parametrize("layer", [own_layers.Centre(), own_layers.Dropout(), pc.Residual(own_layers.LAYERS[3:5])])
+def test_each_layer_of_the_users_file_passes_the_gradient_check(layer):
+    pc.gradient_check(layer, (2, 3, 4), n=5)
+
+
+def test_dropout_drops_its_part_in_training_only_and_keeps_the_mean(rng):
+    network = pc.NetworkHandler((own_layers.Dropout(0.25),), (300,))
+    images = rng.random((100, 300), np.float32) + 1
+    x = network.load(images, training=True)
+    dropped = network.forward(x, training=True) == 0
+    assert dropped.mean() == pytest.approx(0.25, abs=0.02)
+    assert network.forward(x, training=True).mean() == pytest.approx(images.mean(), rel=0.02)
+    np.testing.assert_array_equal(network.forward(network.load(images)), images.T)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("grains", [None, 4])
+def test_a_moving_average_is_the_one_computed_by_hand(threads, grains):
+    """With the whole data set as the minibatch: 0.2 of the mean after the first, and again after the second."""
+    dataset = small.dataset(83)
+    network = pc.NetworkHandler((pc.Flatten(), own_layers.Centre(0.2), pc.Dense(5)), (1, 11, 9))
+    options = {"comm": pc.Serial(), "threads": threads, "grains": grains, "verbose": 0}
+    pc.train(network, dataset, dataset, pc.SGD(0.01), 2, 83, **options)
+    mean = (dataset.images / 255).mean(0).ravel()
+    np.testing.assert_allclose(network.named_arrays["1.mean"], (1 - 0.8**2) * mean, rtol=1e-5)
+
+
+_TRAINS = """
+import json, sys
+import own_layers, small
+import parallelcnn as pc
+from parallelcnn.resilience.world import world
+
+comm = world()
+folder = sys.argv[1]
+sets = small.dataset(211), small.dataset(97, seed=1)
+
+def train(**options):
+    network = own_layers.network(seed=comm.rank)  # rank 0's weights count
+    pc.train(network, *sets, pc.SGD(0.05, momentum=0.9), 2, 25, comm=comm, verbose=0, **options)
+    return network
+
+middle = pc.load_checkpoint(f"{folder}/step-000000014.npz")
+found = []
+for threads in (1, 2):
+    plain = train(threads=threads)
+    exact = [train(threads=threads, grains=6), train(threads=threads, grains=6, resume=middle)]
+    found.append([plain.params.tolist(), plain.buffers.tolist(), [one.state_sha256() for one in exact]])
+everyone = comm.allgather([one[2] for one in found])
+assert all(one == everyone[0] for one in everyone)
+if comm.rank == 0:
+    print(json.dumps(found), flush=True)
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_layers_of_a_users_file_give_the_same_on_any_number_of_ranks_and_threads_and_after_a_resume(
+    ranks, tmp_path
+):
+    """Up to rounding, and bit for bit with reproducible sums. The checkpoint is that of one rank with one thread."""
+    folder = pc.CheckpointFolder(tmp_path, every_steps=7, keep_last=9)
+    plain, _ = train(layers=own_layers)
+    exact, _ = train(layers=own_layers, grains=6, checkpoints=folder)
+    ran = launch.run_ranks(ranks, ["-c", _TRAINS, str(tmp_path)], PYTHONPATH=str(HERE))
+    assert ran.code == 0, ran.err
+    for params, buffers, hashes in json.loads(ran.out):
+        np.testing.assert_allclose(params, plain.params, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(buffers, plain.buffers, rtol=1e-4, atol=1e-5)
+        assert hashes == [exact.state_sha256()] * 2
+
+
+_LOSES_RANKS = """
+import json, os, signal, sys, warnings
+import own_layers, small
+import parallelcnn as pc
+from parallelcnn.resilience.world import world
+
+comm = world()
+started_as, when = comm.rank, json.loads(sys.argv[1])  # rank, as it was started -> minibatch or sum in which it dies
+grains = json.loads(sys.argv[2])
+
+class Dies:
+    def on_batch_end(self, step, logs):
+        if step == when.get(str(started_as)):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+count, allreduce = 0, comm.allreduce
+def sum_and_die(array):
+    global count
+    count += 1
+    if f"sum {count}" == when.get(str(started_as)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    allreduce(array)
+comm.allreduce = sum_and_die
+
+network = own_layers.network(seed=started_as)
+sets = small.dataset(211), small.dataset(97, seed=1)
+options = dict(comm=comm, callbacks=[Dies()], verbose=0, grains=grains, threads=1 + started_as % 2)
+with warnings.catch_warnings(action="ignore"):
+    history = pc.train(network, *sets, pc.SGD(0.05, momentum=0.9), 2, 25, **options)
+everyone = comm.allgather(network.state_sha256())
+if comm.rank == 0:
+    numbers = network.params.tolist(), network.buffers.tolist()
+    print(json.dumps([sorted(set(everyone)), history.lost_ranks, *numbers]), flush=True)
+comm.barrier()
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("deaths", "grains"),
+    [({"0": 5, "2": 14}, 6), ({"2": "sum 8"}, 6), ({"0": "sum 11"}, None)],
+    ids=str,
+)
+def test_after_a_lost_rank_buffers_and_masks_are_those_of_an_undisturbed_run(deaths, grains):
+    launch.skip_unless_ranks_can_be_lost()
+    undisturbed, _ = train(layers=own_layers, grains=grains)
+    line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "3", sys.executable, "-c", _LOSES_RANKS]
+    ran = launch.run([*line, json.dumps(deaths), json.dumps(grains)], limit=100, PYTHONPATH=str(HERE))
+    assert ran.code == 0, ran.err
+    hashes, lost, params, buffers = json.loads(ran.out)
+    assert lost == len(deaths)
+    assert len(hashes) == 1
+    np.testing.assert_allclose(buffers, undisturbed.buffers, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(params, undisturbed.params, rtol=1e-4, atol=1e-5)
+    if grains:
+        assert hashes == [undisturbed.state_sha256()]

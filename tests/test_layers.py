@@ -18,6 +18,7 @@ from parallelcnn import (
     Layer,
     MaxPool2D,
     Parameter,
+    Residual,
     gradient_check,
 )
 from parallelcnn.errors import GradientError, InputError, ShapeError
@@ -81,6 +82,10 @@ def test_output_shapes_are_those_of_keras(layer, input_shape, output_shape):
         (lambda: Dense("ten"), "units must be a positive integer, got 'ten'"),
         (lambda: Dense(3, activation="rleu"), "no activation 'rleu': did you mean 'relu'?"),
         (lambda: Activation(7), "no activation 7: known: identity"),
+        (lambda: Residual(()), r"Residual takes a tuple of at least one layer, got \(\)"),
+        (lambda: Residual(Dense(3)), r"Residual takes a tuple of at least one layer, got Dense\(3\)"),
+        (lambda: Residual("relu"), "Residual takes a tuple of at least one layer, got 'relu'"),
+        (lambda: Residual((Dense(3), "relu")), r"takes a tuple of at least one layer, got \(Dense\(3\), 'relu'\)"),
     ],
 )
 def test_a_wrong_hyperparameter_is_named_with_its_rule_and_value(make, message):
@@ -97,6 +102,13 @@ def test_a_wrong_hyperparameter_is_named_with_its_rule_and_value(make, message):
         (MaxPool2D(3), (1, 2, 8), "a window of 3 x 3 is larger than the image, 2 x 8"),
         (MaxPool2D(), (10,), r"MaxPool2D\(\) takes images \(C, H, W\), got \(10,\)"),
         (Dense(10), (6, 13, 13), r"Dense\(10\) takes \(features,\), got \(6, 13, 13\): is a Flatten\(\) missing"),
+        (
+            Residual((Conv2D(2, 3), Activation("relu"))),
+            (2, 5, 5),
+            r"Residual\(\(Conv2D\(2, 3\), .*: the layers inside must keep the shape \(2, 5, 5\), got \(2, 3, 3\)",
+        ),
+        (Residual((Flatten(), Dense(8))), (2, 2, 2), r"must keep the shape \(2, 2, 2\), got \(8,\)"),
+        (Residual((Flatten(), MaxPool2D())), (2, 2, 2), r"layer 2 of 2 in a Residual: MaxPool2D\(\) takes images"),
     ],
 )
 def test_an_input_that_a_layer_does_not_take_is_named(layer, input_shape, message):

@@ -163,6 +163,15 @@ def _described(**changes):
     return _changed(description=np.array(json.dumps({**description, **changes})))
 
 
+def _nested(depth, inner='{"layer": "Activation", "arguments": {"activation": "relu"}}'):
+    """A model file that says it holds residuals inside each other."""
+    before, after = '{"layer": "Residual", "arguments": {"layers": [', "]}}"
+    text = json.dumps([{"layer": "Residual", "arguments": {"layers": ["?"]}, "written": "?"}])
+    with np.load(io.BytesIO(_described(layers=0))) as arrays:
+        description = str(arrays["description"]).replace('"layers": 0', f'"layers": {text}')
+    return _changed(description=np.array(description.replace('"?"', before * depth + inner + after * depth, 1)))
+
+
 def _with_member(name, content, method=zipfile.ZIP_STORED):
     """A model file with a member that is another, and right checksums."""
     out = io.BytesIO()
@@ -247,6 +256,13 @@ _ODD_HEADERS = [
         (_described(layers=[{"layer": "Dense", "arguments": {"size": 3}, "written": "?"}]), "makes no network"),
         (_described(layers=[{"layer": "Dense", "arguments": {"units": 10**15}, "written": "?"}]), "makes no network"),
         (_described(layers="many"), "makes no network"),
+        (_nested(1), "does not fit the network: it holds .*, not .Residual"),
+        (_nested(1, inner='"relu"'), "makes no network .Residual takes a tuple of at least one layer"),
+        (_nested(1, inner='{"layer": "Mine", "arguments": {}}'), "not this library's own"),
+        (_nested(1, inner="[]"), "makes no network"),
+        (_nested(1, inner="{}"), "makes no network"),
+        (_nested(400), "damaged|does not fit"),
+        (_nested(10_000), "damaged"),
         (
             _described(input_shape=[40], layers=[{"layer": "Dense", "arguments": {"units": 10**6}, "written": "?"}]),
             "does not fit the network|holds no array",

@@ -91,21 +91,27 @@ def describe_network(network: NetworkHandler) -> dict[str, Any]:
 
 
 def _describe(layer: Layer) -> dict[str, Any]:
-    kind = type(layer)
-    is_ours = kind is getattr(library_layers, kind.__name__, None)
-    name = kind.__name__ if is_ours else f"{kind.__module__}.{kind.__name__}"
-    names: list[str] = [f.name for f in dataclasses.fields(layer)] if dataclasses.is_dataclass(layer) else []
-    arguments = {name: _as_plain(getattr(layer, name)) for name in names}
-    entry = {"layer": name, "arguments": arguments, "written": repr(layer)}
+    entry = {**_constructor_call(layer), "written": repr(layer)}
     if not _can_be_rebuilt(entry):  # to recognise the layer, of which `written` may tell less than all
         entry["fingerprint"] = stored_fingerprint(layer)
     return entry
+
+
+def _constructor_call(layer: Layer) -> dict[str, Any]:
+    """The layer's class and arguments. Among these may be other layers."""
+    names: list[str] = [f.name for f in dataclasses.fields(layer)] if dataclasses.is_dataclass(layer) else []
+    plain = {name: _as_plain(getattr(layer, name)) for name in names}
+    kind = type(layer)
+    is_ours = kind is getattr(library_layers, kind.__name__, None)
+    return {"layer": kind.__name__ if is_ours else f"{kind.__module__}.{kind.__name__}", "arguments": plain}
 
 
 def _as_plain(value: Any) -> Any:
     """The value as JSON can hold it; a dict that only names it where it cannot."""
     if isinstance(value, tuple):
         return [_as_plain(one) for one in value]
+    if isinstance(value, Layer):
+        return _constructor_call(value)
     if isinstance(value, np.integer):
         return operator.index(value)
     return value if value is None or isinstance(value, str | int | float) else {"not stored": repr(value)}
@@ -162,15 +168,31 @@ def _rebuild(path: Path, entry: dict[str, Any]) -> Layer:
             f"{path} holds {entry['written']}, which is not this library's own: say where it is, "
             f"--model FILE.py:FUNCTION (in the library: layers=)"
         )
-    arguments = entry["arguments"].items()
-    kind = getattr(library_layers, entry["layer"])
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in arguments})
+    layer: Layer = _from_plain(entry)
+    return layer
 
 
-def _can_be_rebuilt(entry: dict[str, Any]) -> bool:
-    kind: Any = getattr(library_layers, entry["layer"], None)
+def _from_plain(value: Any) -> Any:
+    """The value that `_as_plain` was given."""
+    if isinstance(value, list):
+        return tuple(map(_from_plain, value))
+    if not isinstance(value, dict):
+        return value
+    arguments = value["arguments"].items()
+    return getattr(library_layers, value["layer"])(**{name: _from_plain(one) for name, one in arguments})
+
+
+def _can_be_rebuilt(value: Any) -> bool:
+    """Whether `_from_plain` takes the value."""
+    if isinstance(value, list):
+        return all(map(_can_be_rebuilt, value))
+    if not isinstance(value, dict):
+        return True
+    if "not stored" in value:
+        return False
+    kind: Any = getattr(library_layers, value["layer"], None)
     known = isinstance(kind, type) and issubclass(kind, Layer) and kind is not Layer
-    return known and not any(isinstance(value, dict) for value in entry["arguments"].values())
+    return known and all(map(_can_be_rebuilt, value["arguments"].values()))
 
 
 def _check_array(path: Path, slot: Slot, dtype: np.dtype, array: np.ndarray | None) -> None:

@@ -8,3 +8,4 @@ from parallelcnn.layers.conv2d import Conv2D as Conv2D
 from parallelcnn.layers.dense import Dense as Dense
 from parallelcnn.layers.flatten import Flatten as Flatten
 from parallelcnn.layers.maxpool2d import MaxPool2D as MaxPool2D
+from parallelcnn.layers.residual import Residual as Residual

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from parallelcnn.errors import ShapeError
+
 if TYPE_CHECKING:
     from .base import Layer
 
@@ -59,7 +61,7 @@ class Step:
         self.needs_input_gradient = needs_input_gradient
         self.number = number
         self.saved: tuple[Any, ...] = ()
-        self._inner: dict[str, tuple[Layer, Step]] = {}
+        self._inner: dict[str, tuple[Layer, Step, Shape]] = {}
 
     @property
     def n(self) -> int:
@@ -111,18 +113,32 @@ class Step:
             needs_input_gradient: whether anything before it, inside this layer or before, has parameters.
         """
         arrays = tuple(_below(name, part) for part in (self.params, self.grads, self.buffers, self.statistics))
-        number = self.number * _LAYERS_INSIDE + len(self._inner) + 1
+        # Numbers of layers inside one layer, inside another, and of the network's own differ.
+        number = ((self.number + 1) * _LAYERS_INSIDE + len(self._inner)) % _NUMBERS
         inner = Step(self._recorder, arrays, needs_input_gradient, number)  # type: ignore[arg-type]
-        self._inner[name] = layer, inner
-        return layer.forward(inner, x)
+        self._inner[name] = layer, inner, x.shape
+        y = layer.forward(inner, x)
+        check_returned(layer, "forward", y, (*layer.output_shape(x.shape[:-1]), self.n))
+        return y
 
     def backward(self, name: str, dy: Array) -> Array | None:
         """Record the backward pass of the layer of that name; see `forward`."""
-        layer, inner = self._inner[name]
-        return layer.backward(inner, dy)
+        layer, inner, shape = self._inner[name]
+        dx = layer.backward(inner, dy)
+        if inner.needs_input_gradient:
+            check_returned(layer, "backward", dx, shape)
+        return dx
 
 
-_LAYERS_INSIDE = 1000  # of one layer, so that their numbers differ
+_LAYERS_INSIDE = 1000  # of one layer, at most
+_NUMBERS = 2**63  # which a kernel takes
+
+
+def check_returned(layer: "Layer", name: str, found: Any, shape: Shape) -> None:
+    """Raise ShapeError unless what a layer's method of that name has returned is an array of that shape."""
+    if not isinstance(found, np.ndarray) or found.shape != shape:
+        what = f"an array of shape {found.shape}" if isinstance(found, np.ndarray) else repr(found)
+        raise ShapeError(f"{layer}: {name} must return an array of shape {shape}, samples last, got {what}")
 
 
 def _below(name: str, arrays: Arrays) -> Arrays:
