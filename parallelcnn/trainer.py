@@ -30,7 +30,7 @@ from parallelcnn.training.history import History
 from parallelcnn.training.loop import Loop
 from parallelcnn.training.preparation import check_fit, check_numbers, facts_of, start
 from parallelcnn.training.progress import Progress, check_verbose, show_compilation
-from parallelcnn.training.reduction import check_grains, reducer_of
+from parallelcnn.training.reduction import check_reproducible, reducer_of
 from parallelcnn.training.thread_pool import ThreadPool
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
 
@@ -52,19 +52,19 @@ def train(
     callbacks: Sequence[Any] = (),
     threads: int | None = None,
     profiler: Profiler | None = None,
-    grains: int | None = None,
+    reproducible: int | None = None,
     checkpoints: CheckpointFolder | None = None,
     resume: Checkpoint | None = None,
-    leave: Callable[[], bool] | None = None,
+    stop: Callable[[], bool] | None = None,
     repair: str = "stop",
     timeout: float = DEFAULT_TIMEOUT,
     verbose: int = 1,
 ) -> History:
     """Train a network, on one process or on many ranks, each on one thread or several.
 
-    The result does not depend on how many they are: up to the rounding of float32 sums, or with `grains` to the bit. It
-    starts from rank 0's parameters, with the optimiser at rest, or from a checkpoint. Where a rank is lost and MPI can
-    go on without (Open MPI's mpirun --with-ft ulfm), the others take over its part.
+    The result does not depend on how many they are: up to the rounding of float32 sums, or with `reproducible` to the
+    bit. Training starts from rank 0's parameters and a reset optimiser, or from a checkpoint. If a rank is lost and MPI
+    can continue without it (Open MPI's mpirun --with-ft ulfm), the others compute its part.
 
     Collective: every rank of `comm` must call it, with the same arguments.
 
@@ -82,11 +82,12 @@ def train(
         threads: of this rank; ranks may differ. None: its part of the cores that the ranks of its node may use, or
             fewer where a step has too little work for them.
         profiler: measures where the time goes.
-        grains: reproducible sums: every minibatch is cut into so many pieces, whoever computes them. For the same
-            number of them the result has the same bits on any number of ranks and threads.
+        reproducible: number of shards that every minibatch is cut into, for reproducible sums. With the same number,
+            the result has the same bits on any number of ranks and threads.
         checkpoints: where to save, and how often.
-        resume: go on from there instead of from the beginning; rank 0's counts.
-        leave: is asked after every minibatch; once it says yes on one rank, all of them save and leave at the same one.
+        resume: continue from this checkpoint; rank 0's counts.
+        stop: polled after every minibatch; when it returns true on any rank, all ranks save a checkpoint and stop after
+            the same minibatch.
         repair: what to do if ranks are found, at the end of an epoch or before a checkpoint, not to hold the same
             parameters: "stop" with an error, take over what the "majority" holds, or go back to the last "checkpoint".
         timeout: how long a rank may wait for others, before a message names them and the job ends [s]; 0: for ever.
@@ -117,11 +118,11 @@ def train(
             check_type("resume", resume, Checkpoint, "load_checkpoint(file)", optional=True)
             check_methods("loss", loss, LOSS_METHODS, "SoftmaxCrossEntropy() or MeanSquaredError()")
             check_callbacks(callbacks)
-            check_callable("leave", leave)
+            check_callable("stop", stop)
             check_numbers(epochs, batch_size, seed, evaluate_every, train_set)
             check_threads(threads)
             check_verbose(verbose)
-            check_grains(grains)
+            check_reproducible(reproducible)
             check_repair(repair, checkpoints)
             check_fit(network, train_set, loss)
             check_fit(network, test_set, loss)
@@ -144,7 +145,7 @@ def train(
             "evaluate_every": evaluate_every,
             "loss": loss,
             "profiler": repr(profiler),
-            "grains": grains,
+            "reproducible": reproducible,
             "repair": repair,
         }
         seed, saves = comm.allgather((seed, checkpoints is not None or resume is not None))[0]
@@ -152,8 +153,12 @@ def train(
         check_replicas(comm, {**plan, "classes": (train_set.classes, test_set.classes), **data})
 
         def describe() -> dict[str, Any]:
-            how = {"optimizer": optimizer, "epochs": epochs, "batch_size": batch_size, "seed": seed, "grains": grains}
-            return facts_of(train_set, test_set, network, loss=loss, data=data, **how) if saves else {}
+            how = {"optimizer": optimizer, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+            return (
+                facts_of(train_set, test_set, network, loss=loss, data=data, reproducible=reproducible, **how)
+                if saves
+                else {}
+            )
 
         facts = run_together(comm, describe)  # on every rank: any of them may have to save, once others are lost
         order: SampleOrder = Sampler(len(train_set), batch_size, seed) if sampler is None else sampler
@@ -174,7 +179,7 @@ def train(
             network.prediction = getattr(loss, "prediction", "output")
             with show_compilation(comm) if verbose else contextlib.nullcontext():
                 history.compile_seconds = compile_in_turns(
-                    comm, lambda: compile_kernels(network, train_set, optimizer, loss, grains, judges)
+                    comm, lambda: compile_kernels(network, train_set, optimizer, loss, reproducible, judges)
                 )
             if verbose:
                 progress = at_the_end.enter_context(contextlib.closing(Progress(bar=verbose != 2)))
@@ -197,12 +202,12 @@ def train(
                     loss=loss,
                     metrics=judges,
                     sampler=order,
-                    reducer=reducer_of(network, pool, train_set, loss, grains, history.exponents),
+                    reducer=reducer_of(network, pool, train_set, loss, reproducible, history.exponents),
                     history=history,
                     steps=order.steps_in(epochs),
                     last_sample=last_sample,
                     evaluate_every=evaluate_every,
-                    stop=leave or (lambda: False),
+                    stop=stop or (lambda: False),
                     callbacks=told,
                     safeguard=TrainingSafeguard(comm, network, history, repair, saver, recovers=recovers),
                 ).run()

@@ -99,7 +99,7 @@ SUM = "uint8 of shape .50, 11, 9., CRC-32 [0-9a-f]{8}, labels [0-9a-f]{8}"
         ("loss", pc.SoftmaxCrossEntropy(), pc.MeanSquaredError(), "rank 0 has loss SoftmaxCrossEntropy.., but"),
         ("test_set", TEST, pc.Dataset(TEST.images, TEST.labels % 4, 4), "classes .5, 5., but rank 2 has .5, 4."),
         ("epochs", 1, 2, "rank 0 has epochs 1, but rank 2 has 2"),
-        ("grains", None, 4, "rank 0 has grains None, but rank 2 has 4"),
+        ("reproducible", None, 4, "rank 0 has reproducible None, but rank 2 has 4"),
         ("profiler", None, pc.Profiler(), "rank 0 has profiler None, but rank 2 has Profiler"),
     ],
 )

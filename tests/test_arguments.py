@@ -96,7 +96,7 @@ CASES = {
         lambda: train(callbacks=[pc.EarlyStopping]),
         r"^callbacks must be objects: write EarlyStopping\(...\)$",
     ),
-    "True for leave": (lambda: train(leave=True), "^leave must be a function or None, got True$"),
+    "True for stop": (lambda: train(stop=True), "^stop must be a function or None, got True$"),
     "what cannot be printed": (lambda: train(Unprintable()), "got a Unprintable, whose repr raises ValueError$"),
     "layers in evaluate": (lambda: pc.evaluate(LAYERS, SETS[0]), A_NETWORK),
     "arrays in evaluate": (lambda: pc.evaluate(new(), (IMAGES, LABELS)), f"^dataset {A_DATASET}a tuple of 2"),

@@ -74,7 +74,7 @@ def test_a_callback_stops_the_training_which_saves_and_can_be_resumed(at, tmp_pa
 
     folder = pc.CheckpointFolder(tmp_path)
     history = train([Stops()], checkpoints=folder)
-    assert history.left
+    assert history.stopped
     assert history.steps == (4 if at == 3 else 9)  # asked at the end of an epoch, training stops there
     assert folder.newest().history.steps == history.steps
     whole, resumed = small.network(), small.network()
@@ -107,7 +107,7 @@ def test_early_stopping_waits_for_as_many_epochs_as_it_is_told(options, epochs, 
     if options == {"patience": 1}:
         epochs = 7  # 1.8 and 1.75 are no improvements on 1.7
     assert len(history.evaluations) == epochs
-    assert history.left == (epochs < 8)
+    assert history.stopped == (epochs < 8)
 
 
 def test_early_stopping_counts_on_after_a_resume(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from parallelcnn.errors import CheckpointError, InputError, TrainingWarning
 from parallelcnn.files.archive import seal
 from parallelcnn.training.checkpoint import CheckpointSaver, facts_that_changed, save_checkpoint
 
-FACTS = {"layers": ["Dense(5)"], "seed": 3, "grains": None}
+FACTS = {"layers": ["Dense(5)"], "seed": 3, "reproducible": 8}
 
 
 def history(steps=7, accuracies=(0.5, None)):
@@ -145,7 +145,9 @@ def test_a_checkpoint_of_version_1_is_resumed_from_but_holds_no_layers(tmp_path)
     arrays = {f"state.{name}": vector for name, vector in checkpoint().state.items()}
     arrays["losses"] = np.array(history().losses)
     arrays["evaluations"] = np.array([[3, 1, 0.25, 0.5, 97], [4, 2, 0.125, np.nan, 97]])
-    description = {"format": "parallelcnn checkpoint", "version": 1, "facts": FACTS, "arrays": list(arrays)}
+    facts = {**FACTS, "grains": FACTS["reproducible"]}  # its former name
+    del facts["reproducible"]
+    description = {"format": "parallelcnn checkpoint", "version": 1, "facts": facts, "arrays": list(arrays)}
     description |= {"samples_seen": 140, "train_seconds": 1.5, "lost_ranks": 2}
     text = json.dumps({**description, "sha256": seal(description, arrays)})
     np.savez(tmp_path / "c.npz", description=np.array(text), **arrays)

@@ -17,7 +17,7 @@ SGD = pc.SGD(0.1, momentum=0.9)
 def train(comm, network=None, **options):
     network = network or small.network()
     sets = small.dataset(211), small.dataset(97, seed=1)
-    history = pc.train(network, *sets, SGD, 2, 25, comm=comm, grains=4, timeout=0, threads=1, **options)
+    history = pc.train(network, *sets, SGD, 2, 25, comm=comm, reproducible=4, timeout=0, threads=1, **options)
     return network, history
 
 
@@ -43,7 +43,7 @@ def test_after_a_lost_rank_every_checkpoint_can_be_resumed(victims, tmp_path, un
     def work(comm):
         callbacks = [After(3, comm.die)] if comm.number in victims else []
         folder = pc.CheckpointFolder(tmp_path, every_steps=5)
-        return train(comm, callbacks=callbacks, checkpoints=folder, leave=lambda: comm.size < 3 and folder_has(5))
+        return train(comm, callbacks=callbacks, checkpoints=folder, stop=lambda: comm.size < 3 and folder_has(5))
 
     def folder_has(step):
         return (tmp_path / f"step-{step:09}.npz").exists()
@@ -52,7 +52,7 @@ def test_after_a_lost_rank_every_checkpoint_can_be_resumed(victims, tmp_path, un
         warnings.simplefilter("ignore")
         histories = [result[1] for result in on_ranks(3, work) if result is not None]
     assert {history.lost_ranks for history in histories} == {len(victims)}
-    assert all(history.left for history in histories)
+    assert all(history.stopped for history in histories)
     newest = pc.CheckpointFolder(tmp_path).newest()
     assert newest.history.steps in (6, 7)
     assert newest.facts["train_set"].startswith("uint8 of shape")
@@ -78,7 +78,7 @@ def test_a_flipped_bit_is_found_before_it_is_saved(how, tmp_path, undisturbed):
             network if comm.rank == 0 else None,
             callbacks=callbacks,
             checkpoints=folder if comm.rank == 0 or how == "goes back" else None,
-            leave=lambda: answers is not None and next(answers, True),
+            stop=lambda: answers is not None and next(answers, True),
             repair="checkpoint" if how == "goes back" else "stop",
         )
 

@@ -20,12 +20,12 @@ from parallelcnn.kernels.random import sample_keys, uniform
 HERE = Path(__file__).parent
 
 
-def train(threads=1, grains=None, epochs=2, seed=0, layers=noisy, **options):
+def train(threads=1, reproducible=None, epochs=2, seed=0, layers=noisy, **options):
     network = layers.network()
     sets = small.dataset(211), small.dataset(97, seed=1)
     optimizer = pc.SGD(0.05, momentum=0.9)
     history = pc.train(
-        network, *sets, optimizer, epochs, 25, seed, pc.Serial(), threads=threads, grains=grains, **options
+        network, *sets, optimizer, epochs, 25, seed, pc.Serial(), threads=threads, reproducible=reproducible, **options
     )
     return network, history
 
@@ -42,9 +42,9 @@ def test_training_moves_buffers_towards_the_mean_and_prediction_leaves_them_alon
     np.testing.assert_array_equal(network.buffers, buffers)
 
 
-@pytest.mark.parametrize("grains", [4, 7])
-def test_reproducible_training_gives_the_same_buffers_and_masks_on_any_number_of_threads(grains):
-    runs = [train(threads, grains)[0].state_sha256() for threads in (1, 2, 3)]
+@pytest.mark.parametrize("reproducible", [4, 7])
+def test_reproducible_training_gives_the_same_buffers_and_masks_on_any_number_of_threads(reproducible):
+    runs = [train(threads, reproducible)[0].state_sha256() for threads in (1, 2, 3)]
     assert len(set(runs)) == 1
 
 
@@ -80,10 +80,10 @@ def test_uniform_numbers_are_uniform_and_depend_on_sample_layer_and_place():
 
 def test_a_resumed_training_ends_with_the_same_buffers(tmp_path):
     folder = pc.CheckpointFolder(tmp_path, every_steps=7, keep_last=9)
-    whole, _ = train(grains=4, checkpoints=folder)
+    whole, _ = train(reproducible=4, checkpoints=folder)
     middle = pc.load_checkpoint(tmp_path / "step-000000014.npz")
     assert middle.state["buffers"].shape == whole.buffers.shape
-    resumed, _ = train(grains=4, threads=2, resume=middle)
+    resumed, _ = train(reproducible=4, threads=2, resume=middle)
     assert resumed.state_sha256() == whole.state_sha256()
 
 
@@ -118,12 +118,12 @@ def test_dropout_drops_its_part_in_training_only_and_keeps_the_mean(rng):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("grains", [None, 4])
-def test_a_moving_average_is_the_one_computed_by_hand(threads, grains):
+@pytest.mark.parametrize("reproducible", [None, 4])
+def test_a_moving_average_is_the_one_computed_by_hand(threads, reproducible):
     """With the whole data set as the minibatch: 0.2 of the mean after the first, and again after the second."""
     dataset = small.dataset(83)
     network = pc.NetworkHandler((pc.Flatten(), own_layers.Centre(0.2), pc.Dense(5)), (1, 11, 9))
-    options = {"comm": pc.Serial(), "threads": threads, "grains": grains, "verbose": 0}
+    options = {"comm": pc.Serial(), "threads": threads, "reproducible": reproducible, "verbose": 0}
     pc.train(network, dataset, dataset, pc.SGD(0.01), 2, 83, **options)
     mean = (dataset.images / 255).mean(0).ravel()
     np.testing.assert_allclose(network.named_arrays["1.mean"], (1 - 0.8**2) * mean, rtol=1e-5)
@@ -148,7 +148,7 @@ middle = pc.load_checkpoint(f"{folder}/step-000000014.npz")
 found = []
 for threads in (1, 2):
     plain = train(threads=threads)
-    exact = [train(threads=threads, grains=6), train(threads=threads, grains=6, resume=middle)]
+    exact = [train(threads=threads, reproducible=6), train(threads=threads, reproducible=6, resume=middle)]
     found.append([plain.params.tolist(), plain.buffers.tolist(), [one.state_sha256() for one in exact]])
 everyone = comm.allgather([one[2] for one in found])
 assert all(one == everyone[0] for one in everyone)
@@ -165,7 +165,7 @@ def test_the_layers_of_a_users_file_give_the_same_on_any_number_of_ranks_and_thr
     """Up to rounding, and bit for bit with reproducible sums. The checkpoint is that of one rank with one thread."""
     folder = pc.CheckpointFolder(tmp_path, every_steps=7, keep_last=9)
     plain, _ = train(layers=own_layers)
-    exact, _ = train(layers=own_layers, grains=6, checkpoints=folder)
+    exact, _ = train(layers=own_layers, reproducible=6, checkpoints=folder)
     ran = launch.run_ranks(ranks, ["-c", _TRAINS, str(tmp_path)], PYTHONPATH=str(HERE))
     assert ran.code == 0, ran.err
     for params, buffers, hashes in json.loads(ran.out):
@@ -182,7 +182,7 @@ from parallelcnn.resilience.world import world
 
 comm = world()
 started_as, when = comm.rank, json.loads(sys.argv[1])  # rank, as it was started -> minibatch or sum in which it dies
-grains = json.loads(sys.argv[2])
+reproducible = json.loads(sys.argv[2])
 
 class Dies:
     def on_batch_end(self, step, logs):
@@ -200,7 +200,7 @@ comm.allreduce = sum_and_die
 
 network = own_layers.network(seed=started_as)
 sets = small.dataset(211), small.dataset(97, seed=1)
-options = dict(comm=comm, callbacks=[Dies()], verbose=0, grains=grains, threads=1 + started_as % 2)
+options = dict(comm=comm, callbacks=[Dies()], verbose=0, reproducible=reproducible, threads=1 + started_as % 2)
 with warnings.catch_warnings(action="ignore"):
     history = pc.train(network, *sets, pc.SGD(0.05, momentum=0.9), 2, 25, **options)
 everyone = comm.allgather(network.state_sha256())
@@ -213,20 +213,20 @@ comm.barrier()
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(
-    ("deaths", "grains"),
+    ("deaths", "reproducible"),
     [({"0": 5, "2": 14}, 6), ({"2": "sum 8"}, 6), ({"0": "sum 11"}, None)],
     ids=str,
 )
-def test_after_a_lost_rank_buffers_and_masks_are_those_of_an_undisturbed_run(deaths, grains):
+def test_after_a_lost_rank_buffers_and_masks_are_those_of_an_undisturbed_run(deaths, reproducible):
     launch.skip_unless_ranks_can_be_lost()
-    undisturbed, _ = train(layers=own_layers, grains=grains)
+    undisturbed, _ = train(layers=own_layers, reproducible=reproducible)
     line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "3", sys.executable, "-c", _LOSES_RANKS]
-    ran = launch.run([*line, json.dumps(deaths), json.dumps(grains)], limit=100, PYTHONPATH=str(HERE))
+    ran = launch.run([*line, json.dumps(deaths), json.dumps(reproducible)], limit=100, PYTHONPATH=str(HERE))
     assert ran.code == 0, ran.err
     hashes, lost, params, buffers = json.loads(ran.out)
     assert lost == len(deaths)
     assert len(hashes) == 1
     np.testing.assert_allclose(buffers, undisturbed.buffers, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(params, undisturbed.params, rtol=1e-4, atol=1e-5)
-    if grains:
+    if reproducible:
         assert hashes == [undisturbed.state_sha256()]

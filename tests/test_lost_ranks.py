@@ -1,4 +1,4 @@
-"""Ranks that are lost, under Open MPI's `mpirun --with-ft ulfm`: the others go on, and with grains to the same bits."""
+"""Ranks that are lost under Open MPI's `mpirun --with-ft ulfm`: the others continue, to the same bits."""
 
 import json
 import os
@@ -55,13 +55,13 @@ if when == "in the sum":
         allreduce(array)
     comm.allreduce = sum_and_die
 
-grains = json.loads(sys.argv[2])
+reproducible = json.loads(sys.argv[2])
 network = small.network(seed=started_as)
 sets = small.dataset(211), small.dataset(97, seed=1)
 with warnings.catch_warnings(record=True, action="always") as said:
     history = pc.train(
-        network, *sets, pc.SGD(0.1, momentum=0.9), 4, 25, comm=comm, callbacks=[Dies()], verbose=0, grains=grains,
-        evaluate_every=5,
+        network, *sets, pc.SGD(0.1, momentum=0.9), 4, 25, comm=comm, callbacks=[Dies()], verbose=0,
+        reproducible=reproducible, evaluate_every=5,
     )
 if comm.rank == 0:
     found = {"sha256": network.parameters_sha256(), "left": comm.size, "losses": history.losses,
@@ -77,9 +77,9 @@ def _ulfm():
     launch.skip_unless_ranks_can_be_lost()
 
 
-def survive(ranks, deaths, grains=6):
+def survive(ranks, deaths, reproducible=6):
     line = [launch.mpiexec(), "--with-ft", "ulfm", "-n", str(ranks), sys.executable, "-c", _DIES]
-    ran = launch.run([*line, json.dumps(deaths), json.dumps(grains)], limit=60, PYTHONPATH=str(HERE))
+    ran = launch.run([*line, json.dumps(deaths), json.dumps(reproducible)], limit=60, PYTHONPATH=str(HERE))
     assert ran.code == 0, ran.out + ran.err
     (found,) = [json.loads(text) for text in ran.out.splitlines() if text.startswith("{")]
     return found, ran.err
@@ -89,7 +89,9 @@ def survive(ranks, deaths, grains=6):
 def undisturbed():
     network = small.network()
     sets = small.dataset(211), small.dataset(97, seed=1)
-    history = pc.train(network, *sets, pc.SGD(0.1, momentum=0.9), 4, 25, comm=pc.Serial(), grains=6, evaluate_every=5)
+    history = pc.train(
+        network, *sets, pc.SGD(0.1, momentum=0.9), 4, 25, comm=pc.Serial(), reproducible=6, evaluate_every=5
+    )
     tests = [[step, epoch, result.loss, result.accuracy] for step, epoch, result in history.evaluations]
     return network.parameters_sha256(), history.losses, tests
 
@@ -123,7 +125,7 @@ def test_the_others_take_over_and_the_result_has_the_bits_of_an_undisturbed_run(
 
 
 def test_without_grains_the_result_is_that_of_an_undisturbed_run_up_to_rounding(undisturbed):
-    found, _ = survive(3, {0: [12, "killed"]}, grains=None)
+    found, _ = survive(3, {0: [12, "killed"]}, reproducible=None)
     assert found["losses"] == pytest.approx(undisturbed[1], rel=1e-4, abs=1e-5)
 
 
@@ -187,7 +189,7 @@ class Fails:
 
 
 sets = small.dataset(211), small.dataset(97, seed=1)
-options = dict(comm=comm, callbacks=[Fails()], verbose=0, grains=6)
+options = dict(comm=comm, callbacks=[Fails()], verbose=0, reproducible=6)
 history = pc.train(small.network(seed=1), *sets, pc.SGD(0.1, momentum=0.9), 1, 25, **options)
 print(json.dumps([started_as, history.steps, history.lost_ranks]) + "\\n", end="", flush=True)
 comm.barrier()
@@ -238,14 +240,14 @@ class DiesInTheLast(pc.CheckpointFolder):
 
 sets = small.dataset(211), small.dataset(97, seed=1)
 checkpoints = DiesInTheLast(sys.argv[1], every_steps=100)
-options = dict(comm=comm, callbacks=[Counts()], verbose=0, grains=6, checkpoints=checkpoints)
+options = dict(comm=comm, callbacks=[Counts()], verbose=0, reproducible=6, checkpoints=checkpoints)
 if sys.argv[2] == "leaves":
-    options["leave"] = lambda: seen == 4
+    options["stop"] = lambda: seen == 4
 warnings.simplefilter("ignore")
 history = pc.train(small.network(seed=1), *sets, pc.SGD(0.1, momentum=0.9), 1, 25, **options)
 if comm.rank == 0:
     newest = pc.CheckpointFolder(sys.argv[1]).newest().history
-    print(started_as, history.steps, newest.steps, history.lost_ranks, history.left, flush=True)
+    print(started_as, history.steps, newest.steps, history.lost_ranks, history.stopped, flush=True)
 comm.barrier()
 """
 
@@ -258,7 +260,7 @@ def test_where_rank_0_is_lost_while_it_saves_at_the_end_another_one_saves(how, s
     assert ran.out == f"1 {steps} {steps} 1 {how == 'leaves'}\n"
     newest = pc.CheckpointFolder(tmp_path).newest()
     sets = small.dataset(211), small.dataset(97, seed=1)
-    options = {"comm": pc.Serial(), "grains": 6, "resume": newest}
+    options = {"comm": pc.Serial(), "reproducible": 6, "resume": newest}
     assert pc.train(small.network(seed=2), *sets, pc.SGD(0.1, momentum=0.9), 1, 25, **options).steps == 9
 
 
@@ -289,7 +291,7 @@ class Dies:
 
 sets = small.dataset(211), small.dataset(97, seed=1)
 optimizer = pc.SGD(0.1, momentum=0.9)
-options = dict(comm=comm, callbacks=[Dies()], verbose=0, grains=6, timeout=15.0)
+options = dict(comm=comm, callbacks=[Dies()], verbose=0, reproducible=6, timeout=15.0)
 pc.train(small.network(seed=1), *sets, optimizer, 4, 25, **options)
 """
 

@@ -48,7 +48,7 @@ def train(path, batch_size=25, epochs=3, resume=None, stop_after=None, network=N
         callbacks=[reporter],
         checkpoints=pc.CheckpointFolder(path / "checkpoints", locate=lambda: reporter.directory_to_write().checkpoints),
         resume=resume,
-        leave=lambda: next(steps) + 1 == stop_after,
+        stop=lambda: next(steps) + 1 == stop_after,
         comm=pc.Serial(),
     )
     reporter.history = history

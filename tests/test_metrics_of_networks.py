@@ -86,7 +86,7 @@ def train(threads=1, **options):
     metrics = [pc.Accuracy(), ErrorsByClass(5)]
     history = pc.train(
         network, *sets, SignDescent(), 2, 25, comm=pc.Serial(), threads=threads, loss=LogCosh(), metrics=metrics,
-        grains=4, **options,
+        reproducible=4, **options,
     )  # fmt: skip
     return network, history
 

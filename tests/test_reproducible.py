@@ -76,20 +76,23 @@ def test_a_number_that_is_none_is_found_wherever_it_stands(dtype, rng):
     assert all_finite(np.full(9, np.finfo(dtype).max))
 
 
-def train(network=None, threads=1, grains=None, optimizer=None, batch_size=25, n=211, **options):
+def train(network=None, threads=1, reproducible=None, optimizer=None, batch_size=25, n=211, **options):
     network = network or small.network()
     history = pc.train(
         network, small.dataset(n), small.dataset(97, seed=1), optimizer or pc.SGD(0.1, momentum=0.9), 2, batch_size,
-        comm=pc.Serial(), threads=threads, grains=grains, **options,
+        comm=pc.Serial(), threads=threads, reproducible=reproducible, **options,
     )  # fmt: skip
     return network, history
 
 
-@pytest.mark.parametrize("grains", [1, 3, 8, 30])
+@pytest.mark.parametrize("reproducible", [1, 3, 8, 30])
 @pytest.mark.parametrize("batch_size", [25, 2, 211])
-def test_the_bits_are_the_same_on_any_number_of_threads(grains, batch_size):
-    """30 grains are more than a minibatch has samples: some are empty."""
-    runs = [train(threads=threads, grains=grains, batch_size=batch_size, evaluate_every=3) for threads in (1, 2, 3, 4)]
+def test_the_bits_are_the_same_on_any_number_of_threads(reproducible, batch_size):
+    """30 shards are more than a minibatch has samples: some are empty."""
+    runs = [
+        train(threads=threads, reproducible=reproducible, batch_size=batch_size, evaluate_every=3)
+        for threads in (1, 2, 3, 4)
+    ]
     assert len({network.parameters_sha256() for network, _ in runs}) == 1
     assert len({tuple(history.losses) for _, history in runs}) == 1
     assert len({tuple(history.evaluations) for _, history in runs}) == 1
@@ -98,7 +101,7 @@ def test_the_bits_are_the_same_on_any_number_of_threads(grains, batch_size):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_reproducible_training_is_training_up_to_rounding(dtype):
     plain, _ = train(small.network(dtype=dtype))
-    network, _ = train(small.network(dtype=dtype), grains=5)
+    network, _ = train(small.network(dtype=dtype), reproducible=5)
     tolerance = 1e-5 if dtype == np.float32 else 1e-11
     np.testing.assert_allclose(network.params, plain.params, rtol=tolerance, atol=tolerance)
 
@@ -111,10 +114,10 @@ def test_values_of_any_size_are_summed_as_accurately_as_without(scale, threads, 
     targets = (inputs @ rng.normal(size=(6, 2)) * scale).astype(np.float32)
     dataset = pc.Dataset(inputs, targets, None)
 
-    def train(grains):
+    def train(reproducible):
         network = pc.NetworkHandler((pc.Dense(4, activation="tanh"), pc.Dense(2)), (6,))
         network.params[28:] *= np.float32(scale)
-        options = {"loss": pc.MeanSquaredError(), "comm": pc.Serial(), "threads": threads, "grains": grains}
+        options = {"loss": pc.MeanSquaredError(), "comm": pc.Serial(), "threads": threads, "reproducible": reproducible}
         return network.params, pc.train(network, dataset, dataset, pc.SGD(0.05), 2, 30, **options)
 
     (plain, wanted), (params, history) = train(None), train(4)
@@ -127,14 +130,14 @@ def test_a_gradient_that_is_infinite_is_divergence_and_changes_no_parameter():
     network.params *= 1e30
     before = network.params.copy()
     with pytest.raises(DivergenceError):
-        train(network, grains=8, loss=pc.MeanSquaredError())
+        train(network, reproducible=8, loss=pc.MeanSquaredError())
     np.testing.assert_array_equal(network.params, before)
 
 
-@pytest.mark.parametrize("grains", [0, -1, 1.5, True, 2**20])
-def test_a_number_of_grains_that_makes_no_sense_is_refused(grains):
-    with pytest.raises(InputError, match="grains must be an integer from 1 to 16,384, got"):
-        train(grains=grains)
+@pytest.mark.parametrize("reproducible", [0, -1, 1.5, True, 2**20])
+def test_a_number_of_shards_that_makes_no_sense_is_refused(reproducible):
+    with pytest.raises(InputError, match="reproducible must be an integer from 1 to 16,384, got"):
+        train(reproducible=reproducible)
 
 
 def test_an_evaluation_has_the_same_bits_on_any_number_of_threads():

@@ -133,7 +133,7 @@ def test_training_is_the_same_on_any_number_of_threads(batch_size):
     for found, history in runs[1:]:
         np.testing.assert_allclose(found.params, runs[0][0].params, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(history.losses, runs[0][1].losses, rtol=1e-4, atol=1e-5)
-    exact = {train(threads, grains=4, **options)[0].parameters_sha256() for threads in (1, 2, 3)}
+    exact = {train(threads, reproducible=4, **options)[0].parameters_sha256() for threads in (1, 2, 3)}
     assert len(exact) == 1
 
 
@@ -170,7 +170,7 @@ def test_the_summary_lists_what_is_inside_and_counts_each_parameter_once():
 
 def test_a_model_file_a_checkpoint_and_a_copy_hold_what_is_inside(tmp_path):
     folder = pc.CheckpointFolder(tmp_path / "checkpoints", every_steps=7, keep_last=9)
-    found, _ = train(grains=4, checkpoints=folder)
+    found, _ = train(reproducible=4, checkpoints=folder)
     images = small.dataset(20, seed=3).images
     pc.save_model(tmp_path / "model.npz", found)
     with np.load(tmp_path / "model.npz") as file:
@@ -183,7 +183,7 @@ def test_a_model_file_a_checkpoint_and_a_copy_hold_what_is_inside(tmp_path):
     twin = copy.deepcopy(found)
     np.testing.assert_array_equal(twin.predict(images), found.predict(images))
     middle = pc.load_checkpoint(tmp_path / "checkpoints" / "step-000000014.npz")
-    resumed, _ = train(grains=4, threads=2, resume=middle)
+    resumed, _ = train(reproducible=4, threads=2, resume=middle)
     assert resumed.state_sha256() == found.state_sha256()
 
 

@@ -19,7 +19,7 @@ def train(epochs=3, batch_size=25, network=None, n=211, optimizer=SGD, seed=0, t
     return network, history
 
 
-def leave_after(steps):
+def stop_after(steps):
     answers = iter([False] * (steps - 1))
     return lambda: next(answers, True)
 
@@ -28,28 +28,28 @@ def told(history):
     return history.losses, history.evaluations, history.samples_seen
 
 
-@pytest.mark.parametrize("grains", [None, 4])
+@pytest.mark.parametrize("reproducible", [None, 4])
 @pytest.mark.parametrize("steps", [1, 4, 9, 13, 18, 26])
-def test_a_training_that_left_and_was_resumed_is_an_undisturbed_one_to_the_bit(steps, grains, tmp_path):
+def test_a_training_that_left_and_was_resumed_is_an_undisturbed_one_to_the_bit(steps, reproducible, tmp_path):
     """In the middle of an epoch, at its end, twice."""
-    whole, history_whole = train(grains=grains, evaluate_every=4)
+    whole, history_whole = train(reproducible=reproducible, evaluate_every=4)
     folder = pc.CheckpointFolder(tmp_path)
-    _, history = train(grains=grains, evaluate_every=4, checkpoints=folder, leave=leave_after(steps))
-    assert history.left
+    _, history = train(reproducible=reproducible, evaluate_every=4, checkpoints=folder, stop=stop_after(steps))
+    assert history.stopped
     assert history.steps == steps
     resume = pc.CheckpointFolder(tmp_path).newest()
     _, history = train(
-        grains=grains,
+        reproducible=reproducible,
         evaluate_every=4,
         checkpoints=folder,
         resume=resume,
-        leave=leave_after(1),
+        stop=stop_after(1),
         network=small.network(5),
     )
     assert history.steps == steps + 1
     resume = pc.CheckpointFolder(tmp_path).newest()
-    network, history = train(grains=grains, evaluate_every=4, resume=resume, network=small.network(6))
-    assert not history.left
+    network, history = train(reproducible=reproducible, evaluate_every=4, resume=resume, network=small.network(6))
+    assert not history.stopped
     assert network.parameters_sha256() == whole.parameters_sha256()
     assert told(history) == told(history_whole)
     assert resume.history.steps == steps + 1  # the training has a history of its own
@@ -134,18 +134,18 @@ class Blows:
             self.network.params[-3] = np.inf
 
 
-@pytest.mark.parametrize("grains", [None, 3])
-def test_a_loss_that_is_no_number_stops_before_it_gets_into_the_parameters_or_a_checkpoint(grains, tmp_path):
+@pytest.mark.parametrize("reproducible", [None, 3])
+def test_a_loss_that_is_no_number_stops_before_it_gets_into_the_parameters_or_a_checkpoint(reproducible, tmp_path):
     network = small.network()
     folder = pc.CheckpointFolder(tmp_path, every_steps=1)
     with (
         pytest.raises(DivergenceError, match=r"of minibatch 12 .epoch 2. is .*, first in the bias gradient of layer 5"),
         warnings.catch_warnings(record=True, action="always") as said,
     ):
-        train(network=network, callbacks=[Blows(network, 11)], checkpoints=folder, grains=grains)
+        train(network=network, callbacks=[Blows(network, 11)], checkpoints=folder, reproducible=reproducible)
     assert "no checkpoint after minibatch 11 (parameters that are not finite)" in str(said[0].message)
     assert folder.newest().history.steps == 10
-    whole, _ = train(grains=grains, leave=leave_after(10))
+    whole, _ = train(reproducible=reproducible, stop=stop_after(10))
     ten = pc.load_checkpoint(tmp_path / "step-000000010.npz")
     np.testing.assert_array_equal(ten.state["params"], whole.params)
 

@@ -34,7 +34,7 @@ from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 from parallelcnn.training.preparation import check_fit, check_numbers, check_resume, facts_of
 from parallelcnn.training.progress import show_compilation
-from parallelcnn.training.reduction import check_grains
+from parallelcnn.training.reduction import check_reproducible
 from parallelcnn.training.threads import check_threads, choose_threads
 
 LONGEST_WAIT = 30.0  # for an earlier start of the same run to finish [s]
@@ -57,6 +57,7 @@ class Run:
             self._train_set, self._test_set = load_data_sets(self._options, self._comm)
             self._comm.status = "building the network"
             self._network = run_together(self._comm, self._build)
+            self._resume = run_together(self._comm, self._named_checkpoint)
             self._compile()
         self._verify()
         self._open_directory()
@@ -64,7 +65,7 @@ class Run:
             with StopOnSignal() as stop:
                 history = self._train(stop)
             self._reporter.history = history
-            if history.left:
+            if history.stopped:
                 return self._say_why_it_stopped(history, stop)
             retry_after_loss(self._comm, lambda: self._finish(history))
         return 0
@@ -72,7 +73,7 @@ class Run:
     def _check_options(self) -> Optimizer:
         options = self._options
         check_threads(options.threads)
-        check_grains(options.reproducible, "reproducible")
+        check_reproducible(options.reproducible)
         self._checkpoint_folder(Path())
         return options.optimizer()
 
@@ -84,6 +85,11 @@ class Run:
         check_fit(network, self._train_set)
         check_fit(network, self._test_set)
         return network
+
+    def _named_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint of --resume FILE, on rank 0."""
+        file = None if self._options.resume == "auto" or self._comm.rank != 0 else self._options.resume
+        return None if file is None else self._checked(load_checkpoint(file))
 
     def _compile(self) -> None:
         options, network = self._options, self._network
@@ -112,7 +118,7 @@ class Run:
             steps=options.verify,
             loss=self._loss,
             threads=self._threads,
-            grains=options.reproducible,
+            reproducible=options.reproducible,
         )
         if comm.rank == 0:
             say(f"verified   {found}")
@@ -120,9 +126,7 @@ class Run:
     def _open_directory(self) -> None:
         options, comm = self._options, self._comm
         comm.status = "opening the run directory"
-        file = None if options.resume == "auto" or comm.rank != 0 else options.resume
-        # A command that is refused leaves the directory unchanged.
-        named = run_together(comm, lambda: None if file is None else self._checked(load_checkpoint(file)))
+        # Whatever can be refused has been checked: a command that is refused leaves the directory unchanged.
         directory = self._take_directory()
 
         def open_directory() -> Checkpoint | None:
@@ -135,7 +139,7 @@ class Run:
             return newest
 
         try:
-            self._resume = run_together(comm, open_directory) or named
+            self._resume = run_together(comm, open_directory) or self._resume
         except BaseException:
             if directory is not None:
                 directory.close()
@@ -212,10 +216,10 @@ class Run:
             callbacks=[self._reporter],
             threads=self._threads,
             profiler=self._profiler,
-            grains=options.reproducible,
+            reproducible=options.reproducible,
             checkpoints=self._checkpoint_folder(self._path, lambda: self._reporter.directory_to_write().checkpoints),
             resume=self._resume,
-            leave=stop,
+            stop=stop,
             repair=options.repair,
             timeout=options.timeout,
         )

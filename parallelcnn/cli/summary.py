@@ -81,7 +81,7 @@ def summarize(
         "hosts": list(hosts),
         "threads": list(threads),
         "mpi_library": mpi_library() if len(hosts) > 1 else None,
-        "grains": options.reproducible,
+        "reproducible": options.reproducible,
         "lost_ranks": history.lost_ranks,
         "samples_seen": history.samples_seen,
         "train_seconds": history.train_seconds,

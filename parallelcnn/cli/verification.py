@@ -27,7 +27,7 @@ def verify(
     steps: int,
     loss: Loss,
     threads: int,
-    grains: int | None,
+    reproducible: int | None,
 ) -> str:
     """Train some minibatches on all ranks and on one alone, from the same parameters, and compare the results.
 
@@ -36,7 +36,7 @@ def verify(
     Args:
         steps: number of minibatches.
         threads: of each rank; the training on one rank uses one.
-        grains: number of shards, with which the bits must be equal; None: the numbers must be close.
+        reproducible: number of shards, with which the bits must be equal; None: the numbers must be close.
 
     Returns:
         the result, as a sentence.
@@ -64,8 +64,8 @@ def verify(
             ranks,
             loss=loss,
             threads=on_threads,
-            grains=grains,
-            leave=lambda: next(countdown, True),
+            reproducible=reproducible,
+            stop=lambda: next(countdown, True),
             verbose=0,
         )
         return network.params.copy(), history.steps
@@ -77,7 +77,7 @@ def verify(
     what = f"{done} minibatches on {comm.size} x {threads} threads and on one"
     same_bits = np.array_equal(together, alone)
     close = np.allclose(together, alone, _RELATIVE, _ABSOLUTE)
-    bad = sum(comm.allgather(not (same_bits if grains is not None else close)))
+    bad = sum(comm.allgather(not (same_bits if reproducible is not None else close)))
     if bad:
         raise ReplicaMismatchError(
             f"{what} give parameters that differ by up to {difference:.2g}, on {bad} of {comm.size} ranks"

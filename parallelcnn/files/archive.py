@@ -40,7 +40,7 @@ _HEADER = re.compile(
 )
 # What zipfile, json and numpy raise for damaged files, and what code raises that takes a description at its word.
 _DAMAGED_FILE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, MemoryError, struct.error)
-_DAMAGED_CONTENT = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
+_DAMAGED_CONTENT = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
 
 
 class Archive(NamedTuple):

@@ -160,8 +160,8 @@ def rejoin(comm: Transport, network: NetworkHandler, history: History) -> None:
     mine: Any = None
     if comm.rank == ahead:
         lists = history.losses[steps:], history.evaluations[evaluations:]
-        mine = network.state, *lists, history.exponents, history.samples_seen, history.left
-    state, losses, results, exponents, history.samples_seen, history.left = comm.allgather(mine)[ahead]
+        mine = network.state, *lists, history.exponents, history.samples_seen, history.stopped
+    state, losses, results, exponents, history.samples_seen, history.stopped = comm.allgather(mine)[ahead]
     network.set_state(state)
     history.exponents[:] = exponents
     history.losses[steps:], history.evaluations[evaluations:] = losses, results

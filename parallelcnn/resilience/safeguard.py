@@ -34,7 +34,7 @@ class TrainingSafeguard:
 
     def between_steps(self, *, epoch_ended: bool, save: bool) -> bool:
         self._saver.time_is_up = self._saver.time_is_up or save
-        due = self._saver.is_due(self._history, must=epoch_ended or self._history.left)
+        due = self._saver.is_due(self._history, must=epoch_ended or self._history.stopped)
         if (epoch_ended or due) and self._replica_check.compare_and_repair():
             return True
         if due:

@@ -301,6 +301,8 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
         _require(type(exponent) is int and abs(exponent) < 256, "exponents are not small integers")
     _require(isinstance(exponents, list) and isinstance(facts, dict), "exponents or facts are of another type")
     _require(isinstance(seconds, int | float) and 0 <= seconds < math.inf, "seconds are not a time")
+    if "grains" in facts:  # files of version 0.1
+        facts["reproducible"] = facts.pop("grains")
     params = state["params"]
     _require(params.dtype in (np.float32, np.float64), "parameters are of another type")
     for name, vector in state.items():

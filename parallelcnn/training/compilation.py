@@ -23,7 +23,7 @@ def compile_kernels(
     dataset: Dataset,
     optimizer: Optimizer,
     loss: Loss,
-    grains: int | None = None,
+    reproducible: int | None = None,
     metrics: Sequence[Metric] | None = None,
 ) -> None:
     """Have every kernel of a training step compiled, or found in numba's cache, by running samples through it: one, and
@@ -38,7 +38,7 @@ def compile_kernels(
         sums = np.zeros(1 + sum(metric.terms for metric in metrics))
         run_block(network.replica, dataset, samples, loss, metrics, sums)
         with ThreadPool([network.replica]) as pool:
-            reducer_of(network, pool, dataset, loss, grains).compute(samples, Serial(), key=0, stop=0)
+            reducer_of(network, pool, dataset, loss, reproducible).compute(samples, Serial(), key=0, stop=0)
             all_finite(network.reduction_buffer)
     optimizer.update(network.params.copy(), network.gradients, {})
     if network.buffers.size:

@@ -15,7 +15,7 @@ class History:
         samples_seen: samples trained on, counted as often as they came. Says where in its order a training stands.
         train_seconds: the training loop alone, its checkpoints included: no compilation, no evaluation [s].
         compile_seconds: until the kernels were ready [s].
-        left: whether training was asked to leave before its end, and did.
+        stopped: whether training was asked to stop before its end, and did.
         lost_ranks: how many ranks were lost on the way.
         exponents: of reproducible sums, one for each parameter; see `FixedPointReducer`.
     """
@@ -25,7 +25,7 @@ class History:
     samples_seen: int = 0
     train_seconds: float = 0.0
     compile_seconds: float = 0.0
-    left: bool = False
+    stopped: bool = False
     lost_ranks: int = 0
     exponents: list[int] = field(default_factory=list)
 

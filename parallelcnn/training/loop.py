@@ -27,7 +27,7 @@ from parallelcnn.training.history import History
 from parallelcnn.training.reduction import Ranks, Reducer
 from parallelcnn.training.thread_pool import ThreadPool
 
-SAVE, LEAVE = 1, 2  # what ranks ask for in the place STOP: rank 0 for a checkpoint, any rank to stop
+SAVE, END = 1, 2  # what ranks ask for in the place STOP: rank 0 for a checkpoint, any rank to stop
 
 
 class Safeguard(Protocol):
@@ -110,7 +110,7 @@ class Loop:
         epoch, minibatch = self.sampler.after(history.samples_seen)
         self.comm.status = "computing minibatch {} (epoch {})", history.steps + 1, epoch
         # Its shards run through load, forward, loss and backward on the threads of all ranks; one Allreduce sums them.
-        asked = LEAVE * (self.stop() or self.callbacks.stop_is_asked)
+        asked = END * (self.stop() or self.callbacks.stop_is_asked)
         asked += SAVE * (self.safeguard is not None and self.safeguard.asks_to_save())
         self.reducer.compute(minibatch, self.ranks, key=self.sampler.key, stop=asked)
         self._record_minibatch(epoch, float(network.reduction_buffer[LOSS]), len(minibatch))
@@ -119,7 +119,7 @@ class Loop:
         network.update(self.optimizer, len(minibatch), history.steps - 1, self.steps)
         # What any rank has asked for is done by all of them, after this minibatch.
         asked = int(network.reduction_buffer[STOP])
-        history.left, self.save_is_asked = asked >= LEAVE, asked % LEAVE == SAVE
+        history.stopped, self.save_is_asked = asked >= END, asked % END == SAVE
         history.train_seconds += time.perf_counter() - began
 
     def _is_over(self) -> bool:
@@ -132,14 +132,14 @@ class Loop:
             self._record_evaluation(result, epoch_ended=epoch_ended)
         began = time.perf_counter()
         if evaluated:
-            history.left = any(self.comm.allgather(history.left or self.callbacks.stop_is_asked))
+            history.stopped = any(self.comm.allgather(history.stopped or self.callbacks.stop_is_asked))
         if self.safeguard is not None and self.safeguard.between_steps(
             epoch_ended=epoch_ended, save=self.save_is_asked
         ):
             self.callbacks.resumed()
             return False
         history.train_seconds += time.perf_counter() - began
-        return history.samples_seen == self.last_sample or history.left
+        return history.samples_seen == self.last_sample or history.stopped
 
     @property
     def _epoch(self) -> int:

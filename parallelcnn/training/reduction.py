@@ -210,12 +210,12 @@ def default_shards(batch_size: int) -> int:
     return 1 << max(round(float(np.log2(max(batch_size / _SHARD_SIZE, 1)))), 0)
 
 
-def check_grains(grains: int | None, name: str = "grains") -> None:
-    """Raise InputError unless that is a number of shards, or None. The message calls it `name`."""
-    if grains is None:
+def check_reproducible(shards: int | None) -> None:
+    """Raise InputError unless that is a number of shards, or None."""
+    if shards is None:
         return
-    if isinstance(grains, bool) or not isinstance(grains, int | np.integer) or not 1 <= grains <= _MOST_SHARDS:
-        raise InputError(f"{name} must be an integer from 1 to {_MOST_SHARDS:,}, got {grains!r}")
+    if isinstance(shards, bool) or not isinstance(shards, int | np.integer) or not 1 <= shards <= _MOST_SHARDS:
+        raise InputError(f"reproducible must be an integer from 1 to {_MOST_SHARDS:,}, got {shards!r}")
 
 
 def reducer_of(

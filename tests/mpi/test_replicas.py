@@ -40,37 +40,37 @@ def train(comm, epochs=2, network=None, **options):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("grains", [1, 6])
-def test_with_grains_the_bits_are_those_of_one_process(comm, grains, threads):
-    network, history = train(comm, grains=grains, threads=threads, evaluate_every=4)
-    alone, history_alone = train(pc.Serial(), grains=grains, threads=1, evaluate_every=4)
+@pytest.mark.parametrize("reproducible", [1, 6])
+def test_with_reproducible_sums_the_bits_are_those_of_one_process(comm, reproducible, threads):
+    network, history = train(comm, reproducible=reproducible, threads=threads, evaluate_every=4)
+    alone, history_alone = train(pc.Serial(), reproducible=reproducible, threads=1, evaluate_every=4)
     assert network.parameters_sha256() == alone.parameters_sha256()
     assert history.losses == history_alone.losses
     assert history.evaluations == history_alone.evaluations
 
 
 def test_who_takes_over_what_the_furthest_rank_has_leaves_with_it(comm):
-    is_ahead = comm.rank == comm.size - 1  # it got the last sum, which said that someone wants to leave
+    is_ahead = comm.rank == comm.size - 1  # it got the last sum, which said that someone wants to stop
     steps = 3 + is_ahead
     history = pc.History(losses=[0.5] * steps, samples_seen=25 * steps, left=is_ahead)
     rejoin(comm, small.network(), history)
-    assert (history.steps, history.samples_seen, history.left) == (4, 100, True)
+    assert (history.steps, history.samples_seen, history.stopped) == (4, 100, True)
 
 
 @pytest.mark.parametrize("steps", [4, 9])
 def test_a_resume_on_another_number_of_ranks_gives_the_bits_of_an_undisturbed_run(comm, shared_folder, steps):
     """One rank begins, all go on; all begin, each of them goes on alone."""
     answers = iter([False] * (steps - 1))
-    whole, _ = train(pc.Serial(), grains=6)
+    whole, _ = train(pc.Serial(), reproducible=6)
     folder = pc.CheckpointFolder(shared_folder)
-    asked = comm.rank == comm.size - 1  # it is enough that one rank wants to leave
-    _, history = train(comm, grains=6, checkpoints=folder, leave=lambda: asked and next(answers, True))
-    assert history.left
+    asked = comm.rank == comm.size - 1  # it is enough that one rank wants to stop
+    _, history = train(comm, reproducible=6, checkpoints=folder, stop=lambda: asked and next(answers, True))
+    assert history.stopped
     assert history.steps == steps
     comm.barrier()
     resume = pc.CheckpointFolder(shared_folder).newest()
-    alone, _ = train(pc.Serial(), grains=6, resume=resume)
-    together, _ = train(comm, grains=6, resume=resume if comm.rank == 0 else None)
+    alone, _ = train(pc.Serial(), reproducible=6, resume=resume)
+    together, _ = train(comm, reproducible=6, resume=resume if comm.rank == 0 else None)
     assert {whole.parameters_sha256()} == {alone.parameters_sha256(), together.parameters_sha256()}
 
 
@@ -106,7 +106,7 @@ def test_a_flipped_bit_is_repaired_where_asked(comm, shared_folder, repair):
     network = small.network()
     callbacks = [FlipsABit(network)] if comm.rank == 0 else []
     folder = pc.CheckpointFolder(shared_folder, every_steps=5)
-    options = {"callbacks": callbacks, "checkpoints": folder, "repair": repair, "grains": 6}
+    options = {"callbacks": callbacks, "checkpoints": folder, "repair": repair, "reproducible": 6}
     if comm.rank == 0:
         with pytest.warns(TrainingWarning, match="rank 0 of . no longer has the parameters of the others"):
             _, history = train(comm, 3, network, **options)
@@ -114,7 +114,7 @@ def test_a_flipped_bit_is_repaired_where_asked(comm, shared_folder, repair):
         _, history = train(comm, 3, network, **options)
     assert history.steps == 27
     assert len(set(comm.allgather(network.state_sha256()))) == 1
-    whole, _ = train(pc.Serial(), 3, grains=6)
+    whole, _ = train(pc.Serial(), 3, reproducible=6)
     if repair == "checkpoint":  # that of minibatch 10: after 15 the ranks were compared before one was saved
         assert network.parameters_sha256() == whole.parameters_sha256()
     else:
@@ -150,15 +150,24 @@ def test_a_checkpoint_of_another_training_is_refused_on_all_ranks(comm, shared_f
         train(comm, network=other, resume=resume)
 
 
-@pytest.mark.parametrize("grains", [None, 6])
-def test_verifying_finds_all_well_and_leaves_the_network_as_it_was(comm, grains):
+@pytest.mark.parametrize("reproducible", [None, 6])
+def test_verifying_finds_all_well_and_leaves_the_network_as_it_was(comm, reproducible):
     network = small.network(seed=comm.rank)
     before = network.state_sha256()
     found = verify(
-        network, small.dataset(211), SGD, 25, 0, comm, steps=12, loss=SoftmaxCrossEntropy(), threads=1, grains=grains
+        network,
+        small.dataset(211),
+        SGD,
+        25,
+        0,
+        comm,
+        steps=12,
+        loss=SoftmaxCrossEntropy(),
+        threads=1,
+        reproducible=reproducible,
     )
     assert found.startswith(f"12 minibatches on {comm.size} x 1 threads and on one: the same ")
-    assert ("the same bits" in found) or grains is None
+    assert ("the same bits" in found) or reproducible is None
     assert network.state_sha256() == before
 
 
@@ -178,7 +187,16 @@ def test_verifying_finds_a_layer_that_many_ranks_compute_differently(comm):
     network = pc.NetworkHandler((pc.Flatten(), DependsOnItsShare(5)), (1, 11, 9))
     with pytest.raises(ReplicaMismatchError, match="give parameters that differ by up to"):
         verify(
-            network, small.dataset(100), SGD, 25, 0, comm, steps=12, loss=SoftmaxCrossEntropy(), threads=1, grains=None
+            network,
+            small.dataset(100),
+            SGD,
+            25,
+            0,
+            comm,
+            steps=12,
+            loss=SoftmaxCrossEntropy(),
+            threads=1,
+            reproducible=None,
         )
 
 

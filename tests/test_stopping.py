@@ -1,4 +1,4 @@
-"""Being asked to leave, at any time."""
+"""Graceful shutdown: being asked to stop, at any time."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from parallelcnn.resilience.signals import StopOnSignal
 from parallelcnn.training.checkpoint import CheckpointFolder
 
 
-def holds_requests_to_leave(process: subprocess.Popen) -> bool:
+def holds_requests_to_stop(process: subprocess.Popen) -> bool:
     """Whether the process has come so far that SIGUSR1 no longer ends it."""
     blocked = re.search(r"^SigBlk:\s*(\w+)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
     return blocked is not None and bool(int(blocked[1], 16) >> (signal.SIGUSR1 - 1) & 1)
@@ -32,7 +32,7 @@ def test_a_request_that_comes_while_the_command_starts_is_met_after_the_first_mi
         env=environment(),
     )
     deadline = time.monotonic() + 20
-    while not holds_requests_to_leave(process) and time.monotonic() < deadline:
+    while not holds_requests_to_stop(process) and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(delay)
     process.send_signal(signal.SIGUSR1)
@@ -55,9 +55,9 @@ import os, signal
 from parallelcnn.resilience.signals import StopOnSignal, hold_stop_signals
 hold_stop_signals()
 os.kill(os.getpid(), signal.SIGUSR1)
-with StopOnSignal() as leave:
+with StopOnSignal() as stop:
     pass
-assert leave.received == signal.SIGUSR1
+assert stop.received == signal.SIGUSR1
 os.kill(os.getpid(), signal.SIGUSR1)
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 print("alive")
@@ -69,9 +69,9 @@ print("alive")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_that_was_not_held_is_remembered_inside_and_means_afterwards_what_it_meant_before(number):
     before = signal.getsignal(number)
-    with StopOnSignal() as leave:
-        assert not leave()
+    with StopOnSignal() as stop:
+        assert not stop()
         os.kill(os.getpid(), number)
-        assert leave()
-    assert leave.received == number
+        assert stop()
+    assert stop.received == number
     assert signal.getsignal(number) is before
