@@ -27,6 +27,7 @@ import numpy as np
 from parallelcnn.errors import CheckpointError, shown
 from parallelcnn.files.atomic import write_atomically
 
+_WORDS = {"model": "model file", "checkpoint": "checkpoint"}
 _VERSION = 2  # version 1 has no checksum in model files, and no layers in checkpoints
 _MOST_DESCRIPTION = 2**26  # bytes, four for each character: about 100,000 layers
 _LEAST_DESCRIPTION = 2**20  # bytes that may always be read
@@ -89,13 +90,19 @@ def read_archive(path: Path, *kinds: str) -> Archive:
     Raises:
         CheckpointError: if there is none, it is damaged, or of another kind or a later version.
     """
-    with open_npz(path, _in_words(kinds[0])) as archive:
+    with open_npz(path, _WORDS[kinds[0]]) as archive:
         description = _read_description(path, archive, kinds)
         version = description["version"]
         sealed = version > 1 or description["format"] == "parallelcnn checkpoint"
         with naming_damage(path):
             members = [name.removesuffix(".npy") for name in archive.namelist() if name != "description.npy"]
-            arrays = _read_arrays(archive, description["arrays"] if sealed else members, path.stat().st_size)
+            arrays: dict[str, np.ndarray] = {}
+            limit = path.stat().st_size  # of all arrays together
+            for name in description["arrays"] if sealed else members:
+                if name in arrays:
+                    raise ValueError(f"{name!r} is named twice")
+                arrays[name] = read_npy(archive, name, limit)
+                limit -= arrays[name].nbytes
             claimed = description.pop("sha256") if sealed else None
         if sealed and claimed != seal(description, arrays):
             raise CheckpointError(f"{path} is damaged: its content is not what its SHA-256 says")
@@ -103,7 +110,6 @@ def read_archive(path: Path, *kinds: str) -> Archive:
 
 
 def seal(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-    """The SHA-256 of a description and arrays."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
@@ -146,13 +152,9 @@ def naming_damage(path: Path, what: str = "it does not hold what its description
         raise CheckpointError(shown(f"{path} is damaged: {what} ({error})")) from None
 
 
-def _in_words(kind: str) -> str:
-    return "model file" if kind == "model" else kind
-
-
 def _read_description(path: Path, archive: zipfile.ZipFile, kinds: tuple[str, ...]) -> dict[str, Any]:
     """What the archive says of itself; CheckpointError unless it is of one of these kinds, and a known version."""
-    no_such = f"{path} is no {_in_words(kinds[0])}"
+    no_such = f"{path} is no {_WORDS[kinds[0]]}"
     limit = min(max(path.stat().st_size, _LEAST_DESCRIPTION), _MOST_DESCRIPTION)
     try:
         description = json.loads(str(read_npy(archive, "description", limit)[()]))
@@ -169,17 +171,6 @@ def _read_description(path: Path, archive: zipfile.ZipFile, kinds: tuple[str, ..
             f"{path} has version {version!r} of the format; this program reads versions 1 to {_VERSION}"
         )
     return description
-
-
-def _read_arrays(archive: zipfile.ZipFile, names: list[str], limit: int) -> dict[str, np.ndarray]:
-    """The arrays of these names, together at most `limit` bytes."""
-    arrays: dict[str, np.ndarray] = {}
-    for name in names:
-        if name in arrays:
-            raise ValueError(f"{name!r} is named twice")
-        arrays[name] = read_npy(archive, name, limit)
-        limit -= arrays[name].nbytes
-    return arrays
 
 
 def read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:

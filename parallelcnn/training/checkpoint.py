@@ -31,6 +31,7 @@ from parallelcnn.network import NetworkHandler
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 
+_FILE = "step-{:09}.npz"
 _STATE = "state."
 _NETWORK = ("input_shape", "dtype", "prediction", "input_range", "layers", "parameters", "buffers")
 _CUT = {"params": "parameters", "buffers": "buffers"}  # vectors that are stored as named arrays, and their names' list
@@ -128,32 +129,27 @@ class CheckpointFolder:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then delete those that need not be kept. If writing fails, all earlier ones remain."""
-        self._locate()
-        with naming(Path(self.path)):
-            Path(self.path).mkdir(parents=True, exist_ok=True)
+        folder = self._located()
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         if self._unused:
             self._unused = False
-            remove_unfinished(Path(self.path))
-        new = self._file(checkpoint.history.steps)
+            remove_unfinished(folder)
+        new = folder / _FILE.format(checkpoint.history.steps)
         save_checkpoint(new, checkpoint)
-        self._locate()
-        keep = [new, *self._files()[: self.keep_last]]
+        files = self._files()
+        keep = [new.name, *(file.name for file in files[: self.keep_last])]
         if self.keep_best:
-            keep.append(self._file(_best_step(checkpoint.history)))
-        for file in self._files():
-            if file not in keep:
+            keep.append(_FILE.format(_best_step(checkpoint.history)))
+        for file in files:
+            if file.name not in keep:
                 file.unlink(missing_ok=True)
-
-    def _locate(self) -> None:
-        if self.locate is not None:
-            self.path = self.locate()
 
     def newest(self, up_to: float = math.inf) -> Checkpoint | None:
         """The newest readable checkpoint of minibatch `up_to` or earlier; None if there is none.
 
         Warns of each file that cannot be read.
         """
-        self._locate()
         for file in self._files():
             if int(file.stem[5:]) > up_to:
                 continue
@@ -163,12 +159,14 @@ class CheckpointFolder:
                 warnings.warn(f"{error}; taking the checkpoint before it", TrainingWarning, stacklevel=2)
         return None
 
-    def _file(self, step: int) -> Path:
-        return Path(self.path) / f"step-{step:09}.npz"
+    def _located(self) -> Path:
+        if self.locate is not None:
+            self.path = self.locate()
+        return Path(self.path)
 
     def _files(self) -> list[Path]:
         """The newest first."""
-        files = [file for file in Path(self.path).glob("step-*.npz") if file.stem[5:].isdecimal()]
+        files = [file for file in self._located().glob("step-*.npz") if file.stem[5:].isdecimal()]
         return sorted(files, key=lambda file: int(file.stem[5:]), reverse=True)
 
 

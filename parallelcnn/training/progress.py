@@ -116,8 +116,9 @@ def show_compilation(comm: Transport, stream: TextIO | None = None) -> Iterator[
 class _Compilation(Listener):
     """Prints what numba compiles. A kernel compiles functions that it calls inside its own compilation."""
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._on_terminal = _is_terminal(stream)
         self._started_at: list[float] = []
         self._announced = ""
         self._done = 0
@@ -130,7 +131,7 @@ class _Compilation(Listener):
         if not self._announced and (cached or self._seconds > _SHORT):
             once = " (once; later starts take them from the cache)" if cached else ""
             self._announced = f"compiling kernels{once} ..."
-            _print(self._announced, self._stream, end="" if _is_terminal(self._stream) else "\n")
+            _print(self._announced, self._stream, end="" if self._on_terminal else "\n")
 
     def on_end(self, event: Event) -> None:
         started_at = self._started_at.pop()
@@ -138,12 +139,12 @@ class _Compilation(Listener):
             return
         self._done += 1
         self._seconds += time.perf_counter() - started_at
-        if self._announced and _is_terminal(self._stream):
+        if self._announced and self._on_terminal:
             _print(f"\r{self._announced} {self._done} done, {self._seconds:.0f} s ", self._stream, end="")
 
     def finish(self) -> None:
         if self._announced:
-            back = "\r\x1b[K" if _is_terminal(self._stream) else ""
+            back = "\r\x1b[K" if self._on_terminal else ""
             _print(f"{back}compiled {self._done} kernels in {self._seconds:.1f} s", self._stream)
 
 
