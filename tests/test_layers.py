@@ -220,6 +220,8 @@ class Forgetful(Layer):
         elif self.mistake == "hidden array":
             step.call(HiddenArray(y))
         step.save(y)
+        if self.mistake == "not contiguous":
+            return y[::-1]
         return y[:-1] if self.mistake == "wrong shape" else y
 
     def backward(self, step, dy):
@@ -260,6 +262,13 @@ def test_the_gradient_check_finds_what_a_layer_forgot():
         gradient_check(Forgetful("wrong shape"), (3,))
     with pytest.raises(ShapeError, match=r"backward must return an array of shape \(3, 0\), samples last, got None"):
         gradient_check(Forgetful("no gradient"), (3,))
+
+
+def test_a_view_that_is_not_contiguous_is_refused():
+    """An activation after it used to read a copy from when the tape was recorded."""
+    for layer in (Forgetful("not contiguous"), Residual((Forgetful("not contiguous"),))):
+        with pytest.raises(ShapeError, match=r"Forgetful\('not contiguous'\): forward must return a contiguous array"):
+            gradient_check(layer, (3,))
 
 
 @pytest.mark.skipif("NUMBA_DISABLE_JIT" in os.environ, reason="nothing is compiled")

@@ -135,10 +135,18 @@ _NUMBERS = 2**63  # which a kernel takes
 
 
 def check_returned(layer: "Layer", name: str, found: Any, shape: Shape) -> None:
-    """Raise ShapeError unless what a layer's method of that name has returned is an array of that shape."""
+    """Raise ShapeError unless what a layer's method of that name has returned is a contiguous array of that shape.
+
+    Where it is not contiguous, `reshape` would make a copy when the tape is recorded, and no step would change it.
+    """
     if not isinstance(found, np.ndarray) or found.shape != shape:
         what = f"an array of shape {found.shape}" if isinstance(found, np.ndarray) else repr(found)
         raise ShapeError(f"{layer}: {name} must return an array of shape {shape}, samples last, got {what}")
+    if not found.flags.c_contiguous:
+        raise ShapeError(
+            f"{layer}: {name} must return a contiguous array, got one with strides of {found.strides} bytes: record a "
+            f"copy into step.array(...)"
+        )
 
 
 def _below(name: str, arrays: Arrays) -> Arrays:
