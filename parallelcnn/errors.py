@@ -62,7 +62,7 @@ class DivergenceError(ParallelCNNError, ArithmeticError):
 
 
 class TrainingWarning(UserWarning):
-    """Something is not as it should be, but training goes on."""
+    """Something is not as it should be, but training continues."""
 
 
 def nearest_name(name: str, known: "list[str] | tuple[str, ...]") -> str:

@@ -48,9 +48,9 @@ def _version(launcher: str) -> str:
 
 
 def skip_unless_ranks_can_be_lost() -> None:
-    """Skips the test unless it is Open MPI that is installed: no other goes on without a rank."""
+    """Skips the test unless it is Open MPI that is installed: no other continues without a rank."""
     if not is_open_mpi():
-        pytest.skip("only Open MPI goes on without a lost rank")
+        pytest.skip("only Open MPI continues without a lost rank")
 
 
 def run(command: list[str], limit: float = 120, **extra: str) -> SimpleNamespace:

@@ -209,7 +209,7 @@ def test_ranks_that_fail_together_are_left_out_together():
 
 
 def test_where_all_ranks_fail_together_one_says_so_and_the_job_has_failed():
-    """Each of them used to kill itself, for the others to go on, and mpirun returned 0."""
+    """Each of them used to kill itself, for the others to continue, and mpirun returned 0."""
     ran = fail_together([0, 1, 2, 3])
     assert ran.code == 1, ran.err
     assert ran.err.count("ValueError: on purpose") == 1

@@ -69,7 +69,7 @@ while True:
         comm.barrier()
     except RankLostError:
         if comm.rank == int(sys.argv[1]):
-            comm.end_all(1, f"parallelcnn: rank {comm.rank} cannot go on")
+            comm.end_all(1, f"parallelcnn: rank {comm.rank} cannot continue")
         comm.recover()
 """
 
@@ -80,7 +80,7 @@ def test_where_one_of_those_that_are_left_cannot_go_on_the_others_do_not_wait_fo
     ran = launch.run(line, limit=30)
     assert ran.code == 1, ran.err
     (said,) = [said for said in ran.err.splitlines() if said.startswith("parallelcnn: ")]
-    assert "cannot go on" in said or "some ranks cannot continue" in said
+    assert "cannot continue" in said or "some ranks cannot continue" in said
 
 
 _ONE_IS_INTERRUPTED = """
@@ -167,7 +167,7 @@ try:
         comm.recover()
     comm.barrier()
     if comm.rank == 0:
-        print(f"{comm.size} go on", flush=True)
+        print(f"{comm.size} continue", flush=True)
     comm.barrier()
 except BaseException as error:
     sys.exit(_fail(error, comm))
@@ -180,7 +180,7 @@ def test_any_error_of_mpi_is_taken_for_a_loss_and_is_one_on_all_ranks_where_none
     ran = launch.run([*line, "3" if lost else "-1"], limit=30)
     said = [line for line in ran.err.splitlines() if line.startswith("parallelcnn")]
     if lost:
-        assert (ran.code, ran.out, said) == (0, "3 go on\n", [])
+        assert (ran.code, ran.out, said) == (0, "3 continue\n", [])
     else:
         assert (ran.code, ran.out, len(said)) == (1, "", 1)
         assert said[0].startswith("parallelcnn: error: MPI failed, although no rank is lost (")
@@ -275,7 +275,7 @@ comm = world()
 comm.barrier()
 if comm.rank == int(sys.argv[1]):
     time.sleep(float(sys.argv[2]))
-    comm.end_all(1, f"parallelcnn: rank {comm.rank} cannot go on")
+    comm.end_all(1, f"parallelcnn: rank {comm.rank} cannot continue")
 try:
     time.sleep(0.3)
     with comm.checked():
@@ -299,7 +299,7 @@ def test_ranks_that_agree_are_not_told_that_all_is_well_by_one_that_ends_the_job
     assert "all is well" not in ran.out
     assert ran.seconds < 10
     assert [said for said in ran.err.splitlines() if said.startswith("parallelcnn")] == [
-        f"parallelcnn: rank {who} cannot go on"
+        f"parallelcnn: rank {who} cannot continue"
     ]
 
 

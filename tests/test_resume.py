@@ -1,4 +1,4 @@
-"""Training that goes on: from a checkpoint, after being asked to leave, after a repair."""
+"""Training that is resumed: from a checkpoint, after being asked to stop, after a repair."""
 
 import warnings
 

@@ -397,7 +397,7 @@ def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(
     assert job.wait_until(lambda: "called" in job.output), job.report
     job.slurm("scancel --batch --signal=USR1 JOB")
     assert job.wait().code == 138, job.report
-    (line,) = (line for line in job.output.splitlines() if "this goes on: " in line)
+    (line,) = (line for line in job.output.splitlines() if "to resume: " in line)
     assert line.endswith("--resume"), job.report
     assert f"'--out' '{job.out}'" in line, job.report
 

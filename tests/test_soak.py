@@ -20,7 +20,7 @@ from conftest import BENCHMARKS, ROOT
 
 @pytest.mark.mpi
 def test_nothing_is_lost_when_ranks_are_killed(tmp_path):
-    """Also while the others recover, if MPI can go on without a rank."""
+    """Also while the others recover, if MPI can continue without a rank."""
     mode = "recoveries" if launch.is_open_mpi() else "ends"
     line = [str(BENCHMARKS / "soak.py"), "--modes", mode, "--trial", "3", "--seed", "7"]
     line += ["--findings", str(tmp_path), "--out", str(tmp_path / "page.md")]

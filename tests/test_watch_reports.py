@@ -23,7 +23,7 @@ def test_whoever_has_come_to_fewer_collectives_is_missing():
 
 
 def test_a_rank_that_has_left_the_collective_is_not_missing_in_it():
-    """The sender of a broadcast goes on before others have come, to compute or to wait in the next one."""
+    """The sender of a broadcast continues before others have come, to compute or to wait in the next one."""
     for sender in (report(0, 5), report(0, 6, "gather", 50)):
         waiter, missing = find_missing(views(sender, report(1, 5, "broadcast"), report(2, 4)), 1)
         assert waiter.rank == 1

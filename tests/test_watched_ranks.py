@@ -186,7 +186,7 @@ with Watchdog(comm, 2) as watchdog:
     for _ in range(5):
         comm.barrier()
         time.sleep(0.1)
-    print("goes on", flush=True)
+    print("continues", flush=True)
     if comm.rank == 1:
         comm.status = "counting {} and {}", 1, 2
         time.sleep(1000)
@@ -198,7 +198,7 @@ with Watchdog(comm, 2) as watchdog:
 def test_after_a_restart_the_ranks_that_are_left_are_watched_by_a_new_rank_0():
     ran = launch.run_ranks(3, ["-c", _RESTARTS], limit=30)
     assert ran.code != 0
-    assert ran.out.count("goes on") == 2
+    assert ran.out.count("continues") == 2
     assert "parallelcnn: rank 0 of 2, on " in ran.err
     assert "rank 1 on" in ran.err
     assert ": counting 1 and 2, at <module> (<string>, line " in ran.err
@@ -228,7 +228,7 @@ with Watchdog(comm, 2):
 @pytest.mark.mpi
 def test_the_survivors_of_a_lost_rank_0_are_watched():
     if "Open MPI" not in mpi_library():
-        pytest.skip("only Open MPI goes on without a rank")
+        pytest.skip("only Open MPI continues without a rank")
     launcher = [launch.mpiexec(), "--with-ft", "ulfm", "-n", "3", sys.executable, "-W", "ignore"]
     ran = launch.run([*launcher, "-c", _IS_KILLED_THEN_HANGS], limit=60, PYTHONPATH=str(HERE))
     assert ran.code != 0

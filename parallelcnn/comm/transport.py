@@ -19,8 +19,8 @@ class Transport(Protocol):
     """The ranks that train together. Every method but `abort` is collective: all ranks must call it.
 
     Attributes:
-        fault_tolerant: whether training can go on without a rank that is lost. Then the methods raise RankLostError on
-            all other ranks; see `resilience.fault_tolerance`.
+        fault_tolerant: whether training can continue without a lost rank. Then the methods raise RankLostError on all
+            other ranks; see `resilience.fault_tolerance`.
         status: what this rank is doing, for the watchdog: a text, or a text with {} and the numbers to put there,
             since a training step has no time to format them.
         arrivals: how many collectives this rank has entered.

@@ -1,4 +1,4 @@
-"""Fault tolerance: training goes on without ranks that are lost.
+"""Fault tolerance: training continues without ranks that are lost.
 
 It takes Open MPI's ULFM (MPI 5.0 draft, "User-Level Failure Mitigation"): `mpirun --with-ft ulfm`. A collective that a
 lost rank does not come to raises RankLostError on all other ranks, which then call `recover`.
@@ -67,7 +67,7 @@ class FaultTolerant(Transport, Protocol):
 
 
 def is_fault_tolerant(comm: Transport) -> TypeGuard[FaultTolerant]:
-    """Whether training over it goes on without a rank that is lost."""
+    """Whether training over it continues without a rank that is lost."""
     return comm.fault_tolerant
 
 

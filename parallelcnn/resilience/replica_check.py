@@ -60,9 +60,9 @@ class ReplicaCheck:
             return False
         mismatch = find_mismatch(self._comm, self._network)
         if mismatch is not None and self._repair == "majority" and take_majority(self._comm, self._network):
-            self._warn(f"{mismatch}. All ranks go on with what most of them hold")
+            self._warn(f"{mismatch}. All ranks continue with what most of them hold")
         elif mismatch is not None and self._repair == "checkpoint" and self._go_back():
-            self._warn(f"{mismatch}. All ranks go on from the checkpoint after minibatch {self._history.steps}")
+            self._warn(f"{mismatch}. All ranks continue from the checkpoint after minibatch {self._history.steps}")
             return True
         elif mismatch is not None:
             raise mismatch
@@ -81,7 +81,7 @@ class ReplicaCheck:
         self._equal_at = -1  # to be compared again
         self._history.lost_ranks = self._ranks_at_first - self._comm.size
         gone = f"{self._history.lost_ranks} of {self._ranks_at_first} ranks"
-        self._warn(f"{gone} lost by minibatch {self._history.steps}: {self._comm.size} go on")
+        self._warn(f"{gone} lost by minibatch {self._history.steps}: {self._comm.size} continue")
 
     def _go_back(self) -> bool:
         """Go back to the newest checkpoint; False if there is none, or if the replicas have differed again since they

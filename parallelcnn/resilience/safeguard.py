@@ -12,7 +12,7 @@ class TrainingSafeguard:
     """Attached to the loop from outside; see `training.loop.Safeguard`.
 
     Args:
-        recovers: whether to go on without lost ranks.
+        recovers: whether to continue without lost ranks.
     """
 
     def __init__(
@@ -44,6 +44,6 @@ class TrainingSafeguard:
 
     def recover(self) -> None:
         if not self._recovers:
-            raise RankLostError("a rank was lost, and this training does not go on without it")
+            raise RankLostError("a rank was lost, and this training does not continue without it")
         self._replica_check.recover()
         self._saver.recovered()

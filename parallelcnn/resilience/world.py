@@ -62,8 +62,8 @@ def world(*, strict: bool = True, timeout: float = START_TIMEOUT) -> Transport:
         timeout: how long to wait for the others while MPI starts; 0: no limit [s].
 
     Raises:
-        LaunchError: if `strict`, and a launcher started several ranks, but MPI does not work or sees only one: going on
-            would mean that many separate trainings.
+        LaunchError: if `strict`, and a launcher started several ranks, but MPI does not work or sees only one: these
+            would be as many separate trainings.
     """
     wanted, variable = launched_ranks()
     if wanted == 1 and not has_launcher_without_size() and "mpi4py.MPI" not in sys.modules:

@@ -101,7 +101,7 @@ class Trainings:
         self._steps: int | None = None  # of a whole training
 
     def reproducible(self, one: Installation) -> list[Run]:
-        """On all ranks and threads, with a resume, and where MPI can go on without a rank, with a lost one."""
+        """On all ranks and threads, with a resume, and where MPI can continue without a rank, with a lost one."""
         words = ["--reproducible", str(self._options.reproducible)]
         layouts = _QUICK_LAYOUTS if self._options.quick else _LAYOUTS
         runs = [self._undisturbed(one, ranks, threads, words) for ranks, threads in layouts]
@@ -122,7 +122,7 @@ class Trainings:
         return self._run_of(one, out, str(ranks), threads, "undisturbed")
 
     def _resumed(self, one: Installation, words: Sequence[str]) -> Run:
-        """Two ranks are asked to stop in the middle; three go on."""
+        """Two ranks are asked to stop in the middle; three continue."""
         out, middle = self._next_folder(), self._middle()
         words = [*words, "--out", str(out)]
         asked = PlannedSignal(0, [1], signal.SIGUSR1, "sum", middle)
@@ -187,7 +187,7 @@ def _resumed_after(ended: Ended) -> str:
     """The minibatch that a training says it was resumed after."""
     said = [line for line in ended.output.splitlines() if line.startswith("resumed after minibatch ")]
     if not said:
-        sys.exit(f"same_bits.py: a training began anew instead of going on:\n{ended.output[-2000:]}")
+        sys.exit(f"same_bits.py: a training began anew instead of continuing:\n{ended.output[-2000:]}")
     return said[0].split()[-1]
 
 

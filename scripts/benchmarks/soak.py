@@ -9,7 +9,7 @@ random number of ranks. It is started again and again, on other numbers of ranks
 signals, mostly SIGKILL: at moments of the clock, or just after they have come to a place in the program (soak_rank.py).
 Four modes:
 
-    ends        mpirun: a killed rank ends the job within 10 s, not with 0; what is there reads back, and it goes on
+    ends        mpirun: a killed rank ends the job within 10 s, not with 0; what is there reads back, and it continues
     survives    Open MPI's mpirun --with-ft ulfm: once it trains, the ranks that are left finish it
     recoveries  the same with eight ranks that die as quickly as possible, also while the others recover
     alone       one process without mpirun
@@ -94,7 +94,7 @@ class Trial:
 
     @property
     def survives(self) -> bool:
-        """Whether the other ranks go on without a lost one."""
+        """Whether the other ranks continue without a lost one."""
         return self.mode in _ULFM_MODES
 
     def wrong(self, kind: str, what: str) -> None:
@@ -254,7 +254,7 @@ def check_results(trial: Trial, expected: Expected) -> None:
     checkpoints = sorted(path.name for path in trial.out.glob("checkpoints/*"))
     if len(checkpoints) > keep or any(name.startswith(".") for name in checkpoints):
         trial.wrong("left behind", f"checkpoints: {checkpoints}")
-    # What a start without a checkpoint to go on from has moved aside is in folders of its own.
+    # What a start without a checkpoint to continue from has moved aside is in folders of its own.
     strange = [path for path in trial.out.glob("*") if path.name not in _KEPT_FILES | {"checkpoints"}]
     strange = [path for path in strange if not path.name.startswith("before-")]
     strange += (trial.folder / "tmp").iterdir()

@@ -37,7 +37,7 @@ PLACES = {
     "write": ("write_atomically",),
     "flush": ("os.fsync",),
     "rename": ("os.replace",),
-    # while they go on without a lost rank
+    # while they continue without a lost rank
     "recover": ("FaultTolerantTransport.recover",),
     "rejoin": ("rejoin",),
     "take over": ("RunDirectory.take_over",),

@@ -59,7 +59,7 @@ def test_who_takes_over_what_the_furthest_rank_has_leaves_with_it(comm):
 
 @pytest.mark.parametrize("steps", [4, 9])
 def test_a_resume_on_another_number_of_ranks_gives_the_bits_of_an_undisturbed_run(comm, shared_folder, steps):
-    """One rank begins, all go on; all begin, each of them goes on alone."""
+    """One rank begins, all continue; all begin, each of them continues alone."""
     answers = iter([False] * (steps - 1))
     whole, _ = train(pc.Serial(), reproducible=6)
     folder = pc.CheckpointFolder(shared_folder)
