@@ -23,7 +23,6 @@ from parallelcnn.fusions import fuse
 from parallelcnn.kernels.losses import softmax
 from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.layers.base import Array, Buffer, Layer, Parameter, Shape
-from parallelcnn.layers.residual import Residual
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.parameters import ArrayLayout
 from parallelcnn.replica import Replica
@@ -434,13 +433,14 @@ def _checked_input_shape(input_shape: Sequence[int]) -> Shape:
 
 
 def _rows(layer: Layer, input_shape: Shape, parameters: int, indent: str = "") -> Iterator[tuple[str, str, str]]:
-    """The rows of a summary's table for one layer: of a `Residual` one for each layer inside, too."""
+    """The rows of a summary's table for one layer, and for the layers that it is made of."""
     shape = _any_number(layer.output_shape(input_shape))
-    if type(layer) is not Residual:
+    inner_layers = layer.inner_layers(input_shape)
+    if not inner_layers:
         yield indent + repr(layer), shape, f"{parameters:,}"
         return
-    yield f"{indent}Residual", shape, ""
-    for inner, inner_shape in layer.inside(input_shape):
+    yield f"{indent}{type(layer).__name__}", shape, ""
+    for inner, inner_shape in inner_layers:
         count = sum(math.prod(one.shape) for one in inner.parameters(inner_shape).values())
         yield from _rows(inner, inner_shape, count, f"{indent}  ")
 

@@ -135,12 +135,15 @@ def test_a_layer_of_the_users_that_is_called_like_one_of_ours_is_not_taken_for_i
     pc.load_model(tmp_path / "model.npz", network.layers)
 
 
-def test_a_model_that_does_not_fit_the_layers_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "layers", [(pc.Flatten(), pc.Dense(5)), (pc.Flatten(), pc.Dense(3), pc.Conv2D(2, 50))], ids=["fit", "do not chain"]
+)
+def test_a_model_that_does_not_fit_the_layers_is_refused(layers, tmp_path):
     pc.save_model(tmp_path / "model.npz", small.network())
     with pytest.raises(
         CheckpointError, match=r"does not fit the network: it holds \(Conv2D.*, not \(Flatten\(\), Dense"
     ):
-        pc.load_model(tmp_path / "model.npz", (pc.Flatten(), pc.Dense(5)))
+        pc.load_model(tmp_path / "model.npz", layers)
 
 
 def _npz(**arrays):

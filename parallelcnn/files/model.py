@@ -137,15 +137,15 @@ def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _P
         written = [entry["written"] for entry in description["layers"]]
         if layers is None:
             layers = tuple(_rebuild(path, entry) for entry in description["layers"])
+        found = [repr(layer) for layer in layers]
+        if found != written:
+            raise CheckpointError(f"{path} does not fit the network: it holds {_listed(written)}, not {_listed(found)}")
         # numpy takes more words for types than it understands.
         if description["dtype"] not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, got {description['dtype']!r}")
         dtype = np.dtype(description["dtype"])
         shapes = chain_shapes(layers, description["input_shape"])
         _, *layouts = declare(layers, shapes)
-        found = [repr(layer) for layer in layers]
-        if found != written:
-            raise CheckpointError(f"{path} does not fit the network: it holds {_listed(written)}, not {_listed(found)}")
         for layer, entry in zip(layers, description["layers"], strict=True):
             if "fingerprint" in entry and not matches(entry["fingerprint"], stored_fingerprint(layer)):
                 raise CheckpointError(f"{path} does not fit the network: it holds a {layer!r} with other values")

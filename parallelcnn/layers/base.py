@@ -85,6 +85,10 @@ class Layer(ABC):
         """The arrays that training changes in another way than by gradients, by name; none unless overridden."""
         return {}
 
+    def inner_layers(self, input_shape: Shape) -> "list[tuple[Layer, Shape]]":
+        """The layers inside this one, each with the shape of its input, for summaries; none unless overridden."""
+        return []
+
     def multiply_adds(self, input_shape: Shape) -> int:
         """Multiply-adds of the forward pass for one sample, by definition, whatever the algorithm.
 

@@ -45,20 +45,20 @@ class Residual(Layer):
         return input_shape
 
     def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
-        inside = [(i, layer.parameters(shape)) for i, (layer, shape) in enumerate(self.inside(input_shape))]
+        inside = [(i, layer.parameters(shape)) for i, (layer, shape) in enumerate(self.inner_layers(input_shape))]
         return {f"{i}.{name}": one for i, parameters in inside for name, one in parameters.items()}
 
     def buffers(self, input_shape: Shape) -> dict[str, Buffer]:
-        inside = [(i, layer.buffers(shape)) for i, (layer, shape) in enumerate(self.inside(input_shape))]
+        inside = [(i, layer.buffers(shape)) for i, (layer, shape) in enumerate(self.inner_layers(input_shape))]
         return {f"{i}.{name}": one for i, buffers in inside for name, one in buffers.items()}
 
     def multiply_adds(self, input_shape: Shape) -> int:
-        return sum(layer.multiply_adds(shape) for layer, shape in self.inside(input_shape))
+        return sum(layer.multiply_adds(shape) for layer, shape in self.inner_layers(input_shape))
 
     def forward(self, step: Step, x: Array) -> Array:
         inside, needs_input_gradient = x, step.needs_input_gradient
         backward: list[str] = []  # the layers that take part in it, last to first
-        for i, (layer, shape) in enumerate(self.inside(x.shape[:-1])):
+        for i, (layer, shape) in enumerate(self.inner_layers(x.shape[:-1])):
             inside = step.forward(str(i), layer, inside, needs_input_gradient=needs_input_gradient)
             needs_input_gradient = needs_input_gradient or bool(layer.parameters(shape))
             if needs_input_gradient:
@@ -85,8 +85,7 @@ class Residual(Layer):
             step.call(add, dx.reshape(dx.size), flowing.reshape(dx.size), dx.reshape(dx.size))
         return dx
 
-    def inside(self, input_shape: Shape) -> list[tuple[Layer, Shape]]:
-        """The layers inside, each with the shape of its input."""
+    def inner_layers(self, input_shape: Shape) -> list[tuple[Layer, Shape]]:
         return list(zip(self.layers, self._shapes(input_shape)[:-1], strict=True))
 
     def _shapes(self, input_shape: Shape) -> list[Shape]:
