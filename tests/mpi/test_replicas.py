@@ -49,10 +49,10 @@ def test_with_reproducible_sums_the_bits_are_those_of_one_process(comm, reproduc
     assert history.evaluations == history_alone.evaluations
 
 
-def test_who_takes_over_what_the_furthest_rank_has_leaves_with_it(comm):
+def test_who_takes_over_what_the_furthest_rank_has_stops_with_it(comm):
     is_ahead = comm.rank == comm.size - 1  # it got the last sum, which said that someone wants to stop
     steps = 3 + is_ahead
-    history = pc.History(losses=[0.5] * steps, samples_seen=25 * steps, left=is_ahead)
+    history = pc.History(losses=[0.5] * steps, samples_seen=25 * steps, stopped=is_ahead)
     rejoin(comm, small.network(), history)
     assert (history.steps, history.samples_seen, history.stopped) == (4, 100, True)
 
