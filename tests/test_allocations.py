@@ -122,6 +122,7 @@ def test_the_tracer_sees_an_array_of_two_bytes_for_each_sample():
     assert steps.peak > PEAK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_three_epochs_of_mnist_allocate_at_most_three_tenths_of_a_gibibyte_with_the_data_set(
     threads, mnist_dir, tmp_path, monkeypatch

@@ -227,6 +227,7 @@ def test_an_output_that_knows_only_ascii_is_no_failure(folder, tmp_path):
     assert ran.code == 0, ran.err
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_cached_kernels_are_compiled_every_time(folder, tmp_path):
     """A package in a folder that cannot be written to, and no home: there is no place for compiled kernels."""
     package = tmp_path / "site"
@@ -286,6 +287,7 @@ def test_info_names_version_library_ranks_and_threads():
         assert word in ran.out
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_and_a_full_disk_behind_the_output_cost_no_training(folder, tmp_path):
     out, code = tmp_path / "out", tmp_path / "code"
     command = f"{sys.executable} -m parallelcnn"

@@ -36,6 +36,7 @@ def test_the_pixels_are_the_known_ones():
     assert fingerprint(load_digits(n_train=200, n_test=50)) == KNOWN_SHA256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["NUMBA_DISABLE_JIT", "NUMBA_BOUNDSCHECK"])
 def test_the_pixels_are_the_same_interpreted_and_with_checked_bounds(tmp_path, setting):
     script = (

@@ -82,6 +82,7 @@ def test_of_ranks_that_do_not_know_of_each_other_only_the_first_speaks():
     assert (ran.code, ran.out) == (0, "")
 
 
+@pytest.mark.slow
 def test_the_folder_for_results_is_looked_at(tmp_path):
     missing = tmp_path / "a" / "b"
     in_the_way = tmp_path / "file"
@@ -93,6 +94,7 @@ def test_the_folder_for_results_is_looked_at(tmp_path):
     assert f"    -> mkdir -p {missing}\n" in parallelcnn("doctor", "--folder", missing).out
 
 
+@pytest.mark.slow
 def test_a_cold_cache_is_filled_and_no_reason_to_complain(tmp_path):
     said = []
     for _ in range(2):
@@ -104,6 +106,7 @@ def test_a_cold_cache_is_filled_and_no_reason_to_complain(tmp_path):
     assert said[1].endswith(" s, all found in the cache")
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_to_is_named(tmp_path):
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")

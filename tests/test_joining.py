@@ -9,10 +9,13 @@ import pytest
 import small
 from numba import njit
 from recorded import call_all, record
+from test_kernels import DTYPES
 
 import parallelcnn as pc
 from parallelcnn.call_list import join
 from parallelcnn.kernels._jit import kernel_uncached
+
+LARGE = [*cases.LARGE_CONVOLUTIONS, *cases.LARGE_POOLED_CONVOLUTIONS]
 
 pytestmark = pytest.mark.skipif("NUMBA_DISABLE_JIT" in os.environ, reason="nothing is compiled")
 
@@ -37,10 +40,10 @@ def passes(layer, input_shape, dtype, as_called, n=33):
     return written
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@DTYPES
 @pytest.mark.parametrize(
     ("layer", "input_shape"),
-    [*cases.LAYERS, *cases.POOLED_CONVOLUTIONS, *cases.LARGE_CONVOLUTIONS, *cases.LARGE_POOLED_CONVOLUTIONS],
+    [*cases.LAYERS, *cases.POOLED_CONVOLUTIONS, *(pytest.param(*case, marks=pytest.mark.slow) for case in LARGE)],
     ids=cases.name_of,
 )
 def test_the_joined_calls_of_a_layer_write_the_same_bits(layer, input_shape, dtype):

@@ -63,6 +63,7 @@ def finish(process):
     return int(out)
 
 
+@pytest.mark.slow
 def test_processes_that_keep_kernels_at_the_same_time_lose_none(start):
     processes = [start(_TYPES[i::4]) for i in range(4)]
     for process in processes:
@@ -89,6 +90,7 @@ def _flip_a_bit_of_the_machine_code(content):
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [_empty, _cut, _flip_a_bit_of_the_checksum, _flip_a_bit_of_the_machine_code])
 def test_a_damaged_file_is_not_loaded_but_compiled_again_and_replaced(start, tmp_path, damage):
     assert finish(start(_TYPES[:2])) == 2

@@ -30,7 +30,9 @@ def apply_derivative(name, kept, dy):
 
 
 TOLERANCE = {np.float32: {"rtol": 1e-4, "atol": 2e-4}, np.float64: {"rtol": 1e-12, "atol": 1e-12}}
-DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+DTYPES = pytest.mark.parametrize(
+    "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)], ids=["float32", "float64"]
+)
 SAMPLES = pytest.mark.parametrize("n", [0, 1, 5, 37])  # 37: rows longer than a tile, and not whole vectors
 
 

@@ -16,6 +16,8 @@ from idx_files import write_idx_folder
 
 import parallelcnn as pc
 
+pytestmark = pytest.mark.slow
+
 SYSTEMS, PAPER = BENCHMARKS / "systems", ROOT / "scripts" / "paper"
 
 

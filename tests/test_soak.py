@@ -17,6 +17,8 @@ import soak_rank
 import soak_start
 from conftest import BENCHMARKS, ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.mpi
 def test_nothing_is_lost_when_ranks_are_killed(tmp_path):

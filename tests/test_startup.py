@@ -14,6 +14,8 @@ import pytest
 from conftest import ROOT
 from idx_files import write_idx_folder
 
+pytestmark = pytest.mark.slow
+
 NOISE = 2
 
 

@@ -5,6 +5,7 @@ import signal
 import sys
 
 import launch
+import pytest
 
 
 def test_a_run_that_was_done_is_resumed_and_done_again(folder, tmp_path):
@@ -43,6 +44,7 @@ def content(path):
     return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_is_refused_before_a_file_of_an_earlier_run_is_touched(folder, tmp_path):
     other, out = tmp_path / "other", tmp_path / "out"
     line = ["train", "--data", folder, "--batch-size", 100]
@@ -72,6 +74,7 @@ def test_what_cannot_be_resumed_is_refused_before_a_file_of_an_earlier_run_is_to
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_folder_itself_is_resumed_although_it_is_moved_aside(folder, tmp_path):
     out = tmp_path / "out"
     line = ["train", "--data", folder, "--batch-size", 100, "--out", out]

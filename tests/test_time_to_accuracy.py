@@ -9,6 +9,8 @@ from conftest import BENCHMARKS
 from idx_files import write_idx_folder
 from launch import mpiexec, run
 
+pytestmark = pytest.mark.slow
+
 
 def run_script(*arguments):
     return run([sys.executable, str(BENCHMARKS / "time_to_accuracy.py"), *map(str, arguments)])

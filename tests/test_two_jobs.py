@@ -14,6 +14,8 @@ import parallelcnn as pc
 from parallelcnn import cli
 from parallelcnn.cli.run_directory import RunDirectory
 
+pytestmark = pytest.mark.slow
+
 
 def start(line, ranks=1, **extra):
     launcher = [launch.mpiexec(), "-n", str(ranks)] if ranks > 1 else []
