@@ -41,7 +41,7 @@ from pages import (
 )
 from processes import CLONE, Contestant, ProgramFailed, on_cores, on_ranks, options_as_words, run, run_json
 
-SLOWER = 1.02  # at this ratio and above a page says that this checkout is slower
+SLOWER = 1.02  # above this ratio a page says that this checkout is slower
 SETTLE = 0.02  # pause after a turn, in which threads may still spin, waiting for work [s]
 TURNS = 20  # of each system in a round: many short ones, so that some are undisturbed
 
