@@ -1,11 +1,12 @@
 # shellcheck shell=bash
-# Sourced by quickstart.sh and test.sh: virtual environments in the clone, made once and kept until what they
-# depend on changes.
+# Sourced by quickstart.sh, test.sh and peers.sh: makes virtual environments in the clone, and makes them again only
+# when what they depend on has changed.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
-# An outer job's or launcher's variables would make our mpirun join that job instead of starting its own ranks, and
-# Python's and pip's would let packages of another environment in, or ours out. pip reads PIP_USER before its files.
+# With the variables of an outer job or launcher our mpirun would join that job instead of starting its own ranks. With
+# those of Python and pip, packages of another environment would be used, or ours installed elsewhere. PIP_USER takes
+# precedence over pip's configuration files.
 for name in "${!OMPI_@}" "${!PMIX_@}" "${!PRTE_@}" "${!PMI_@}" "${!HYDRA_@}" "${!MPI4PY_@}" \
     "${!SLURM_@}" "${!PBS_@}" "${!LSB_@}" PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_CONSTRAINT; do
     unset "$name"
@@ -17,12 +18,12 @@ fail() {
     exit 1
 }
 
-# Prints the Python to build environments from: PYTHON if set, else the first that serves.
+# find_python: print the Python to make environments with: PYTHON if set, otherwise the first suitable one.
 find_python() {
     local python without_venv="" candidates=(python3 python3.11 python3.12 python3.13 python3.14)
     [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
     for python in "${candidates[@]}"; do
-        # Run it: version managers put names on the PATH that lead nowhere.
+        # Run it: version managers put names on the PATH that do not work.
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
         if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
             echo "$python"
@@ -38,7 +39,8 @@ find_python() {
         "PYTHON=/path/to/python ${0##*/} names one that is elsewhere."
 }
 
-# What environment $1 was made from. Its own path is part of it: a virtual environment does not survive a move.
+# environment_key FOLDER EXTRAS [PACKAGE...]: a hash of what the environment was made from, including its path, since a
+# virtual environment cannot be moved.
 environment_key() {
     { cat "$ROOT/setup.cfg" "$ROOT/pyproject.toml" && printf '%s\n' "$@" && "$1/bin/python" -VV; } 2>/dev/null |
         sha256sum
@@ -48,19 +50,20 @@ environment_is_current() {
     [[ -s $1/.stamp && $(<"$1/.stamp") == "$(environment_key "$@")" ]]
 }
 
-# make_environment FOLDER EXTRAS [PACKAGE...]: a virtual environment with this clone, editable, and its extras.
+# make_environment FOLDER EXTRAS [PACKAGE...]: make a virtual environment with this clone (editable), its extras and
+# further packages, unless it is there and current.
 make_environment() {
     local python
     environment_is_current "$@" && return
     [[ -w $ROOT ]] || fail "cannot write to $ROOT, where ${1##*/} is to be made."
     python=$(find_python)
-    # One set-up at a time: they share the clone's metadata folder. A file that is there anyway serves as the lock,
-    # opened for writing because NFS wants that; nothing is appended.
+    # One set-up at a time, because all of them write the clone's metadata folder. An existing file serves as the lock.
+    # It is opened for writing because NFS requires that; nothing is appended.
     build_environment "$python" "$@" 9>>"$ROOT/setup.cfg" ||
         fail "${1##*/} could not be set up (see above). Run it again: it starts over."
 }
 
-# An empty stamp means begun and not finished; no stamp at all, that the folder is somebody else's.
+# An empty stamp means that a set-up was begun and not finished; no stamp, that the folder was made by somebody else.
 build_environment() {
     local python=$1 folder=$2 extras=$3
     shift
@@ -72,14 +75,14 @@ build_environment() {
     [[ ! -e $folder || -e $folder/.stamp ]] ||
         fail "$folder exists and was not made by this script: move it away."
     echo "Setting up ${folder##*/} with $("$python" -V) (a minute or two, once) ..."
-    # One chain of &&: `set -e` is off in a function that || follows.
+    # One chain of &&, because `set -e` has no effect in a function that is called before ||.
     rm -rf "$folder" && mkdir "$folder" && : >"$folder/.stamp" &&
         "$python" -m venv "$folder" &&
         (cd "$ROOT" && "$folder/bin/python" -m pip install -qq -e ".[$extras]" "${@:3}") &&
         environment_key "$@" >"$folder/.stamp"
 }
 
-# usable_cores PYTHON: how many cores this process may use, by affinity and by the container's quota.
+# usable_cores PYTHON: print how many cores this process may use, by its affinity and the container's quota.
 usable_cores() {
     "$1" - <<'PY'
 import os

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes .venv-peers, with parallelcnn, an MPI runtime and the frameworks that it is compared with, and runs a command
-# in it:
+# Make .venv-peers, with parallelcnn, an MPI runtime and the frameworks that it is compared with, and run a Python
+# script in it:
 #
-#     scripts/peers.sh                                                  # says what can be run
+#     scripts/peers.sh                                                  # print what can be run
 #     scripts/peers.sh scripts/benchmarks/compare.py --data mnist --networks paper
 #
-# PyTorch comes with its GPU libraries unless PIP_EXTRA_INDEX_URL names an index that has its builds for CPUs.
+# PyTorch is installed with its GPU libraries unless PIP_EXTRA_INDEX_URL names an index with its CPU builds.
 set -euo pipefail
 # shellcheck source=scripts/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Sets itself up and runs the checks and the most valuable tests: at most ten minutes on two cores.
-#   test.sh            what is left out is named at the end
+# Set up environments, then run the checks and the most valuable tests: at most ten minutes on two cores.
+#   test.sh            names at the end what was left out
 #   test.sh --all      everything: both MPI libraries, kernels in all modes, the oldest packages
-#   test.sh ARGUMENTS  only pytest, with these
-# PARALLELCNN_TEST_EXTRA_PACKAGES: further packages for the tests that want them, e.g. torch.
+#   test.sh ARGUMENTS  only pytest, with these arguments
+# PARALLELCNN_TEST_EXTRA_PACKAGES: further packages that some tests use, such as torch.
 set -euo pipefail
 # shellcheck source=scripts/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -16,7 +16,7 @@ read -ra extra_packages <<<"${PARALLELCNN_TEST_EXTRA_PACKAGES:-}"
 # The lower bounds of setup.cfg.
 oldest_packages=("numpy==1.26.*" "numba==0.61.0" "mpi4py==4.1.0")
 
-# Open MPI declines both unless told; MPICH does not mind.
+# Open MPI refuses more ranks than cores, and to run as root, unless told otherwise; MPICH accepts both.
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
 if [[ $(id -u) == 0 ]]; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -35,10 +35,10 @@ echo "== environments: ready after ${SECONDS} s"
 logs=$(mktemp -d)
 : >"$logs/report"
 trap 'rm -rf "$logs"' EXIT
-# Or Ctrl-C, which pytest takes for the end of its own run, would only lead to the next stage.
+# Without this, Ctrl-C would end only the current pytest, and the next stage would start.
 trap 'jobs -p | xargs -r kill; exit 130' INT TERM
 
-# stage NAME COMMAND...: runs it, prints its output when it has ended, and reports how it ended.
+# stage NAME COMMAND...: run the command, print its output when it has ended, and report how it ended.
 stage() {
     local name=$1 began=$SECONDS verdict=passed log
     shift
@@ -52,12 +52,12 @@ report() {
     echo "$*" >>"$logs/report"
 }
 
-# tests NAME ENVIRONMENT MARKERS
+# tests NAME ENVIRONMENT MARKERS: run pytest in an environment.
 tests() {
     stage "$1" "$2/bin/python" -m pytest -p no:cacheprovider -m "$3"
 }
 
-# Each mode with a new cache: numba's does not tell these settings apart, nor does it notice a change of its options.
+# Each mode has a new cache: numba's cache does not distinguish these settings, nor notice changed options.
 kernels_with() {
     stage "kernel, layer and loss tests with $1" env "$1" "NUMBA_CACHE_DIR=$logs/$1" \
         "$mpich/bin/python" -m pytest -p no:cacheprovider tests/test_kernels.py tests/test_layers.py tests/test_losses.py
@@ -74,7 +74,7 @@ checks() {
     fi
 }
 
-# Tests of one process mostly compile, on one core; tests of several ranks mostly wait. So they run side by side.
+# Tests of one process mostly compile, on one core; tests of several ranks mostly wait. So they run in parallel.
 if [[ $* == --all ]]; then
     {
         checks

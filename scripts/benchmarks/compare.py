@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Times training with parallelcnn beside another checkout of it, or beside other frameworks, on the same cores.
+"""Time training with parallelcnn and with another checkout of it, or with other frameworks, on the same cores.
 
     scripts/benchmarks/compare.py --against ../before                # before and after a change, with start-up times
     scripts/benchmarks/compare.py --against ../before --only "VGG" --rounds 11
     scripts/peers.sh scripts/benchmarks/compare.py --data mnist --networks paper --cores 2 1 --epochs 3
     scripts/peers.sh scripts/benchmarks/compare.py --systems pytorch --batch-sizes 1 10 100 1000
 
-All train the same network from the same start values, by plain SGD in float32, over the same minibatches; the time is
-that of the training loop alone. In every round every system is started afresh; then they take turns of --seconds,
-interleaved, while the others sleep. A system's time in a round is that of its fastest turn, which other programs have
-disturbed least; ratios are taken within a round, and the figures are medians over rounds (lowest to highest). If a
-framework can be set up in several ways, each way gets one trial, and the fastest takes part. A system that fails loses
-its row; the rest of the page is written.
+All systems train the same network from the same initial weights, by plain SGD in float32, over the same minibatches;
+only the training loop is timed. In every round every system is started afresh; then they train in turns of --seconds
+each, while the others sleep. A system's time in a round is that of its fastest turn, which other programs have
+disturbed least. Ratios are taken within a round; the figures are medians over rounds (lowest to highest). If a
+framework can be set up in several ways, each way gets one trial, and the fastest takes part. A system that fails has no
+row; the rest of the page is written.
 """
 
 import argparse
@@ -41,9 +41,9 @@ from pages import (
 )
 from processes import CLONE, Contestant, ProgramFailed, on_cores, on_ranks, options_as_words, run, run_json
 
-SLOWER = 1.02  # from this ratio on a page says that this checkout is slower
-SETTLE = 0.02  # after a turn, threads may spin for a while, waiting for work [s]
-TURNS = 20  # of each system in a round: many short ones, of which some are undisturbed
+SLOWER = 1.02  # above this ratio a page says that this checkout is slower
+SETTLE = 0.02  # pause after a turn, in which threads may still spin, waiting for work [s]
+TURNS = 20  # of each system in a round: many short ones, so that some are undisturbed
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class System:
-    """One way to train: a program of `systems/`, as a checkout or a variant has it."""
+    """One way to train: a program of `systems/`, in a checkout or a variant."""
 
     name: str
     program: str
     variant: str | None = None
     checkout: Path = CLONE
     cache: str = ""
-    cores_as: str | None = None  # "ranks" or "threads"; None: as the workload says
+    cores_as: str | None = None  # "ranks" or "threads"; None: what the workload says
 
     def command(self, workload: Workload, options: argparse.Namespace) -> list[str]:
         cores = workload.ranks * workload.threads
@@ -90,7 +90,7 @@ class System:
         return on_ranks(ranks, [sys.executable, str(program), *words])
 
     def variables(self) -> dict[str, str]:
-        """This checkout's package, and a folder of its own for its compiled kernels."""
+        """Environment variables: the package of this checkout, and a folder for its own compiled kernels."""
         return {"PYTHONPATH": str(self.checkout), **({"NUMBA_CACHE_DIR": self.cache} if self.cache else {})}
 
 
@@ -103,7 +103,7 @@ BEFORE_AND_AFTER = (
     Workload("VGG-like"),
 )
 FRAMEWORKS = {"pytorch": "PyTorch", "keras": "Keras", "jax": "JAX"}
-# Ways to set a framework up, which its program in systems/ explains.
+# Ways to set up a framework; its program in systems/ explains them.
 VARIANTS = {
     "pytorch": ("channels_last", "contiguous", "compiled", "ddp", "ddp_channels_last"),
     "keras": ("function", "fit_many_steps", "fit", "fit_xla", "function_xla"),
@@ -145,7 +145,7 @@ class Race:
         """Seconds per sample of each system in every round.
 
         Raises:
-            ProgramFailed: if a system fails and nobody wants the failures.
+            ProgramFailed: if a system fails and `failures` is None.
         """
         times: dict[System, list[float]] = {system: [] for system in systems}
         for number in range(self._options.rounds):
@@ -156,7 +156,7 @@ class Race:
                         self.contestants[system] = contestant
                         if system not in self._amounts:
                             found = amount(contestant, self._workload, self._options.seconds)
-                            # Checkouts of one program get the same amount of work.
+                            # Checkouts of the same program get the same amount of work.
                             same = systems if self._failures is None else [system]
                             self._amounts |= dict.fromkeys(same, found)
                 for system, seconds in self.one_round(number, self._amounts).items():
@@ -166,7 +166,7 @@ class Race:
         return times
 
     def one_round(self, number: int, amounts: dict[System, tuple[int, int]]) -> dict[System, float]:
-        """Seconds per sample of each, in its fastest turn; the first turn warms up and does not count."""
+        """Seconds per sample of each system in its fastest turn; the first turn is a warm-up and does not count."""
         order = list(self.contestants)
         order = order[number % max(len(order), 1) :] + order[: number % max(len(order), 1)]
         times: dict[System, list[float]] = {system: [] for system in order}
@@ -206,7 +206,7 @@ def start(
 
 
 def amount(contestant: Contestant, workload: Workload, seconds: float) -> tuple[int, int]:
-    """(samples, epochs) that take about so many seconds: whole minibatches, several epochs if the data set is short."""
+    """(samples, epochs) that take about so many seconds: whole minibatches; several epochs if the data set is small."""
     few = 3 * workload.batch_size
     contestant.turn(few, 1)  # compiles
     per_sample = contestant.turn(few, 1) / few
@@ -216,7 +216,7 @@ def amount(contestant: Contestant, workload: Workload, seconds: float) -> tuple[
 
 
 def _longest_epoch(workload: Workload) -> int:
-    """Samples: what every data set has (see systems/contract.py), in whole minibatches."""
+    """Samples that every data set has (see systems/contract.py), in whole minibatches."""
     return max(4000 // workload.batch_size, 1) * workload.batch_size
 
 
@@ -224,7 +224,7 @@ def _longest_epoch(workload: Workload) -> int:
 
 
 def before_and_after(options: argparse.Namespace, folder: Path) -> str:
-    """The page of this checkout beside another."""
+    """The page that compares this checkout with another."""
     now, before = (
         System(name, "parallelcnn", checkout=checkout, cache=str(folder / f"cache-{name}"))
         for name, checkout in (("now", CLONE), ("before", options.against))
@@ -261,7 +261,7 @@ ratios within a round. "Slower": a median ratio above {SLOWER}.
 def start_pairs(
     now: System, before: System, start: str, options: argparse.Namespace, folder: Path
 ) -> list[tuple[float, float]]:
-    """(now, before): seconds of a whole command in every round."""
+    """(now, before): seconds that a whole command took in every round."""
     data = folder / "start-up-data"
     _write_small_set(data)
     words = ["--help"] if start == "--help" else ["train", "--data", str(data), "--epochs", "1", "--batch-size", "30"]
@@ -300,7 +300,7 @@ def _write_small_set(folder: Path) -> None:
 
 
 def beside_frameworks(options: argparse.Namespace, folder: Path) -> str:
-    """The page of parallelcnn beside other frameworks."""
+    """The page that compares parallelcnn with other frameworks."""
     sections = []
     for cores in options.cores:
         with on_cores(cores):
@@ -319,7 +319,7 @@ Rates count two operations for each product of convolutions and dense layers.
 
 
 def section(cores: int, options: argparse.Namespace, folder: Path) -> str:
-    """The table of one number of cores, and what became of every trial."""
+    """The table for one number of cores, and the result of every trial."""
     trials: list[str] = []
     rows = []
     rates = [matrix_product_rate()]
@@ -382,7 +382,7 @@ def fastest_variant(
 def rows_of(
     workload: Workload, times: dict[System, list[float]], rate: float, options: argparse.Namespace
 ) -> list[list[str]]:
-    """A row for each system; the first is the one that the others are compared with."""
+    """A row for each system; the others are compared with the first."""
     flop = flop_per_sample(*NETWORKS[workload.network])
     first = next(iter(times), None)
     rows = []
@@ -415,7 +415,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _commit(checkout: Path) -> str:
-    """The commit of a checkout, as a page names it."""
+    """The commit of a checkout, for a page."""
     line = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
     done = subprocess.run(line, capture_output=True, text=True)
     return f"commit {done.stdout.strip()}" if done.returncode == 0 else "a folder without a commit"
@@ -424,20 +424,24 @@ def _commit(checkout: Path) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=existing_folder, metavar="DIR", help="another checkout of parallelcnn")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only workloads with TEXT in their names")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only workloads with TEXT in their name")
     parser.add_argument(
         "--systems", nargs="*", choices=FRAMEWORKS, default=list(FRAMEWORKS), help="frameworks (default: all)"
     )
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="(default: all)")
     parser.add_argument("--batch-sizes", type=positive_integer, nargs="+", default=[100], help="(default: 100)")
-    parser.add_argument("--cores", type=positive_integer, nargs="+", default=[1], help="a table for each (default: 1)")
-    parser.add_argument("--epochs", type=positive_integer, help="also one whole training, for accuracy and memory")
+    parser.add_argument(
+        "--cores", type=positive_integer, nargs="+", default=[1], help="a table for each number (default: 1)"
+    )
+    parser.add_argument(
+        "--epochs", type=positive_integer, help="also run one whole training of so many epochs, for accuracy and memory"
+    )
     parser.add_argument("--data", default="random", help="random, digits, mnist or a folder (default: random)")
-    parser.add_argument("--data-dir", help="folder that holds mnist")
+    parser.add_argument("--data-dir", help="folder with the files of mnist")
     parser.add_argument("--learning-rate", type=positive_number, default=0.01, help="(default: 0.01)")
     parser.add_argument("--rounds", type=positive_integer, default=7, help="(default: 7)")
     parser.add_argument("--cold-rounds", type=positive_integer, default=3, help="starts without a cache (default: 3)")
-    parser.add_argument("--turns", type=positive_integer, default=TURNS, help=f"in a round (default: {TURNS})")
+    parser.add_argument("--turns", type=positive_integer, default=TURNS, help=f"turns in a round (default: {TURNS})")
     parser.add_argument("--seconds", type=positive_number, default=0.05, help="length of a turn (default: 0.05)")
     parser.add_argument("--out", type=file_to_write, metavar="FILE.md", help="also write the page there")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The networks that the benchmarks train, and the number of operations that each needs."""
+"""The networks that the benchmarks train, and the number of operations of each."""
 
 import math
 
@@ -8,12 +8,12 @@ Shape = tuple[int, ...]
 
 
 def same(channels: int, size: int = 3) -> pc.Conv2D:
-    """A convolution that keeps the size of the image, with relu."""
+    """A convolution with relu that keeps the size of the image."""
     return pc.Conv2D(channels, size, padding="same", activation="relu")
 
 
 def halving(channels: int, size: int = 3) -> pc.Conv2D:
-    """A convolution of stride 2, with relu, padded in a way that PyTorch also offers."""
+    """A convolution with relu and stride 2, with a padding that PyTorch has as well."""
     return pc.Conv2D(channels, size, stride=2, padding=size // 2, activation="relu")
 
 
@@ -45,7 +45,7 @@ NETWORKS: dict[str, tuple[tuple[pc.Layer, ...], Shape]] = {
 
 
 def flop_per_sample(layers: tuple[pc.Layer, ...], input_shape: Shape) -> float:
-    """Multiplications and additions of convolutions and dense layers in a training step, by their shapes.
+    """Multiplications and additions of convolutions and dense layers in a training step, counted from their shapes.
 
     Three products per weight: forward, gradient of the weights, gradient of the input; the first layer needs no
     gradient of the input.

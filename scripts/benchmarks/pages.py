@@ -1,4 +1,4 @@
-"""What the benchmarks share: medians with their spread, Markdown pages, command-line types."""
+"""Shared by the benchmarks: medians with their spread, Markdown pages, types of command-line arguments."""
 
 import argparse
 import contextlib
@@ -37,7 +37,7 @@ class Spread(NamedTuple):
 
 
 def three_digits(value: float) -> str:
-    """A positive number with three significant digits, and with all digits before the point."""
+    """A positive number with three significant digits, and all digits before the decimal point."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
@@ -81,11 +81,11 @@ def versions(*packages: str) -> str:
 
 
 def command_line() -> str:
-    """The command that was called, as it can be repeated from any clone: without this machine's folders."""
+    """The command that was called, without this machine's folders, so that it can be repeated from any clone."""
     words = []
     for word in sys.argv[1:]:
         words += word.split("=", 1) if word.startswith("--") else [word]
-    for option in ("--out", "--findings", "--folder"):  # where results go does not change them
+    for option in ("--out", "--findings", "--folder"):  # the folder of the results does not change them
         if option in words:
             place = words.index(option)
             words = words[:place] + words[place + 2 :]
@@ -98,12 +98,12 @@ def command_line() -> str:
 
 
 def page_head(title: str, *packages: str) -> str:
-    """How a page begins: title, command, machine, versions of Python and of these packages."""
+    """The beginning of a page: title, command, machine, versions of Python and of these packages."""
     return f"# {title}\n\n    {command_line()}\n\n{processor()}. {versions(*packages)}"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
+    """A table whose first column is text and whose other columns are numbers."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
@@ -116,7 +116,7 @@ def print_page(page: str, file: Path | None) -> None:
 
 
 def write_page(file: Path, page: str) -> None:
-    """Write the whole page, or end the program with a sentence and leave the earlier page as it was."""
+    """Write the whole page; if that fails, leave the earlier page as it was and exit with a message."""
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
     try:
         try:
@@ -166,7 +166,7 @@ def existing_folder(text: str) -> Path:
 
 
 def run_to_the_end(main: Callable[[], int]) -> NoReturn:
-    """Leave the program with what `main` returns; Ctrl-C prints a sentence instead of a traceback."""
+    """Exit with the code that `main` returns; Ctrl-C prints a message instead of a traceback."""
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Starting the programs that are measured: on ranks, on some of the cores, one command or turn by turn."""
+"""Start the programs that are measured: on ranks, on some of the cores, as one command or turn by turn."""
 
 import contextlib
 import json
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 CLONE = Path(__file__).resolve().parents[2]
-# Every program asks for as many threads as it gets cores, whatever the caller has set.
+# Every program asks for as many threads as it gets cores, whatever the caller's environment says.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 _LAUNCHERS = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "SLURM_", "HYDRA_", "MPI_", "MPIEXEC_")
 
 
 class ProgramFailed(Exception):
-    """A measured program ended with an error; the message holds the end of its output."""
+    """A measured program ended with an error; the message has the end of its output."""
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's environment without a launcher's variables; Open MPI may run as root, and many ranks."""
+    """The environment without variables of a launcher. Open MPI may run as root, and more ranks than cores."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS)}
     kept["OMPI_ALLOW_RUN_AS_ROOT"] = kept["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     kept["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
@@ -37,13 +37,13 @@ def _to_measure(variables: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def mpirun(python: str = sys.executable) -> str:
-    """The launcher beside a Python, else the one on the PATH."""
+    """The launcher in the folder of a Python, otherwise the one on the PATH."""
     beside = Path(python).parent / "mpirun"
     return str(beside) if beside.exists() else shutil.which("mpirun") or "mpirun"
 
 
 def on_ranks(ranks: int, command: Sequence[str]) -> list[str]:
-    """The command on so many ranks; on one, without a launcher."""
+    """The command on so many ranks; one rank needs no launcher."""
     return [mpirun(), "-n", str(ranks), *command] if ranks > 1 else list(command)
 
 
@@ -52,7 +52,7 @@ def run(command: Sequence[str], variables: Mapping[str, str] | None = None) -> s
 
     Raises:
         ProgramFailed: if its exit code is not 0.
-        SystemExit: if its exit code is 2: bad input, explained in its last line.
+        SystemExit: if its exit code is 2, bad input; the last line of its output explains it.
     """
     done = subprocess.run(command, capture_output=True, text=True, env=_to_measure(variables))
     if done.returncode == 2:
@@ -64,7 +64,7 @@ def run(command: Sequence[str], variables: Mapping[str, str] | None = None) -> s
 
 
 def run_json(command: Sequence[str], variables: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The JSON object in the last line that a command prints; see `run`."""
+    """The JSON object in the last line that a command prints. Raises as `run` does."""
     lines = run(command, variables).splitlines()
     try:
         return json.loads(lines[-1])
@@ -75,12 +75,12 @@ def run_json(command: Sequence[str], variables: Mapping[str, str] | None = None)
 class Contestant:
     """A program of `systems/` that waits, asleep, for its next turn (see `systems/contract.py`).
 
-    Several of them can be alive at once: only the one whose turn it is uses the processor.
+    Several of them can run at the same time: only the one whose turn it is uses the processor.
 
     Args:
         command: without --turns.
-        folder: empty, for the messages to and from the program.
-        variables: for the environment.
+        folder: an empty folder, for messages to and from the program.
+        variables: environment variables to set.
         limit: seconds that a start or a turn may take.
     """
 
@@ -104,7 +104,7 @@ class Contestant:
             raise
 
     def turn(self, samples: int, epochs: int) -> float:
-        """Train; the seconds of the training loop alone."""
+        """Train; returns the seconds of the training loop alone."""
         self._turns += 1
         asked = self._folder / f"go-{self._turns}"
         asked.with_suffix(".unfinished").write_text(json.dumps({"samples": samples, "epochs": epochs}))
@@ -112,7 +112,7 @@ class Contestant:
         return self._answer(f"done-{self._turns}")["train_seconds"]
 
     def close(self) -> None:
-        """End the program: at its request, or by force."""
+        """Ask the program to end; kill it if it does not."""
         (self._folder / "stop").touch()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(15)
@@ -141,7 +141,7 @@ class Contestant:
 
 @contextlib.contextmanager
 def on_cores(cores: int) -> Iterator[None]:
-    """Inside, this process and those it starts run on so many of its cores."""
+    """A context in which this process, and those that it starts, run on so many of its cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:cores])
     try:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The same bits on any number of ranks and threads, with either MPI library, after a resume and a lost rank.
+"""Check that results have the same bits on any ranks and threads, with both MPI libraries, resumed or with lost ranks.
 
     scripts/benchmarks/same_bits.py --data mnist --python .venv-mpich/bin/python .venv-openmpi/bin/python --out page.md
     scripts/benchmarks/same_bits.py --quick                                     # the built-in digits, a minute
 
-Trains the paper's network again and again with `parallelcnn train --reproducible N`, and writes a page with the SHA-256
-of the parameters of every training.
+Trains the paper's network many times with `parallelcnn train --reproducible N`, and writes a page with the SHA-256 of
+the parameters of every training.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from pages import (
 from processes import options_as_words
 from soak_start import Ended, Installation, PlannedSignal, start
 
-# Ranks and threads on each.
+# Ranks, and threads of each.
 _LAYOUTS = ((1, 1), (1, 2), (1, 4), (2, 1), (3, 1), (4, 1), (5, 1), (8, 1), (2, 2), (3, 2))
 _QUICK_LAYOUTS = ((1, 2), (2, 1))
 _FLOAT_LAYOUTS = ((1, 1), (1, 2), (2, 1), (3, 1))
-_LIMIT = 300.0  # of a training, the first of which may compile [s]
+_LIMIT = 300.0  # time limit of a training; the first may compile [s]
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ def _options() -> argparse.Namespace:
     what = "Pythons with parallelcnn, each with an MPI library of its own; otherwise this one"
     parser.add_argument("--python", nargs="+", default=[sys.executable], metavar="PATH", help=what)
     parser.add_argument("--data", default="digits", help="digits, mnist or a folder")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder that holds mnist")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of mnist")
     parser.add_argument("--epochs", type=positive_integer, default=1)
     parser.add_argument("--batch-size", type=positive_integer, default=100)
-    parser.add_argument("--reproducible", type=positive_integer, default=8, metavar="N", help="of the trainings")
-    parser.add_argument("--folder", type=existing_folder, default=Path(), help="for the runs, which are removed")
+    parser.add_argument("--reproducible", type=positive_integer, default=8, metavar="N", help="shards of a minibatch")
+    parser.add_argument("--folder", type=existing_folder, default=Path(), help="folder for the runs, which are removed")
     parser.add_argument("--out", type=file_to_write, metavar="FILE.md", help="also write the page there")
     parser.add_argument("--quick", action="store_true", help="few trainings")
     options = parser.parse_args()
@@ -89,10 +89,10 @@ def _options() -> argparse.Namespace:
 
 
 class Trainings:
-    """Trains again and again, always the same network on the same data.
+    """Trains the same network on the same data many times.
 
     Args:
-        folder: for all that the trainings write.
+        folder: for all files that the trainings write.
     """
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
@@ -101,7 +101,7 @@ class Trainings:
         self._steps: int | None = None  # of a whole training
 
     def reproducible(self, one: Installation) -> list[Run]:
-        """On all ranks and threads, with a resume, and where MPI can continue without a rank, with a lost one."""
+        """On all numbers of ranks and threads, with a resume, and with a lost rank if MPI can continue without it."""
         words = ["--reproducible", str(self._options.reproducible)]
         layouts = _QUICK_LAYOUTS if self._options.quick else _LAYOUTS
         runs = [self._undisturbed(one, ranks, threads, words) for ranks, threads in layouts]
@@ -122,7 +122,7 @@ class Trainings:
         return self._run_of(one, out, str(ranks), threads, "undisturbed")
 
     def _resumed(self, one: Installation, words: Sequence[str]) -> Run:
-        """Two ranks are asked to stop in the middle; three continue."""
+        """Two ranks are asked to stop in the middle of the training; three resume it."""
         out, middle = self._next_folder(), self._middle()
         words = [*words, "--out", str(out)]
         asked = PlannedSignal(0, [1], signal.SIGUSR1, "sum", middle)
@@ -162,7 +162,7 @@ class Trainings:
         return self._folder / f"run-{self._number}"
 
     def _middle(self) -> int:
-        """An allreduce in the middle of the training: there is about one for every minibatch."""
+        """The number of an allreduce in the middle of the training: there is about one for each minibatch."""
         assert self._steps is not None  # undisturbed trainings come first
         return self._steps // 2 + 2  # ranks sum before the first minibatch, too
 
@@ -184,7 +184,7 @@ class Trainings:
 
 
 def _resumed_after(ended: Ended) -> str:
-    """The minibatch that a training says it was resumed after."""
+    """The minibatch after which a training was resumed, as it says."""
     said = [line for line in ended.output.splitlines() if line.startswith("resumed after minibatch ")]
     if not said:
         sys.exit(f"same_bits.py: a training began anew instead of continuing:\n{ended.output[-2000:]}")

@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""Kills ranks of short trainings at random moments, and checks that nothing is lost: neither the run nor a bit of it.
+"""Kill ranks of short trainings at random moments, and check that neither the run nor any bit of its result is lost.
 
     scripts/benchmarks/soak.py --python .venv-test-mpich/bin/python .venv-test-openmpi/bin/python --kills 1000
-    scripts/benchmarks/soak.py --seed 3 --trial 17 --findings FOLDER      # that trial once more
+    scripts/benchmarks/soak.py --seed 3 --trial 17 --findings FOLDER      # repeat that trial
 
 A trial is one training, `parallelcnn train --reproducible 8 --checkpoint-every K --resume`, with random settings on a
-random number of ranks. It is started again and again, on other numbers of ranks, until it is done; meanwhile ranks get
-signals, mostly SIGKILL: at moments of the clock, or just after they have come to a place in the program (soak_rank.py).
-Four modes:
+random number of ranks. It is started repeatedly, on other numbers of ranks, until it is done. Meanwhile ranks get
+signals, mostly SIGKILL: at random times, or just after they have entered a certain function (see soak_rank.py). There
+are four modes:
 
-    ends        mpirun: a killed rank ends the job within 10 s, not with 0; what is there reads back, and it continues
-    survives    Open MPI's mpirun --with-ft ulfm: once it trains, the ranks that are left finish it
-    recoveries  the same with eight ranks that die as quickly as possible, also while the others recover
+    ends        mpirun: a killed rank ends the job within 10 s, not with exit code 0; its files are readable; it resumes
+    survives    Open MPI's mpirun --with-ft ulfm: once training has begun, the remaining ranks finish it
+    recoveries  the same with eight ranks that are killed as quickly as possible, also while the others recover
     alone       one process without mpirun
 
-In the end the parameters must be those of a training that nobody disturbed, to the bit; the files must be there and
-read back, with every minibatch once in metrics.jsonl; and nothing else may be left behind, no file and no process.
+In the end the parameters must have the same bits as those of an undisturbed training. The files must exist and be
+readable, with every minibatch once in metrics.jsonl. No other file and no process may be left behind.
 """
 
 import argparse
@@ -44,15 +44,15 @@ from soak_start import Ended, Installation, PlannedSignal, draw_many_losses, dra
 import parallelcnn as pc
 
 MODES = {"ends": 3, "survives": 6, "recoveries": 2, "alone": 1}  # and how often each is chosen
-ENDS_WITHIN = 10.0  # of a kill that ends the job [s]
-# Under ULFM, where a rank is lost while they start: the others first try to meet.
+ENDS_WITHIN = 10.0  # after a kill that ends the job [s]
+# Under ULFM, if a rank is lost while the ranks start, because the others first wait for it.
 ENDS_IN_THE_START_WITHIN = 20.0  # [s]
-TIMEOUT = 25.0  # of the trainings; shorter than what this script takes for a hang [s]
+TIMEOUT = 25.0  # --timeout of the trainings; shorter than the time after which this script reports a hang [s]
 RIGHT = ("trials", "starts", "moments", "killed", "asked to stop", "survived", "ended", "while starting", "resumed")
 WRONG = ("hangs", "timeouts", "late ends", "lost runs", "wrong sums", "unreadable files", "left behind", "tracebacks")
 _SMALL_MODEL = f"{Path(__file__).resolve().with_name('soak_rank.py')}:two_layers"
-# Settings that change the result: for each there is a training that nobody disturbs. In the second the last minibatch
-# of an epoch is smaller.
+# Settings that change the result: for each there is an undisturbed training. In the second one the last minibatch of an
+# epoch is smaller.
 RECIPES = (
     ["--epochs", "8", "--batch-size", "40", "--momentum", "0.9"],
     ["--epochs", "5", "--batch-size", "23", "--model", _SMALL_MODEL],
@@ -64,7 +64,7 @@ _ULFM_MODES = {"survives", "recoveries"}
 
 @dataclass
 class Expected:
-    """What a training comes to if nobody disturbs it."""
+    """The results of an undisturbed training."""
 
     sha256: str
     losses: list[float]
@@ -73,10 +73,10 @@ class Expected:
 
 @dataclass
 class Trial:
-    """One training, started as often as it needs.
+    """One training, started as often as necessary.
 
     Attributes:
-        counts: by the words in `RIGHT` and `WRONG`.
+        counts: how often each outcome in `RIGHT` and `WRONG` occurred.
         findings: what was wrong.
     """
 
@@ -104,7 +104,7 @@ class Trial:
 
 @dataclass
 class Place:
-    """What all trials share: a folder with the data set and the kernels' cache, and what is expected of each recipe."""
+    """Shared by all trials: a folder with data set and kernel cache, and the expected results of each recipe."""
 
     folder: Path
     installations: list[Installation]
@@ -114,7 +114,7 @@ class Place:
     def launch(
         self, trial: Trial, installation: Installation, ranks: int, signals: Sequence[PlannedSignal], threads: int
     ) -> Ended:
-        """Start the trial's command once more; 0 ranks: one process without mpirun."""
+        """Start the command of the trial again; 0 ranks: one process without mpirun."""
         number = trial.counts["starts"] = trial.counts["starts"] + 1
         notes, temporary = trial.folder / f"start-{number}", trial.folder / "tmp"
         notes.mkdir(parents=True)
@@ -129,7 +129,7 @@ class Place:
         return start(launch, line, max(ranks, 1), signals, notes, NUMBA_CACHE_DIR=cache, TMPDIR=str(temporary))
 
     def expected_of(self, recipe: int) -> Expected:
-        """What an undisturbed training by a recipe gives; the first one also compiles, for all installations."""
+        """The results of an undisturbed training by a recipe; the first one also compiles, for all installations."""
         with self.lock:
             if recipe not in self.expected:
                 for installation in self.installations[: 1 if self.expected else None]:
@@ -147,7 +147,7 @@ class Place:
 
 
 def run_trial(place: Place, seed: int, number: int, modes: Sequence[str]) -> Trial:
-    """All that is random in a trial comes from the seed and its number."""
+    """Run one trial. Everything random in it is determined by the seed and the number of the trial."""
     choose = random.Random(f"{seed} {number}")
     with_ulfm = [one for one in place.installations if one.open_mpi]
     possible = [mode for mode in modes if with_ulfm or mode not in _ULFM_MODES]
@@ -161,7 +161,7 @@ def run_trial(place: Place, seed: int, number: int, modes: Sequence[str]) -> Tri
     for turn in range(6):
         disturbed = turn < 5 and (turn == 0 or choose.random() < 0.7)
         installation = choose.choice(with_ulfm if trial.survives else place.installations)
-        # The last start is on few ranks: it is there to see that what is left can be resumed.
+        # The last start, on few ranks, shows that the training can be resumed.
         numbers = (2, 3, 4, 4, 8) if trial.survives else (1, 2, 3, 4, 8) if disturbed else (1, 2, 3)
         ranks = {"alone": 0, "recoveries": 8}.get(mode, choose.choice(numbers))
         signals = draw_signals(choose, max(ranks, 1), trial.survives) if disturbed else []
@@ -177,13 +177,13 @@ def run_trial(place: Place, seed: int, number: int, modes: Sequence[str]) -> Tri
 
 
 def is_done(trial: Trial, ended: Ended) -> bool:
-    """Whether the training is: by the exit code and by what is there, since Open MPI's mpirun --with-ft ulfm returns 0
-    also if all ranks were killed."""
+    """Whether the training is done, by the exit code and the files: Open MPI's mpirun --with-ft ulfm returns 0 even if
+    all ranks were killed."""
     return ended.code == 0 and (trial.out / "summary.json").exists()
 
 
 def judge(trial: Trial, ended: Ended, expected: Expected) -> None:
-    """Count what came of a start, and check what it has left so far."""
+    """Count the outcome of a start, and check the files that exist so far."""
     counts, name = trial.counts, f"start {trial.counts['starts']}"
     counts["moments"] += ended.moments
     counts["killed"] += len(ended.killed)
@@ -192,7 +192,7 @@ def judge(trial: Trial, ended: Ended, expected: Expected) -> None:
     counts["resumed"] += "resumed after minibatch" in ended.output
     if ended.left:
         trial.wrong("left behind", f"{name}: {', '.join(ended.left)}")
-    # Until the command has begun Ctrl-C is Python's own business.
+    # Before the command has started, Python handles Ctrl-C.
     python_was = ended.while_starting and ended.asked and "KeyboardInterrupt" in ended.errors
     if "Traceback" in ended.errors and ended.code is not None and not python_was:
         trial.wrong("tracebacks", f"{name}, exit code {ended.code}")
@@ -220,7 +220,7 @@ def judge(trial: Trial, ended: Ended, expected: Expected) -> None:
 
 
 def check_checkpoints(trial: Trial, expected: Expected) -> int:
-    """Whatever has the name of a checkpoint must be one, of this training; returns the newest one's minibatch."""
+    """Every file named like a checkpoint must be a checkpoint of this training; returns the minibatch of the newest."""
     steps = [0]
     for file in sorted((trial.out / "checkpoints").glob("step-*.npz")):
         try:
@@ -235,7 +235,7 @@ def check_checkpoints(trial: Trial, expected: Expected) -> int:
 
 
 def check_results(trial: Trial, expected: Expected) -> None:
-    """A finished training must have left all that it should, and nothing else."""
+    """A finished training must have written all its files and left nothing else behind."""
     if check_checkpoints(trial, expected) != len(expected.losses):
         trial.wrong("unreadable files", "no checkpoint of the last minibatch")
     try:
@@ -249,12 +249,12 @@ def check_results(trial: Trial, expected: Expected) -> None:
         check_metrics(trial, expected)
     except (OSError, ValueError, KeyError) as error:
         trial.wrong("unreadable files", f"{type(error).__name__}: {error}")
-    # Those asked for, the best, and one that the replicas are known to have agreed on.
+    # The requested number, the best one, and one on which the replicas are known to have agreed.
     keep = int(trial.settings[trial.settings.index("--keep-last") + 1]) + ("--keep-best" in trial.settings) + 1
     checkpoints = sorted(path.name for path in trial.out.glob("checkpoints/*"))
     if len(checkpoints) > keep or any(name.startswith(".") for name in checkpoints):
         trial.wrong("left behind", f"checkpoints: {checkpoints}")
-    # What a start without a checkpoint to continue from has moved aside is in folders of its own.
+    # A start without a checkpoint to resume moves earlier files into their own folders.
     strange = [path for path in trial.out.glob("*") if path.name not in _KEPT_FILES | {"checkpoints"}]
     strange = [path for path in strange if not path.name.startswith("before-")]
     strange += (trial.folder / "tmp").iterdir()
@@ -263,7 +263,7 @@ def check_results(trial: Trial, expected: Expected) -> None:
 
 
 def check_metrics(trial: Trial, expected: Expected) -> None:
-    """Every minibatch and every evaluation once, in order, in whole lines."""
+    """Check that every minibatch and every evaluation is there once, in order, in complete lines."""
     text = (trial.out / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
@@ -278,7 +278,7 @@ def check_metrics(trial: Trial, expected: Expected) -> None:
 
 
 def write_data(folder: Path) -> None:
-    """Four IDX files of noise with random labels: a training that never comes to rest."""
+    """Write four IDX files of noise with random labels, on which a training does not converge."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for part, n in (("train", N_TRAIN), ("t10k", N_TEST)):
@@ -289,7 +289,7 @@ def write_data(folder: Path) -> None:
 
 
 def soak(options: argparse.Namespace, place: Place, table: dict[str, Counter[str]]) -> bool:
-    """Run trials until there have been enough kills; False if anything was wrong."""
+    """Run trials until enough ranks have been killed; returns False if anything was wrong."""
     numbers = iter([options.trial] if options.trial is not None else range(10**9))
     wrong, killed = 0, 0
     running: set[Future[Trial]] = set()
@@ -325,7 +325,7 @@ def soak(options: argparse.Namespace, place: Place, table: dict[str, Counter[str
 
 
 def count_table(table: dict[str, Counter[str]]) -> str:
-    """Markdown: a row for each thing that was counted, a column for each mode."""
+    """A Markdown table with a row for each outcome and a column for each mode."""
     modes = [mode for mode in MODES if table[mode]]
     rows = [[name, *(f"{table[mode][name]:,}" for mode in modes)] for name in (*RIGHT, *WRONG, "shared memory")]
     rows = [[*row, f"{sum(table[mode][row[0]] for mode in modes):,}"] for row in rows]
@@ -356,7 +356,7 @@ library but can fill that file system.
 def main() -> int:
     options = _options()
     os.nice(5)
-    # A shell that runs this in the background has Ctrl-C ignored, by all that they start too.
+    # If a shell runs this in the background, Ctrl-C is ignored, also by all processes that this starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     options.installations = [Installation.of(python) for python in options.python or [sys.executable]]
     if set(options.modes) <= _ULFM_MODES and not any(one.open_mpi for one in options.installations):
@@ -375,15 +375,17 @@ def main() -> int:
 
 def _options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=positive_integer, default=100, help="stop after so many killed ranks (100)")
-    parser.add_argument("--minutes", type=positive_integer, default=10**6, help="stop after so many minutes, too")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
-    parser.add_argument("--trial", type=int, metavar="N", help="only this one")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="only these")
-    parser.add_argument("--at-once", type=positive_integer, default=2, help="trials at once (2)")
+    parser.add_argument(
+        "--kills", type=positive_integer, default=100, help="stop after so many killed ranks (default: 100)"
+    )
+    parser.add_argument("--minutes", type=positive_integer, default=10**6, help="stop after so many minutes as well")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    parser.add_argument("--trial", type=int, metavar="N", help="run only this trial")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="run only these modes")
+    parser.add_argument("--at-once", type=positive_integer, default=2, help="trials at the same time (default: 2)")
     what = "Pythons with parallelcnn, each with an MPI library of its own (this one)"
     parser.add_argument("--python", nargs="+", action="extend", metavar="PATH", help=what)
-    parser.add_argument("--findings", type=Path, help="where to keep all about trials that went wrong")
+    parser.add_argument("--findings", type=Path, help="folder to keep the files of trials that went wrong")
     parser.add_argument("--out", type=file_to_write, metavar="FILE.md", help="also write a page with the counts there")
     return parser.parse_args(words)
 

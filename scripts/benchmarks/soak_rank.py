@@ -1,7 +1,7 @@
-"""What soak.py starts on every rank: the command `parallelcnn`, which can be told to send itself signals.
+"""The program that soak.py starts on every rank: the command `parallelcnn`, which can send signals to itself.
 
-The environment's SOAK_PLAN holds JSON: `notes`, a folder for files about what happened, and `signals`, which ranks send
-themselves a moment after they have come to a place for the n-th time. Other signals come from outside.
+The environment variable SOAK_PLAN holds JSON: `notes`, a folder for files that say what happened, and `signals`, which
+ranks send to themselves a moment after they have entered a place for the n-th time. Other signals come from soak.py.
 """
 
 import functools
@@ -20,8 +20,8 @@ from typing import Any
 
 import parallelcnn as pc
 
-# Functions of the package, by name: where a rank is when it enters one. All modules are searched, so that it does not
-# matter where a function lies; several names are alternatives, of which at least one must exist.
+# Places in the program, each with the functions whose call means that a rank is there. They are searched in all modules
+# of the package. Several names are alternatives, of which at least one must exist.
 PLACES = {
     # while the ranks start
     "join": ("MPITransport.__init__",),
@@ -49,7 +49,7 @@ PLACES = {
 
 
 def two_layers() -> tuple[pc.Layer, ...]:
-    """A network that starts more quickly than the paper's."""
+    """A network that starts faster than the paper's."""
     return pc.Flatten(), pc.Dense(16, activation="relu"), pc.Dense(10)
 
 
@@ -60,7 +60,7 @@ def package_modules() -> list[Any]:
 
 
 def owners_of(name: str, modules: list[Any]) -> list[tuple[Any, str]]:
-    """(module or class, attribute) of every place that a function is called through."""
+    """(module or class, attribute) of every name through which a function is called."""
     first, _, last = name.partition(".")
     if first == "os":
         return [(os, last)]
@@ -71,7 +71,7 @@ def owners_of(name: str, modules: list[Any]) -> list[tuple[Any, str]]:
 
 
 def when_entered(place: str, modules: list[Any], do: Callable[[], None]) -> None:
-    """Have the functions of a place call `do` first."""
+    """Make the functions of a place call `do` first."""
     owners = [owner for name in PLACES[place] for owner in owners_of(name, modules)]
     if not owners:
         sys.exit(f"soak_rank.py: the package has none of {', '.join(PLACES[place])}: PLACES must follow it")
@@ -92,13 +92,13 @@ def _calling_first(do: Callable[[], None], function: Any) -> Any:
 
 
 def note_shared_memory(note: Path) -> None:
-    """Write down which files of shared memory MPI uses here: they should be gone when all is over."""
+    """Write which files of shared memory MPI uses here: they should not exist after the end."""
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/" in line}
     note.write_text("\n".join(sorted(mapped)))
 
 
 def prepare(planned: dict[str, Any], notes: Path, rank: int, modules: list[Any]) -> None:
-    """Wait for the place of a signal."""
+    """Send a planned signal when this rank enters its place."""
     calls = 0
 
     def send() -> None:
@@ -118,7 +118,7 @@ def prepare(planned: dict[str, Any], notes: Path, rank: int, modules: list[Any])
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the command has it until it begins to train
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in the command until it begins to train
     plan = json.loads(os.environ["SOAK_PLAN"])
     notes = Path(plan["notes"])
     rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")))

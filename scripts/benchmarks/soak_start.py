@@ -1,4 +1,4 @@
-"""One start of a command on some ranks, which get signals meanwhile: what soak.py does again and again."""
+"""Start a command on some ranks, which get signals meanwhile, and report how it ended."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from processes import environment, mpirun
 
 RANK_PROGRAM = Path(__file__).resolve().with_name("soak_rank.py")
-LIMIT = 60.0  # what takes longer hangs [s]
+LIMIT = 60.0  # a start that takes longer hangs [s]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 # Places in the program, see soak_rank.py, and the last call at which a signal is sent there.
@@ -42,7 +42,7 @@ class Installation:
 
     @classmethod
     def of(cls, python: str) -> "Installation":
-        """What is installed there; the end of this program where it is nothing."""
+        """The installation of a Python; exits with a message if there is none."""
         script = "import parallelcnn; from mpi4py import MPI; print(MPI.Get_library_version().splitlines()[0])"
         try:
             said = subprocess.run([python, "-c", script], capture_output=True, text=True, env=environment())
@@ -54,7 +54,7 @@ class Installation:
         return cls(python, said.stdout.strip())
 
     def launch(self, ranks: int, survives: bool) -> list[str]:
-        """What stands in front of a Python program on so many ranks; 0: without a launcher."""
+        """The words before a Python program to start it on so many ranks; 0: without a launcher."""
         if ranks == 0:
             return [self.python]
         ulfm = ["--with-ft", "ulfm"] if survives else []
@@ -63,12 +63,12 @@ class Installation:
 
 @dataclass(frozen=True)
 class PlannedSignal:
-    """A signal for some ranks at once.
+    """A signal for some ranks at the same time.
 
     Attributes:
-        ranks: numbers in the world that was started.
-        place, call, delay: so long [s] after a rank has come to that place for the `call`-th time; or
-        since, seconds: so long after the "launch", or after the first rank has begun to train.
+        ranks: their numbers in the world that was started.
+        place, call, delay: the time [s] after a rank has entered that place for the `call`-th time; or
+        since, seconds: the time after the "launch", or after the first rank has begun to train.
     """
 
     number: int
@@ -83,16 +83,16 @@ class PlannedSignal:
 
 @dataclass
 class Ended:
-    """What came of one start.
+    """How one start ended.
 
     Attributes:
-        code: None if it had to be ended.
+        code: the exit code; None if it had to be killed.
         killed: ranks that got SIGKILL.
         asked: how many were asked to stop, by another signal.
         moments: how many planned signals were sent.
         seconds: from the last kill to the end [s].
-        while_starting: whether one was sent before all ranks trained.
-        left: processes that were left running, files of shared memory that MPI left.
+        while_starting: whether a signal was sent before all ranks trained.
+        left: processes that were left running, and files of shared memory that MPI left.
     """
 
     code: int | None
@@ -108,10 +108,10 @@ class Ended:
 
 
 def draw_signals(choose: random.Random, ranks: int, survivors: bool) -> list[PlannedSignal]:
-    """When which of the ranks get which signal.
+    """Draw which ranks get which signals, and when.
 
     Args:
-        survivors: whether at least one must not be killed.
+        survivors: whether at least one rank must not be killed.
     """
     stop = choose.random() < 0.12
     number = choose.choice(STOP_SIGNALS) if stop else signal.SIGKILL
@@ -120,7 +120,7 @@ def draw_signals(choose: random.Random, ranks: int, survivors: bool) -> list[Pla
         return []
     everyone = list(range(ranks))
     choose.shuffle(everyone)
-    if choose.random() < 0.4:  # it is rank 0 that writes the files
+    if choose.random() < 0.4:  # rank 0 writes the files
         everyone.sort(key=bool if choose.random() < 0.5 else int)
     victims = everyone[: choose.choice((1, choose.randint(1, most), most, most, most))]
     at_once = stop or choose.random() < 0.4
@@ -138,7 +138,7 @@ def _draw_signal(choose: random.Random, turn: int, ranks: list[int], number: int
         often["while recovering"] = 8
     (kind,) = choose.choices(list(often), list(often.values()))
     places = dict(_PLACES[kind])
-    if min(ranks) > 0 and choose.random() < 0.8:  # rank 0 must have been lost before another one comes there
+    if min(ranks) > 0 and choose.random() < 0.8:  # another rank comes there only after rank 0 was lost
         places = {place: call for place, call in places.items() if place not in _OF_THE_WRITER} or {"sum": 120}
     place = choose.choice(list(places))
     delay = 0.0 if choose.random() < 0.4 else 10 ** choose.uniform(-4.5, -1.5)
@@ -146,7 +146,7 @@ def _draw_signal(choose: random.Random, turn: int, ranks: list[int], number: int
 
 
 def draw_many_losses(choose: random.Random, ranks: int) -> list[PlannedSignal]:
-    """Ranks die one after the other and several at once, in a collective or while the others recover; few are left."""
+    """Draw kills of single and of several ranks, in a collective or while the others recover; few ranks are left."""
     victims = choose.sample(range(ranks), ranks - min(choose.choice((1, 1, 2, 3, ranks // 2)), ranks - 1))
     planned: list[PlannedSignal] = []
     while victims:
@@ -168,15 +168,15 @@ def start(
     limit: float = LIMIT,
     **variables: str,
 ) -> Ended:
-    """Start the command, send the signals, wait for its end, and see what it leaves behind.
+    """Start the command, send the signals, wait for its end, and find what it leaves behind.
 
     Args:
         launch: see `Installation.launch`.
-        arguments: of `parallelcnn`.
-        ranks: how many there will be, at least 1.
-        notes: an empty folder for the output, and for what the ranks note.
-        limit: what takes longer is ended [s].
-        variables: for the environment.
+        arguments: those of `parallelcnn`.
+        ranks: how many will be started, at least 1.
+        notes: an empty folder for the output and for files of the ranks.
+        limit: a command that takes longer is killed [s].
+        variables: environment variables to set.
     """
     token = f"{os.getpid()}-{time.monotonic_ns()}"
     inside = [vars(planned) for planned in signals if planned.place is not None]
@@ -200,7 +200,7 @@ def start(
                 continue
             victims = {rank: pid for pid, rank in processes_of(token) if rank in planned.ranks}
             if len(victims) < len(planned.ranks) and training_since is None:
-                continue  # not all of them have been started yet
+                continue  # not all ranks have been started yet
             outside.remove(planned)
             for rank, pid in victims.items():
                 with contextlib.suppress(ProcessLookupError):
@@ -231,7 +231,7 @@ def start(
 
 
 def processes_of(token: str) -> Iterator[tuple[int, int | None]]:
-    """(process, its rank) of all that live and have the token in their environment; None for what is no rank."""
+    """(process, rank) of all running processes with the token in their environment; rank None if it is no rank."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             pairs = (pair.partition(b"=") for pair in (folder / "environ").read_bytes().split(b"\0"))
@@ -241,7 +241,7 @@ def processes_of(token: str) -> Iterator[tuple[int, int | None]]:
             if (folder / "stat").read_text().rpartition(")")[2].split()[0] in "ZX":
                 continue
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if len(words) < 2 or words[1] != os.fsencode(RANK_PROGRAM):  # a launcher, or not yet what it will be
+            if len(words) < 2 or words[1] != os.fsencode(RANK_PROGRAM):  # a launcher, or a process before its exec
                 yield int(folder.name), None
             else:
                 rank = variables.get(b"OMPI_COMM_WORLD_RANK", variables.get(b"PMI_RANK", b"0"))
@@ -249,7 +249,7 @@ def processes_of(token: str) -> Iterator[tuple[int, int | None]]:
 
 
 def _show_stacks(token: str) -> None:
-    """Have every rank that hangs print where: PYTHONFAULTHANDLER answers SIGABRT."""
+    """Make every rank that hangs print its stacks: PYTHONFAULTHANDLER does so on SIGABRT."""
     for pid, rank in list(processes_of(token)):
         if rank is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -258,7 +258,7 @@ def _show_stacks(token: str) -> None:
 
 
 def _wait_for_the_last(token: str, seconds: float) -> list[str]:
-    """Give what still runs so long, and kill it then; what it was."""
+    """Wait so long for processes that still run, then kill them; returns which they were."""
     until = time.monotonic() + seconds
     while True:
         found = list(processes_of(token))
@@ -276,7 +276,7 @@ def _wait_for_the_last(token: str, seconds: float) -> list[str]:
 
 
 def _remove_shared_memory(notes: Path) -> int:
-    """Remove what MPI has left in /dev/shm, which nobody else does; how many files it was."""
+    """Remove the files that MPI has left in /dev/shm, since nobody else does; returns how many there were."""
     names = {name for note in notes.glob("shared-memory-*") for name in note.read_text().split()}
     count = 0
     for name in names:

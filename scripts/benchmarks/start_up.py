@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Times how `parallelcnn` starts: to --help, to the first step, and where the time goes, cold and warm.
+"""Time how `parallelcnn` starts, cold and warm: to --help, to the first step, and where the time goes.
 
     scripts/benchmarks/start_up.py --data mnist --data-dir FOLDER --out scripts/benchmarks/results/start-up.md
     scripts/benchmarks/start_up.py --cold-starts 20   # eight ranks, then two jobs at once, with an empty cache
 
-Every time is counted from the moment when the command was given, so that the launcher and the start of Python are
-in it. The kernels' cache is a temporary folder of this script's own: "warm" is the second start and later ones,
-"cold" is one with an empty cache, which compiles every kernel that training the paper's network needs.
+All times start when the command is given, so they include the launcher and the start of Python. The kernel cache is a
+temporary folder of this script. A "cold" start has an empty cache and compiles every kernel that training the paper's
+network needs; a "warm" start is the second one or a later one.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def time_starts(options: argparse.Namespace) -> str:
-    """Tables of how long starts take, and of where a warm one's time goes."""
+    """Tables of how long starts take, and where the time of a warm start goes."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NUMBA_CACHE_DIR"] = os.path.join(folder, "first")
         cold = [run_train(options, 1, empty_the_cache=True) for _ in range(options.cold_rounds)]
@@ -63,7 +63,7 @@ Where the time of a warm start on one rank goes, in a program that does what the
 
 
 def one_round(options: argparse.Namespace) -> dict:
-    """Everything once, so that a slow spell of the machine does not meet one of them alone."""
+    """Time everything once, so that a slow period of the machine does not affect only one of them."""
     times: dict = {"help": run_help()}
     for ranks in options.ranks:
         times[ranks] = run_train(options, ranks)["first_step"]
@@ -78,7 +78,7 @@ def run_help() -> float:
 
 
 def run_train(options: argparse.Namespace, ranks: int, empty_the_cache: bool = False) -> dict:
-    """The summary of one training, and in it as `first_step` the time from the command to its first step's end [s]."""
+    """The summary of one training; `first_step` is the time from the command to the end of the first step [s]."""
     if empty_the_cache:
         os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(dir=os.path.dirname(os.environ["NUMBA_CACHE_DIR"]))
     started = time.time()
@@ -117,7 +117,7 @@ done("the first step is done")
 
 
 def run_phases(options: argparse.Namespace) -> dict[str, float]:
-    """What a start goes through, in a program that does the same as the command; when each ended [s]."""
+    """When each phase of a start ended, in a program that does the same as the command [s]."""
     command = [sys.executable, "-c", _PHASES, repr(time.time()), options.data, options.data_dir or ""]
     lines = (line.split("\t") for line in run(command).splitlines() if "\t" in line)
     return {phase: float(seconds) for phase, seconds in lines}
@@ -140,13 +140,13 @@ sys.exit(code)
 
 
 def start_cold_together(options: argparse.Namespace) -> tuple[str, int]:
-    """Many starts with an empty cache: of one job on eight ranks, and of two jobs at once on two ranks each.
+    """Many starts with an empty cache: one job on eight ranks, and two jobs at the same time on two ranks each.
 
-    All is well if no rank failed, no rank but rank 0 compiled anything, and all jobs on as many ranks ended with the
-    same parameters. Of two jobs each compiles what the other has not kept yet.
+    A start is right if no rank failed, no rank but rank 0 compiled anything, and all jobs on as many ranks ended with
+    the same parameters. Each of two jobs compiles what the other has not written to the cache yet.
 
     Returns:
-        a table of them, and how many went wrong.
+        a table of the starts, and how many went wrong.
     """
     rows, failures = [], 0
     parameters: dict[int, str] = {}
@@ -171,7 +171,7 @@ def start_cold_together(options: argparse.Namespace) -> tuple[str, int]:
 
 
 def run_cold(options: argparse.Namespace, jobs: int, ranks: int) -> list[dict | None]:
-    """Start jobs at once, with one empty cache; of each its summary and every rank's `counts`, None if it failed."""
+    """Start jobs at once with one empty cache; of each its summary and the `counts` of its ranks, None if it failed."""
     with tempfile.TemporaryDirectory() as folder:
         outs = [os.path.join(folder, str(job)) for job in range(jobs)]
         program = [sys.executable, "-c", _TRAIN_AND_COUNT]
@@ -195,18 +195,18 @@ def run_cold(options: argparse.Namespace, jobs: int, ranks: int) -> list[dict | 
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Times how `parallelcnn` starts, cold and warm.")
+    parser = argparse.ArgumentParser(description="Time how `parallelcnn` starts, cold and warm.")
     parser.add_argument("--data", default="digits", help="digits, mnist or a folder (default: digits)")
-    parser.add_argument("--data-dir", help="where mnist lies")
+    parser.add_argument("--data-dir", help="folder with the files of mnist")
     parser.add_argument("--ranks", type=positive_integer, nargs="+", default=[1, 2], help="(default: 1 2)")
     parser.add_argument("--rounds", type=positive_integer, default=7, help="warm starts of each kind (default: 7)")
     parser.add_argument(
         "--cold-rounds", type=positive_integer, default=3, help="starts with an empty cache (default: 3)"
     )
     parser.add_argument(
-        "--cold-starts", type=positive_integer, help="start many ranks with an empty cache, so many times"
+        "--cold-starts", type=positive_integer, help="start many ranks with an empty cache, N times", metavar="N"
     )
-    parser.add_argument("--out", type=file_to_write, metavar="FILE", help="write the page, Markdown, to FILE")
+    parser.add_argument("--out", type=file_to_write, metavar="FILE", help="write the page (Markdown) to FILE")
     return parser.parse_args()
 
 

@@ -1,26 +1,26 @@
 #!/usr/bin/env python3
-"""Times how long it takes to train MNIST to 99 % test accuracy, from the start of the command to its exit.
+"""Time a training to 99 % test accuracy on MNIST, from the start of the command to its exit.
 
     scripts/benchmarks/time_to_accuracy.py --data-dir FOLDER --seeds 10 --ranks 2
 
-For every seed a fresh `mpirun` starts fresh processes, and everything counts: starting them, imports, loading numba's
-kernels from its cache, reading and unpacking the data, training, evaluating, exit. Only the compilation does not: an
-untimed run on one rank comes first, which fills numba's cache (and downloads MNIST where it is nowhere at hand).
+For every seed `mpirun` starts new processes, and the time includes everything: starting them, imports, loading numba's
+kernels from its cache, reading and unpacking the data, training, evaluating, exit. Only the compilation is not
+included: an untimed run on one rank comes first, which fills numba's cache (and downloads MNIST if it is not there).
 
-The recipe is the same for all seeds and its length is fixed. The test set is read once, after the last step, and
-decides nothing. With `--stop-at-target` it is also read after every round, and training ends when the target is
-reached, as benchmarks of this kind usually count.
+The recipe is the same for all seeds and its length is fixed. The test set is used once, after the last step, and no
+decision depends on it. With `--stop-at-target` it is also used after every round, and training ends when the target is
+reached, as usual in benchmarks of this kind.
 
 The recipe was chosen by its accuracy on the last 10,000 training images after training on the first 50,000: 99.11 %
-there, the mean of 20 seeds (99.02 to 99.33 %). What it does, and what the same measure says without it:
-* Hard samples: after a first round over all images, each round takes the tenth that was furthest from right when last
-  seen. Most images are right soon, and teach nothing more. 98.90 % with the same number of samples, all alike. (The
-  idea, with another choice, is that of Loshchilov & Hutter 2015, "Online batch selection for faster training of neural
-  networks", arXiv:1511.06343.)
-* Shifts: the network sees 22 x 22 of the 28 x 28 pixels, cut out up to one pixel off the middle, at random. 98.96 % if
-  always from the middle. Digits lie within 20 x 20, so the rest is margin: with it 99.16 %, in 1.4 times the time.
-* One cycle: the learning rate rises for a quarter of the steps and then falls to zero, in lines. Gradients that are
-  too long are shortened; otherwise one training in twenty diverges at this rate, and two more end below 98.8 %.
+there, the mean of 20 seeds (99.02 to 99.33 %). These are its parts, with the same accuracy without each of them:
+* Hard samples: after a first round over all images, each round takes the tenth with the largest errors when last seen.
+  Most images are soon classified correctly and contribute little more. 98.90 % with the same number of samples, all
+  treated alike. (The idea, with another choice of samples, is that of Loshchilov & Hutter 2015, "Online batch selection
+  for faster training of neural networks", arXiv:1511.06343.)
+* Shifts: the network sees 22 x 22 of the 28 x 28 pixels, cropped at random up to one pixel off the centre. 98.96 % if
+  always from the centre. Digits lie within 20 x 20, so the rest is margin: with it 99.16 %, in 1.4 times the time.
+* One cycle: the learning rate rises linearly for a quarter of the steps, then falls linearly to zero. Gradients are
+  clipped by norm; otherwise one training in twenty diverges at this rate, and two more end below 98.8 %.
 """
 
 import argparse
@@ -45,17 +45,17 @@ from parallelcnn.resilience.launch import mpirun
 
 Array = np.ndarray
 
-SIZE = 22  # pixels of an image's height and width that the network sees
-SHIFT = 1  # pixels that these lie off the middle at most
+SIZE = 22  # height and width in pixels of the part of an image that the network sees
+SHIFT = 1  # largest distance in pixels of that part from the centre
 BATCH_SIZE = 96
-ROUNDS = 15  # over the hard samples, after the round over all
-HARD = 0.1  # share of the samples that are in each of them
+ROUNDS = 15  # rounds over the hard samples, after the round over all
+HARD = 0.1  # share of the samples in each of these rounds
 OPTIMIZER = pc.SGD(pc.OneCycle(0.2, rise=0.25), momentum=0.85, nesterov=True, clip_norm=1.0)
 
 
 @njit(nogil=True, cache=True)
 def crop(x, keys, number, shift, y):
-    """y = a window of x, the middle one or, for keys, off it by up to `shift` rows and columns; (C, H, W, n)."""
+    """y = a window of x, the central one or, with keys, up to `shift` rows and columns off it; (C, H, W, n)."""
     _, P, Q, n = y.shape
     top, left = (x.shape[1] - P) // 2, (x.shape[2] - Q) // 2
     for i in range(n):
@@ -67,7 +67,7 @@ def crop(x, keys, number, shift, y):
 
 @dataclass(frozen=True, repr=False)
 class Shift(pc.Layer):
-    """The middle of an image; in training off the middle, at random."""
+    """Crop the centre of an image; in training up to SHIFT pixels off the centre, at random."""
 
     def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (input_shape[0], SIZE, SIZE)
@@ -78,7 +78,7 @@ class Shift(pc.Layer):
         return y
 
     def backward(self, step, dy: Array) -> None:
-        """Nobody needs the gradient with respect to the images."""
+        """No gradient: none with respect to the images is needed."""
 
 
 LAYERS = (
@@ -95,10 +95,10 @@ LAYERS = (
 
 @dataclass
 class NotedCrossEntropy:
-    """Softmax cross-entropy that notes how far from right each sample was. Its labels are numbers of samples.
+    """Softmax cross-entropy that records the error of each sample. Its labels are the numbers of the samples.
 
     Attributes:
-        errors: 1 - probability of the label, when this rank has last seen the sample.
+        errors: 1 - probability of the label when this rank last saw the sample.
     """
 
     labels: Array
@@ -116,7 +116,7 @@ class NotedCrossEntropy:
 
 
 class HardSamples:
-    """All samples in the first epoch, and in each further one those that were furthest from right."""
+    """All samples in the first epoch; in each further epoch those with the largest errors."""
 
     def __init__(self, loss: NotedCrossEntropy, seed: int, comm: Transport) -> None:
         self._loss, self._comm, self._seed = loss, comm, seed
@@ -136,7 +136,7 @@ class HardSamples:
     def _begin(self, epoch: int) -> None:
         if epoch > 1:
             noted = self._loss.errors.copy()
-            self._comm.allreduce(noted)  # each rank knows those of its shards
+            self._comm.allreduce(noted)  # each rank has the errors of its own shards
             self._errors[self._order] = noted[self._order]
         self._loss.errors[:] = 0
         chosen = hardest(self._errors) if epoch > 1 else np.arange(len(self._errors))
@@ -154,7 +154,7 @@ class HardSamples:
 
 
 def hardest(errors: Array) -> Array:
-    """The samples with the largest errors, the same on every rank; sorting them all would take ten times as long."""
+    """The samples with the largest errors, the same on every rank. Sorting all would take ten times as long."""
     count = round(HARD * len(errors))
     least = np.partition(errors, -count)[-count]
     return np.flatnonzero(errors >= least)[:count]
@@ -180,13 +180,13 @@ def train(
     comm: Transport,
     target: float | None,
 ) -> tuple[int, pc.Evaluation]:
-    """The recipe.
+    """Train by the recipe.
 
     Args:
-        target: accuracy on the test set at which to stop, in [0, 1]; None: the test set is read at the end alone.
+        target: accuracy on the test set at which to stop, in [0, 1]; None: the test set is used only at the end.
 
     Returns:
-        How many samples were trained on, counted as often as they came; the result on the test set.
+        The number of samples trained on, over all epochs; the result on the test set.
     """
     numbered = pc.Dataset(train_set.images, np.arange(len(train_set)), len(train_set), "numbered")
     one = pc.Dataset(train_set.images[:1], np.zeros(1, np.int64), len(train_set), "one of them")
@@ -216,7 +216,7 @@ def one_run(options: argparse.Namespace) -> None:
 
 
 def start_run(options: argparse.Namespace, seed: int, ranks: int) -> dict[str, float]:
-    """Start one run as a command of its own; what it printed, and the seconds from its start to its exit."""
+    """Start one run as a command; returns what it printed, and the seconds from its start to its exit."""
     launcher = [mpirun(), "-n", str(ranks)] if ranks > 1 else []
     command = [sys.executable, __file__, "--one-run", "--seed", str(seed), "--target", str(options.target)]
     command += ["--data-dir", options.data_dir] if options.data_dir else []
@@ -273,7 +273,7 @@ def summarize(runs: list[dict[str, float]], options: argparse.Namespace) -> list
 
 
 def command_line(options: argparse.Namespace) -> str:
-    """How anyone can repeat it from a clone; where MNIST lies is no part of it."""
+    """The command that repeats the measurement from any clone, without the folder of MNIST."""
     line = f"scripts/benchmarks/{Path(__file__).name} --seeds {options.seeds} --ranks {options.ranks}"
     line += f" --target {options.target:g}"
     return f"{line} --stop-at-target" if options.stop_at_target else line
@@ -282,12 +282,14 @@ def command_line(options: argparse.Namespace) -> str:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="where MNIST lies; otherwise its cache, or downloaded into it"
+        "--data-dir", metavar="DIR", help="folder with the files of MNIST; by default the cache, filled by a download"
     )
-    parser.add_argument("--seeds", type=positive_integer, default=10, help="seeds 0, 1, ... (default: 10 of them)")
+    parser.add_argument("--seeds", type=positive_integer, default=10, help="number of seeds: 0, 1, ... (default: 10)")
     parser.add_argument("--ranks", type=positive_integer, default=2, help="(default: 2)")
     parser.add_argument("--target", type=percentage, default=99.0, help="test accuracy to reach [%%] (default: 99)")
-    parser.add_argument("--stop-at-target", action="store_true", help="test after every round, and stop at the target")
+    parser.add_argument(
+        "--stop-at-target", action="store_true", help="evaluate after every round, and stop at the target"
+    )
     parser.add_argument("--out", type=file_to_write, metavar="FILE.md", help="also write the table there")
     parser.add_argument("--one-run", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)

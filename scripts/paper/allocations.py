@@ -1,4 +1,4 @@
-"""Running a program so that it counts the bytes it allocates, in one measure for all frameworks."""
+"""Run a program so that it counts the bytes that it allocates, in the same way for all frameworks."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ def build_counter(folder: str | Path) -> dict[str, str] | None:
     """Compile the counter into a folder.
 
     Returns:
-        the environment variables with which a program counts; None where there is no C compiler, or no glibc.
+        the environment variables that make a program count; None if there is no C compiler or no glibc.
     """
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     library = Path(folder).resolve() / "count_allocations.so"
@@ -22,5 +22,5 @@ def build_counter(folder: str | Path) -> dict[str, str] | None:
     if subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0:
         return None
     preloaded = " ".join(filter(None, [str(library), os.environ.get("LD_PRELOAD", "")]))
-    # Without Python's own pools in between, which ask for a block once and use it many times.
+    # Without Python's own memory pools, which allocate a block once and use it many times.
     return {"LD_PRELOAD": preloaded, "PYTHONMALLOC": "malloc"}

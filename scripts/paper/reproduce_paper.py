@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes a report that stands side by side with the paper's: its Tables I to IV and its figures of the training loss.
+"""Write a report to compare with the paper: its Tables I to IV and its figures of the training loss.
 
     scripts/peers.sh                                                                # makes .venv-peers
     scripts/peers.sh scripts/paper/reproduce_paper.py --data mnist --rounds 3 --out scripts/paper/results
 
 The paper is M. Guryn, "Efficient Automatic Differentiation Library for Convolutional Neural Networks in Julia
 Language"; PAPER holds its numbers. Round i trains with seed i; within a round every system trains once, in turns. The
-bytes allocated are counted in a run of their own. A system that fails loses its column.
+bytes allocated are counted in a separate run. A system that fails has no column.
 """
 
 import argparse
@@ -47,7 +47,7 @@ MEASURES = {
     "test loss": "test_loss",
 }
 FIRST_STEP, OPTIMISED_STEP = 0.01, 0.5
-# Its Tables I to IV as printed, in the order of MEASURES.
+# The paper's Tables I to IV as printed, in the order of MEASURES.
 PAPER = {
     "I": ("263.4", "371.161", "89.82", "90.78", "0.30766"),
     "II": ("46.42", "10.917", "96.87", "96.46", "0.11469"),
@@ -61,9 +61,9 @@ class Trainer:
     """One column of the report.
 
     Attributes:
-        name: its head.
-        command: a program of benchmarks/systems, without the options that all share.
-        learning_rate: its step.
+        name: the head of the column.
+        command: a program of benchmarks/systems, without the options that all programs share.
+        learning_rate: of SGD.
     """
 
     name: str
@@ -89,7 +89,7 @@ def main() -> int:
 
 
 def trainers(cores: int) -> dict[str, list[Trainer]]:
-    """The columns of each of the paper's tables; the first is the one to compare with the paper's."""
+    """The columns of each of the paper's tables; compare the first one with the paper's."""
 
     def program(name: str, *words: str) -> tuple[str, ...]:
         return sys.executable, str(SYSTEMS / f"train_{name}.py"), *words
@@ -114,7 +114,7 @@ def run_trainers(
     """Every training of Tables I to IV.
 
     Returns:
-        the results by table and column; those of the counting runs likewise; parallelcnn's losses by step, first seed.
+        the results by table and column; those of the counting runs likewise; parallelcnn's losses with the first seed.
     """
     tables = trainers(options.cores)
     runs: dict[str, dict[str, list[Result]]] = {
@@ -207,7 +207,7 @@ What each optimisation of this library brought, from formulas in numpy on: [ladd
 
 
 def paper_table(number: str, runs: dict[str, list[Result]], counted: dict[str, Result]) -> str:
-    """One of the paper's tables on its side: a row a measure, the paper's numbers behind the first column."""
+    """One of the paper's tables, transposed: a row for each measure, the paper's numbers after the first column."""
     columns = []
     notes = []
     for name, results in runs.items():
@@ -233,7 +233,7 @@ def _cell(measure: str, results: list[Result], counted: Result) -> str:
 
 
 def draw_losses(path: Path, step: float, losses: list[float]) -> None:
-    """The training loss over minibatches, as it is and smoothed, and where the paper's test loss ended."""
+    """Draw the training loss over minibatches, raw and smoothed, and the final test loss of the paper."""
     from matplotlib.figure import Figure
 
     window = max(1, len(losses) // 60)
@@ -260,13 +260,15 @@ def _options() -> argparse.Namespace:
     usable = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="mnist", help="digits, mnist or a folder (default: mnist)")
-    parser.add_argument("--data-dir", help="folder that holds mnist")
-    parser.add_argument("--samples", type=positive_integer, help="train on the first N only, for a trial")
+    parser.add_argument("--data-dir", help="folder with the files of mnist")
+    parser.add_argument("--samples", type=positive_integer, help="train on the first N samples only, for a trial")
     parser.add_argument("--epochs", type=positive_integer, default=3)
     parser.add_argument("--batch-size", type=positive_integer, default=100)
-    parser.add_argument("--cores", type=positive_integer, default=usable, help="(default: all that may be used)")
+    parser.add_argument("--cores", type=positive_integer, default=usable, help="(default: all usable ones)")
     parser.add_argument("--rounds", type=positive_integer, default=3)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", default="report", help="for report.md and its figures")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", default="report", help="folder for report.md and its figures"
+    )
     options = parser.parse_args()
     if options.cores > usable:
         parser.error(f"--cores must be at most {usable}, the cores that this process may use, got {options.cores}")

@@ -1,8 +1,8 @@
-"""What every program of this folder takes and prints, so that one benchmark can start them all.
+"""The options and output of every program in this folder, so that one benchmark can start all of them.
 
-Each trains a network of `../networks.py` in its framework, by plain SGD, in float32, on data that lie in memory as the
-framework likes them best, from parallelcnn's start values and over parallelcnn's minibatches. So the losses of two
-programs can be compared number by number. A program runs in one of two ways:
+Each trains a network of `../networks.py` in its framework, by plain SGD in float32, on data in memory in the layout
+that suits the framework best, from parallelcnn's initial weights and over parallelcnn's minibatches. So the losses of
+two programs can be compared number by number. A program runs in one of two ways:
 
 * alone: it trains `--epochs` epochs and prints a line of JSON; {"skipped": reason} if its framework is not installed;
 * with `--turns FOLDER`: it waits, asleep, for files `go-1`, `go-2`, ... in the folder (JSON: samples, epochs), trains,
@@ -33,16 +33,16 @@ import parallelcnn as pc
 
 Array = np.ndarray
 _RANDOM_BYTES = 2**24  # of random images
-_LONGEST_WAIT = 3600.0  # for the next turn [s]
+_LONGEST_WAIT = 3600.0  # how often to look for the next turn [s]
 
 
 class Trainer(ABC):
-    """A network that can be trained again and again.
+    """A network that can be trained many times.
 
     Attributes:
-        task: what is trained.
-        rank, ranks: of this process.
-        versions: of the framework.
+        task: what to train.
+        rank, ranks: number of this process, and how many there are.
+        versions: those of the framework.
     """
 
     task: "Task"
@@ -51,26 +51,26 @@ class Trainer(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Go back to the start values."""
+        """Go back to the initial weights."""
 
     @abstractmethod
     def train(self, samples: int, epochs: int) -> tuple[float, Sequence[float] | None]:
-        """Train on the first samples of the training set; the seconds of the loop, and all losses if they are known."""
+        """Train on the first samples of the training set; returns the seconds of the loop, and all losses if known."""
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
         """train_accuracy, test_accuracy and test_loss."""
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank."""
+        """The values of all ranks, on every rank."""
         return [value]
 
-    def close(self) -> None:  # noqa: B027  most have no other ranks to leave
-        """Leave the other ranks in order."""
+    def close(self) -> None:  # noqa: B027  most have no other ranks
+        """Disconnect from the other ranks."""
 
 
 class Framework(Trainer):
-    """A network in a framework other than parallelcnn, evaluated from its logits."""
+    """A network in a framework other than parallelcnn, evaluated by its logits."""
 
     @abstractmethod
     def logits(self, images: Array) -> Array:
@@ -88,14 +88,14 @@ class Framework(Trainer):
 
 
 class NotInstalled(Exception):
-    """The framework, or a part of it, cannot be used here; the message says why."""
+    """The framework or a part of it cannot be used here; the message says why."""
 
 
 class Task:
-    """What is to be trained: options, layers, data, start values.
+    """What to train: options, layers, data, initial weights.
 
     Attributes:
-        layers, input_shape: of the network.
+        layers, input_shape: those of the network.
         train_set, test_set: (images (n, C, H, W) uint8, labels (n,) int64).
     """
 
@@ -118,14 +118,14 @@ class Task:
 
     @functools.cached_property
     def float_sets(self) -> list[tuple[Array, Array]]:
-        """The same with images as float32 in [0, 1]."""
+        """The data sets with images as float32 in [0, 1]."""
         return [
             (np.multiply(images, 1 / 255, dtype=np.float32), labels)
             for images, labels in (self.train_set, self.test_set)
         ]
 
     def start_values(self, channels_last: bool = False) -> list[dict[str, Array]]:
-        """{"weight", "bias"} of every layer that has parameters, from a model file of parallelcnn.
+        """{"weight", "bias"} of every layer with parameters, from a model file of parallelcnn.
 
         Weights are (K, C, R, S) or (out, in) with inputs flattened by channel, row, column; with `channels_last`, as
         Keras and JAX have them: (R, S, C, K), or (in, out) with inputs flattened by row, column, channel.
@@ -151,7 +151,7 @@ class Task:
         return values
 
     def minibatches(self, samples: int, epoch: int) -> Iterator[Array]:
-        """The samples of each minibatch of an epoch, which counts from 1: parallelcnn's order."""
+        """The samples of each minibatch of an epoch (counted from 1), in parallelcnn's order."""
         order = np.random.default_rng((self.options.seed, epoch)).permutation(samples)
         for start in range(0, samples, self.options.batch_size):
             yield order[start : start + self.options.batch_size]
@@ -168,7 +168,7 @@ def _with_channels(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Meter:
-    """Measures what happens inside `with`: the time, and the bytes allocated if the counter is preloaded.
+    """Measure the time inside `with`, and the bytes allocated if the counter is preloaded.
 
     Attributes:
         seconds: wall time [s].
@@ -203,7 +203,7 @@ def main(framework: str, variants: Sequence[str], make: Any) -> None:
 
     Args:
         variants: ways to set the framework up, the first of which is the default.
-        make: (task) -> Trainer; raises NotInstalled.
+        make: a function (task) -> Trainer; may raise NotInstalled.
     """
     options = _options(framework, variants)
     try:
@@ -275,7 +275,7 @@ def _train_once(options: argparse.Namespace, task: Task, trainer: Trainer, loadi
 
 
 def _skip(options: argparse.Namespace, reason: str) -> NoReturn:
-    """End the program without a result, which is not an error."""
+    """Exit without a result, which is not an error."""
     skipped = {"framework": options.framework, "variant": options.variant, "skipped": " ".join(reason.split())[:300]}
     if options.turns:
         (options.turns / "ready").write_text(json.dumps(skipped))
@@ -285,21 +285,21 @@ def _skip(options: argparse.Namespace, reason: str) -> NoReturn:
 
 def _options(framework: str, variants: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=f"Trains a network with {framework} and prints one line of JSON.",
+        description=f"Train a network with {framework} and print one line of JSON.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--network", choices=NETWORKS, default="paper")
     parser.add_argument("--data", default="digits", help="random, digits, mnist or a folder with the four IDX files")
-    parser.add_argument("--data-dir", help="folder that holds mnist")
+    parser.add_argument("--data-dir", help="folder with the files of mnist")
     parser.add_argument("--samples", type=int, metavar="N", help="train on the first N only")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=100, help="samples in a minibatch, over all processes")
     parser.add_argument("--learning-rate", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0, help="of start values and sample order")
-    parser.add_argument("--threads", type=int, default=1, help="of this process")
+    parser.add_argument("--seed", type=int, default=0, help="seed of initial weights and sample order")
+    parser.add_argument("--threads", type=int, default=1, help="threads of this process")
     parser.add_argument("--variant", choices=variants, default=variants[0])
     parser.add_argument("--losses", type=Path, metavar="FILE", help="write the loss of every minibatch, one per line")
-    parser.add_argument("--turns", type=Path, metavar="FOLDER", help="train when the folder's files say so")
+    parser.add_argument("--turns", type=Path, metavar="FOLDER", help="train in turns, when files in the folder say so")
     options = parser.parse_args()
     for name, least in (("epochs", 1), ("batch_size", 1), ("threads", 1), ("seed", 0), ("samples", 1)):
         value = getattr(options, name)

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""JAX.
+"""Train in JAX.
 
-Variants: step, a jitted step called for each minibatch; reduce_window, the same with max-pooling as the libraries on
-top of JAX write it, where the others use a maximum over a reshaped image, which XLA differentiates better; scan, the
-whole epoch as one jitted `lax.scan`.
+Variants:
+* step: a jitted step, called for each minibatch.
+* reduce_window: the same with max-pooling as in the libraries on top of JAX. The other variants use a maximum over a
+  reshaped image, which XLA differentiates better.
+* scan: the whole epoch as one jitted `lax.scan`.
 """
 
 import os
@@ -24,7 +26,7 @@ class Jax(contract.Framework):
 
     def __init__(self, task: contract.Task) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
-        # XLA takes as many threads as the process may use cores.
+        # XLA uses as many threads as the process may use cores.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task.options.threads])
         try:
             import jax

@@ -1,10 +1,15 @@
 #!/usr/bin/env python3
-"""Keras on TensorFlow.
+"""Train in Keras on TensorFlow.
 
-Variants: function, a training loop of one's own, a `tf.function` that runs a whole epoch; function_xla, its step
-compiled by XLA; fit, `model.fit` as everybody calls it; fit_many_steps, with the whole epoch as one call into the
-graph (`steps_per_execution`, which Keras recommends for small networks); fit_xla, with `jit_compile`. `fit` shuffles by
-itself and does not report the losses of single minibatches.
+Variants:
+* function: a custom training loop, a `tf.function` that runs a whole epoch.
+* function_xla: the same with its step compiled by XLA.
+* fit: `model.fit` with its defaults.
+* fit_many_steps: `fit` with the whole epoch as one call into the graph (`steps_per_execution`, which Keras recommends
+  for small networks).
+* fit_xla: `fit` with `jit_compile`.
+
+`fit` shuffles by itself and does not report the losses of single minibatches.
 """
 
 import os

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""parallelcnn itself; under mpirun on as many ranks.
+"""Train in parallelcnn itself; under mpirun on all ranks.
 
-It uses the public interface only: with PYTHONPATH=FOLDER it runs the version in another checkout.
+Only the public interface is used, so that with PYTHONPATH=FOLDER it runs the version in another checkout.
 """
 
 import inspect
@@ -13,7 +13,7 @@ import parallelcnn as pc
 
 
 class Ours(contract.Trainer):
-    """A network of parallelcnn on all ranks that were started together."""
+    """A network in parallelcnn, on all ranks that were started together."""
 
     def __init__(self, task: contract.Task) -> None:
         self._comm = pc.world()

@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""PyTorch.
+"""Train in PyTorch.
 
-Variants: channels_last, the memory format that its documentation recommends for convolutions; contiguous; compiled,
-channels_last by torch.compile; ddp and ddp_channels_last, DistributedDataParallel over gloo, started by mpirun.
+Variants:
+* channels_last: the memory format that its documentation recommends for convolutions.
+* contiguous: the default memory format.
+* compiled: channels_last with torch.compile.
+* ddp, ddp_channels_last: DistributedDataParallel over gloo, started by mpirun.
 """
 
 import os
@@ -28,7 +31,7 @@ _ACTIVATIONS = {
 
 
 class PyTorch(contract.Framework):
-    """A network in PyTorch; the whole training set lies in memory as a float32 tensor."""
+    """A network in PyTorch; the whole training set is in memory as a float32 tensor."""
 
     def __init__(self, task: contract.Task) -> None:
         options = task.options
@@ -118,7 +121,7 @@ class PyTorch(contract.Framework):
 
 
 def build(layers: Sequence[pc.Layer], input_shape: tuple[int, ...]) -> Any:
-    """The module that computes what these layers compute."""
+    """The PyTorch module that computes the same as these layers."""
     from torch import nn
 
     modules: list[Any] = []
