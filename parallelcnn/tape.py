@@ -21,7 +21,7 @@ _CACHE_LINE = 64  # bytes; see `aligned`
 
 
 class LayerArrays(NamedTuple):
-    """The arrays of one layer that outlive a step, by name; see `Step`."""
+    """The arrays of one layer that are kept between steps, by name; see `Step`."""
 
     params: dict[str, Array]
     grads: dict[str, Array]
@@ -121,7 +121,7 @@ class _Memory(Protocol):
 
 
 class _Recorder:
-    """Receives what the layers record; see `layers.step.Recorder`."""
+    """Collects the calls that layers record, and gives them arrays; see `layers.step.Recorder`."""
 
     def __init__(self, n: int, dtype: np.dtype, memory: _Memory, *, training: bool) -> None:
         self.n, self.dtype, self.training = n, dtype, training

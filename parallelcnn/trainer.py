@@ -170,7 +170,7 @@ def train(
         run_together(comm, lambda: network.check_memory(threads))
         replicas = network.replicas(threads)
         ranks = comm
-        # An overflow needs no warning: the loss shows it.
+        # numpy need not warn of an overflow: the check of the loss detects it.
         with (
             network.being_trained(),
             abort_all_on_error(comm),

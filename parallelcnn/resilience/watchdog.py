@@ -320,7 +320,7 @@ class _Observer(ABC):
         """Print the message and end the job, even if the main thread hangs or holds a lock."""
         # The thread of faulthandler needs no interpreter lock.
         faulthandler.dump_traceback_later(_SECONDS_TO_END, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it any more
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed
             print(f"parallelcnn: {message}", file=sys.stderr, flush=True)
         self.comm.abort(1)
         self._stop.set()

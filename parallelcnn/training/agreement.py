@@ -14,7 +14,7 @@ from parallelcnn.files.fingerprint import fingerprint
 
 
 class _Argument(NamedTuple):
-    """An argument as the other ranks see it.
+    """An argument in the form that ranks exchange.
 
     Attributes:
         text: the argument in messages.

@@ -15,7 +15,7 @@ from parallelcnn.resources import core_quota, usable_cores
 
 _LEAST_MULTIPLY_ADDS = 12_000_000  # per thread between two synchronisations: a fifth of a millisecond
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
-_MOST_THREADS = 4096  # twice what the largest machines with one memory have
+_MOST_THREADS = 4096  # twice the cores of the largest shared-memory machines
 
 
 def check_threads(threads: int | None) -> None:
