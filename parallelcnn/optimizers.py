@@ -47,8 +47,8 @@ class SGD(Optimizer):
 
     Args:
         learning_rate: a number, or a schedule.
-        clip_norm: the largest L2 norm of all gradients together. After the sum over ranks, larger gradients are scaled
-            down to it, as by PyTorch's clip_grad_norm_ (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1).
+        clip_norm: the largest L2 norm of all gradients together; None: no limit. After the sum over ranks, larger
+            gradients are scaled to it, as by PyTorch's clip_grad_norm_ (Pascanu et al. 2013, arXiv:1211.5063, alg. 1).
 
     Raises:
         InputError: for a negative or non-finite number, momentum of 1 or more, or Nesterov without momentum.

@@ -59,7 +59,9 @@ class Callback:
         """The network was evaluated on the test set. logs: step, epoch, test_loss, and test_NAME of each metric."""
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """An epoch is done. logs: loss, the mean over the known losses of the epoch, and the logs of `on_test_end`."""
+        """An epoch is done. logs: those of `on_test_end`, and loss, the mean over the epoch's samples; after a resume
+        in this epoch, over those after the resume.
+        """
 
     def on_resume(self, logs: Logs) -> None:
         """Training continues from the step in `training.history`: after a resume, after a rank was lost, or after the

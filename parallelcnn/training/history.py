@@ -14,7 +14,7 @@ class History:
         evaluations: (minibatches done, epoch, result on the test set) of every evaluation.
         samples_seen: number of samples trained on, counted in every epoch. It is the position in the sample order.
         train_seconds: time of the training loop with checkpoints, without compilation and evaluation [s].
-        compile_seconds: time to compile or load the kernels [s].
+        compile_seconds: time until all kernels were compiled or loaded [s].
         stopped: whether training stopped early because it was asked to.
         lost_ranks: number of ranks lost during training.
         exponents: exponents of reproducible sums, one for each parameter; see `FixedPointReducer`.

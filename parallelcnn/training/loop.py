@@ -47,7 +47,7 @@ class Safeguard(Protocol):
         """
 
     def recover(self) -> None:
-        """Continue without the lost ranks; raises an error if fault tolerance is off."""
+        """Continue without the lost ranks; raises RankLostError if recovery is off."""
 
 
 @dataclass
