@@ -1,4 +1,4 @@
-"""Activations by name, and the value that a user's own becomes."""
+"""Activation functions: the built-in ones by name, and a class for your own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Array = np.ndarray
 
 
 class Recording(Protocol):
-    """What an activation needs of a `Step`."""
+    """The part of a `Step` that an activation uses."""
 
     @property
     def training(self) -> bool: ...
@@ -32,10 +32,10 @@ class ActivationFunction:
     """An element-wise function and its derivative.
 
     Args:
-        name: what a layer prints.
-        function: x -> f(x), of one number, in Python that numba compiles (`math` and `numpy` functions).
+        name: the name that layers print.
+        function: x -> f(x) for one number, in Python that numba can compile (`math` and `numpy` functions).
         derivative: x -> f'(x), likewise; or y -> f'(x) with y = f(x) if `derivative_of_output`.
-        derivative_of_output: the derivative is a function of the output, so x need not be kept.
+        derivative_of_output: the derivative is a function of the output, so x is not kept.
         relu_like: use He initialisation of the weights (Glorot otherwise).
         monotonic: f never decreases, so it may be applied after max-pooling instead of before.
 
@@ -66,7 +66,7 @@ class ActivationFunction:
         return f"<{self.name}>"
 
     def record_forward(self, step: Recording, y: Array) -> Array:
-        """Record that y is replaced by f(y); returns what `record_backward` needs: x where it is kept, otherwise y."""
+        """Record y = f(y), in place; returns the array that `record_backward` needs: x if it is kept, otherwise y."""
         kept = y
         if step.training and self.keeps_input:
             kept = step.array(y.shape[:-1])
@@ -75,7 +75,7 @@ class ActivationFunction:
         return kept
 
     def record_backward(self, step: Recording, kept: Array, dy: Array) -> None:
-        """Record that dy is multiplied by the derivative; `kept` is the output, or the input if `keeps_input`."""
+        """Record dy *= f', in place. `kept` is the output, or the input if `keeps_input`."""
         step.call(self.kernels()[1], kept.reshape(kept.size), dy.reshape(dy.size))
 
     @property
@@ -84,7 +84,7 @@ class ActivationFunction:
         return not self.derivative_of_output
 
     def kernels(self) -> tuple[Callable[..., None], Callable[..., None]]:
-        """What replaces flat y by f(y), and what multiplies flat dy, given x or y, by the derivative."""
+        """Two functions of flat arrays: (y) sets y = f(y); (x or y, dy) multiplies dy by the derivative."""
         if getattr(self.function, "__module__", None) == kernels.__name__:
             return kernels.builtin_kernels(self.function, self.derivative)
         return partial(self._run, 0), partial(self._run, 1)
@@ -103,19 +103,19 @@ class ActivationFunction:
             raise InputError(f"activation {self.name!r}: numba cannot compile its {which}: {reason}") from error
 
 
-# How lines of numba's errors begin that do not say what is wrong.
+# Lines of numba's errors that begin so do not say what is wrong.
 _NO_REASON = ("Failed in", "During", "File", "resolving", "-", "\x1b", "No conversion", "Traceback")
 
 
 @cache
 def _plain(function: Callable[[float], float]) -> Callable[[float], float]:
-    """A Python function that does the same: numba takes no compiled or built-in one, such as math.tanh, as such."""
+    """An equivalent plain Python function: numba does not take compiled or built-in ones, such as math.tanh, here."""
     function = getattr(function, "py_func", function)
     return function if isinstance(function, FunctionType) else lambda x: function(x)
 
 
 class _Identity(ActivationFunction):
-    """f(x) = x: nothing to do, nothing to keep."""
+    """f(x) = x. Records no calls and keeps no arrays."""
 
     def record_forward(self, step: Recording, y: Array) -> Array:
         return y
@@ -161,7 +161,7 @@ ACTIVATIONS: dict[str, ActivationFunction] = {
 
 
 def find_activation(activation: str | ActivationFunction) -> ActivationFunction:
-    """The activation of that name; an `ActivationFunction` is its own.
+    """The activation function of that name; an `ActivationFunction` is returned as it is.
 
     Raises:
         InputError: if the name is not known.

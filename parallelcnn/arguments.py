@@ -1,4 +1,4 @@
-"""Checks of arguments: one sentence that names the argument, the rule, the value and an alternative."""
+"""Argument checks. Each message names the argument, the rule, the value and an alternative in one sentence."""
 
 import numbers
 import os
@@ -12,10 +12,10 @@ _LONGEST = 100  # characters of a value that are shown
 
 
 def check_type(name: str, value: object, kind: type, example: str, *, optional: bool = False) -> None:
-    """Raise InputError unless `value` is a `kind`, or None where that is allowed.
+    """Raise InputError unless `value` is an instance of `kind`, or None if `optional`.
 
     Args:
-        example: an expression that makes one.
+        example: an expression that creates one, for the message.
     """
     if isinstance(value, kind) or (optional and value is None):
         return
@@ -30,7 +30,7 @@ def check_methods(name: str, value: object, methods: Iterable[str], example: str
 
 
 def check_integer(name: str, value: object, at_least: int, error: type[InputError] = InputError) -> None:
-    """Raise an error of that type unless `value` is an integer, Python's or numpy's, of at least that size."""
+    """Raise `error` unless `value` is a Python or numpy integer of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
         raise error(f"{name} must be an integer of at least {at_least}, got {value!r}")
 
@@ -42,10 +42,10 @@ def check_callable(name: str, value: object) -> None:
 
 
 def as_path(name: str, value: Any) -> Path:
-    """The path, with `~` expanded as a shell does.
+    """Convert to a path, with `~` expanded as in a shell.
 
     Raises:
-        InputError: unless it is a string or a path.
+        InputError: unless `value` is a string or a path.
     """
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         _raise(name, "a string or a pathlib.Path", value, object)
@@ -56,10 +56,10 @@ def as_path(name: str, value: Any) -> Path:
 
 
 def as_array(name: str, value: Any, rule: str) -> Any:
-    """The value as an array of numbers.
+    """Convert to an array of numbers.
 
     Raises:
-        InputError: if it is none, such as a list of images of different sizes.
+        InputError: if that is not possible, such as for a list of images of different sizes.
     """
     import numpy as np
 
@@ -79,7 +79,7 @@ def as_array(name: str, value: Any, rule: str) -> Any:
 
 
 def described(value: object) -> str:
-    """A value for a message: arrays by type and shape, long values abridged."""
+    """Describe a value for a message: arrays by type and shape, long values abridged."""
     if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type):
         return f"an array of {value.dtype}, shape {tuple(value.shape)}"
     if isinstance(value, tuple | list) and any(hasattr(one, "shape") for one in value):
@@ -87,7 +87,7 @@ def described(value: object) -> str:
         return f"a {type(value).__name__} of {len(value)}: {items}{'; ...' if len(value) > 3 else ''}"
     try:
         text = shown(repr(value))
-    except Exception as error:  # a repr of the user's
+    except Exception as error:  # a user's __repr__ failed
         text = f"a {type(value).__name__}, whose repr raises {type(error).__name__}"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 

@@ -1,6 +1,6 @@
-"""Joining calls of kernels: one call makes many, and so meets the interpreter lock once and not at each of them.
+"""Join consecutive kernel calls into one call, which takes the interpreter lock (GIL) once instead of once per kernel.
 
-Threads lose time where they meet at it: who finds it taken goes to sleep, and is late. 100 samples of the paper's
+Threads lose time on this lock: a thread that finds it taken goes to sleep and wakes up late. 100 samples of the paper's
 network on two threads take 640 us a step with joined calls and 770 without; on two ranks, which share no lock, 580 and
 610.
 """
@@ -24,14 +24,14 @@ from parallelcnn.layers.base import Call
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.float32)
 _WORD = ir.IntType(64)
 _TAPE = _WORD.as_pointer()
-_END = 0  # of a tape, where there would be an entry's address
-_engines: list[Any] = []  # own the machine code
+_END = 0  # marks the end of a tape, in place of an entry's address
+_engines: list[Any] = []  # LLVM engines, which own the machine code
 
 
 def join(calls: Iterable[Call]) -> list[Call]:
-    """The same calls in the same order, fewer of them: neighbours are one where they call kernels.
+    """Join neighbouring kernel calls; the order stays the same.
 
-    An array among their arguments may hold other numbers at every call, but lies where it lies now.
+    The numbers in array arguments may change between runs, but not the addresses of the arrays.
     """
     joined: list[Call] = []
     for joinable, some in groupby(calls, _is_joinable):
@@ -41,9 +41,9 @@ def join(calls: Iterable[Call]) -> list[Call]:
 
 
 def _is_joinable(call: Call) -> bool:
-    """Whether it calls a kernel: compiled by numba to run without the interpreter lock, and to return nothing."""
+    """Whether this calls a kernel: compiled by numba, runs without the interpreter lock, and returns nothing."""
     if not isinstance(call, partial) or not isinstance(call.func, Dispatcher):
-        return False  # a layer's own Python, a product of numpy's, or anything while numba is told not to compile
+        return False  # a Python function, a numpy function, or anything if numba's compilation is off
     if not call.func.targetoptions.get("nogil") or call.keywords:
         return False
     has_all = len(call.args) == call.func.py_func.__code__.co_argcount
@@ -57,28 +57,28 @@ def _types(call: Any) -> tuple[Any, ...]:
 
 
 def _compiled(kernel: Any, argument_types: tuple[Any, ...]) -> Any:
-    """The kernel as numba keeps it for arguments of these types; compiled, or read from the cache, if it is not yet."""
+    """The compiled kernel for these argument types. Compiles it, or reads it from the cache, if necessary."""
     kernel.compile(argument_types)
     return kernel.overloads[argument_types]
 
 
 class _JoinedCalls:
-    """Calls of kernels as one call: of a loop in machine code along a tape of 64-bit words, on which each call has the
-    address of its kernel's entry, the number of words that follow, and these: its arguments.
+    """Several kernel calls as one: a loop in machine code over a tape of 64-bit words. For each call the tape holds
+    the address of the kernel's entry function, the number of argument words, and the argument words.
 
-    The loop and the entries are translated once in a process, in 1 ms each, and a pass for another number of samples
-    takes but a tape. A function for each pass, with all numbers in it, took 8 ms, and other threads waited meanwhile:
-    two epochs of MNIST in minibatches of 1,600 took 0.72 s on two threads, where they take 0.61 s.
+    The loop and the entries are compiled once in a process, in 1 ms each; another number of samples only needs another
+    tape. Compiling a function for each pass took 8 ms, while other threads waited: two epochs of MNIST in minibatches
+    of 1,600 on two threads took 0.72 s instead of 0.61 s.
     """
 
     def __init__(self, calls: list[Any]) -> None:
-        self._calls = calls  # keeps kernels and arrays where they are
+        self._calls = calls  # keeps kernels and arrays alive
         self._tape = np.array([word for call in calls for word in _on_tape(call)] + [_END], np.int64)
         self._run = partial(_loop(), self._tape.ctypes.data)
 
     def __call__(self) -> None:
         done = self._run()
-        for call in self._calls[done:]:  # none, unless a kernel raised: called from Python it says what
+        for call in self._calls[done:]:  # none, unless a kernel raised: called from Python, it raises the exception
             call()
 
 
@@ -91,9 +91,7 @@ def _on_tape(call: Any) -> list[int]:
 
 @cache
 def _loop() -> Any:
-    """Translate the loop: it makes the calls on a tape until one raises or there are no more, and returns how many it
-    has made.
-    """
+    """Compile the loop: it makes the calls on a tape until one raises, and returns the number of calls made."""
     function = _new_function()
     start, look, call, end = map(function.append_basic_block, ("start", "look", "call", "end"))
     builder = ir.IRBuilder(start)
@@ -113,17 +111,16 @@ def _loop() -> Any:
     for value, first, next_one in ((place, function.args[0], next_place), (done, _WORD(0), next_done)):
         value.add_incoming(first, start)
         value.add_incoming(next_one, call)
-    # Of ctypes' two kinds of functions the one that lets go of the interpreter lock.
+    # CFUNCTYPE releases the interpreter lock; PYFUNCTYPE would not.
     return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(_translate(function))
 
 
 @cache
 def _entry(kernel: Any, argument_types: tuple[Any, ...]) -> tuple[int, int]:
-    """Translate a kernel's entry: it takes arguments from a tape, calls the kernel, and returns whether it
-    raised.
+    """Compile a kernel's entry: it reads arguments from a tape, calls the kernel, and returns whether it raised.
 
     Returns:
-        its address, and how many words it takes.
+        the entry's address, and the number of argument words.
     """
     compiled = _compiled(kernel, argument_types)
     kind = cpu_target.target_context.call_conv.get_function_type(types.none, argument_types)
@@ -131,7 +128,7 @@ def _entry(kernel: Any, argument_types: tuple[Any, ...]) -> tuple[int, int]:
     function = _new_function()
     builder = ir.IRBuilder(function.append_basic_block())
     result, error, *parameters = kind.args
-    arguments = [builder.alloca(result.pointee), builder.alloca(error.pointee)]  # where kernels put addresses of theirs
+    arguments = [builder.alloca(result.pointee), builder.alloca(error.pointee)]  # where kernels write pointers
     for number, parameter in enumerate(parameters):
         word = builder.gep(function.args[0], [_WORD(number)])
         arguments.append(builder.load(builder.bitcast(word, parameter.as_pointer())))
@@ -141,14 +138,14 @@ def _entry(kernel: Any, argument_types: tuple[Any, ...]) -> tuple[int, int]:
 
 
 def _new_function() -> ir.Function:
-    """Of one argument, a place on a tape; it returns a word."""
+    """A function that takes a pointer into a tape and returns a word."""
     module = ir.Module()
     module.triple = binding.get_process_triple()
     return ir.Function(module, ir.FunctionType(_WORD, [_TAPE]), "run")
 
 
 def _translate(function: ir.Function) -> int:
-    """To machine code, at the address returned, for as long as the process lives."""
+    """Compile to machine code that stays until the process ends; returns its address."""
     with global_compiler_lock:
         machine = binding.Target.from_default_triple().create_target_machine(opt=0, jit=True)
         engine = binding.create_mcjit_compiler(binding.parse_assembly(str(function.module)), machine)
@@ -164,13 +161,11 @@ def _can_be_words(value: Any) -> bool:
 
 
 def _words(value: Any) -> list[int]:
-    """The numbers and addresses as which numba hands over a value, each as it lies in 64 bits of memory; see
-    `numba.core.datamodel`.
-    """
+    """The words in which numba passes a value: numbers and addresses of 64 bits; see `numba.core.datamodel`."""
     if isinstance(value, tuple):
         return [word for item in value for word in _words(item)]
     if isinstance(value, np.ndarray):
-        counter = owner = 0  # of references: none, as `_JoinedCalls` keeps the array
+        counter = owner = 0  # no reference counting: `_JoinedCalls` keeps the array alive
         return [counter, owner, value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides]
     if isinstance(value, float | np.float32):
         return [int.from_bytes(np.asarray(value).tobytes(), "little", signed=True)]

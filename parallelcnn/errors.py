@@ -1,26 +1,26 @@
 """Exceptions and warnings.
 
-A message names the thing as written, the rule it breaks and the value that was found. Library code raises; `cli` turns
-an `InputError` into exit code 2 and any other error into exit code 1. Only `cli` prints errors, and `comm` where a rank
-has failed and ends the others.
+A message names the argument as written, the rule that it breaks and the value that was found. Library code raises;
+`cli` turns an `InputError` into exit code 2 and any other error into exit code 1. Only `cli` prints errors, and `comm`
+when a failed rank ends the others.
 """
 
 from typing import Self
 
-_MESSAGE_ENDS = 1000  # characters that are shown of a long message's beginning, and of its end
+_MESSAGE_ENDS = 1000  # characters shown at each end of a long message
 
 
 class ParallelCNNError(Exception):
-    """Base of every error that parallelcnn raises on purpose.
+    """Base class of all errors that parallelcnn raises on purpose.
 
     Attributes:
-        on_all_ranks: whether every rank raises it at the same place, so that no rank waits for another.
+        on_all_ranks: whether all ranks raise this error at the same point, so that no rank waits for another.
     """
 
     on_all_ranks = False
 
     def together(self) -> Self:
-        """This error, marked as one that every rank raises."""
+        """Mark this error as raised on all ranks, and return it."""
         self.on_all_ranks = True
         return self
 
@@ -34,19 +34,19 @@ class ShapeError(InputError):
 
 
 class DataError(InputError):
-    """A data set that is missing, damaged or not what its header says."""
+    """A data set that is missing, damaged or different from what its header says."""
 
 
 class CheckpointError(InputError):
-    """A model file or a checkpoint that cannot be read, or does not fit what it is for."""
+    """A model file or checkpoint that cannot be read, or does not fit this network or training."""
 
 
 class LaunchError(InputError):
-    """A launch command that does not start the ranks that it asks for."""
+    """A launch command that fails to start the requested ranks."""
 
 
 class ReplicaMismatchError(ParallelCNNError, RuntimeError):
-    """Ranks differ in what must be the same on all of them."""
+    """Ranks differ in arguments, data or parameters that must be the same on all ranks."""
 
 
 class RankLostError(ParallelCNNError, RuntimeError):
@@ -58,15 +58,15 @@ class GradientError(ParallelCNNError, AssertionError):
 
 
 class DivergenceError(ParallelCNNError, ArithmeticError):
-    """A loss that is no longer a number; every rank sees it in the same step."""
+    """A loss or gradient that is no longer finite. Every rank raises it in the same step."""
 
 
 class TrainingWarning(UserWarning):
-    """Something is not as it should be, but training continues."""
+    """A problem that does not stop training."""
 
 
 def nearest_name(name: str, known: "list[str] | tuple[str, ...]") -> str:
-    """The end of a message about an unknown name: the known names, and the nearest of them."""
+    """The end of a message about an unknown name: the known names, and the nearest one."""
     import difflib
 
     near = difflib.get_close_matches(name, known, n=1)
@@ -75,6 +75,6 @@ def nearest_name(name: str, known: "list[str] | tuple[str, ...]") -> str:
 
 
 def shown(message: object) -> str:
-    """A message without control characters, and without its middle if it is long: it may quote a file."""
+    """Clean a message that may quote a file: remove control characters, and the middle of a long message."""
     escaped = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(message))
     return escaped if len(escaped) <= 2 * _MESSAGE_ENDS else f"{escaped[:_MESSAGE_ENDS]} ... {escaped[-_MESSAGE_ENDS:]}"

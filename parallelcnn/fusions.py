@@ -1,6 +1,6 @@
-"""Fusions: layers that do the work of several neighbours faster. A network makes them by itself; nobody writes them.
+"""Layer fusion: a fused layer computes several neighbouring layers faster. A network fuses layers automatically.
 
-They replace layers before the tape is recorded, and use the parameters of the layers that they replace.
+Fused layers replace layers before the tape is recorded. They use the parameters of the layers that they replace.
 """
 
 import math
@@ -18,10 +18,10 @@ from parallelcnn.layers.maxpool2d import MaxPool2D, argmax_type, window_and_stri
 
 
 def fuse(layers: tuple[Layer, ...]) -> dict[int, Layer]:
-    """The layers that run, by the place in `layers` of the one whose parameters they use."""
+    """The layers that run. Each key is the index in `layers` of the layer whose parameters are used."""
     running = dict(enumerate(layers))
     for i, (layer, after) in enumerate(pairwise(layers)):
-        # Only this library's own layers: a subclass may do anything.
+        # Only this library's own classes: a subclass may behave differently.
         if type(layer) is Conv2D and type(after) is MaxPool2D and _can_be_pooled(layer, after):
             pooling = replace(after, activation=layer.activation)
             running[i] = PooledConv2D(replace(layer, activation="identity"), pooling)
@@ -30,8 +30,8 @@ def fuse(layers: tuple[Layer, ...]) -> dict[int, Layer]:
 
 
 def _can_be_pooled(convolution: Conv2D, pooling: MaxPool2D) -> bool:
-    """f(max(x)) is max(f(x)) for a monotonic f, and so are the gradients; but after a pooling of 2 x 2 there is a
-    quarter as much to apply f to.
+    """Whether the two can be fused, with the activation f after pooling. For a monotonic f, f(max(x)) = max(f(x)),
+    and the gradients are equal, too. After pooling of 2 x 2, f is applied to a quarter of the numbers.
     """
     window, stride = window_and_stride(pooling)
     monotonic = find_activation(convolution.activation).monotonic
@@ -40,15 +40,15 @@ def _can_be_pooled(convolution: Conv2D, pooling: MaxPool2D) -> bool:
 
 @dataclass(frozen=True, repr=False)
 class PooledConv2D(Layer):
-    """A `Conv2D` and a `MaxPool2D` of windows side by side.
+    """A `Conv2D` fused with a `MaxPool2D` whose windows do not overlap.
 
-    What the pooling does not look at is not computed. In the direct algorithm, what it looks at goes no further than
-    the nearest cache, and so does its gradient in a first layer: a step of the paper's network takes about 15 % less
-    time than with two layers. The other algorithms write it down.
+    Outputs of the convolution that no pooling window covers are not computed. In the direct algorithm, the output
+    before pooling stays in the nearest cache, and so does its gradient in a first layer: a step of the paper's network
+    takes about 15 % less time than with two layers. The other algorithms write the whole output to memory.
 
     Args:
-        convolution: without an activation.
-        pooling: with the activation.
+        convolution: the convolution, without an activation.
+        pooling: the pooling, with the activation.
     """
 
     convolution: Conv2D
@@ -106,7 +106,7 @@ class PooledConv2D(Layer):
     def _record_weight_gradient(
         self, step: Step, algorithm: Direct, x: Array, image: Array, dy: Array, argmax: Array
     ) -> None:
-        """In a first layer nobody needs dx, and so nobody needs the whole gradient before pooling."""
+        """For a first layer, which needs no dx and so does not need the whole gradient before pooling."""
         window, _ = window_and_stride(self.pooling)
         kernel = kernels.pooled_weight_gradient_kernel(*self._window(), algorithm.columns.stride, len(dy), *window)
         zeros = step.scratch((math.prod(image.shape[2:]),))
@@ -115,12 +115,12 @@ class PooledConv2D(Layer):
         step.call(kernel, as_rows(image), dy, argmax, zeros, *steps, band, step.grads["weight"])
 
     def _band(self, step: Step, channels: int, x: Array) -> Array:
-        """As many rows before pooling as one row after it looks at."""
+        """An array for the rows before pooling that one row after pooling depends on."""
         (rows, _), _ = window_and_stride(self.pooling)
         return step.array((channels, rows, self._seen(x.shape[:-1])[2]))
 
     def _seen(self, input_shape: Shape) -> Shape:
-        """Shape of what the pooling looks at."""
+        """Shape of the pooling's input, without the rows and columns that no window covers."""
         K, P, Q = self.output_shape(input_shape)
         (R, S), _ = window_and_stride(self.pooling)
         return (K, P * R, Q * S)

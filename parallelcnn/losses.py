@@ -1,7 +1,7 @@
 """Loss functions.
 
-A loss divides by the size of the GLOBAL minibatch, here and nowhere else. So the plain sum over shards and ranks is
-the mean over samples, whatever number of them each rank holds.
+A loss divides by the size of the GLOBAL minibatch; nothing else divides. So the plain sum over shards and ranks is the
+mean over samples, whatever number of samples each rank has.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class SoftmaxCrossEntropy:
-    """-log of the probability that softmax(logits) gives to the label, for integer labels.
+    """Softmax cross-entropy for integer labels: -log softmax(logits)[label].
 
     Attributes:
-        prediction: what `predict` makes of the output of a network trained with this loss.
+        prediction: what `predict` returns for a network trained with this loss.
     """
 
     prediction: ClassVar[str] = "softmax"
@@ -38,20 +38,20 @@ class SoftmaxCrossEntropy:
             )
 
     def forward_backward(self, logits: Array, labels: Array, batch_size: int, dlogits: Array) -> float:
-        """The loss of these samples divided by `batch_size`, and its derivative.
+        """Return the sum of the losses of these samples divided by `batch_size`; write its gradient to dlogits.
 
         Args:
             logits: (classes, n).
             labels: (n,), integers in [0, classes).
             batch_size: samples in the minibatch over all ranks.
-            dlogits: like logits, written.
+            dlogits: shape of logits, overwritten.
         """
         return kernels.softmax_cross_entropy(logits, labels, batch_size, dlogits) / batch_size
 
 
 @dataclass(frozen=True)
 class MeanSquaredError:
-    """Mean over outputs of (output - target)^2; an integer label stands for its one-hot vector."""
+    """Mean squared error: the mean over outputs of (output - target)^2. The target of an integer label is one-hot."""
 
     prediction: ClassVar[str] = "output"
 
@@ -63,13 +63,13 @@ class MeanSquaredError:
             raise ShapeError(f"{self} of these labels takes a network that ends in {wanted}, got {output_shape}")
 
     def forward_backward(self, outputs: Array, labels: Array, batch_size: int, doutputs: Array) -> float:
-        """The loss of these samples divided by `batch_size`, and its derivative.
+        """Return the sum of the losses of these samples divided by `batch_size`; write its gradient to doutputs.
 
         Args:
             outputs: (outputs, n).
             labels: (n, outputs) or (n,) floats, or (n,) integers.
             batch_size: samples in the minibatch over all ranks.
-            doutputs: like outputs, written.
+            doutputs: shape of outputs, overwritten.
         """
         if np.issubdtype(labels.dtype, np.integer):
             total = kernels.mean_squared_error_onehot(outputs, labels, batch_size, doutputs)
@@ -80,10 +80,10 @@ class MeanSquaredError:
 
 
 class Loss(Protocol):
-    """What a loss of your own needs, best as a frozen dataclass.
+    """Interface of loss functions. To add your own, write a class with these methods, best as a frozen dataclass.
 
     Attributes:
-        prediction: what `predict` makes of the output of a network trained with it: "softmax" or "output".
+        prediction: what `predict` returns for a network trained with this loss: "softmax" or "output".
     """
 
     prediction: ClassVar[str]
@@ -92,13 +92,13 @@ class Loss(Protocol):
         """Raise ShapeError unless a network with that output can learn those labels."""
 
     def forward_backward(self, outputs: Array, labels: Array, batch_size: int, doutputs: Array) -> float:
-        """The sum of the losses of these samples, divided by `batch_size`; writes its gradient to doutputs.
+        """Return the sum of the losses of these samples divided by `batch_size`; write its gradient to doutputs.
 
         Args:
             outputs: (*output_shape, n).
             labels: (n,) or (n, outputs).
             batch_size: samples in the minibatch over all ranks.
-            doutputs: like outputs, written.
+            doutputs: shape of outputs, overwritten.
         """
 
 

@@ -1,4 +1,4 @@
-"""Metrics: sums over samples, divided once by their number. So they are exact over ranks and threads."""
+"""Metrics. A metric is a sum over samples, divided once by their number, and so is exact over ranks and threads."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ Array = np.ndarray
 
 
 class Metric(ABC):
-    """A number that tells how good predictions are. Subclass it, best as a frozen dataclass, to add your own.
+    """Base class of metrics. Subclass it, best as a frozen dataclass, to add your own.
 
     Attributes:
-        name: in histories and logs.
-        terms: how many sums it takes.
+        name: the metric's name in histories and logs.
+        terms: number of sums that the metric needs.
     """
 
     name: str
     terms: int = 1
 
     def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
-        """Raise ShapeError unless it can judge a network with that output on those labels."""
+        """Raise ShapeError unless the metric can be computed for a network with that output and those labels."""
         return
 
     @abstractmethod
@@ -31,7 +31,7 @@ class Metric(ABC):
         """Add these samples to the sums.
 
         Args:
-            outputs: (*output_shape, n), of the network, before any softmax.
+            outputs: (*output_shape, n), the network's output before any softmax.
             labels: (n,) integers, or (n,) or (n, outputs) floats.
             sums: (terms,) float64.
         """
@@ -43,7 +43,7 @@ class Metric(ABC):
 
 @dataclass(frozen=True)
 class Accuracy(Metric):
-    """The share of samples whose label has the largest output, in [0, 1]."""
+    """Accuracy: the fraction of samples whose label has the largest output, in [0, 1]."""
 
     name = "accuracy"
 
@@ -60,7 +60,7 @@ class Accuracy(Metric):
 
 @dataclass(frozen=True)
 class MeanAbsoluteError(Metric):
-    """The mean over samples and outputs of |output - target|."""
+    """Mean absolute error: the mean over samples and outputs of |output - target|."""
 
     name = "mean_absolute_error"
 

@@ -1,7 +1,7 @@
-"""The NetworkHandler: a tuple of layers, their parameters, and the three motions forward, backward, update.
+"""The NetworkHandler: a neural network with its layers and parameters, and the operations forward, backward, update.
 
-Outside, images are samples first, (n, C, H, W) or (n, H, W). Inside, the samples are the last axis, (C, H, W, n):
-`load` converts. The passes themselves run on a `Replica`, of which each thread has its own.
+Users pass images with the samples first, (n, C, H, W) or (n, H, W). Internally the samples are the last axis,
+(C, H, W, n); `load` converts. The passes run on a `Replica`. Each thread has its own replica.
 """
 
 import copy
@@ -30,25 +30,26 @@ from parallelcnn.resources import check_memory
 
 
 class NetworkHandler:
-    """Runs a tuple of layers forwards and backwards, and updates their parameters.
+    """A neural network: runs its layers forwards and backwards, and updates their parameters.
 
-    A copy, by `copy` or pickle, is independent of its original. Predictions may run in several threads at once.
+    A copy made with `copy` or pickle shares no arrays with the original. Several threads may predict at the same time.
 
     Args:
-        layers: the network, first to last.
+        layers: the layers, first to last.
         input_shape: shape of one sample: (C, H, W) or (features,).
-        seed: of the generator that draws the initial weights.
-        dtype: of every array; float64 is for checking gradients.
+        seed: seed of the initial weights.
+        dtype: type of all numbers. Use float64 only to check gradients.
 
     Raises:
-        ShapeError: if a layer does not take what the layer before it gives, or the network would not fit into memory.
+        ShapeError: if a layer does not accept the output of the layer before it, or the network does not fit into
+            memory.
 
     Attributes:
         layers, input_shape, dtype: as given.
-        shapes: of one sample before, between and after the layers.
-        prediction: what `predict` makes of the output, "softmax" or "output"; set by training, from the loss.
-        input_range: the smallest and largest number of the images that it was trained on, where uint8 counts as 0 to 1;
-            None: not known. Images of another scale cause a warning.
+        shapes: shapes of one sample before, between and after the layers.
+        prediction: what `predict` returns, "softmax" or "output". Training sets it from the loss.
+        input_range: the smallest and largest number of the training images, with uint8 scaled to [0, 1]; None: not
+            known. Images of another scale cause a warning.
 
     Example:
         >>> network = NetworkHandler((Conv2D(6, 3, activation="relu"), Flatten(), Dense(10)), (1, 28, 28))
@@ -91,7 +92,7 @@ class NetworkHandler:
         self.input_range: tuple[float, float] | None = None
         self._optimizer_state: dict[str, Array] = {}
         self._running = fuse(self.layers)
-        self._idle: list[Replica] = []  # for predictions; list's append and pop are safe from several threads
+        self._idle: list[Replica] = []  # for predictions; append and pop of a list are thread-safe
         self._training_thread: int | None = None
         self._replicas = [self.new_replica()]
 
@@ -106,7 +107,7 @@ class NetworkHandler:
 
     @property
     def params(self) -> Array:
-        """All parameters, one flat vector. Assigning to it copies numbers into it."""
+        """All parameters in one flat vector. Assignment copies the numbers into it."""
         return self._vector
 
     @params.setter
@@ -115,7 +116,7 @@ class NetworkHandler:
 
     @property
     def buffers(self) -> Array:
-        """All buffers, one flat vector; see `Buffer`. Assigning to it copies numbers into it."""
+        """All buffers in one flat vector; see `Buffer`. Assignment copies the numbers into it."""
         return self._buffer_vector
 
     @buffers.setter
@@ -124,17 +125,17 @@ class NetworkHandler:
 
     @property
     def replica(self) -> Replica:
-        """What `load`, `forward` and `backward` run on."""
+        """The replica that `load`, `forward` and `backward` use."""
         return self._replicas[0]
 
     @property
     def gradients(self) -> Array:
-        """Gradients of the parameters, one flat vector, which `backward` overwrites."""
+        """Gradients of all parameters in one flat vector. `backward` overwrites it."""
         return self.replica.gradients
 
     @property
     def reduction_buffer(self) -> Array:
-        """What is summed over threads and ranks; see `Replica`."""
+        """The reduction buffer, which is summed over threads and ranks; see `Replica`."""
         return self.replica.reduction_buffer
 
     @property
@@ -144,13 +145,13 @@ class NetworkHandler:
 
     @property
     def named_arrays(self) -> dict[str, Array]:
-        """Views of all parameters and buffers, by PyTorch's names, such as "0.weight"."""
+        """Views of all parameters and buffers. Names are as in PyTorch, such as "0.weight"."""
         both = ((self.layout, self._params), (self.buffer_layout, self._buffers))
         return {slot.key: arrays[slot.layer][slot.name] for layout, arrays in both for slot in layout.slots}
 
     @property
     def fused_layers(self) -> list[tuple[Layer, Shape]]:
-        """The layers that run, of which one may do the work of two of `layers`, each with the shape of its input."""
+        """The layers that run, each with its input shape. A fused layer replaces two of `layers`."""
         return [(layer, self.shapes[place]) for place, layer in self._running.items()]
 
     @property
@@ -159,12 +160,12 @@ class NetworkHandler:
         return any(layer.mixes_samples for layer in self.layers)
 
     def multiply_adds(self, samples: int, *, training: bool) -> int:
-        """Multiply-adds of so many samples, forwards, in training also backwards; see `Layer`."""
+        """Multiply-adds of the forward pass, and in training the backward pass, for `samples` samples; see `Layer`."""
         forward = samples * sum(layer.multiply_adds(shape) for layer, shape in self.fused_layers)
         return 3 * forward if training else forward
 
     def load(self, images: Array, indices: Array | None = None, *, training: bool = False) -> Array:
-        """Gather samples and bring them into the layout inside; see `Replica.load`."""
+        """Gather samples and convert them to the internal layout; see `Replica.load`."""
         return self.replica.load(images, indices, training=training)
 
     def forward(self, x: Array, *, training: bool = False) -> Array:
@@ -176,26 +177,26 @@ class NetworkHandler:
         self.replica.backward(dy)
 
     def output_gradient(self, n: int) -> Array:
-        """The array, (*output_shape, n), that a loss writes its gradient to."""
+        """The array, (*output_shape, n), to which a loss writes the gradient of the output."""
         return self.replica.output_gradient(n)
 
     def replicas(self, count: int) -> list[Replica]:
-        """As many replicas, one for each thread. The first is `replica`."""
+        """`count` replicas, one for each thread. The first is `replica`."""
         while len(self._replicas) < count:
             self._replicas.append(self.new_replica())
         return self._replicas[:count]
 
     def new_replica(self) -> Replica:
-        """A replica of its own for whoever asks."""
+        """Create another replica."""
         layouts = self.layout, self.buffer_layout
         return Replica(self._running, self.input_shape, layouts, self._params, self._buffers, self.dtype)
 
     @contextmanager
     def idle_replicas(self, count: int) -> Iterator[list[Replica]]:
-        """Replicas that nobody else uses inside the `with` statement, for predictions in any thread.
+        """Replicas for predictions in any thread. No other thread uses them inside the `with` statement.
 
         Raises:
-            InputError: while another thread trains the network.
+            InputError: if another thread is training the network.
         """
         if self._training_thread not in (None, threading.get_ident()):
             raise InputError(
@@ -214,7 +215,7 @@ class NetworkHandler:
 
     @contextmanager
     def being_trained(self) -> Iterator[None]:
-        """Inside the `with` statement other threads can neither train the network nor predict with it."""
+        """Context in which other threads can neither train the network nor predict with it."""
         before = self._training_thread
         if before not in (None, threading.get_ident()):
             raise InputError("the network is being trained in another thread: train a copy, copy.deepcopy(network)")
@@ -228,31 +229,31 @@ class NetworkHandler:
         """Take one step of the optimiser along `gradients`, and update the buffers.
 
         Args:
-            samples: in the minibatch, over all ranks.
-            step: steps done before.
-            steps: of the whole training.
+            samples: number of samples in the minibatch over all ranks.
+            step: number of steps done before.
+            steps: number of steps of the whole training.
         """
         optimizer.update(self.params, self.gradients, self._optimizer_state, step, steps)
         if self.buffers.size:
             moving_average(self.buffers, self.replica.statistics, self._momentum, samples)
 
     def check_memory(self, threads: int = 1) -> None:
-        """Raise ShapeError unless this machine's memory holds what so many threads write, a block of samples each."""
+        """Raise ShapeError unless the arrays of `threads` threads, one block of samples each, fit into memory."""
         self.replica.check_memory()
         check_memory(f"the gradients and activations of {threads} threads", threads * self.replica.nbytes)
 
     def reset_optimizer(self) -> None:
-        """Forget the optimiser state of earlier steps."""
+        """Reset the optimiser state."""
         self._optimizer_state = {}
 
     @property
     def state(self) -> dict[str, Array]:
-        """All that an update changes, by name: parameters, buffers if there are any, and the optimiser state."""
+        """All vectors that an update changes, by name: parameters, buffers if there are any, and optimiser state."""
         buffers = {"buffers": self.buffers} if self.buffers.size else {}
         return {"params": self.params, **buffers, **self._optimizer_state}
 
     def set_state(self, state: dict[str, Array]) -> None:
-        """Take over what `state` was, here or in another process. Copies.
+        """Copy a `state`, of this network or of another process, into this network.
 
         Raises:
             ShapeError: see `check_state`.
@@ -266,7 +267,7 @@ class NetworkHandler:
         }
 
     def check_state(self, state: dict[str, Array]) -> None:
-        """Raise ShapeError unless each vector has the length and type that `state` has here."""
+        """Raise ShapeError unless each vector has the length and type that this network's `state` has."""
         needed = ("params", "buffers") if self.buffers.size else ("params",)
         for name in needed:
             if name not in state:
@@ -279,20 +280,20 @@ class NetworkHandler:
                 )
 
     def predict(self, images: Array) -> Array:
-        """What the network says of images: what the loss that it was trained with implies.
+        """Predict from images. The result depends on the loss that the network was trained with.
 
-        Class probabilities, the softmax of the output, after softmax cross-entropy and before any training; the plain
-        output after mean squared error. Safe in several threads at once.
+        It is class probabilities, the softmax of the output, after softmax cross-entropy or without training, and the
+        plain output after mean squared error. Several threads may call it at the same time.
 
         Args:
-            images: (N, *input_shape), any number; grey images also without their channel axis; uint8 or floats.
+            images: (N, *input_shape), uint8 or floats; grey images may omit the channel axis.
 
         Returns:
             (N, *output_shape).
 
         Raises:
-            InputError: for images of another shape or type, or that hold NaN or infinity; or while another thread
-                trains the network.
+            InputError: if the images have another shape or type, or hold NaN or infinity; or if another thread is
+                training the network.
         """
         images = check_images(images, self.input_shape, self.input_range, stacklevel=2)
         if self.prediction == "softmax" and len(self.output_shape) != 1:
@@ -309,7 +310,7 @@ class NetworkHandler:
         return predictions
 
     def summary(self) -> str:
-        """The table of layers, output shapes (samples first, any number of them) and parameter counts."""
+        """A table of the layers with output shapes (None: the number of samples) and numbers of parameters."""
         rows = [
             ("Layer", "Output shape", "Parameters"),
             ("Input", _any_number(self.input_shape), "0"),
@@ -324,11 +325,11 @@ class NetworkHandler:
         return "\n".join([rule, lines[0], rule, *lines[1:], rule, total])
 
     def parameters_sha256(self) -> str:
-        """Fingerprint of the parameters: equal if and only if every bit of them is."""
+        """SHA-256 of the parameters: equal if and only if all bits of the parameters are equal."""
         return hashlib.sha256(self.params.data).hexdigest()
 
     def state_sha256(self) -> str:
-        """Fingerprint of `state`."""
+        """SHA-256 of `state`."""
         digest = hashlib.sha256()
         for name, vector in sorted(self.state.items()):
             digest.update(name.encode())
@@ -344,7 +345,7 @@ def _rebuild(
     prediction: str,
     input_range: tuple[float, float] | None,
 ) -> NetworkHandler:
-    """A network from what `NetworkHandler.__reduce__` names."""
+    """Rebuild a network from the values that `NetworkHandler.__reduce__` returns."""
     network = NetworkHandler(layers, input_shape, dtype=dtype.type)
     network.set_state(state)
     network.prediction, network.input_range = prediction, input_range
@@ -362,7 +363,7 @@ Declared = list[tuple[dict[str, Parameter], dict[str, Buffer]]]
 
 
 def declare(layers: tuple[Layer, ...], shapes: tuple[Shape, ...]) -> tuple[Declared, ArrayLayout, ArrayLayout]:
-    """What the layers declare, and where their parameters and buffers lie; allocates nothing."""
+    """The parameters and buffers that the layers declare, and their layouts. Allocates nothing."""
     inputs = zip(layers, shapes[:-1], strict=True)
     declared = [(layer.parameters(shape), layer.buffers(shape)) for layer, shape in inputs]
     parameters = ArrayLayout(tuple({name: one.shape for name, one in some.items()} for some, _ in declared))
@@ -374,7 +375,7 @@ def as_layers(layers: Any) -> tuple[Layer, ...]:
     """The layers of a network as a tuple.
 
     Raises:
-        ShapeError: if they are no layers.
+        ShapeError: if `layers` holds anything else.
     """
     if isinstance(layers, Layer | str) or not isinstance(layers, Iterable):
         hint = f": write {layers.__name__}()" if isinstance(layers, FunctionType) else ""
@@ -401,7 +402,7 @@ def chain_shapes(layers: tuple[Layer, ...], input_shape: Sequence[int]) -> tuple
     """Shapes of one sample before, between and after the layers.
 
     Raises:
-        ShapeError: if a layer does not take what the layer before it gives.
+        ShapeError: if a layer does not accept the output of the layer before it.
     """
     if not layers:
         raise ShapeError("a network takes at least one layer, got none")
@@ -433,7 +434,7 @@ def _checked_input_shape(input_shape: Sequence[int]) -> Shape:
 
 
 def _rows(layer: Layer, input_shape: Shape, parameters: int, indent: str = "") -> Iterator[tuple[str, str, str]]:
-    """The rows of a summary's table for one layer, and for the layers that it is made of."""
+    """The rows of a summary's table for one layer and the layers inside it."""
     shape = _any_number(layer.output_shape(input_shape))
     inner_layers = layer.inner_layers(input_shape)
     if not inner_layers:

@@ -1,4 +1,4 @@
-"""Optimisers: values of hyperparameters. Their state vectors are kept by the network, and part of every checkpoint."""
+"""Optimisers. They hold only hyperparameters: the network keeps their state vectors, and checkpoints include these."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,18 +15,18 @@ Array = np.ndarray
 
 
 class Optimizer(ABC):
-    """The rule by which parameters follow their gradients. Subclass it, best as a frozen dataclass, to add your own."""
+    """Base class of optimisers. Subclass it, best as a frozen dataclass, to add your own."""
 
     @abstractmethod
     def update(self, params: Array, gradients: Array, state: dict[str, Array], step: int = 0, steps: int = 1) -> None:
-        """Take one step.
+        """Update the parameters by one step.
 
         Args:
-            params: flat vector, changed.
-            gradients: flat vector of the same length, summed over all ranks; may be changed.
-            state: the state vectors by name, each as long as the parameters, changed; empty at first.
-            step: steps done before, for schedules and bias correction.
-            steps: of the whole training.
+            params: flat vector, updated in place.
+            gradients: flat vector of the same length, summed over all ranks; may be overwritten.
+            state: the state vectors by name, each as long as the parameters, updated in place; empty at first.
+            step: number of steps done before, for schedules and bias correction.
+            steps: number of steps of the whole training.
         """
 
     def rate(self, step: int, steps: int) -> float:
@@ -43,12 +43,12 @@ class SGD(Optimizer):
         parameter -= learning_rate * velocity        (with nesterov: learning_rate * (g + momentum * velocity))
 
     Nesterov's step is that of Sutskever et al. 2013 ("On the importance of initialization and momentum in deep
-    learning", eq. 3-4), in terms of the parameters looked ahead to.
+    learning", eq. 3-4), written for the look-ahead parameters.
 
     Args:
         learning_rate: a number, or a schedule.
-        clip_norm: the largest L2 norm of all gradients together; longer ones are shortened to it, after the sum over
-            ranks, as by PyTorch's clip_grad_norm_ (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1). None: no limit.
+        clip_norm: the largest L2 norm of all gradients together; None: no limit. After the sum over ranks, larger
+            gradients are scaled to it, as by PyTorch's clip_grad_norm_ (Pascanu et al. 2013, arXiv:1211.5063, alg. 1).
 
     Raises:
         InputError: for a negative or non-finite number, momentum of 1 or more, or Nesterov without momentum.
@@ -75,7 +75,7 @@ class SGD(Optimizer):
     def update(self, params: Array, gradients: Array, state: dict[str, Array], step: int = 0, steps: int = 1) -> None:
         if self.clip_norm is not None:
             clip_by_norm(gradients, self.clip_norm)
-        number = params.dtype.type  # a float64 factor would make the whole loop float64
+        number = params.dtype.type  # with a float64 factor the whole loop would compute in float64
         rate, decay = number(self.rate(step, steps)), number(self.weight_decay)
         if self.momentum:
             if "velocity" not in state:
@@ -87,7 +87,7 @@ class SGD(Optimizer):
 
 
 def clip_by_norm(gradients: Array, largest: float) -> None:
-    """Shorten the vector to that length if it is longer."""
+    """Scale the vector down to the L2 norm `largest` if its norm is larger."""
     norm = math.sqrt(sum_of_squares(gradients))
     if norm > largest:
         scale(gradients, gradients.dtype.type(largest / norm))

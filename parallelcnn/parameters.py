@@ -1,7 +1,7 @@
-"""Names, shapes and places of arrays in one flat vector.
+"""The layout of arrays in one flat vector: their names, shapes and positions.
 
-All parameters lie in one vector, and their gradients in another of the same layout. So one Allreduce, one update, one
-array in a file and one check serve every layer, and a layer sees named views.
+All parameters lie in one vector, and their gradients in another with the same layout. So one Allreduce, one update and
+one check serve all layers. Layers use named views.
 """
 
 import math
@@ -12,7 +12,7 @@ from parallelcnn.layers.base import Array, Shape
 
 
 class Slot(NamedTuple):
-    """The place of one array."""
+    """The position of one array in the vector."""
 
     layer: int
     name: str
@@ -31,17 +31,17 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """Where each array of each layer lies.
+    """The layout of the arrays of all layers in one vector.
 
     Args:
-        shapes: for each layer, name -> shape.
+        shapes: for each layer, the shape of each array by name.
     """
 
     shapes: tuple[dict[str, Shape], ...]
 
     @property
     def slots(self) -> list[Slot]:
-        """All places, in the order of the vector."""
+        """The slots of all arrays, in the order of the vector."""
         slots: list[Slot] = []
         start = 0
         for layer, shapes in enumerate(self.shapes):
@@ -56,7 +56,7 @@ class ArrayLayout:
         return sum(self.count(layer) for layer in range(len(self.shapes)))
 
     def count(self, layer: int) -> int:
-        """How many numbers one layer has."""
+        """Number of elements of one layer."""
         return sum(math.prod(shape) for shape in self.shapes[layer].values())
 
     def views(self, flat: Array) -> tuple[dict[str, Array], ...]:

@@ -15,30 +15,30 @@ from parallelcnn.parameters import ArrayLayout
 from parallelcnn.resources import check_memory
 from parallelcnn.tape import LayerArrays, Recordable, Tape, aligned, plan_tape
 
-LOSS, STOP = -2, -1  # the last places of the reduction buffer
-_CACHE_BYTES = 1 << 20  # of a core's own, which holds what a layer reads and writes
-_LANES = 16  # samples: multiples of it fill a vector, and begin where a cache line begins
+LOSS, STOP = -2, -1  # indices of the last elements of the reduction buffer
+_CACHE_BYTES = 1 << 20  # of one core's cache, which should hold the input and output of a layer
+_LANES = 16  # samples; multiples of it fill whole vectors and start on a cache line
 
 
 class Replica:
-    """Activations, gradients and a reduction buffer of its own, over parameters that all replicas of a network read.
+    """The activations, gradients and reduction buffer of one thread. All replicas of a network share its parameters.
 
     Args:
-        layers: the layers that run, by the place of their parameters in the layout.
-        input_shape: of one sample.
-        layouts: of the parameters and of the buffers.
-        params, buffers: for each place, the arrays by name.
-        dtype: of every array.
+        layers: the layers that run. Each key is the index of the layer's parameters in the layout.
+        input_shape: shape of one sample.
+        layouts: layouts of the parameters and of the buffers.
+        params, buffers: for each index of the layout, the arrays by name.
+        dtype: type of all arrays.
 
     Attributes:
-        reduction_buffer: what is summed over replicas and ranks: gradients, statistics, the loss in place
-            LOSS, and in place STOP how many ranks were asked to stop.
-        gradients: of the parameters, one flat vector; a view into `reduction_buffer`.
-        statistics: what layers with buffers write, one flat vector; a view into `reduction_buffer`.
-        block_size: how many samples to run at once; see `blocks`.
+        reduction_buffer: the vector that is summed over replicas and ranks: gradients, statistics, the loss at index
+            LOSS, and at index STOP the number of ranks that were asked to stop.
+        gradients: gradients of the parameters, one flat vector; a view into `reduction_buffer`.
+        statistics: sums that layers with buffers write, one flat vector; a view into `reduction_buffer`.
+        block_size: number of samples to run at once; see `blocks`.
     """
 
-    _by_layer = False  # whether it must be known when each layer is done
+    _by_layer = False  # whether to run the calls layer by layer, so that each layer can be timed
 
     def __init__(
         self,
@@ -74,10 +74,10 @@ class Replica:
         return self._recordable.shapes[0]
 
     def tape(self, n: int, *, training: bool) -> Tape:
-        """The tape for n samples, recorded when it is first asked for.
+        """The tape for n samples. The first call for this n records it.
 
         Raises:
-            ShapeError: if its arrays do not fit into memory.
+            ShapeError: if the arrays of the tape do not fit into memory.
         """
         tape = self._tapes.get((n, training))
         if tape is None:
@@ -91,9 +91,9 @@ class Replica:
         return tape
 
     def blocks(self, samples: Array) -> Iterator[Array]:
-        """The samples in blocks of about equal size, at most `block_size`; in one where layers mix samples.
+        """Cut the samples into blocks of about equal size, at most `block_size`; one block if layers mix samples.
 
-        What `reduction_buffer` holds after each is added up; when there are no more, it holds the sum.
+        The contents of `reduction_buffer` after each block are added up. At the end it holds the sum.
         """
         count = max(-(-len(samples) // self.block_size), 1)
         if count == 1 or self._mixes_samples:
@@ -103,7 +103,7 @@ class Replica:
         yield from self.summed(samples[start : start + size] for start in range(0, len(samples), size))
 
     def summed(self, pieces: Iterable[Array]) -> Iterator[Array]:
-        """The same for pieces of any size, or none."""
+        """As `blocks`, for blocks of any sizes, or none."""
         if self._sum is None:
             self._sum = np.empty_like(self.reduction_buffer)
         self._sum[...] = 0
@@ -113,20 +113,20 @@ class Replica:
         self.reduction_buffer[...] = self._sum
 
     def load(self, images: Array, indices: Array | None = None, *, training: bool = False, key: int = 0) -> Array:
-        """Gather samples, scale uint8 to [0, 1], and bring them into the layout inside.
+        """Gather samples, scale uint8 to [0, 1], and convert them to the internal layout.
 
         Args:
-            images: (N, *input_shape); grey images also without their channel axis. uint8, or floats taken as they are.
-            indices: (n,), which of them; None: all.
-            training: whether they are for a forward pass in training.
-            key: of the random numbers of this pass, a function of seed and epoch.
+            images: (N, *input_shape); grey images may omit the channel axis. uint8, or floats, which are not scaled.
+            indices: (n,), indices of the images to load; None: all.
+            training: whether a forward pass in training follows.
+            key: key of the random numbers of this pass, a function of seed and epoch.
 
         Returns:
             (*input_shape, n), valid until the next call.
 
         Raises:
-            ShapeError: if the images are not of the network's input shape.
-            InputError: for images of another type, or indices outside them.
+            ShapeError: if the images do not have the network's input shape.
+            InputError: if the images have another type, or an index is out of range.
         """
         images = np.asarray(images)
         shape = images.shape[1:]
@@ -151,11 +151,11 @@ class Replica:
         return tape.x
 
     def load_labels(self, labels: Array, indices: Array) -> Array:
-        """Gather the labels of the samples that `load` has loaded, into memory that is allocated once.
+        """Gather the labels of the samples that `load` has loaded. The memory is allocated once and reused.
 
         Args:
             labels: (N,) or (N, outputs).
-            indices: (n,), which of them; `load` has checked that they are there.
+            indices: (n,); `load` has checked their range.
 
         Returns:
             (n,) or (n, outputs), valid until the next call.
@@ -163,7 +163,7 @@ class Replica:
         n, kept = len(indices), self._labels
         if len(kept) < n or kept.dtype != labels.dtype or kept.shape[1:] != labels.shape[1:]:
             self._labels = np.empty((n, *labels.shape[1:]), labels.dtype)
-        # "clip" changes no index, but otherwise numpy gathers into an array of its own first.
+        # "clip" changes no index, but in other modes numpy gathers into a temporary array first.
         return labels.take(indices, 0, self._labels[:n], "clip")
 
     def forward(self, x: Array, *, training: bool = False) -> Array:
@@ -171,7 +171,7 @@ class Replica:
 
         Args:
             x: (*input_shape, n), as `load` returns it.
-            training: whether `backward` follows. Some layers compute something else in training.
+            training: whether `backward` follows. Some layers behave differently in training.
 
         Returns:
             (*output_shape, n), valid until the next call.
@@ -183,11 +183,11 @@ class Replica:
         return tape.y
 
     def backward(self, dy: Array) -> None:
-        """Run the layers in reverse, after `forward` of the same samples in training, and overwrite `gradients`.
+        """Run the layers in reverse and overwrite `gradients`. Call it after `forward` of the same samples in training.
 
         Args:
-            dy: the gradient of the loss with respect to what `forward` returned; best `output_gradient`, which is
-                overwritten.
+            dy: the gradient of the loss with respect to the output. It is copied unless it is `output_gradient`, which
+                is overwritten.
         """
         tape = self.tape(dy.shape[-1], training=True)
         if dy is not tape.dy:
@@ -195,7 +195,7 @@ class Replica:
         self._run(tape.backward_parts if self._by_layer else (tape.backward,))
 
     def output_gradient(self, n: int, *, training: bool = True) -> Array:
-        """The array, (*output_shape, n), that a loss writes its gradient to."""
+        """The array, (*output_shape, n), to which a loss writes the gradient of the output."""
         return self.tape(n, training=training).dy
 
     def _run(self, parts: Sequence[list[Call]]) -> None:
@@ -204,12 +204,12 @@ class Replica:
                 call()
 
     def check_memory(self) -> None:
-        """Raise ShapeError if what the layers write for a block of samples does not fit into this machine's memory."""
+        """Raise ShapeError if the arrays for a block of samples do not fit into this machine's memory."""
         check_memory(f"the network's activations for {self.block_size} samples", self._plan_size())
 
     @property
     def nbytes(self) -> int:
-        """How much memory it takes for a block of samples."""
+        """Memory that the replica uses for a block of samples [bytes]."""
         return self.reduction_buffer.nbytes + self._plan_size()
 
     def _plan_size(self) -> int:
@@ -217,12 +217,12 @@ class Replica:
 
 
 def _block_size(shapes: Sequence[Shape], dtype: np.dtype) -> int:
-    """How many samples to take through the layers at once: few enough that what one layer writes is still in the cache
-    when the next one reads it, and enough to fill vectors and outweigh the calls.
+    """Number of samples to run through the layers at once: few enough that a layer's output is still in the cache when
+    the next layer reads it, and enough to fill vectors and to outweigh the cost of the calls.
 
-    100 samples through 64-128-256 channels, convolved directly: 6.8 ms a sample in blocks of 32, 10.1 ms at once; 1024
-    through the paper's network: 9.8 us in blocks of 128, 11.7 us of 32. Chosen by shape alone, so that the same seed
-    gives the same bits.
+    100 samples through 64-128-256 channels with direct convolution take 6.8 ms a sample in blocks of 32 and 10.1 ms at
+    once. 1024 samples through the paper's network take 9.8 us a sample in blocks of 128 and 11.7 us in blocks of 32.
+    The size depends on shapes alone, so that the same seed gives the same bits.
     """
     largest = max(math.prod(x) + math.prod(y) for x, y in pairwise(shapes)) * dtype.itemsize
     return min(max(_CACHE_BYTES // largest // _LANES * _LANES, 2 * _LANES), 8 * _LANES)

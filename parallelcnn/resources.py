@@ -1,4 +1,4 @@
-"""What this process may use of its machine: cores and memory, as affinity, control groups, limits and SLURM allow."""
+"""The cores and the memory that this process may use, by affinity, control groups, ulimit and SLURM."""
 
 import contextlib
 import os
@@ -14,19 +14,19 @@ _GROUPS_ROOT = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> frozenset[int]:
-    """The cores that this process may use: a launcher, SLURM or taskset may have left it fewer than the machine has."""
+    """The cores that this process may use. A launcher, SLURM or taskset may restrict them."""
     return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def core_quota(groups: Path = _GROUPS, root: Path = _GROUPS_ROOT) -> int | None:
-    """How many cores' time the ranks of this node may use up, at least 1; None: as much as there is.
+    """The CPU quota of this node's ranks in cores, at least 1; None: no limit.
 
-    What limits it is a container's quota, in version 1 or 2 of Linux's control groups, or a SLURM job's allocation,
-    which on some clusters binds no process.
+    The quota comes from a container, in version 1 or 2 of Linux's control groups, or from a SLURM job's allocation,
+    which on some clusters does not bind processes to cores.
     """
     limits: list[int] = []
     for setting in _settings("cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us"), ("cpu.max",), groups, root):
-        with contextlib.suppress(ValueError, ZeroDivisionError):  # no numbers: no limit
+        with contextlib.suppress(ValueError, ZeroDivisionError):  # not numbers: no limit
             quota, period = map(int, setting.split())
             limits += [quota // period] if quota > 0 else []
     allocated = number_in("SLURM_CPUS_ON_NODE")
@@ -35,10 +35,10 @@ def core_quota(groups: Path = _GROUPS, root: Path = _GROUPS_ROOT) -> int | None:
 
 
 def memory_limit(groups: Path = _GROUPS, root: Path = _GROUPS_ROOT) -> tuple[int, str]:
-    """How many bytes of memory this process may have, and what says so: the smallest of all limits.
+    """The memory that this process may use [bytes], and the name of the limit: the smallest of all limits.
 
-    Those are the machine's memory; the control groups of a container or job, version 1 or 2; the shell's ulimit; and
-    what a SLURM job was given on this node. What other processes use is not subtracted.
+    The limits are the machine's memory; the control groups of a container or job, version 1 or 2; the shell's ulimit;
+    and a SLURM job's memory on this node. Memory that other processes use is not subtracted.
     """
     limits = [(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine")]
     for setting in _settings("memory", ("memory.limit_in_bytes",), ("memory.max",), groups, root):
@@ -57,7 +57,7 @@ def memory_limit(groups: Path = _GROUPS, root: Path = _GROUPS_ROOT) -> tuple[int
 def _settings(
     controller: str, version_1: tuple[str, ...], version_2: tuple[str, ...], groups: Path, root: Path
 ) -> Iterator[str]:
-    """What the control groups of this process, and all groups above them, say in files of these names."""
+    """The contents of these files in the control groups of this process and in all parent groups."""
     for line in groups.read_text(errors="surrogateescape").split("\n") if groups.exists() else ():
         if line.count(":") < 2:
             continue
@@ -69,18 +69,18 @@ def _settings(
         else:
             continue
         for group in chain((folder,), folder.parents):
-            with contextlib.suppress(OSError, ValueError):  # no such files, or no text
+            with contextlib.suppress(OSError, ValueError):  # the files do not exist, or are not text
                 yield " ".join((group / name).read_text() for name in names)
 
 
 def number_in(variable: str) -> int | None:
-    """The number, at least 0, that a variable of the environment holds; None if it holds none, or one beyond reason."""
+    """The number of at least 0 in an environment variable; None if there is none, or it is unreasonably large."""
     value = os.environ.get(variable, "")
     return int(value) if value.isdecimal() and len(value) < 10 else None
 
 
 def check_memory(what: str, n_bytes: int) -> None:
-    """Raise ShapeError if that many bytes are more than this process may use."""
+    """Raise ShapeError if `n_bytes` is more memory than this process may use."""
     memory, source = memory_limit()
     if n_bytes > memory:
         raise ShapeError(f"{what} take {n_bytes >> 20:,} MiB, more than the {memory >> 20:,} MiB of {source}")

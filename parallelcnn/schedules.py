@@ -1,8 +1,8 @@
-"""Learning-rate schedules: pure functions of the step, accepted wherever a learning rate is.
+"""Learning-rate schedules: pure functions of the step. Pass one instead of a learning rate.
 
     SGD(learning_rate=Cosine(0.1, warmup=500))
 
-There is no counter to keep: after a resume, or on another number of ranks, the rates are the same.
+Schedules keep no counter: the rates are the same after a resume and on any number of ranks.
 """
 
 import math
@@ -18,25 +18,25 @@ LARGEST_RATE = float(np.finfo(np.float32).max)
 
 
 class Schedule(ABC):
-    """A learning rate that depends on the step. Subclass it, best as a frozen dataclass, to add your own."""
+    """Base class of learning-rate schedules. Subclass it, best as a frozen dataclass, to add your own."""
 
     @abstractmethod
     def at(self, step: int, steps: int) -> float:
         """The learning rate of a step.
 
         Args:
-            step: steps done before, 0 for the first.
-            steps: of the whole training.
+            step: number of steps done before, 0 for the first.
+            steps: number of steps of the whole training.
         """
 
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same learning rate for every step, after a linear warm-up.
+    """Constant learning rate, after a linear warm-up.
 
     Args:
-        learning_rate: from the end of the warm-up on.
-        warmup: steps of the warm-up, in which the rate rises in equal parts.
+        learning_rate: the rate after the warm-up.
+        warmup: number of warm-up steps, in which the rate rises linearly.
 
     Raises:
         InputError: for a number outside its range.
@@ -55,15 +55,15 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Half a cosine from `learning_rate` to `final` at the end of training, after a linear warm-up.
+    """Cosine annealing from `learning_rate` to `final` at the end of training, after a linear warm-up.
 
     Loshchilov & Hutter 2017, "SGDR: stochastic gradient descent with warm restarts", arXiv:1608.03983, eq. 5, without
     restarts.
 
     Args:
-        learning_rate: at the end of the warm-up.
-        warmup: steps of the warm-up, in which the rate rises in equal parts.
-        final: at the end of training.
+        learning_rate: the rate at the end of the warm-up.
+        warmup: number of warm-up steps, in which the rate rises linearly.
+        final: the rate at the end of training.
 
     Raises:
         InputError: for a number outside its range.
@@ -87,11 +87,11 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class OneCycle(Schedule):
-    """Up in a line, and down in a line to zero (Smith & Topin 2018, "Super-convergence", arXiv:1708.07120).
+    """One-cycle schedule: linear rise, linear fall to 0 (Smith & Topin 2018, "Super-convergence", arXiv:1708.07120).
 
     Args:
-        learning_rate: at the top.
-        rise: the part of the steps in which it rises, in (0, 1).
+        learning_rate: the largest rate.
+        rise: the fraction of the steps in which the rate rises, in (0, 1).
 
     Raises:
         InputError: for a number outside its range.
@@ -111,24 +111,24 @@ class OneCycle(Schedule):
 
 
 def rate_at(learning_rate: "float | Schedule", step: int, steps: int) -> float:
-    """The learning rate of a step, of a number or a schedule."""
+    """The learning rate of a step, for a number or a schedule."""
     return learning_rate.at(step, steps) if isinstance(learning_rate, Schedule) else learning_rate
 
 
 def check_number(owner: str, name: str, value: Any) -> None:
-    """Raise InputError unless that is a finite number of at least 0."""
+    """Raise InputError unless `value` is a finite number of at least 0."""
     if not (_is_number(value) and 0 <= value <= LARGEST_RATE):
         raise InputError(f"{owner}: {name} must be a finite number of at least 0, got {value!r}")
 
 
 def check_count(owner: str, name: str, value: Any) -> None:
-    """Raise InputError unless that is an integer of at least 0."""
+    """Raise InputError unless `value` is an integer of at least 0."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
         raise InputError(f"{owner}: {name} must be an integer of at least 0, got {value!r}")
 
 
 def _warmed_up(step: int, warmup: int) -> float:
-    """The part of the learning rate that a linear warm-up has reached, in (0, 1]."""
+    """The fraction of the learning rate that a linear warm-up has reached, in (0, 1]."""
     return min((step + 1) / (warmup + 1), 1.0)
 
 

@@ -1,8 +1,8 @@
 """The tape: both passes of a network for one number of samples, recorded once and replayed in every step.
 
 This is reverse-mode automatic differentiation. The layers record their forward calls first to last, then their backward
-calls last to first; see `layers.base`. They are asked twice: once to learn which calls use which array, and once with
-every array in its place. Arrays that are never needed at the same time share memory.
+calls last to first; see `layers.base`. They are recorded twice: first to learn which calls use which array, then with
+every array at its final address. Arrays that are never needed at the same time share memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ _CACHE_LINE = 64  # bytes; see `aligned`
 
 
 class LayerArrays(NamedTuple):
-    """The arrays of one layer that outlive a step, by name; see `Step`."""
+    """The arrays of one layer that are kept between steps, by name; see `Step`."""
 
     params: dict[str, Array]
     grads: dict[str, Array]
@@ -30,15 +30,15 @@ class LayerArrays(NamedTuple):
 
 
 class Recordable(NamedTuple):
-    """What is recorded.
+    """The input of a recording: the layers and their arrays.
 
     Attributes:
         layers: first to last.
-        numbers: of each layer, for random numbers.
-        shapes: of one sample before, between and after the layers.
-        arrays: of each layer.
-        ends_at: the layer at which the backward pass ends: nobody needs its input gradient.
-        dtype: of the network's numbers.
+        numbers: number of each layer, for random numbers.
+        shapes: shapes of one sample before, between and after the layers.
+        arrays: arrays of each layer.
+        ends_at: index of the last layer of the backward pass. Its input gradient is not needed.
+        dtype: type of the network's numbers.
     """
 
     layers: Sequence[Layer]
@@ -50,9 +50,7 @@ class Recordable(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Where the arrays of a tape lie: the offset of each, in the order in which they are asked for, and the size of the
-    memory that holds them all [bytes].
-    """
+    """Memory plan of a tape: the offset of each array, in the order of allocation, and the total size [bytes]."""
 
     offsets: list[int]
     size: int
@@ -63,18 +61,18 @@ class Tape:
 
     Args:
         recordable: the layers and their arrays.
-        n: samples.
+        n: number of samples.
         training: whether to record a backward pass.
         plan: see `plan_tape`.
-        memory: plan.size bytes or more, that begin on a cache line.
+        memory: at least plan.size bytes, aligned to a cache line.
 
     Attributes:
-        x: (*input_shape, n), to be written before the forward pass.
-        y: (*output_shape, n), which the forward pass writes.
-        dy: the gradient with respect to y, to be written before the backward pass.
-        dx: the gradient with respect to x, which the backward pass writes; None if it is not needed.
-        keys: (n,) uint64, a random key for each sample, to be written before the forward pass; None if no layer uses
-            them.
+        x: (*input_shape, n); the caller writes it before the forward pass.
+        y: (*output_shape, n); the forward pass writes it.
+        dy: the gradient with respect to y; the caller writes it before the backward pass.
+        dx: the gradient with respect to x; the backward pass writes it. None if it is not needed.
+        keys: (n,) uint64, a random key for each sample; the caller writes them before the forward pass. None if no
+            layer uses them.
         forward_parts, backward_parts: the calls of each layer, in order.
         forward, backward: all calls of the pass, in order.
     """
@@ -86,18 +84,18 @@ class Tape:
         self.forward_parts, self.backward_parts = recorder.parts
         self.forward = [call for part in self.forward_parts for call in part]
         self.backward = [call for part in self.backward_parts for call in part]
-        if training:  # predictions may be of any number of samples, and of each but once: joining would not pay
+        if training:  # a prediction may run only once for its number of samples: joining would not pay
             self.forward, self.backward = join(self.forward), join(self.backward)
 
 
 def plan_tape(recordable: Recordable, n: int, *, training: bool, shared: bool = True) -> Plan:
-    """Learn how long each array lives, and place them.
+    """Find the lifetime of each array and plan their memory.
 
     Args:
         shared: whether arrays that are never needed at the same time share memory.
 
     Raises:
-        ShapeError: if one does not fit into memory, or a layer returns another array than it said.
+        ShapeError: if an array does not fit into memory, or a layer returns an array of another shape than it declares.
     """
     memory = _CountedMemory()
     _record(_Recorder(n, recordable.dtype, memory, training=training), recordable)
@@ -105,7 +103,7 @@ def plan_tape(recordable: Recordable, n: int, *, training: bool, shared: bool = 
 
 
 def aligned(n_bytes: int) -> Array:
-    """Memory that begins on a cache line: where n is a multiple of 16, no vector then lies across two of them
+    """Allocate memory aligned to a cache line. If n is a multiple of 16, no vector then crosses a cache line
     (weight gradient of 6 -> 16 channels, n = 48: 138 GFLOP/s instead of 98).
     """
     memory = np.empty(n_bytes + _CACHE_LINE, np.uint8)
@@ -114,16 +112,16 @@ def aligned(n_bytes: int) -> Array:
 
 
 class _Memory(Protocol):
-    """Where a recording's arrays come from."""
+    """The memory from which a recording takes its arrays."""
 
     def take(self, n_bytes: int) -> Array: ...
 
     def note(self, position: int, value: Any) -> None:
-        """Take notice that arrays in `value` are used at that position of the tape."""
+        """Note that the arrays in `value` are used at this position of the tape."""
 
 
 class _Recorder:
-    """Receives what the layers record; see `layers.step.Recorder`."""
+    """Collects the calls that layers record, and gives them arrays; see `layers.step.Recorder`."""
 
     def __init__(self, n: int, dtype: np.dtype, memory: _Memory, *, training: bool) -> None:
         self.n, self.dtype, self.training = n, dtype, training
@@ -155,7 +153,7 @@ class _Recorder:
 
 
 def _record(recorder: _Recorder, recordable: Recordable) -> tuple[Array, Array, Array, Array | None]:
-    """Have the layers record; returns (x, y, dy, dx)."""
+    """Record all layers; returns (x, y, dy, dx)."""
     layers, shapes = recordable.layers, recordable.shapes
     x = recorder.array((*shapes[0], recorder.n), recorder.dtype)
     recorder.use(x)  # samples are loaded
@@ -181,7 +179,7 @@ def _record(recorder: _Recorder, recordable: Recordable) -> tuple[Array, Array, 
 
 
 class _PlannedMemory:
-    """Arrays where a plan says."""
+    """Arrays at the offsets of a plan."""
 
     def __init__(self, plan: Plan, memory: Array) -> None:
         self._offsets, self._memory = iter(plan.offsets), memory
@@ -195,7 +193,7 @@ class _PlannedMemory:
 
 
 class _CountedMemory:
-    """Arrays that all lie at one place and are never written: how they are used is noted."""
+    """Notes the uses of arrays. They all overlap in one piece of memory and are never written."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
@@ -206,7 +204,7 @@ class _CountedMemory:
         if n_bytes > self._memory.nbytes:
             check_memory("the arrays of one layer", n_bytes)
             self._memory = np.empty(n_bytes, np.uint8)
-        # Of a memoryview's bytes, so that numpy takes the new array for the owner of all views into it.
+        # From a memoryview, so that the new array is the base of all views into it.
         owner = np.frombuffer(self._memory.data, np.uint8, n_bytes) if n_bytes else np.empty(0, np.uint8)
         self._owners[id(owner)] = owner, _Lifetime(n_bytes)
         return owner
@@ -221,7 +219,7 @@ class _CountedMemory:
                 self._owners[id(owner)][1].note(position)
 
     def lifetimes(self, *, shared: bool) -> list["_Lifetime"]:
-        """Of each array that was taken. One that no call names lives all the time: a call may know it otherwise."""
+        """The lifetime of each array. An array that no call names lives all the time: a call may hold it otherwise."""
         lifetimes = [lifetime for _, lifetime in self._owners.values()]
         for lifetime in lifetimes:
             if lifetime.first == 0 or not shared:
@@ -230,7 +228,7 @@ class _CountedMemory:
 
 
 class _Lifetime:
-    """The first and the last position of a tape at which an array is used; 0 while there is none."""
+    """The first and last position of a tape at which an array is used; 0: not used yet."""
 
     def __init__(self, n_bytes: int) -> None:
         self.n_bytes = n_bytes
@@ -245,7 +243,7 @@ class _Lifetime:
 
 
 def _arrays_in(value: Any) -> Iterator[Array]:
-    """The arrays that a call can reach: among its arguments, behind a method, or in a function's closure."""
+    """The arrays that a call can reach: in its arguments, as a method's object, or in a function's closure."""
     if isinstance(value, np.ndarray):
         yield value
     elif isinstance(value, tuple | list):
@@ -263,9 +261,10 @@ def _arrays_in(value: Any) -> Iterator[Array]:
 
 
 def _place(lifetimes: list[_Lifetime]) -> Plan:
-    """Offsets such that arrays that live at the same time do not overlap; the largest array is placed first.
+    """Find offsets such that arrays that live at the same time do not overlap. The largest array is placed first.
 
-    "Greedy by size", which comes near to the optimum for networks (Pisarchyk & Lee 2020, arXiv:2001.03288, section 5).
+    This is "greedy by size", which is close to optimal for networks (Pisarchyk & Lee 2020, arXiv:2001.03288, section
+    5).
     """
     placed: list[tuple[int, int, _Lifetime]] = []  # (offset, end, lifetime) by offset
     offsets = [0] * len(lifetimes)
@@ -274,7 +273,7 @@ def _place(lifetimes: list[_Lifetime]) -> Plan:
         offset = 0
         for start, end, other in placed:
             if start >= offset + size:
-                break  # it fits before this one, and those that follow begin later still
+                break  # it fits before this array, and all later arrays start behind it
             if lifetimes[i].overlaps(other):
                 offset = max(offset, end)
         offsets[i] = offset

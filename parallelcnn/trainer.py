@@ -60,47 +60,48 @@ def train(
     timeout: float = DEFAULT_TIMEOUT,
     verbose: int = 1,
 ) -> History:
-    """Train a network, on one process or on many ranks, each on one thread or several.
+    """Train a network, in one process or on many MPI ranks, with one or more threads each.
 
-    The result does not depend on how many they are: up to the rounding of float32 sums, or with `reproducible` to the
-    bit. Training starts from rank 0's parameters and a reset optimiser, or from a checkpoint. If a rank is lost and MPI
-    can continue without it (Open MPI's mpirun --with-ft ulfm), the others compute its part.
+    The result does not depend on the number of ranks and threads, except for the rounding of float32 sums; with
+    `reproducible` it has the same bits. Training starts from rank 0's parameters and a reset optimiser, or from a
+    checkpoint. If a rank is lost and MPI can continue without it (Open MPI's mpirun --with-ft ulfm), the remaining
+    ranks take over its samples.
 
     Collective: every rank of `comm` must call it, with the same arguments.
 
     Args:
-        batch_size: samples in a minibatch over ALL ranks; the last minibatch of an epoch has what is left.
-        seed: of the order of the samples, with the epoch; rank 0's counts.
-        comm: None: all ranks that mpirun or srun started together, or this process alone if it was started without;
-            or an mpi4py communicator.
-        loss: softmax cross-entropy unless given.
-        metrics: measured on the test set; accuracy unless given, if the labels are classes.
-        sampler: the order of the samples; all of them, shuffled, in every epoch unless given. One of your own says how
-            large its minibatches are, and must give the same order on every rank.
-        evaluate_every: evaluate on the test set after so many minibatches, and not only after each epoch.
-        callbacks: see `Callback`; ranks may have different ones.
-        threads: of this rank; ranks may differ. None: its part of the cores that the ranks of its node may use, or
-            fewer where a step has too little work for them.
+        batch_size: samples in a minibatch over ALL ranks. The last minibatch of an epoch may be smaller.
+        seed: seed of the order of the samples. Rank 0's value is used.
+        comm: an mpi4py communicator. None: all ranks that mpirun or srun started together; without a launcher, this
+            process alone.
+        loss: the loss function. Default: softmax cross-entropy.
+        metrics: metrics on the test set. Default: accuracy, if the labels are classes.
+        sampler: the order of the samples. Default: all samples in every epoch, shuffled. A sampler of your own sets the
+            size of the minibatches, and must give the same order on every rank.
+        evaluate_every: evaluate on the test set after this number of minibatches as well as after each epoch.
+        callbacks: see `Callback`. Ranks may have different callbacks.
+        threads: number of threads of this rank. Ranks may use different numbers. None: this rank's share of the node's
+            cores, or fewer if a step has too little work for them.
         profiler: measures where the time goes.
         reproducible: number of shards that every minibatch is cut into, for reproducible sums. With the same number,
             the result has the same bits on any number of ranks and threads.
-        checkpoints: where to save, and how often.
-        resume: continue from this checkpoint; rank 0's counts.
-        stop: polled after every minibatch; when it returns true on any rank, all ranks save a checkpoint and stop after
+        checkpoints: where and how often to save checkpoints.
+        resume: continue from this checkpoint. Rank 0's checkpoint is used.
+        stop: polled after every minibatch. When it returns true on any rank, all ranks save a checkpoint and stop after
             the same minibatch.
-        repair: what to do if ranks are found, at the end of an epoch or before a checkpoint, not to hold the same
-            parameters: "stop" with an error, take over what the "majority" holds, or go back to the last "checkpoint".
-        timeout: how long a rank may wait for others, before a message names them and the job ends [s]; 0: for ever.
-        verbose: what rank 0 prints, as in Keras: 1: a progress bar on a terminal, otherwise a
-            line for each epoch; 2: a line for each epoch; 0: nothing.
+        repair: what to do if ranks no longer hold the same parameters, which is checked at the end of each epoch and
+            before each checkpoint: "stop" with an error, copy those of the "majority", or go back to the last
+            "checkpoint".
+        timeout: how long a rank may wait for others before a message names them and the job ends [s]; 0: no limit.
+        verbose: what rank 0 prints, as in Keras. 1: a progress bar on a terminal, otherwise a line for each epoch;
+            2: a line for each epoch; 0: nothing.
 
     Raises:
-        InputError: for arguments outside their range, a data set that does not fit network and loss, or one that holds
-            NaN or infinity.
-        CheckpointError: if what `resume` holds is not a training of this network on these data.
-        ReplicaMismatchError: if the ranks were not called with the same arguments, or no longer hold the same
-            parameters.
-        DivergenceError: if loss or gradient is no longer finite, on every rank in the same step.
+        InputError: if an argument is outside its range, or a data set holds NaN or infinity or does not fit the network
+            and the loss.
+        CheckpointError: if `resume` is not a checkpoint of this network and these data.
+        ReplicaMismatchError: if the ranks have different arguments, or no longer hold the same parameters.
+        DivergenceError: if the loss or gradient is no longer finite. Every rank raises it in the same step.
         LaunchError: see `world`.
     """
     check_timeout(timeout)
@@ -160,7 +161,7 @@ def train(
                 else {}
             )
 
-        facts = run_together(comm, describe)  # on every rank: any of them may have to save, once others are lost
+        facts = run_together(comm, describe)  # on every rank: after a loss, any rank may have to save
         order: SampleOrder = Sampler(len(train_set), batch_size, seed) if sampler is None else sampler
         last_sample = order.samples_in(epochs)
         history = start(comm, network, facts, resume, last_sample)
@@ -169,7 +170,7 @@ def train(
         run_together(comm, lambda: network.check_memory(threads))
         replicas = network.replicas(threads)
         ranks = comm
-        # An overflow needs no warning: the loss shows it.
+        # numpy need not warn of an overflow: the check of the loss detects it.
         with (
             network.being_trained(),
             abort_all_on_error(comm),
@@ -189,7 +190,7 @@ def train(
                 replicas, ranks, told = profiler.watch(network, replicas, comm, told)
             with ThreadPool(replicas) as pool:
                 saver = CheckpointSaver(comm, checkpoints, facts)
-                # A profiler times the ranks that it has met: with one, a training ends with a lost rank.
+                # A profiler measures a fixed set of ranks: with a profiler, training ends when a rank is lost.
                 recovers = profiler is None
                 Loop(
                     comm=comm,
@@ -225,20 +226,20 @@ def evaluate(
     metrics: Sequence[Metric] | None = None,
     threads: int | None = None,
 ) -> Evaluation:
-    """Loss and metrics of a network, the same on every rank.
+    """Compute the loss and metrics of a network on a data set. Every rank returns the same values.
 
     Collective: every rank of `comm` must call it.
 
     Args:
         comm, threads: see `train`.
-        loss: softmax cross-entropy unless given.
-        metrics: accuracy unless given, if the labels are classes.
+        loss: the loss function. Default: softmax cross-entropy.
+        metrics: default: accuracy, if the labels are classes.
 
     Raises:
-        ShapeError: if data set, network and loss do not fit together, or not into this machine's memory.
+        ShapeError: if data set, network and loss do not fit together, or do not fit into this machine's memory.
         DataError: if the data set holds NaN or infinity.
-        InputError: for a number of threads below 1, or larger than machines have.
-        ReplicaMismatchError: if the ranks were not called with the same arguments.
+        InputError: if `threads` is below 1 or larger than any machine has.
+        ReplicaMismatchError: if the ranks have different arguments.
     """
     comm = as_transport(comm)
     loss = loss or SoftmaxCrossEntropy()
@@ -263,7 +264,7 @@ def evaluate(
     threads = choose_threads(comm, threads, network.multiply_adds(len(dataset), training=False))
     run_together(comm, lambda: network.check_memory(threads))
     with network.idle_replicas(threads) as replicas, one_blas_thread(), ThreadPool(replicas) as pool:
-        for n in (1, replicas[0].block_size):  # compiles, and that is for one thread; see `compile_kernels`
+        for n in (1, replicas[0].block_size):  # compile the kernels on one thread; see `compile_kernels`
             sums = np.zeros(1 + sum(metric.terms for metric in judges))
             run_block(replicas[0], dataset, np.zeros(n, np.intp), loss, judges, sums)
         return evaluate_by(pool, dataset, comm, loss, judges)

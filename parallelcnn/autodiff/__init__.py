@@ -1,1 +1,1 @@
-"""Differentiation: the check of a layer's backward pass against finite differences."""
+"""Gradient check: a layer's backward pass against finite differences."""

@@ -16,7 +16,7 @@ _STEP = 1e-6  # of the central difference; its error, about 1e-12 + 1e-16 / 1e-6
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """What `gradient_check` found: the largest difference, absolute, and how many numbers were compared."""
+    """The result of `gradient_check`: the largest absolute difference, and how many numbers were compared."""
 
     largest_difference: float
     compared: int
@@ -27,22 +27,22 @@ def gradient_check(
 ) -> GradientCheck:
     """Compare a layer's backward pass with central differences of its forward pass, in float64.
 
-    The loss is sum(dy * forward(x)) for a random dy, in training. Checked are the gradients with respect to every
-    parameter and x; that backward overwrites what stood there before; that the passes change neither parameters nor x;
-    that backward gives the same gradients where nobody needs dx, and where arrays share memory; that the passes read
-    nothing that they have not written; that both work without samples.
+    The loss is sum(dy * forward(x)) for a random dy, in training. The check covers the gradients of all parameters and
+    of x. It also checks that backward overwrites earlier gradients; that the passes change neither parameters nor x;
+    that backward gives the same gradients if dx is not needed, and if arrays share memory; that the passes read no
+    memory before they write it; and that both work without samples.
 
     Args:
-        layer: any `Layer`; what it calls must work in float64.
+        layer: any `Layer`. The functions that it calls must work in float64.
         input_shape: shape of one input sample, such as (C, H, W).
-        n: samples.
-        seed: of the random parameters, x and dy.
-        rtol, atol: a difference may be atol + rtol * |the number|.
+        n: number of samples.
+        seed: seed of the random parameters, x and dy.
+        rtol, atol: tolerance; differences up to atol + rtol * |number| are accepted.
 
     Raises:
-        GradientError: naming the layer, the place and both numbers of the largest difference that is too large.
-        ShapeError: if the layer does not take the input shape.
-        InputError: if it is no layer.
+        GradientError: if a difference is larger. It names the layer, the place and both numbers of the largest one.
+        ShapeError: if the layer does not accept the input shape.
+        InputError: if `layer` is not a layer.
 
     Example:
         >>> gradient_check(Conv2D(3, 2, stride=2, activation="tanh"), (2, 5, 6)).largest_difference < 1e-8
@@ -63,7 +63,7 @@ def gradient_check(
         ("the gradients differ where arrays share memory: some are used that no call names", True, True),
     ):
         subject.run(subject.record(needs_input_gradient=needs_input_gradient, shared=shared))
-        # Up to rounding: a layer may sum in another order when it has less to do.
+        # Not bit for bit: a layer may sum in another order if it computes no dx.
         if not np.allclose(subject.gradients, gradients, rtol=1e-9, atol=1e-11, equal_nan=True):
             raise GradientError(f"{layer}: {complaint}")
 
@@ -89,7 +89,7 @@ def gradient_check(
 
 
 class _Subject:
-    """The layer under examination, with arrays in float64."""
+    """The layer to check, with arrays in float64."""
 
     def __init__(self, layer: Layer, input_shape: tuple[int, ...], n: int, rng: np.random.Generator) -> None:
         self._layer, self._n = layer, n
@@ -108,7 +108,7 @@ class _Subject:
         self.tape = self.record(needs_input_gradient=True, shared=False)
 
     def record(self, *, needs_input_gradient: bool, shared: bool) -> Tape:
-        """A tape, on which arrays may share memory or not."""
+        """Record a tape. If `shared`, arrays may share memory."""
         statistics = {name: np.zeros_like(array) for name, array in self._buffers.items()}
         arrays = LayerArrays(self._params, self._grads, self._buffers, statistics)
         ends_at = -1 if needs_input_gradient else 0
@@ -119,7 +119,7 @@ class _Subject:
         return Tape(what, self._n, plan, memory, training=True)
 
     def run(self, tape: Tape) -> None:
-        """Both passes; `gradients` and `dx` hold what they give."""
+        """Run both passes. They write `gradients` and `dx`."""
         self.gradients[:] = np.nan
         self.forward(tape)
         tape.dy[...] = self.dy
@@ -142,7 +142,7 @@ class _Subject:
         return [(name, self._params[name], gradient_views[name]) for name in self._params]
 
     def differentiate(self, numbers: Array) -> Array:
-        """The numeric gradient of the loss with respect to `numbers`, an array that forward reads."""
+        """The gradient of the loss with respect to `numbers`, an array that forward reads, by central differences."""
         numeric = np.empty(numbers.shape)
         for place in np.ndindex(numbers.shape):
             value = numbers[place]

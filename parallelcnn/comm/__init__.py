@@ -1,7 +1,7 @@
 """Communication between ranks. The only package that imports mpi4py.
 
-Whatever communicates takes a `Transport` as its argument, `comm`. A single process uses `Serial`, a transport of size
-1, and the same code.
+Functions that communicate take a `Transport` as their argument `comm`. A single process uses `Serial`, a transport of
+size 1, and the same code.
 """
 
 from parallelcnn.comm.library import load_mpi as load_mpi
@@ -21,7 +21,7 @@ from parallelcnn.comm.transport import wait_patiently as wait_patiently
 
 
 def __getattr__(name: str) -> object:
-    """`world` has moved to where it can choose a fault-tolerant transport; scripts may still import it from here."""
+    """Scripts may still import `world` from here. It is in `resilience`, to choose a fault-tolerant transport."""
     if name != "world":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import parallelcnn

@@ -1,4 +1,4 @@
-"""The MPI library."""
+"""Load and describe the MPI library."""
 
 import sys
 from typing import Any
@@ -7,10 +7,10 @@ from parallelcnn.comm.messages import first_line
 
 
 def load_mpi(*, initialise: bool = True) -> Any:
-    """The module MPI of mpi4py.
+    """Load the module mpi4py.MPI.
 
     Args:
-        initialise: let mpi4py initialise and finalise MPI, if it has not been loaded before.
+        initialise: whether mpi4py initialises and finalises MPI, if the module is not loaded yet.
 
     Raises:
         ImportError, RuntimeError: if mpi4py or the MPI library cannot be loaded.
@@ -25,7 +25,7 @@ def load_mpi(*, initialise: bool = True) -> Any:
 
 
 def mpi_library() -> str:
-    """One line about the MPI library, or why there is none."""
+    """One line about the MPI library, or the reason why it cannot be loaded."""
     try:
         version = load_mpi().Get_library_version()
     except (ImportError, RuntimeError) as error:

@@ -1,12 +1,12 @@
-"""Messages of a rank that ends, and of MPI's errors."""
+"""Messages of ranks that end, and of MPI errors."""
 
 import contextlib
 import sys
 
 
 def say(message: str) -> None:
-    """Flush stdout and print the message on stderr. Never fails: what comes next must be done."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it any more
+    """Flush stdout and print the message on stderr. It never raises, since the code after it must run."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # stdout or stderr is closed
         sys.stdout.flush()
     with contextlib.suppress(OSError, ValueError, AttributeError):
         print(message, end="\n" if message else "", file=sys.stderr, flush=True)
@@ -18,5 +18,5 @@ def first_line(error: BaseException) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error's text: that of MPICH's errors is a stack of ten lines."""
+    """The last line of an error's text: MPICH's errors are stacks of ten lines."""
     return str(error).strip().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Arrays of which the ranks of a node have one copy together."""
+"""Shared memory: the ranks of a node share one copy of the data."""
 
 import contextlib
 import mmap
@@ -18,16 +18,16 @@ T = TypeVar("T")
 
 
 def share_on_node(comm: Transport, load: Callable[[], T]) -> T:
-    """What `load` returns, with one copy of its arrays per node: one rank of each node calls it, rank 0 first, so that
-    what it downloads is there for the others.
+    """Call `load` on one rank per node and share the arrays in its result with the other ranks of the node. Rank 0
+    calls it first, so that the others find its downloads.
 
-    The arrays travel through a file without a name, which the ranks of a node map into their memory, read-only. Unlike
-    one of MPI's shared windows it needs no room in /dev/shm, of which containers have 64 MiB. A lack of room is an
-    error instead of a crash, and nothing stays behind if ranks are killed meanwhile. A rank that cannot open the file,
-    because it is in a container of its own, calls `load` itself. Collective: every rank of `comm` must call it.
+    The arrays are written to a file without a name, which the ranks of a node map into their memory, read-only. Unlike
+    MPI's shared windows it needs no space in /dev/shm, of which containers have 64 MiB. If there is no space left, an
+    error is raised instead of a crash. No file remains if ranks are killed. A rank that cannot open the file, because
+    it runs in its own container, calls `load` itself. Collective: every rank of `comm` must call it.
 
     Raises:
-        whatever `load` raises, on every rank.
+        the error that `load` raises, on every rank.
     """
     node = comm.ranks_on_node()
     leads = comm.rank == node[0]
@@ -50,17 +50,17 @@ def share_on_node(comm: Transport, load: Callable[[], T]) -> T:
             memory = _map(written)
             return load() if memory is None else _with_arrays_in(memory, written)
 
-        return run_together(comm, take)  # nobody closes the file before all have mapped it
+        return run_together(comm, take)  # the file stays open until all ranks have mapped it
 
 
 class _Written(NamedTuple):
     """A value whose arrays are in a file.
 
     Attributes:
-        path: of the file, for other processes.
-        identity: device and inode, since elsewhere `path` may be another file.
-        pieces: (start, length) of the numbers of each array.
-        pickled: what is around the arrays.
+        path: path of the file, for other processes.
+        identity: device and inode, since in another container `path` may be another file.
+        pieces: (start, length) of each array in the file.
+        pickled: the value without its arrays.
     """
 
     path: str
@@ -70,7 +70,7 @@ class _Written(NamedTuple):
 
 
 def _write_arrays(value: Any, files: contextlib.ExitStack) -> _Written:
-    """Write the numbers of all arrays in `value` to a file that exists as long as `files`."""
+    """Write all arrays in `value` to a file that exists until `files` is closed."""
     pieces: list[tuple[int, int]] = []
     try:
         file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
@@ -90,7 +90,7 @@ def _write_arrays(value: Any, files: contextlib.ExitStack) -> _Written:
 
 
 def _map(written: _Written) -> memoryview | None:
-    """The file, mapped into memory, read-only; None if this process cannot open it."""
+    """Map the file into memory, read-only; None if this process cannot open it."""
     try:
         with open(written.path, "rb") as file:
             if _identity(file.fileno()) == written.identity:
@@ -110,8 +110,8 @@ def _identity(descriptor: int) -> tuple[int, int]:
 
 
 def shared_file(array: np.ndarray) -> tuple[str, str, int] | None:
-    """The file that an array lies in, if its memory is one that other processes may map, too: device, inode, and the
-    place of the array in it. None: its memory is this process's own, or that is not known.
+    """The mapped file that holds an array and that other processes may map, too: device, inode, and the array's
+    position in the file. None: the memory is private to this process, or this is not known.
     """
     address = array.__array_interface__["data"][0]
     with contextlib.suppress(OSError), open("/proc/self/maps") as maps:

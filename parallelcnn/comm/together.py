@@ -1,4 +1,4 @@
-"""Work that all ranks do, and that fails on all of them if it fails on one."""
+"""Run work on all ranks such that it fails on all ranks if it fails on one."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def this_host() -> str:
-    """The name of this machine, as SLURM calls it, or as it calls itself."""
+    """The name of this machine: SLURM's name for it, or its own."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
@@ -23,16 +23,16 @@ def hosts(comm: Transport) -> list[str]:
 
 
 def run_together(comm: Transport, work: Callable[[], T]) -> T:
-    """Do `work` on every rank; if it fails on one, raise on all, so that no rank waits for one that has failed.
+    """Run `work` on every rank. If it fails on one rank, raise an error on all, so that no rank waits for another.
 
     Collective: every rank of `comm` must call it.
 
     Returns:
-        What `work` returned on this rank.
+        The result of `work` on this rank.
 
     Raises:
-        ParallelCNNError: the error of the lowest rank that failed, on every rank. Any other exception becomes one that
-            names the rank and contains the traceback.
+        ParallelCNNError: the error of the lowest rank that failed, on every rank. Any other exception is replaced by
+            one that names the rank and contains the traceback.
     """
     error: Exception | None = None
     try:
@@ -43,7 +43,7 @@ def run_together(comm: Transport, work: Callable[[], T]) -> T:
     if error is not None:
         if isinstance(error, ParallelCNNError):
             report = (type(error), str(error))
-        elif isinstance(error, OSError | MemoryError):  # of the machine: where it was raised tells nothing
+        elif isinstance(error, OSError | MemoryError):  # an error of the machine: a traceback would not help
             who = f"rank {comm.rank} of {comm.size}: " if comm.size > 1 else ""
             report = (ParallelCNNError, f"{who}{str(error) or 'out of memory'}")
         else:

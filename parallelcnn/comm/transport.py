@@ -21,10 +21,10 @@ class Transport(Protocol):
     Attributes:
         fault_tolerant: whether training can continue without a lost rank. Then the methods raise RankLostError on all
             other ranks; see `resilience.fault_tolerance`.
-        status: what this rank is doing, for the watchdog: a text, or a text with {} and the numbers to put there,
-            since a training step has no time to format them.
-        arrivals: how many collectives this rank has entered.
-        waiting: the name of the collective that it is in, or "".
+        status: what this rank is doing, for the watchdog: a text, or a format string with {} and its numbers, since
+            formatting would slow down a training step.
+        arrivals: number of collectives that this rank has entered.
+        waiting: the name of the current collective, or "".
         watchdog: the `Watchdog` of these ranks, or None.
     """
 
@@ -37,19 +37,19 @@ class Transport(Protocol):
     watchdog: Any
 
     def allreduce(self, array: Array) -> None:
-        """Replace `array` by its sum over ranks."""
+        """Replace `array` by its sum over all ranks."""
 
     def allreduce_max(self, array: Array) -> None:
-        """Replace `array` by its element-wise maximum over ranks."""
+        """Replace `array` by its element-wise maximum over all ranks."""
 
     def broadcast(self, array: Array) -> None:
-        """Replace `array` by rank 0's."""
+        """Replace `array` by rank 0's array."""
 
     def allgather(self, value: T) -> list[T]:
-        """Every rank's value, by rank. For small values, and seldom: they are pickled."""
+        """Gather the values of all ranks, by rank. Use it for small values and rarely: they are pickled."""
 
     def barrier(self) -> None:
-        """Return once all ranks have called it."""
+        """Wait until all ranks have called it."""
 
     def ranks_on_node(self) -> list[int]:
         """The ranks that share this rank's memory, this one included, in ascending order."""
@@ -59,7 +59,7 @@ class Transport(Protocol):
 
 
 class Serial:
-    """A single process."""
+    """Transport of a single process."""
 
     rank = 0
     size = 1
@@ -93,10 +93,10 @@ class Serial:
 
 
 class MPITransport:
-    """The ranks of an MPI communicator.
+    """Transport over an MPI communicator.
 
     Args:
-        mpi_comm: an intracommunicator of mpi4py.
+        mpi_comm: an mpi4py intracommunicator.
     """
 
     fault_tolerant = False
@@ -143,17 +143,17 @@ class MPITransport:
 
     def abort(self, code: int, message: str = "") -> None:
         say(message)
-        time.sleep(0.2)  # MPICH's launcher drops what it has not read by then, which is the reason for all this
+        time.sleep(0.2)  # MPICH's launcher drops messages it has not read by then, and so the reason for the end
         self.mpi_comm.Abort(code)
         os._exit(code)  # MPICH's Abort sometimes returns
 
     @contextlib.contextmanager
     def collective(self, name: str, *, prepare: bool = True) -> Iterator[None]:
-        """Run a collective inside: the watchdog sees this rank in it, and its errors are checked.
+        """Context for a collective: reports it to the watchdog, and checks its errors.
 
         Args:
-            prepare: first set up what the first collective needs. Not when the transport is created, because
-                then no watchdog says which rank is missing.
+            prepare: whether to set up the transport first, if this is the first collective. The constructor does not,
+                because no watchdog would name a missing rank.
         """
         self.arrivals += 1
         self.waiting = name
@@ -167,7 +167,7 @@ class MPITransport:
 
     @contextlib.contextmanager
     def checked(self) -> Iterator[None]:
-        """Turn errors of MPI into ours. MPICH raises one if a rank is killed while this one reads its memory."""
+        """Turn MPI errors into ParallelCNNError. MPICH raises one if this rank reads the memory of a killed rank."""
         try:
             yield
         except self._MPI.Exception as error:
@@ -175,7 +175,7 @@ class MPITransport:
             raise ParallelCNNError(f"{failed}: {last_line(error)}") from error
 
     def unpickle(self, receive: Callable[[], T]) -> T:
-        """What `receive` returns, which comes from other ranks."""
+        """Call `receive`, which unpickles values of other ranks; returns its result."""
         return receive()
 
     def _prepare(self) -> None:
@@ -186,10 +186,10 @@ class MPITransport:
 
 
 def wait_patiently(look: Callable[[], Any]) -> Any:
-    """What `look` returns once it is true.
+    """Call `look` until it returns a true value, with pauses; returns that value.
 
-    MPI's own waiting takes a whole core. Where ranks share cores, ranks that wait for rank 0 to compile or to read the
-    data would keep it from doing so: eight ranks on two cores took 24 s for 4 s of compilation.
+    MPI's own waiting takes a whole core. If ranks share cores, ranks that wait for rank 0 to compile or read data would
+    slow it down: eight ranks on two cores took 24 s for 4 s of compilation.
     """
     pause = 0.0
     while not (found := look()):

@@ -17,14 +17,14 @@ def load_data(name: PathLike, data_dir: PathLike | None = None) -> tuple[Dataset
     """Load a training and a test set.
 
     Args:
-        name: "digits", "mnist", or a folder of IDX files. Write "./mnist" for a folder that is called mnist.
+        name: "digits", "mnist", or a folder of IDX files. Write "./mnist" for a folder named mnist.
         data_dir: folder of MNIST's files; only for "mnist".
 
     Returns:
         (train, test).
 
     Raises:
-        InputError: for a name of another type.
+        InputError: if `name` has another type.
         DataError: if there is no such data set, or its files are missing or damaged.
     """
     if not isinstance(name, str | os.PathLike):

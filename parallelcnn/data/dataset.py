@@ -17,17 +17,17 @@ _LABELS_RULE = "an array of numbers (np.unique(labels, return_inverse=True) numb
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Images with a label each.
+    """A data set of images and labels.
 
     Args:
-        images: (N, H, W), (N, C, H, W) or (N, features); uint8, which a network scales to [0, 1] as it loads
-            them, or float32, taken as they are.
-        labels: (N,) integers in [0, classes), kept as int64; or, for regression, floats of shape (N,) or (N, outputs).
+        images: (N, H, W), (N, C, H, W) or (N, features); uint8, which networks scale to [0, 1] during loading, or
+            float32, which is not scaled.
+        labels: (N,) integers in [0, classes), stored as int64; for regression, floats of shape (N,) or (N, outputs).
         classes: number of classes; None for regression.
-        name: what reports call it.
+        name: name of the data set in reports.
 
     Raises:
-        InputError: if images and labels are no such arrays, or do not belong together.
+        InputError: if images or labels are not such arrays, or do not fit together.
     """
 
     images: Array
@@ -65,7 +65,7 @@ class Dataset:
                     f"got {labels.dtype} of shape {labels.shape}{_label_hint(labels, classes)}"
                 )
             check_label_range(self.name, labels, classes)
-        # One kind of array, whatever came, so that kernels are compiled once.
+        # One array type for all inputs, so that kernels are compiled once.
         object.__setattr__(self, "images", np.ascontiguousarray(images))
         with np.errstate(over="ignore"):  # `check_numbers` finds the infinity
             labels = np.ascontiguousarray(labels, np.float32 if self.classes is None else np.int64)
@@ -80,14 +80,14 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as a network takes it: grey images gain their one channel, (1, H, W)."""
+        """Shape of one sample for a network: grey images get a channel axis, (1, H, W)."""
         shape = self.images.shape[1:]
         return (1, *shape) if len(shape) == 2 else shape
 
     def check_numbers(self, role: str = "data set") -> None:
-        """Raise DataError, which names the data set's role, if images or labels hold a number that is not finite.
+        """Raise DataError, which names the data set's `role`, if a number in images or labels is not finite.
 
-        Reads each data set only once.
+        Later calls do not read the data again.
         """
         if "_checked" not in self.__dict__:
             check_finite(f"{role} {self.name!r}: image", self.images)
@@ -96,7 +96,7 @@ class Dataset:
 
     @cached_property
     def input_range(self) -> Range:
-        """The smallest and the largest number of the images; see `range_of`."""
+        """The smallest and largest number of the images; see `range_of`."""
         return range_of(self.images)
 
 
@@ -108,7 +108,7 @@ def check_label_range(owner: str, labels: Array, classes: int) -> None:
 
 
 def _label_hint(labels: Array, classes: int) -> str:
-    """What to do with labels of a wrong shape or type."""
+    """A hint on how to correct labels of a wrong shape or type."""
     if labels.shape[1:] == (1,):
         return ": write labels.ravel()"
     if labels.shape[1:] == (classes,):

@@ -1,10 +1,10 @@
-"""The built-in data set: the ten digits in several handwritings, drawn stroke by stroke.
+"""The built-in data set of digits: images of the ten digits in several handwritings, drawn stroke by stroke.
 
 It needs no files and no network. The same seed gives the same pixels on every machine and with every version of numpy:
-the random numbers are the raw output of PCG64, which numpy promises to keep as it is, and the rest is + - * / and
-square roots, which IEEE 754 rounds in one way only.
+the random numbers are the raw output of PCG64, which numpy promises not to change, and all other operations are + - * /
+and square roots, whose rounding IEEE 754 defines.
 
-Measured: softmax regression reaches 89.1 % of the test images, the paper's network 99.0 % after three epochs.
+Measured test accuracy: softmax regression 89.1 %, the paper's network after three epochs 99.0 %.
 """
 
 from itertools import chain
@@ -17,9 +17,9 @@ from parallelcnn.errors import DataError
 
 _SIZE = 28
 
-# The handwritings of each digit, one a line, and the points of their strokes in hundredths of the unit square, x to
-# the right and y down. A stroke is a smooth curve, a loop if it ends where it began. A corner is where one stroke ends
-# and the next begins: a point that occurs twice moves as one.
+# The handwritings of each digit, one per line, with the points of their strokes in hundredths of the unit square, x to
+# the right and y down. A stroke is a smooth curve. It is a loop if its last point is its first. At a corner one stroke
+# ends and the next begins: a point that occurs twice is moved only once.
 _HANDWRITINGS = """
 0: 50,0 24,17 16,50 24,83 50,100 76,83 84,50 76,17 50,0
 0: 62,2 34,12 20,45 25,85 48,100 72,80 80,42 68,10 46,5
@@ -51,9 +51,9 @@ def load_digits(seed: int = 0, n_train: int = 60_000, n_test: int = 10_000) -> t
     """Draw the built-in data set.
 
     Args:
-        seed: integer of at least 0; another seed draws other images.
-        n_train: number of training images; fewer are the first ones of more.
-        n_test: number of test images, from random numbers of their own.
+        seed: integer of at least 0. Other seeds give other images.
+        n_train: number of training images. A smaller set is the beginning of a larger one.
+        n_test: number of test images, which use other random numbers.
 
     Returns:
         (train, test): images (N, 28, 28) uint8, labels (N,) int64 in [0, 10).
@@ -67,12 +67,12 @@ def load_digits(seed: int = 0, n_train: int = 60_000, n_test: int = 10_000) -> t
     return _draw(n_train, np.random.PCG64(train)), _draw(n_test, np.random.PCG64(test))
 
 
-# Images drawn at a time: their random numbers fit into the processor's cache.
+# Number of images drawn at a time: their random numbers fit into the processor's cache.
 _BLOCK = 500
 
 
 def _draw(n: int, random: np.random.PCG64) -> Dataset:
-    # Importing numba takes longer than reading MNIST: only those who draw should wait for it.
+    # Imported here because importing numba takes longer than reading MNIST.
     from parallelcnn.kernels.digits import draw_strokes
 
     images = np.empty((n, _SIZE, _SIZE), np.uint8)
@@ -80,10 +80,10 @@ def _draw(n: int, random: np.random.PCG64) -> Dataset:
     nearest = np.empty((_SIZE, _SIZE))
     for start in range(0, n, _BLOCK):
         block = slice(start, min(start + _BLOCK, n))
-        # A row of random words for each image, whatever the number of images.
+        # One row of random words per image, so that images do not depend on the number of images.
         words = random.random_raw((block.stop - block.start) * _WORDS).reshape(-1, _WORDS)
         labels[block] = words[:, 0] % np.uint64(10)
-        # The upper 53 bits as a number in [0, 1), exactly.
+        # The upper 53 bits, converted exactly to a number in [0, 1).
         uniforms = (words[:, 1:_CHOICES] >> np.uint64(11)) * 2.0**-53
         random_bytes = words[:, _CHOICES:].astype("<u8").view(np.uint8).reshape(-1, _SIZE, _SIZE)
         choice = _choose(labels[block], uniforms)
@@ -92,14 +92,14 @@ def _draw(n: int, random: np.random.PCG64) -> Dataset:
 
 
 def _choose(labels: Array, uniforms: Array) -> tuple[Array, ...]:
-    """How to write each image's digit.
+    """Choose the drawing parameters of each image.
 
     Args:
-        labels: (n,) the digits.
-        uniforms: (n, ...) random numbers in [0, 1), of which each choice takes a column.
+        labels: (n,), the digits.
+        uniforms: (n, ...), random numbers in [0, 1). Each choice uses one column.
 
     Returns:
-        (points, handwriting, pen radius, ink, noise), as `draw_strokes` takes them.
+        (points, handwriting, pen radius, ink, noise), the arguments of `draw_strokes`.
     """
     n_points = _POINTS.shape[1]
     jitter = uniforms[:, : 2 * n_points].reshape(-1, n_points, 2) - 0.5
@@ -109,14 +109,14 @@ def _choose(labels: Array, uniforms: Array) -> tuple[Array, ...]:
         return low + (high - low) * next(columns)
 
     def around_zero(reach: float) -> Array:
-        """Often near 0, never beyond reach; a normal distribution would need a logarithm."""
+        """Random numbers in [-reach, reach], mostly near 0; a normal distribution would need a logarithm."""
         return reach * (next(columns) + next(columns) - 1)
 
     first, count = _HANDWRITINGS_OF_DIGIT[labels].T
     handwriting = first + (next(columns) * count).astype(np.int64)
     radius, ink, noise = between(0.6, 1.6), between(0.6, 1.0), between(0.0, 0.15)
 
-    # Each (n, 1), to meet the points of its image.
+    # Each (n, 1), to broadcast over the points of its image.
     tangent, slant, bend_x, bend_y, taper, shift_x, shift_y = (
         around_zero(reach)[:, None] for reach in (0.18, 0.4, 0.5, 0.3, 0.4, 3.0, 3.0)
     )
@@ -124,13 +124,13 @@ def _choose(labels: Array, uniforms: Array) -> tuple[Array, ...]:
     stray_x, stray_y = between(-0.7, 0.7), between(-0.7, 0.7)
 
     x, y = np.moveaxis(_POINTS[handwriting] - 0.5 + 0.14 * jitter, 2, 0)
-    # The last two points of every handwriting are a stray stroke, which one image in five shows.
+    # The last two points of every handwriting are a stray stroke, which is visible in one image of five.
     outside = np.where(next(columns) < 0.2, 0.0, 100.0)
     x[:, -2], x[:, -1] = stray_x + outside, stray_x + outside + around_zero(0.4)
     y[:, -2], y[:, -1] = stray_y, stray_y + around_zero(0.4)
     x, y = x * (1 + taper * y) + bend_x * y * y, y + bend_y * x * x
     x, y = width * (x + slant * y), height * y
-    # A rotation from the tangent of half its angle: libraries differ in their sines and cosines.
+    # Rotation by the tangent of half the angle, since the sines and cosines of libraries differ.
     cosine = (1 - tangent * tangent) / (1 + tangent * tangent)
     sine = 2 * tangent / (1 + tangent * tangent)
     x, y = cosine * x - sine * y, sine * x + cosine * y
@@ -140,12 +140,12 @@ def _choose(labels: Array, uniforms: Array) -> tuple[Array, ...]:
 
 
 def _number_the_points() -> tuple[Array, Array, Array]:
-    """The handwritings as arrays for the kernel.
+    """Convert the handwritings to arrays for the kernel.
 
     Returns:
-        points (V, P, 2), unused ones 0; strokes (V, S, L), which points each runs through, -1 behind the last, with the
-        last stroke of each handwriting from point P - 2 to P - 1: room for a stray one; (10, 2), the first handwriting
-        of each digit and how many it has.
+        points (V, P, 2), 0 if unused; strokes (V, S, L), the indices of the points of each stroke, -1 after the last.
+        The last stroke of each handwriting, from point P - 2 to P - 1, is for a stray stroke. (10, 2), the first
+        handwriting and the number of handwritings of each digit.
     """
     lines = [line.split(": ") for line in _HANDWRITINGS.split("\n")[1:-1]]
     handwritings = [[stroke.split() for stroke in strokes.split(" / ")] for _, strokes in lines]
@@ -166,7 +166,7 @@ def _number_the_points() -> tuple[Array, Array, Array]:
 
 _POINTS, _STROKES, _HANDWRITINGS_OF_DIGIT = _number_the_points()
 
-# An image's random words: the label's, then its choices' (2 for each point, 27 columns), then the noise of 8 pixels in
-# each of the rest.
+# The random words of an image: one for the label, then those of the choices (2 for each point, 27 columns), then words
+# for the noise of 8 pixels each.
 _CHOICES = 1 + 2 * _POINTS.shape[1] + 27
 _WORDS = _CHOICES + _SIZE * _SIZE // 8

@@ -1,4 +1,4 @@
-"""Load MNIST from a folder of the user, from the cache, or from the network into the cache.
+"""Load MNIST from a folder of the user or from the cache. Missing files are downloaded into the cache.
 
 On a cluster only one rank of each node calls `load_mnist`, and shares the arrays with the others.
 """
@@ -19,7 +19,7 @@ from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.readers.idx import PathLike, load_idx_folder, open_content
 from parallelcnn.errors import DataError, shown
 
-# Copies kept by PyTorch, by the Common Visual Data Foundation and by Amazon: MNIST's own page has refused downloads for
+# Copies by PyTorch, by the Common Visual Data Foundation and by Amazon: MNIST's own page has refused downloads for
 # years.
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist",
@@ -27,7 +27,7 @@ MIRRORS = (
     "https://sagemaker-sample-files.s3.amazonaws.com/datasets/image/MNIST",
 )
 
-# MD5 of the uncompressed content: mirrors have compressed it differently.
+# MD5 of the uncompressed content, since mirrors compress it differently.
 CHECKSUMS = {
     "train-images-idx3-ubyte.gz": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte.gz": "a25bea736e30d166cdddb491f175f624",
@@ -35,12 +35,12 @@ CHECKSUMS = {
     "t10k-labels-idx1-ubyte.gz": "27ae3e4e09519cfbb04c329615203637",
 }
 
-READ_TIMEOUT = 10.0  # for a server that sends nothing [s]
-FILE_TIMEOUT = 300.0  # for a file from a slow server [s]
+READ_TIMEOUT = 10.0  # if a server sends nothing [s]
+FILE_TIMEOUT = 300.0  # for one file from a slow server [s]
 
 _CLASSES = 10
 _CHUNK_BYTES = 1 << 18
-# Above the uncompressed size of the largest file: a server that sends more sends something else.
+# Above the uncompressed size of the largest file: a server that sends more sends a wrong file.
 _MAX_FILE_BYTES = 64 << 20
 
 _WAY_OUT = "name a folder that holds the four files (--data-dir DIR), or train on --data digits"
@@ -48,7 +48,7 @@ _MISSING = "is missing"
 
 
 class _MirrorError(Exception):
-    """Why a mirror did not deliver a file, without control characters that it may have sent."""
+    """A mirror did not deliver a file. The message contains no control characters that the mirror may have sent."""
 
     def __str__(self) -> str:
         return shown(super().__str__())
@@ -61,27 +61,27 @@ def load_mnist(
     cache_dir: PathLike | None = None,
     progress: bool | None = None,
 ) -> tuple[Dataset, Dataset]:
-    """Load MNIST; download it into the cache if it is not there.
+    """Load MNIST. If it is not in the cache, download it into the cache.
 
     Args:
-        data_dir: folder with the four files, or with them in its `mnist` or `MNIST/raw`. Then nothing is downloaded,
-            and variants of MNIST are accepted as well.
+        data_dir: folder with the four files, in itself or in its `mnist` or `MNIST/raw`. With it, nothing is
+            downloaded, and variants of MNIST are accepted as well.
         mirrors: URLs of folders to download from, tried in turn; None: the environment variable
             PARALLELCNN_MNIST_MIRRORS (separated by spaces), otherwise `MIRRORS`.
         cache_dir: folder for downloads; None: `mnist` in the environment variable PARALLELCNN_CACHE, otherwise in
             XDG_CACHE_HOME/parallelcnn or ~/.cache/parallelcnn.
-        progress: whether to show progress bars on stderr while downloading; None: on a terminal only. Unless it is
+        progress: whether to show progress bars on stderr during downloads; None: on a terminal only. Unless it is
             False, a line says what is downloaded, and why a mirror failed.
 
     Returns:
-        (train, test): 60,000 and 10,000 images (28, 28) uint8 of the digits, ten classes.
+        (train, test): 60,000 and 10,000 uint8 images (28, 28) of the digits, ten classes.
 
     Raises:
         DataError: if the files are missing or damaged and no mirror delivers them.
     """
     if data_dir is not None:
         folder = as_path("data_dir", data_dir)
-        places = (folder, folder / "mnist", folder / "MNIST" / "raw")  # the last two: where other programs put them
+        places = (folder, folder / "mnist", folder / "MNIST" / "raw")  # other programs use the last two
         folder = next((place for place in places if any(iglob("*idx*ubyte*", root_dir=place))), folder)
         return load_idx_folder(folder, "mnist", classes=_CLASSES)
     folder = as_path("cache_dir", cache_dir) if cache_dir is not None else cache_folder()
@@ -96,7 +96,7 @@ def cache_folder() -> Path:
     if cache := os.environ.get("PARALLELCNN_CACHE"):
         return Path(cache).expanduser() / "mnist"
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(cache):  # the XDG specification has relative paths ignored
+    if os.path.isabs(cache):  # the XDG specification says to ignore relative paths
         return Path(cache) / "parallelcnn" / "mnist"
     try:
         return Path.home() / ".cache" / "parallelcnn" / "mnist"
@@ -107,7 +107,7 @@ def cache_folder() -> Path:
 
 
 def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> None:
-    """Download the files that are missing from the cache, or damaged in it."""
+    """Download the files that are missing or damaged in the cache."""
     failures: dict[str, str] = {}
     announced = set()
     for name, checksum in CHECKSUMS.items():
@@ -118,7 +118,7 @@ def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> No
         if damage != _MISSING:
             _say(f"{path} {damage}; downloading it again", progress)
         for mirror in mirrors:
-            if mirror in failures:  # it is not tried again
+            if mirror in failures:  # do not try it again
                 continue
             if mirror not in announced:
                 _say(f"downloading MNIST (11 MB) from {mirror} to {folder}", progress)
@@ -142,7 +142,7 @@ def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> No
 
 
 def _damage(path: Path, checksum: str) -> str:
-    """What is wrong with a file, as the end of a sentence about it; empty if nothing is."""
+    """The damage of a file, as the end of a sentence about it; "" if there is none."""
     digest = hashlib.md5(usedforsecurity=False)
     try:
         with open_content(path) as content:
@@ -164,14 +164,14 @@ def _damage(path: Path, checksum: str) -> str:
 
 
 def _download(url: str, path: Path, checksum: str, progress: bool | None) -> None:
-    """Download one file; it gets its name only when it is complete and checked.
+    """Download one file. It gets its name only when it is complete and checked.
 
     Raises:
-        _MirrorError: if the mirror does not deliver it.
-        OSError: if it cannot be written.
+        _MirrorError: if the mirror does not deliver the file.
+        OSError: if the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Each process writes to a name of its own; the last one replaces the file by an equal one.
+    # Each process writes to its own temporary file. The last process replaces the file by an equal one.
     part = path.with_name(f"{secrets.token_hex(8)}.part.{path.name}")
     try:
         with open(part, "xb") as file, closing(_receive(url, path.name, progress)) as chunks:
@@ -190,9 +190,9 @@ def _receive(url: str, name: str, progress: bool | None) -> Generator[bytes, Non
     """The bytes at a URL, in chunks.
 
     Raises:
-        _MirrorError: if there are too few or too many, or they come too slowly.
+        _MirrorError: if there are too few or too many bytes, or they arrive too slowly.
     """
-    # Importing these takes a tenth of a second, which only a download should cost.
+    # Imported here because the import takes a tenth of a second, and only downloads need it.
     import http.client
     import urllib.error
     import urllib.request
@@ -209,7 +209,7 @@ def _receive(url: str, name: str, progress: bool | None) -> Generator[bytes, Non
         ):
             length = response.headers.get("Content-Length", "")
             bar.total = expected = int(length) if length.isdecimal() else None
-            # read1 returns what has arrived; read would wait for a whole chunk, however slow.
+            # read1 returns the bytes that have arrived; read would wait for a whole chunk, however slow.
             while chunk := response.read1(_CHUNK_BYTES):
                 received += len(chunk)
                 bar.update(len(chunk))

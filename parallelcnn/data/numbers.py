@@ -1,4 +1,4 @@
-"""Checks of images and labels: finite numbers, and images of the shape and scale that a network takes."""
+"""Check that images and labels are finite, and that images have the shape and scale that a network expects."""
 
 import warnings
 from typing import Any
@@ -11,10 +11,10 @@ from parallelcnn.errors import DataError, InputError, ShapeError, TrainingWarnin
 Array = np.ndarray
 Range = tuple[float, float]  # the smallest and the largest number
 
-_PIECE = 1 << 20  # numbers that are looked at together
-_SAMPLES_OF_RANGE = 1000  # of larger data sets so many are looked at
-_LARGEST = 100.0  # standardised numbers stay far below, unscaled pixels (up to 255) do not
-_MARGIN = 0.5  # by how much of the range seen in training new numbers may lie outside of it
+_PIECE = 1 << 20  # numbers checked at a time
+_SAMPLES_OF_RANGE = 1000  # samples read of a larger data set
+_LARGEST = 100.0  # standardised numbers are far smaller, unscaled pixels (up to 255) are not
+_MARGIN = 0.5  # new numbers may lie outside the training range by this fraction of it
 _IMAGES_RULE = "uint8, or floats taken as they are"
 _MUCH_SMALLER = 0.02  # pixels in [0, 1] where training had [0, 255] are 0.004 times as large
 
@@ -22,10 +22,10 @@ _MUCH_SMALLER = 0.02  # pixels in [0, 1] where training had [0, 255] are 0.004 t
 def check_finite(what: str, numbers: Array) -> None:
     """Raise DataError if a number is NaN or infinite.
 
-    Reads each number once, at the speed of memory: a sum of squares is not finite if one of the numbers is not.
+    Each number is read once, at the speed of memory: a sum of squares is not finite if one of the numbers is not.
 
     Args:
-        what: how the message begins, such as "the training set: image".
+        what: the beginning of the message, such as "the training set: image".
         numbers: (N, ...), samples first; integers are always finite.
     """
     if not np.issubdtype(numbers.dtype, np.floating) or numbers.size == 0:
@@ -36,7 +36,7 @@ def check_finite(what: str, numbers: Array) -> None:
         flat = piece.reshape(piece.size)
         with np.errstate(all="ignore"):
             total = np.dot(flat, flat)
-        if np.isfinite(total) or np.isfinite(flat).all():  # the sum of large numbers overflows
+        if np.isfinite(total) or np.isfinite(flat).all():  # a sum of large finite numbers may overflow
             continue
         sample, *place = (int(index) for index in np.argwhere(~np.isfinite(piece))[0])
         where = f" at {tuple(place)}" if place else ""
@@ -46,9 +46,9 @@ def check_finite(what: str, numbers: Array) -> None:
 
 
 def range_of(images: Array) -> Range:
-    """The smallest and the largest number as a network sees them: uint8 is scaled to [0, 1].
+    """The smallest and largest number of images, with uint8 scaled to [0, 1] as in a network.
 
-    Of large data sets some samples are looked at, evenly spaced.
+    For large data sets only some samples, evenly spaced, are read.
     """
     if not np.issubdtype(images.dtype, np.floating) or images.size == 0:
         return 0.0, 1.0
@@ -57,7 +57,7 @@ def range_of(images: Array) -> Range:
 
 
 def warn_of_scale(train_range: Range, test_range: Range, *, stacklevel: int) -> None:
-    """Warn of training images that are not scaled, and of test images of another scale."""
+    """Warn if training images are not scaled, or if test images have another scale."""
     low, high = train_range
     if max(-low, high) > _LARGEST:
         warnings.warn(
@@ -70,14 +70,14 @@ def warn_of_scale(train_range: Range, test_range: Range, *, stacklevel: int) -> 
 
 
 def warn_of_another_range(what: str, found: Range, trained_on: Range | None, *, stacklevel: int) -> None:
-    """Warn if images differ plainly in scale from those that the network was trained on; None: it is not known."""
+    """Warn if images clearly differ in scale from the training images; `trained_on` None: not known."""
     if trained_on is None:
         return
     (low, high), (trained_low, trained_high) = found, trained_on
     width = trained_high - trained_low
     outside = low < trained_low - _MARGIN * width or high > trained_high + _MARGIN * width
     much_smaller = 0 < max(-low, high) < _MUCH_SMALLER * max(-trained_low, trained_high)
-    not_shifted = found == (0, 1) and trained_low < 0  # pixels, where training had standardised ones
+    not_shifted = found == (0, 1) and trained_low < 0  # plain pixels after training on standardised ones
     if outside or much_smaller or not_shifted:
         warnings.warn(
             f"{what} hold numbers from {low:g} to {high:g}, but the network was trained on numbers from "
@@ -88,8 +88,8 @@ def warn_of_another_range(what: str, found: Range, trained_on: Range | None, *, 
 
 
 def check_images(images: Any, input_shape: tuple[int, ...], trained_on: Range | None, *, stacklevel: int) -> Array:
-    """Images to predict from, as an array: raise InputError unless they are finite and of that shape, samples first;
-    warn of another scale.
+    """Convert images for a prediction to an array; InputError unless they are finite and have the network's input
+    shape, samples first. Warns about another scale.
     """
     given = images
     images = as_array("images", given, _IMAGES_RULE)
@@ -105,7 +105,7 @@ def check_images(images: Any, input_shape: tuple[int, ...], trained_on: Range | 
 
 
 def shape_hint(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> str:
-    """What to do with images of a wrong shape."""
+    """A hint on how to correct images of a wrong shape."""
     if shape == input_shape or (1, *shape) == input_shape:
         return ": for one image write images[None]"
     if len(input_shape) == 3 and shape[1:] == (*input_shape[1:], input_shape[0]):
@@ -114,7 +114,7 @@ def shape_hint(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> str:
 
 
 def dtype_hint(images: Array) -> str:
-    """What to do with images of a wrong type."""
+    """A hint on how to correct images of a wrong type."""
     if images.dtype.kind in "iu" and images.size and images.min() >= 0 and images.max() <= 255:
         return ": write images.astype(np.uint8)"
     return ": write images.astype(np.float32)" if images.dtype.kind in "fb" else ""

@@ -1,6 +1,6 @@
-"""The order of the samples: permutation, minibatches, and their parts.
+"""The order of the samples: shuffling, minibatches, and shards.
 
-Every rank computes the same permutation from (seed, epoch). Only the last step, `shard`, depends on the rank.
+Every rank computes the same permutation from (seed, epoch). Only `shard` depends on the rank.
 """
 
 from typing import Protocol
@@ -19,7 +19,7 @@ class SampleOrder(Protocol):
     """Interface of samplers: the samples of a training, in order, the same on every rank. Epochs count from 1.
 
     Attributes:
-        key: of the random numbers of the epoch of the last minibatch, 64 bits; see `kernels.random`.
+        key: 64-bit key of the random numbers in the epoch of the last minibatch; see `kernels.random`.
     """
 
     key: int
@@ -31,19 +31,19 @@ class SampleOrder(Protocol):
         """The epoch of the last of the first `samples_seen` samples, at least 1."""
 
     def samples_in(self, epochs: int) -> int:
-        """Samples in the first `epochs` epochs."""
+        """Number of samples in the first `epochs` epochs."""
 
     def steps_in(self, epochs: int) -> int:
-        """Minibatches in the first `epochs` epochs."""
+        """Number of minibatches in the first `epochs` epochs."""
 
 
 class Sampler:
-    """A `SampleOrder` with all samples in every epoch, in a random order that depends on the seed and the epoch.
+    """The default `SampleOrder`: all samples in every epoch, in a random order that depends on the seed and the epoch.
 
     Args:
-        n_samples: in an epoch.
-        batch_size: over all ranks.
-        seed: of the orders.
+        n_samples: number of samples in an epoch.
+        batch_size: samples in a minibatch over all ranks.
+        seed: seed of the random orders.
     """
 
     def __init__(self, n_samples: int, batch_size: int, seed: int) -> None:
@@ -69,7 +69,7 @@ class Sampler:
 
 
 def shard(samples: Array, index: int, count: int) -> Array:
-    """Part `index` of a minibatch that is cut into `count` parts of nearly equal size; empty if there are more parts
-    than samples.
+    """Shard `index` of a minibatch that is cut into `count` shards of nearly equal size. If there are more shards than
+    samples, some are empty.
     """
     return samples[len(samples) * index // count : len(samples) * (index + 1) // count]

@@ -1,1 +1,1 @@
-"""Model files, archives and fingerprints: files are written atomically, and checked when they are read."""
+"""Model files, archives and fingerprints. Files are written atomically, and checked when they are read."""

@@ -1,12 +1,12 @@
-"""Archives: arrays and a description of them in one .npz, which numpy alone can read.
+"""Archives: arrays and their description in one .npz file, which numpy can read without this package.
 
-    description     JSON: format, version, what the arrays are, their names, and a checksum of it all
+    description     JSON: format, version, meaning of the arrays, their names, and a checksum of the archive
     ...             the arrays
 
-Model files and checkpoints are archives. They are sealed with a SHA-256 of the description and all numbers, and written
-to a temporary file that is flushed, read back, and renamed: a reader finds the old file or the new one, never a part.
-Nothing is pickled, so that a file from a stranger runs no code. Nothing is allocated because a header says so: stored
-arrays are together no larger than the file.
+Model files and checkpoints are archives. They contain a SHA-256 of the description and all arrays. They are written to
+a temporary file, which is flushed, read back and renamed: a reader finds the old file or the new one, never a part.
+Nothing is pickled, so a file of unknown origin cannot run code. No memory is allocated because a header claims a size:
+together, the arrays are no larger than the file.
 """
 
 import contextlib
@@ -29,23 +29,23 @@ from parallelcnn.files.atomic import write_atomically
 
 _WORDS = {"model": "model file", "checkpoint": "checkpoint"}
 _VERSION = 2  # version 1 has no checksum in model files, and no layers in checkpoints
-_MOST_DESCRIPTION = 2**26  # bytes, four for each character: about 100,000 layers
-_LEAST_DESCRIPTION = 2**20  # bytes that may always be read
-# An array's header as numpy writes it. numpy's own reader takes any literal of Python's in it, compiles it, and lets
-# through what that raises or warns of.
+_MOST_DESCRIPTION = 2**26  # bytes, four per character: about 100,000 layers
+_LEAST_DESCRIPTION = 2**20  # bytes; this size is always allowed
+# An array's header as numpy writes it. numpy's own reader compiles any Python literal in it, and passes on the errors
+# and warnings of that.
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\0.."
     rb"\{'descr': '([<>|](?:b1|[iu][1248]|f[248]|U\d{1,8}))', 'fortran_order': (True|False), "
     rb"'shape': \(((?:\d{1,18}, )*(?:\d{1,18},?)?)\), \} *\n",
     re.DOTALL,
 )
-# What zipfile, json and numpy raise for damaged files, and what code raises that takes a description at its word.
+# Errors that zipfile, json and numpy raise for damaged files, and errors of code that trusts a wrong description.
 _DAMAGED_FILE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, MemoryError, struct.error)
 _DAMAGED_CONTENT = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
 
 
 class Archive(NamedTuple):
-    """What an archive holds."""
+    """The contents of an archive."""
 
     version: int
     description: dict[str, Any]
@@ -59,16 +59,16 @@ def write_archive(
     arrays: Mapping[str, Any],
     check: Callable[[Archive], object],
 ) -> None:
-    """Write an archive, whole or not at all.
+    """Write an archive atomically.
 
     Args:
         kind: "model" or "checkpoint".
-        description: in values that JSON can hold.
-        check: called with what reads back, before the file gets its name; raises CheckpointError if it is not right.
+        description: JSON values.
+        check: called with the archive read back, before the file gets its name; raises CheckpointError if it is wrong.
 
     Raises:
-        OSError: if it cannot be written.
-        CheckpointError: if it does not read back. In both cases an earlier file at `path` is still there.
+        OSError: if the file cannot be written.
+        CheckpointError: if it cannot be read back. In both cases an earlier file at `path` remains.
     """
     described = {"format": f"parallelcnn {kind}", "version": _VERSION, **description, "arrays": list(arrays)}
     text = json.dumps({**described, "sha256": seal(described, arrays)})
@@ -88,7 +88,7 @@ def read_archive(path: Path, *kinds: str) -> Archive:
     """Read an archive of one of these kinds.
 
     Raises:
-        CheckpointError: if there is none, it is damaged, or of another kind or a later version.
+        CheckpointError: if there is no such file, it is damaged, or it has another kind or a later version.
     """
     with open_npz(path, _WORDS[kinds[0]]) as archive:
         description = _read_description(path, archive, kinds)
@@ -97,7 +97,7 @@ def read_archive(path: Path, *kinds: str) -> Archive:
         with naming_damage(path):
             members = [name.removesuffix(".npy") for name in archive.namelist() if name != "description.npy"]
             arrays: dict[str, np.ndarray] = {}
-            limit = path.stat().st_size  # of all arrays together
+            limit = path.stat().st_size  # for all arrays together
             for name in description["arrays"] if sealed else members:
                 if name in arrays:
                     raise ValueError(f"{name!r} is named twice")
@@ -122,7 +122,7 @@ def open_npz(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
     """Open the .npz file at `path`. Inside the `with` statement, errors caused by damage become a CheckpointError.
 
     Args:
-        kind: what the file should be, for messages.
+        kind: the expected kind of file, for messages.
     """
     try:
         if path.exists() and not path.is_file():
@@ -141,9 +141,7 @@ def open_npz(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
 
 @contextlib.contextmanager
 def naming_damage(path: Path, what: str = "it does not hold what its description says") -> Iterator[None]:
-    """Inside, errors caused by content that is not what it should be become a CheckpointError, whatever its checksum
-    says.
-    """
+    """Context that turns errors caused by invalid content into a CheckpointError, even if the checksum is right."""
     try:
         yield
     except CheckpointError:
@@ -153,7 +151,7 @@ def naming_damage(path: Path, what: str = "it does not hold what its description
 
 
 def _read_description(path: Path, archive: zipfile.ZipFile, kinds: tuple[str, ...]) -> dict[str, Any]:
-    """What the archive says of itself; CheckpointError unless it is of one of these kinds, and a known version."""
+    """Read the archive's description; CheckpointError unless it has one of these kinds and a known version."""
     no_such = f"{path} is no {_WORDS[kinds[0]]}"
     limit = min(max(path.stat().st_size, _LEAST_DESCRIPTION), _MOST_DESCRIPTION)
     try:
@@ -176,11 +174,11 @@ def _read_description(path: Path, archive: zipfile.ZipFile, kinds: tuple[str, ..
 def read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
     """Read one array of an .npz file; KeyError if there is none of that name.
 
-    Raises ValueError if it is larger than `limit` bytes, whatever its header claims, no array, or compressed by a
-    method that numpy does not use.
+    Raises ValueError if it is larger than `limit` bytes, whatever its header claims; if it is not an array; or if it is
+    compressed by a method that numpy does not use.
     """
     entry = archive.getinfo(f"{name}.npy")
-    # zipfile unpacks others to any size before it looks at what they should be, and lets LZMAError through.
+    # With other methods zipfile decompresses to any size before it checks the claimed size, and lets LZMAError through.
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError("compressed by another method than numpy's")
     with archive.open(entry) as file:
@@ -194,6 +192,6 @@ def read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
     dtype, shape = np.dtype(kind), tuple(int(length) for length in lengths.replace(",", " ").split())
     if math.prod(shape) * dtype.itemsize != len(content) - header.end():
         raise ValueError(f"its header says {dtype} of shape {shape}, which is not what follows")
-    if dtype.kind == "U":  # numpy would make strings of characters that do not exist, which crash Python
+    if dtype.kind == "U":  # numpy would accept characters that do not exist, and their strings crash Python
         content[header.end() :].decode("utf-32-be" if kind.startswith(">") else "utf-32-le")
     return np.frombuffer(content, dtype, offset=header.end()).reshape(shape, order="F" if order == "True" else "C")

@@ -15,7 +15,7 @@ _UNFINISHED = ".unfinished"
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Inside, an OSError names `path`, instead of no file (a full disk) or a temporary one."""
+    """Context in which an OSError names `path`, instead of no file (a full disk) or a temporary file."""
     try:
         yield
     except OSError as error:
@@ -23,17 +23,17 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
-    """Put `content` into a new file beside `path`, flush it to disk, and rename it to `path`.
+    """Write `content` to a temporary file beside `path`, flush it to disk, and rename it to `path`.
 
     Args:
-        check: called with the new file before it is renamed. If it raises, the file is removed.
+        check: called with the new file before it is renamed. If it raises an error, the file is removed.
 
     Raises:
-        OSError: if that fails. An earlier file at `path` is still there, and no temporary file is left.
+        OSError: if writing fails. An earlier file at `path` remains, and no temporary file is left.
     """
     with naming(path):
         temporary = path.with_name(f".{path.name}.{secrets.token_urlsafe(6)}{_UNFINISHED}")
-        # The kernel applies the umask. To read it here would mean to set it, for all threads of the process.
+        # The kernel applies the umask. It could only be read here by setting it, for all threads of the process.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             with open(descriptor, "wb") as file:
@@ -50,9 +50,9 @@ def write_atomically(path: Path, content: bytes, check: Callable[[Path], object]
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that `write_atomically` has left in a folder because the process was killed.
+    """Remove the temporary files of killed processes that `write_atomically` left in a folder.
 
-    Only if no other process writes there: it would lose its files.
+    Call it only if no other process writes there: it would lose its files.
     """
     with contextlib.suppress(OSError):
         for file in folder.glob(f".*{_UNFINISHED}"):
@@ -65,7 +65,7 @@ def lock(path: Path) -> TextIO | None:
     The lock is held until the returned file is closed, or the process ends.
 
     Raises:
-        OSError: if the file cannot be created, or is no regular file.
+        OSError: if the file cannot be created, or is not a regular file.
     """
     file = open_regular(path, "a")
     try:

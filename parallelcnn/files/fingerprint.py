@@ -1,7 +1,7 @@
 """Fingerprints: short texts that are equal if two values are equal, on other ranks and in other programs.
 
-A `repr` does not serve: that of an array is abridged, that of a function is an address in memory, and attributes that
-are no dataclass fields are not in it.
+A `repr` is not enough: for an array it is abridged, for a function it is an address in memory, and it lacks attributes
+that are not dataclass fields.
 """
 
 import functools
@@ -20,16 +20,16 @@ from parallelcnn.errors import InputError
 _LENGTH = 32  # hexadecimal digits of a fingerprint
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
-# Packages whose name and version say what their functions and classes do.
+# Packages whose functions and classes are identified by name and version.
 _LIBRARIES = {*sys.stdlib_module_names, "parallelcnn", "numpy", "numba"}
 
 
 def fingerprint(value: Any, *, functions: bool = True, classes: bool = True) -> str:
-    """The fingerprint of a value and everything in it: numbers, arrays, containers, functions, objects.
+    """The fingerprint of a value with its contents: numbers, arrays, containers, functions, objects.
 
     Args:
         functions: include the bytecode of functions, which depends on the version of Python. Otherwise a function is
-            its name, its defaults and what its closure holds.
+            identified by its name, its defaults and the values in its closure.
         classes: include the bytecode of the methods of the objects' classes.
 
     Raises:
@@ -42,7 +42,7 @@ def fingerprint(value: Any, *, functions: bool = True, classes: bool = True) -> 
 
 
 def stored_fingerprint(value: Any) -> dict[str, str]:
-    """What a file keeps in order to recognise the value; see `matches`."""
+    """The fingerprints of a value that a file stores to recognise it; see `matches`."""
     return {
         "values": fingerprint(value, functions=False, classes=False),
         "functions": fingerprint(value, classes=False),
@@ -51,8 +51,8 @@ def stored_fingerprint(value: Any) -> dict[str, str]:
 
 
 def matches(stored: Any, now: Mapping[str, str]) -> bool:
-    """Whether two stored fingerprints are of the same value. The code of functions is compared if the version of Python
-    is still the same. The methods of its class may have changed: bugs get fixed.
+    """Whether two stored fingerprints belong to the same value. The code of functions is compared only if the version
+    of Python is the same. The methods of the value's class may have changed: bugs get fixed.
     """
     if not isinstance(stored, Mapping):
         return False
@@ -61,13 +61,13 @@ def matches(stored: Any, now: Mapping[str, str]) -> bool:
 
 
 class _Description:
-    """Computes digests: that of a value is a hash of its kind and of the digests of what it holds."""
+    """Computes digests. The digest of a value is a hash of its kind and of the digests of its contents."""
 
     def __init__(self, functions: bool, classes: bool) -> None:
         self._functions, self._classes = functions, classes
-        self._depths: dict[int, int] = {}  # of the values that are being described, by id, from the outermost in
-        self._done: dict[int, tuple[bytes, Any]] = {}  # by id, with the values, so that the ids stay theirs
-        self._cycle_to = sys.maxsize  # the smallest depth that a value inside refers back to
+        self._depths: dict[int, int] = {}  # by id; depth of each value being described, from the outermost in
+        self._done: dict[int, tuple[bytes, Any]] = {}  # by id; the values are kept so that ids are not reused
+        self._cycle_to = sys.maxsize  # the smallest depth to which an inner value refers back
 
     def digest(self, value: Any) -> bytes:
         if isinstance(value, np.generic) and type(value.item()) in _PLAIN:
@@ -78,21 +78,21 @@ class _Description:
         key = id(value)
         if key in self._done:
             return self._done[key][0]
-        if key in self._depths:  # the value holds itself
+        if key in self._depths:  # the value contains itself
             self._cycle_to = min(self._cycle_to, self._depths[key])
             return _hash(("cycle", str(len(self._depths) - self._depths[key])))
         outer, self._cycle_to = self._cycle_to, sys.maxsize
         self._depths[key] = len(self._depths)
         digest = _hash(self._parts(value))
         del self._depths[key]
-        if self._cycle_to >= len(self._depths):  # otherwise it depends on what holds the value
+        if self._cycle_to >= len(self._depths):  # otherwise the digest depends on the outer values
             self._done[key] = digest, value
         self._cycle_to = min(outer, self._cycle_to)
         return digest
 
     def _parts(self, value: Any) -> Iterator[Any]:
-        """What to hash: kind, texts, and the digests of what is inside."""
-        function = getattr(value, "py_func", value)  # of one that numba has compiled
+        """The parts to hash: kind, texts, and the digests of the contents."""
+        function = getattr(value, "py_func", value)  # the Python function behind one compiled by numba
         if isinstance(value, np.ndarray):
             yield from ("array", value.dtype.str, str(value.shape))
             yield self.digest(value.tolist()) if value.dtype.hasobject else np.ascontiguousarray(value).tobytes()
@@ -130,7 +130,7 @@ class _Description:
         if isinstance(value, tuple | list):
             yield self.digest(list(value))
         elif not state and _is_of_a_library(kind):
-            # A date, a random generator: what its own way of being pickled says of it.
+            # A date, a random generator: use the state that it would pickle.
             try:
                 reduced = value.__reduce_ex__(4)
             except (TypeError, ValueError, AttributeError):  # a lock, a communicator
@@ -142,7 +142,7 @@ class _Description:
         if _is_of_a_library(kind):
             yield from ("class", kind.__module__, kind.__qualname__)
             return
-        # Not its module: a model's file may be a program of its own, or imported.
+        # Without its module: a model's file may be run as a program or imported.
         yield from ("class", kind.__qualname__)
         for base in kind.__mro__:
             for name, value in sorted(vars(base).items()) if not _is_of_a_library(base) else ():
@@ -185,7 +185,7 @@ def _hash(parts: Iterable[str | bytes]) -> bytes:
 
 
 def _state_of(value: Any) -> dict[str, Any]:
-    """The attributes of an object, whether they are dataclass fields or not."""
+    """All attributes of an object, including those that are not dataclass fields."""
     kind = type(value)
     state = dict(getattr(value, "__dict__", {}))
     for base in kind.__mro__:
@@ -193,11 +193,11 @@ def _state_of(value: Any) -> dict[str, Any]:
         for name in (slots,) if isinstance(slots, str) else slots:
             if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                 state[name] = getattr(value, name)
-    for name in list(state):  # what is computed from the others when it is first asked for
+    for name in list(state):  # without cached values, which are computed from the others
         if isinstance(vars(kind).get(name), functools.cached_property):
             del state[name]
     if is_dataclass(kind) and kind.__module__.partition(".")[0] == "parallelcnn":
-        for f in fields(kind):  # a later version may have more of them
+        for f in fields(kind):  # without default values, since a later version may have more fields
             if type(f.default) in _PLAIN and type(state.get(f.name, MISSING)) in _PLAIN and state[f.name] == f.default:
                 del state[f.name]
     return state
@@ -214,7 +214,7 @@ def _is_data(value: Any) -> bool:
 
 
 def _function_in(attribute: Any) -> Any:
-    """The function that an attribute of a class is, or wraps; otherwise the attribute itself."""
+    """The function in or behind an attribute of a class; otherwise the attribute itself."""
     if isinstance(attribute, staticmethod | classmethod):
         attribute = attribute.__func__
     elif isinstance(attribute, property):

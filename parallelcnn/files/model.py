@@ -1,9 +1,9 @@
-"""Model files: a network's layers and arrays, in an archive.
+"""Model files: a network's layers and arrays in an archive.
 
     description     JSON: input shape, type of numbers, layers as constructor calls, names of parameters and buffers
     0.weight, ...   one array for each parameter and buffer, named as in PyTorch
 
-A model file is a checkpoint without history: `load_model` reads the network of a checkpoint, too.
+A model file is a checkpoint without history. `load_model` can also read the network of a checkpoint.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ from parallelcnn.parameters import Slot
 
 
 def save_model(path: str | Path, network: NetworkHandler) -> None:
-    """Write a network's layers and parameters to an .npz file, whole or not at all.
+    """Save a network's layers and parameters to an .npz file, atomically.
 
     Raises:
-        InputError: for arguments of another type, or parameters that are not finite.
+        InputError: if an argument has another type, or a parameter is not finite.
         OSError: if the file cannot be written.
-        CheckpointError: if what was written does not read back.
+        CheckpointError: if the written file cannot be read back.
     """
     if isinstance(path, NetworkHandler):
         raise InputError("save_model takes the path first: save_model(path, network)")
@@ -51,14 +51,14 @@ def save_model(path: str | Path, network: NetworkHandler) -> None:
 
 
 def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> NetworkHandler:
-    """The network of a model file or a checkpoint.
+    """Load the network of a model file or a checkpoint.
 
     Args:
-        layers: the layers, where the file cannot rebuild them: they are, or hold, classes or functions of your own.
+        layers: the layers. They are needed if they use classes or functions of your own, which the file cannot rebuild.
 
     Raises:
-        InputError: if `layers` are none.
-        CheckpointError: if it is no model file, is damaged, or does not fit `layers`.
+        InputError: if `layers` holds anything but layers.
+        CheckpointError: if the file is not a model file, is damaged, or does not fit `layers`.
     """
     path = as_path("path", path)
     if layers is not None:
@@ -78,7 +78,7 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
 
 
 def describe_network(network: NetworkHandler) -> dict[str, Any]:
-    """What a description says of a network, in values that JSON can hold."""
+    """The part of a description about the network, as JSON values."""
     return {
         "input_shape": network.input_shape,
         "dtype": network.dtype.name,
@@ -92,13 +92,13 @@ def describe_network(network: NetworkHandler) -> dict[str, Any]:
 
 def _describe(layer: Layer) -> dict[str, Any]:
     entry = {**_constructor_call(layer), "written": repr(layer)}
-    if not _can_be_rebuilt(entry):  # to recognise the layer, of which `written` may tell less than all
+    if not _can_be_rebuilt(entry):  # to recognise the layer, which `written` may describe incompletely
         entry["fingerprint"] = stored_fingerprint(layer)
     return entry
 
 
 def _constructor_call(layer: Layer) -> dict[str, Any]:
-    """The layer's class and arguments. Among these may be other layers."""
+    """The layer's class and arguments, which may contain other layers."""
     names: list[str] = [f.name for f in dataclasses.fields(layer)] if dataclasses.is_dataclass(layer) else []
     plain = {name: _as_plain(getattr(layer, name)) for name in names}
     kind = type(layer)
@@ -107,7 +107,7 @@ def _constructor_call(layer: Layer) -> dict[str, Any]:
 
 
 def _as_plain(value: Any) -> Any:
-    """The value as JSON can hold it; a dict that only names it where it cannot."""
+    """The value as JSON; a dict that only names it if JSON cannot hold it."""
     if isinstance(value, tuple):
         return [_as_plain(one) for one in value]
     if isinstance(value, Layer):
@@ -118,7 +118,7 @@ def _as_plain(value: Any) -> Any:
 
 
 class _Parsed(NamedTuple):
-    """What a description says of a network, checked."""
+    """The network of a description, checked."""
 
     layers: tuple[Layer, ...]
     input_shape: tuple[int, ...]
@@ -128,9 +128,9 @@ class _Parsed(NamedTuple):
 
 
 def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _Parsed:
-    """The network that an archive holds; CheckpointError unless it holds one, with all arrays.
+    """The network in an archive; CheckpointError unless the archive contains one with all its arrays.
 
-    What a description claims is only allocated once it has been found among the arrays.
+    Memory for claimed arrays is allocated only after they have been found in the archive.
     """
     description = archive.description
     with naming_damage(path, "its description makes no network"):
@@ -140,7 +140,7 @@ def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _P
         found = [repr(layer) for layer in layers]
         if found != written:
             raise CheckpointError(f"{path} does not fit the network: it holds {_listed(written)}, not {_listed(found)}")
-        # numpy takes more words for types than it understands.
+        # np.dtype would accept many other names.
         if description["dtype"] not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, got {description['dtype']!r}")
         dtype = np.dtype(description["dtype"])
@@ -149,7 +149,7 @@ def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _P
         for layer, entry in zip(layers, description["layers"], strict=True):
             if "fingerprint" in entry and not matches(entry["fingerprint"], stored_fingerprint(layer)):
                 raise CheckpointError(f"{path} does not fit the network: it holds a {layer!r} with other values")
-        # Files of version 0.1 say nothing of these.
+        # Files of version 0.1 do not contain these.
         prediction, input_range = description.get("prediction", "softmax"), description.get("input_range")
         if not isinstance(prediction, str):
             raise InputError(f"prediction must be a word, got {prediction!r}")
@@ -173,7 +173,7 @@ def _rebuild(path: Path, entry: dict[str, Any]) -> Layer:
 
 
 def _from_plain(value: Any) -> Any:
-    """The value that `_as_plain` was given."""
+    """The inverse of `_as_plain`."""
     if isinstance(value, list):
         return tuple(map(_from_plain, value))
     if not isinstance(value, dict):
@@ -183,7 +183,7 @@ def _from_plain(value: Any) -> Any:
 
 
 def _can_be_rebuilt(value: Any) -> bool:
-    """Whether `_from_plain` takes the value."""
+    """Whether `_from_plain` can rebuild the value."""
     if isinstance(value, list):
         return all(map(_can_be_rebuilt, value))
     if not isinstance(value, dict):

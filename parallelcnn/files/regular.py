@@ -8,10 +8,10 @@ from typing import Literal, TextIO
 
 
 def open_regular(path: str | Path, mode: Literal["r", "a"] = "r") -> TextIO:
-    """Open a text file in UTF-8, as `open` does, but never wait for a writer, a reader or a device.
+    """Open a UTF-8 text file as `open` does, but never wait for a writer, a reader or a device.
 
     Raises:
-        OSError: if it cannot be opened, or is a directory, a FIFO, a socket or a device.
+        OSError: if the file cannot be opened, or is a directory, a FIFO, a socket or a device.
     """
 
     def opener(name: str, flags: int) -> int:
@@ -19,7 +19,7 @@ def open_regular(path: str | Path, mode: Literal["r", "a"] = "r") -> TextIO:
             _check_regular(os.stat(name), name)
         descriptor = os.open(name, flags | os.O_NONBLOCK, 0o666)
         try:
-            _check_regular(os.fstat(descriptor), name)  # it may have been replaced meanwhile
+            _check_regular(os.fstat(descriptor), name)  # the file may have been replaced meanwhile
         except OSError:
             os.close(descriptor)
             raise

@@ -1,15 +1,15 @@
 """The cache of compiled kernels on disk.
 
-To load a compiled kernel is to unpickle it and to run its machine code. So a cache is only loaded from a directory that
-nobody but the user (or root) can write to, and each file begins with a checksum of the rest: a flipped bit in machine
-code crashes the process, in every job that follows.
+Loading a compiled kernel means unpickling it and running its machine code. So kernels are only loaded from a directory
+that nobody but the user (or root) can write to. Each file begins with a checksum of the rest, since a flipped bit in
+machine code would crash the process, in this job and all later ones.
 
-numba's own cache (numba.core.caching) does neither. Where no home directory is known, it loads from a path below the
+numba's own cache (numba.core.caching) does neither. If no home directory is known, it loads from a path below the
 current directory. It also keeps an index beside the compiled code, and processes that write both at the same time have
 lost entries or broken the index (numba issues 4807, 10128, 10434). Here a kernel for given argument types is one file,
 whose name is a hash of everything that its machine code depends on. There is no index and no lock.
 
-The cache is never needed: a kernel that cannot be read is compiled, and one that cannot be written is compiled again
+The cache is optional: a kernel that cannot be read is compiled, and a kernel that cannot be written is compiled again
 by the next process.
 """
 
@@ -36,12 +36,12 @@ from parallelcnn.errors import TrainingWarning
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _CHECKSUM_BYTES = 32
-# Which of the ranks of its node a process is, by Open MPI, MPICH and SLURM.
+# Variables of Open MPI, MPICH and SLURM with a process's rank on its node.
 _RANK_ON_NODE = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 
 class KernelCache(NullCache):
-    """The cache of one kernel, as numba's dispatcher uses it. Nothing that goes wrong here can make a job fail."""
+    """The cache of one kernel, as numba's dispatcher uses it. No error of the cache can make a job fail."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -54,7 +54,7 @@ class KernelCache(NullCache):
         return None if directory is None else directory.path
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled kernel for these argument types; None if the cache does not hold it."""
+        """Load the compiled kernel for these argument types; None if it is not in the cache."""
         target_context.refresh()
         directory = self._directory()
         if directory is None:
@@ -82,16 +82,16 @@ class KernelCache(NullCache):
         return _directory_for(os.path.dirname(os.path.abspath(self._file)))
 
     def _key(self, sig: Any, codegen: Any) -> bytes:
-        """What the machine code depends on, beside the source files and versions: argument types, processor, closure.
+        """The cache key, without source files and versions: argument types, processor, closure.
 
-        The name of a numba type says all about arrays, numbers and tuples of them, which is what kernels take.
+        The name of a numba type describes arrays, numbers and tuples of them completely. Kernels take nothing else.
         """
         cells = tuple(cell.cell_contents for cell in self._function.__closure__ or ())
         code = hashlib.sha256(self._function.__code__.co_code + dumps(cells)).hexdigest()
         return repr((str(sig), codegen.magic_tuple(), code)).encode()
 
     def _family(self) -> str:
-        """The beginning of the names of all files of this kernel that programs of these versions write."""
+        """The prefix of the names of this kernel's files for these versions of the software."""
         module = os.path.basename(self._file).removesuffix(".py")
         qualified_name = self._function.__qualname__.replace("<", "").replace(">", "")
         return f"{module}.{qualified_name}.{sys.implementation.cache_tag}.numba-{numba.__version__}."
@@ -102,7 +102,7 @@ class KernelCache(NullCache):
 
 @dataclass(frozen=True)
 class _Directory:
-    """A directory of compiled kernels, checked and kept open, so that it cannot be replaced after the check."""
+    """A directory of compiled kernels. It is checked and kept open, so that it cannot be replaced after the check."""
 
     path: str
     descriptor: int
@@ -114,7 +114,7 @@ class _Directory:
             return file.read()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file under another name and rename it, so that no reader finds a part of it."""
+        """Write a file atomically: under a temporary name, which is then renamed."""
         temporary = f"{name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
         try:
             with open(self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
@@ -126,7 +126,7 @@ class _Directory:
             raise
 
     def remove_outdated(self, family: str, source_hash: str) -> None:
-        """Remove the files of a kernel that belong to another state of its source."""
+        """Remove the files of a kernel that belong to another version of its source."""
         for name in os.listdir(self.descriptor):
             if name.startswith(family) and not name.startswith(f"{family}{source_hash}."):
                 os.unlink(name, dir_fd=self.descriptor)
@@ -137,9 +137,9 @@ class _Directory:
 
 @functools.cache
 def _directory_for(source_directory: str) -> _Directory | None:
-    """The directory for the kernels of the source files in `source_directory`; None if there is no safe one.
+    """The cache directory for the kernels in `source_directory`; None if there is no safe one.
 
-    Warns, once on each node, if the user's choice, NUMBA_CACHE_DIR, cannot be used, and if none can.
+    It warns, once on each node, if NUMBA_CACHE_DIR is set and cannot be used, or if no directory can be used.
     """
     directory, problems = None, []
     for chosen, parent in _candidates(source_directory):
@@ -164,7 +164,7 @@ def _directory_for(source_directory: str) -> _Directory | None:
 
 
 def _candidates(source_directory: str) -> Iterator[tuple[str, str]]:
-    """Where kernels may be kept, best first: how messages introduce it, and the path. Never the current directory."""
+    """(prefix for messages, path) of possible cache directories, best first. Never the current directory."""
     if numba.config.CACHE_DIR:
         yield "NUMBA_CACHE_DIR=", os.path.abspath(numba.config.CACHE_DIR)
     yield "", os.path.join(source_directory, "__pycache__")
@@ -175,29 +175,29 @@ def _candidates(source_directory: str) -> Iterator[tuple[str, str]]:
 def _home_cache() -> str | None:
     """The user's cache directory (XDG base directory specification); None if none is known."""
     for path in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
-        if os.path.isabs(path):  # an empty or relative one does not count
+        if os.path.isabs(path):  # ignore empty and relative paths
             return path
     return None
 
 
 def _subdirectory(source_directory: str) -> str:
-    """One for each user and installation: NUMBA_CACHE_DIR may be a directory like /tmp, which users share."""
+    """Name of the subdirectory for this user and installation: users may share NUMBA_CACHE_DIR, such as /tmp."""
     source = hashlib.sha256(source_directory.encode(errors="surrogateescape")).hexdigest()[:16]
     return f"{os.path.basename(source_directory)}-{os.geteuid()}-{source}"
 
 
 def _open_safely(path: str) -> int:
-    """Open a directory, made where it is missing, into which nobody else can put files; its descriptor.
+    """Open a directory to which no other user can write, and create it if necessary; returns its descriptor.
 
-    OSError if there can be no such directory.
+    OSError if that is not possible.
     """
     path = os.path.realpath(path)
     parents = Path(path).parents
     for parent in parents:
         with contextlib.suppress(FileNotFoundError):
             mode = os.stat(parent).st_mode
-            # In a directory with the sticky bit, like /tmp, others cannot rename what is ours. A parent that a group
-            # can write to is common on clusters: the owner of what is found in the end is checked, so no harm is done.
+            # In a directory with the sticky bit, like /tmp, others cannot rename our files. Parents that a group can
+            # write to are common on clusters. They are safe, because the owner of the directory itself is checked.
             if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
                 raise PermissionError(0, f"is not safe: every user can write to {parent}")
     for missing in [parent for parent in reversed(parents) if not os.path.exists(parent)] + [Path(path)]:
@@ -216,14 +216,14 @@ def _writable_by_others(found: os.stat_result) -> bool:
 
 
 def _checksum(key: bytes, payload: bytes) -> bytes:
-    """Of the key, too: a file that was renamed is not taken for another."""
+    """The checksum of key and payload. It includes the key so that a renamed file is detected."""
     return hashlib.blake2b(key + payload, digest_size=_CHECKSUM_BYTES).digest()
 
 
 @functools.cache
 def _source_hash(file: str) -> str:
-    """A hash of a kernel's source file, of the files that all kernels build on (those of this directory whose names
-    begin with an underscore), and of the version of llvmlite.
+    """A hash of a kernel's source file, of the files that all kernels use (those in this directory whose names begin
+    with an underscore), and of the version of llvmlite.
     """
     found = hashlib.sha256(llvmlite.__version__.encode())
     for path in (Path(file), *sorted(Path(__file__).parent.glob("_*.py"))):

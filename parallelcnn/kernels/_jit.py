@@ -1,10 +1,10 @@
-"""The one place that chooses numba's options.
+"""Decorators that compile kernels, with numba's options for the whole package.
 
-`reassoc` lets the compiler vectorise sums and `contract` use fused multiply-add. `nnan` and `ninf` stay off: with
-them `isnan` is compiled away, and a diverging run would go unnoticed.
+`reassoc` lets the compiler vectorise sums and `contract` lets it use fused multiply-add. `nnan` and `ninf` stay off:
+with them `isnan` is compiled away, and a diverging run would not be noticed.
 
-The cache of compiled kernels notices a change of the file that holds a kernel, and of the files of this folder that
-begin with an underscore. So kernel files import nothing else of the package.
+The cache of compiled kernels detects changes of a kernel's file, and of the files in this folder whose names begin with
+an underscore. So kernel files import nothing else of the package.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,21 @@ _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel when it is first called, and keep what was compiled on disk.
+    """Compile a kernel when it is first called, and cache it on disk.
 
-    Without the interpreter lock, so that threads can share a rank's work; error_model "numpy" divides as numpy does.
+    Kernels release the interpreter lock, so that threads run in parallel. error_model "numpy": division as in numpy.
     """
     return _cached(function, fastmath=_FASTMATH)
 
 
 def kernel_uncached(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for functions that come from the user: cached code would not notice that theirs has changed."""
+    """As `kernel`, without the cache, for user-defined functions: the cache would not detect their changes."""
     return njit(nogil=True, error_model="numpy", fastmath=_FASTMATH)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a user's function within each kernel that calls it. As a function of its own it would take numba another
-    0.9 MiB, which is never freed.
+    """Inline a user-defined function into each kernel that calls it. Compiled separately, it would take another 0.9
+    MiB in numba, which is never freed.
     """
     return njit(inline="always", nogil=True, error_model="numpy", fastmath=_FASTMATH)(function)
 

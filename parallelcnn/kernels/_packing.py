@@ -1,38 +1,38 @@
-"""Filters in blocks, one for each tile of a forward pass, and their weights in the order in which tiles read them."""
+"""Pack filters into blocks, one per tile of a forward pass, with weights in the order in which tiles read them."""
 
 from ._jit import kernel
 from ._vectors import REGISTERS
 
-SUMS = 24 if REGISTERS >= 32 else 12  # of a tile: the other registers hold what is multiplied
-MOST_VECTORS = 4  # of a tile's rows
+SUMS = 24 if REGISTERS >= 32 else 12  # registers for the sums of a tile; the other registers hold factors
+MOST_VECTORS = 4  # per row of a tile
 
 
 def even_block(size: int, largest: int) -> int:
-    """In blocks of how many to take so many: as few blocks as possible, of equal size or nearly so."""
+    """The block size that cuts `size` into as few blocks of at most `largest` as possible, of nearly equal size."""
     blocks = -(-size // largest)
     return -(-size // blocks)
 
 
 def block_size(channels: int) -> int:
-    """Into blocks of how many to cut so many channels: at least three vectors of a tile share a weight."""
+    """The number of channels per block, such that at least three vectors of a tile share a weight."""
     return even_block(channels, SUMS // 3)
 
 
 def packed_size(filters: int, channels: int, rows: int, columns: int) -> int:
-    """How many numbers a forward kernel needs room for, to bring its weights into order."""
+    """The size of a forward kernel's array of packed weights."""
     block = block_size(filters)
     return -(-filters // block) * block * (1 + channels * rows * columns)
 
 
 def vectors_of(block: int) -> int:
-    """Vectors of a row that a tile of so many channels computes."""
+    """The number of vectors of a row that a tile of `block` channels computes."""
     return min(SUMS // block, MOST_VECTORS)
 
 
 @kernel
 def pack(weight, bias, KB, memory):
-    """Weights in the order in which tiles read them: for each block of KB filters k its biases, and then for every
-    c, r and s its weights[k, c, r, s]. The last block overlaps the one before it where it must.
+    """Pack weights in the order in which tiles read them: for each block of KB filters k the biases, and then for every
+    c, r and s the weights[k, c, r, s]. The last block may overlap the one before it.
 
     bias: (K,), or (0,) for zeros; memory: (`packed_size`,). Returns (blocks, KB * (1 + C * R * S)).
     """

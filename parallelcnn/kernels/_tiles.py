@@ -1,10 +1,10 @@
-"""Tiles: the innermost pieces of convolution and pooling, in vectors.
+"""Tiles: the innermost loops of convolution and pooling, in vector instructions.
 
-Each is here twice. The plain one says in numpy what it computes, and is what runs when compilation is off
-(NUMBA_DISABLE_JIT); the other one writes the same as vector instructions, with its sums in registers. Sizes in
-capitals (S, KB, VB, ...) are known when a kernel is compiled.
+Each tile is implemented twice. The plain version defines in numpy what the tile computes, and runs when compilation is
+off (NUMBA_DISABLE_JIT). The other version generates vector instructions, with the sums in registers. Sizes in capitals
+(S, KB, VB, ...) are compile-time constants.
 
-For rows, phases and starts see `conv2d`.
+See `conv2d` for rows, phases and starts.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ import numpy as np
 
 from ._vectors import REGISTERS, Strided, Vectors, loop, vectorised
 
-_BORDER = 2  # vectors of a tile of which a part may lie outside
+_BORDER = 2  # vectors of a tile that may lie partly outside
 
 
 def _plain_forward_row(x, packed, y, place, taps, columns, S, column_stride, KB, VB):
-    """y[k : k + KB, p], from the weights and biases packed[block].
+    """Compute y[k : k + KB, p] from the weights and biases packed[block].
 
-    place: (block, k, p). taps: (R, first, last, row): of R taps [first, last) hit the image, tap r its row row + r.
+    place: (block, k, p). taps: (R, first, last, row): of R taps [first, last) hit the image, tap r in row row + r.
     columns: (left, phase, n).
     """
     block, k, p = place
@@ -48,7 +48,7 @@ def forward_row(v, builder, x, packed, y, place, taps, columns, S, column_stride
     weights = packed.at(block, zero)
 
     def tile(j: Any, vectors: int, *, masked: bool) -> None:
-        """`vectors` vectors of KB channels from place j of the row on."""
+        """Compute `vectors` vectors of KB channels, from place j of the row on."""
         sums = [[v.variable(v.splat(v.number(weights, i))) for _ in range(vectors)] for i in range(KB)]
         at = [builder.add(j, start) for start in starts]
         inside = [v.masks(begin, row_length, vectors, masked=masked) for begin in at]
@@ -69,7 +69,7 @@ def forward_row(v, builder, x, packed, y, place, taps, columns, S, column_stride
             for b in range(vectors):
                 v.store(v.value(sums[i][b]), begin, b, wanted[b])
 
-    # A border, whole tiles as long as all their taps lie inside, a border.
+    # A border, whole tiles whose taps all lie inside, a border.
     inside_from, inside_to = _inside(v, starts, row_length, length)
     border, whole = v.index(_BORDER * v.lanes), v.index(VB * v.lanes)
     before = v.blocks(v.smaller(inside_from, length), border)
@@ -85,10 +85,10 @@ def forward_row(v, builder, x, packed, y, place, taps, columns, S, column_stride
 
 
 def _plain_weight_gradient_tile(x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB):
-    """dweight[k : k + KB, c : c + CB, r : r + RB], added to what stands there or not.
+    """Compute dweight[k : k + KB, c : c + CB, r : r + RB]; if `adds`, add to dweight.
 
-    tile: (first channel of dy, k, c, r). rows: (row_stride, top). columns: (left, phase, n). zeros: stands in for rows
-    outside the image.
+    tile: (first channel of dy, k, c, r). rows: (row_stride, top). columns: (left, phase, n). zeros: a row of zeros, for
+    rows outside the image.
     """
     channel, k, c, r = tile
     row_stride, top = rows
@@ -157,14 +157,14 @@ def weight_gradient_tile(v, builder, x, dy, zeros, dweight, tile, rows, columns,
 
 
 def _starts(v: Vectors, S: int, column_stride: int, left: Any, phase: Any, n: Any) -> list[Any]:
-    """Where the taps of a row begin: start(s), for each s."""
+    """start(s), the offset of tap s in a row, for each s."""
     return [
         v.sum(v.times(s % column_stride, phase), v.times(s // column_stride, n), v.times(-1, left)) for s in range(S)
     ]
 
 
 def _inside(v: Vectors, starts: list[Any], row_length: Any, length: Any) -> tuple[Any, Any]:
-    """From which to which j all taps lie inside of a row of x, and j in one of y."""
+    """The range of j for which all taps lie inside a row of x, and j inside a row of y."""
     first = last = starts[0]
     for start in starts[1:]:
         first, last = v.smaller(first, start), v.larger(last, start)
@@ -172,7 +172,7 @@ def _inside(v: Vectors, starts: list[Any], row_length: Any, length: Any) -> tupl
 
 
 def _plain_pool_row(x, y, winner, place, pool_stride, R, S):
-    """y[c, p] and winner[c, p]: the largest of each window that begins in row h of x[channel], and its tap.
+    """Compute y[c, p] and winner[c, p]: the maximum of each window that begins in row h of x[channel], and its tap.
 
     place: (channel, h, c, p). pool_stride: columns from one window to the next.
     """
@@ -205,9 +205,9 @@ def pool_row(v, builder, x, y, winner, place, pool_stride, R, S):
 
 
 def _plain_unpool_row(dy, winner, dx, place, pool_stride, adds, R, S):
-    """The reverse of `pool_row`: each window of dx[channel] gets dy[c, p] where its winner was, and elsewhere zero.
+    """The gradient of `pool_row`: each window of dx[channel] gets dy[c, p] at its winner, and zero elsewhere.
 
-    place: (channel, h, c, p). adds: to what stands there.
+    place: (channel, h, c, p). adds: whether to add to dx.
     """
     channel, h, c, p = place
     for q in range(dy.shape[2]):
@@ -230,8 +230,8 @@ def unpool_row(v, builder, dy, winner, dx, place, pool_stride, adds, R, S):
 
 @contextmanager
 def _each_vector(v: Vectors, builder: Any, y: Strided, pool_stride: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Loops over the windows q of a row of y, (C, P, Q, n), and over vectors of samples; gives q, the column in which
-    the window begins, the first sample and the mask of the samples that there are.
+    """Loop over the windows q of a row of y, (C, P, Q, n), and over vectors of samples. Yields q, the first column of
+    the window, the first sample, and the mask of samples that exist.
     """
     _, _, Q, n = y.shape
     zero, lanes = v.index(0), v.index(v.lanes)
@@ -240,8 +240,8 @@ def _each_vector(v: Vectors, builder: Any, y: Strided, pool_stride: Any) -> Iter
         yield q, builder.mul(q, pool_stride), i, v.within(i, n)
 
 
-# Tiles of a matrix product, 24 sums of 32 registers or 12 of 16. Wider ones load less: of a, a number for each row, of
-# b a vector; and a tile of 4 vectors covers the 50 samples of a rank in one.
+# Tiles of a matrix product: 24 sums in 32 registers or 12 in 16. Wider tiles load less: one number of a for each row,
+# one vector of b for each column of vectors. A single tile of 4 vectors covers the 50 samples of a rank.
 _PRODUCT_ROWS = 6
 _PRODUCT_VECTORS = 4 if REGISTERS >= 32 else 2
 
@@ -262,7 +262,7 @@ def product(v, builder, a, b, start, c):
     zero, (K, N), products = v.index(0), c.shape, a.shape[1]
 
     def starts(row: Any, j: Any, inside: list[Any]) -> list[Any]:
-        """What the sums of a row start at."""
+        """The initial values of the sums of a row."""
         if start is None:
             return [v.zero] * len(inside)
         if len(start.shape) == 1:
@@ -270,7 +270,7 @@ def product(v, builder, a, b, start, c):
         return [v.load(start.at(row, j), vector, mask) for vector, mask in enumerate(inside)]
 
     def tile(k: Any, j: Any, ahead: Any, KB: int, VB: int) -> None:
-        """VB vectors of KB rows, from c[k, j] on. ahead: which column of b to have brought near meanwhile."""
+        """Compute VB vectors of KB rows, from c[k, j] on. ahead: the column of b to prefetch meanwhile."""
         rows = [builder.add(k, v.index(i)) for i in range(KB)]
         inside = v.masks(j, N, VB, masked=True)
         sums = [[v.variable(first) for first in starts(row, j, inside)] for row in rows]
@@ -288,20 +288,20 @@ def product(v, builder, a, b, start, c):
                 v.store(v.value(row_sums[vector]), begin, vector, inside[vector])
 
     def tiles(j: Any, VB: int) -> None:
-        """VB vectors of all rows. The last block of rows overlaps the one before it where it must."""
+        """Compute VB vectors of all rows. The last block of rows may overlap the one before it."""
         block = v.index(_PRODUCT_ROWS)
         with builder.if_else(builder.icmp_signed(">=", K, block)) as (then, otherwise):
             with then, loop(builder, zero, v.blocks(K, block)) as number:
                 k = v.smaller(builder.mul(number, block), builder.sub(K, block))
-                # Each block of rows asks for another vector of what the next tiles need of b, which otherwise
-                # comes late where rows are long: 64 x 256 @ 256 x 25600 at 130 GFLOP/s instead of 89.
+                # Each block of rows prefetches another vector of b for the next tiles. Without this, b arrives late
+                # if rows are long: 64 x 256 @ 256 x 25600 runs at 89 GFLOP/s instead of 130.
                 vector = builder.urem(number, v.index(_PRODUCT_VECTORS))
                 ahead = v.sum(j, v.times(v.lanes, v.sum(vector, v.index(_PRODUCT_VECTORS))))
                 tile(k, j, ahead, _PRODUCT_ROWS, VB)
             with otherwise, loop(builder, zero, K) as k:
                 tile(k, j, j, 1, VB)
 
-    # Tiles of as many vectors as fit into the registers, and one of what is left.
+    # Tiles of as many vectors as fit into the registers, and one tile for the rest.
     vectors, most = v.blocks(N, v.index(v.lanes)), v.index(_PRODUCT_VECTORS)
     whole = builder.sdiv(vectors, most)
     with loop(builder, zero, whole) as number:
@@ -324,7 +324,7 @@ def transpose(v, builder, x, turned):
     with loop(builder, zero, v.blocks(count, lanes)) as row, loop(builder, zero, v.blocks(length, lanes)) as column:
         i, j = builder.mul(row, lanes), builder.mul(column, lanes)
         i_inside, j_inside = v.within(i, count), v.within(j, length)
-        # For rows that are not there the last one stands in, and is not stored.
+        # The last row replaces rows that do not exist; it is not stored for them.
         rows = [v.load(x.at(v.smaller(v.sum(i, v.index(lane)), last), j), 0, j_inside) for lane in range(v.lanes)]
         for lane, turned_row in enumerate(v.transposed(rows)):
             to = v.sum(j, v.index(lane))
@@ -333,7 +333,7 @@ def transpose(v, builder, x, turned):
 
 
 def _plain_copy_rows(source, to, adds):
-    """to = source, or to += source. Both: (rows, length), with rows that are contiguous."""
+    """to = source, or to += source. Both are (rows, length) with contiguous rows."""
     if adds:
         to += source
     else:
@@ -354,7 +354,7 @@ def copy_rows(v, builder, source, to, adds):
             numbers = builder.fadd(numbers, v.load(to.at(row, j), 0, mask))
         v.store(numbers, to.at(row, j), 0, mask)
 
-    # In a third of the time of a plain loop, whose rows of some ten vectors or fewer end in single numbers.
+    # Takes a third of the time of a plain loop, which handles the ends of its short rows number by number.
     with loop(builder, zero, rows) as row:
         with loop(builder, zero, whole) as number:
             copy(row, builder.mul(number, lanes), None)

@@ -1,9 +1,9 @@
-"""Vectors by name, for the innermost tiles of kernels: what a loop cannot say, that sums stay in registers.
+"""Generate vector instructions for the innermost tiles of kernels, with the sums in registers.
 
-A compiler makes a fast loop out of a plain one, but not a fast tile: KB x VB sums that stay in registers while a loop
-runs over channels and taps. So the tiles are written in the compiler's own language (LLVM's, through numba's
-`intrinsic`): Python loops write out the instructions, once, when the kernel is compiled. What a tile computes is
-written beside it in plain numpy, which is also what runs when compilation is off (NUMBA_DISABLE_JIT).
+A compiler vectorises a plain loop, but does not make a fast tile: KB x VB sums that stay in registers while a loop runs
+over channels and taps. So tiles are written in LLVM's intermediate language, through numba's `intrinsic`: Python loops
+generate the instructions once, when the kernel is compiled. Beside each tile, plain numpy code defines what it
+computes. This code also runs when compilation is off (NUMBA_DISABLE_JIT).
 """
 
 import inspect
@@ -22,8 +22,8 @@ _LANE = ir.IntType(32)
 
 
 def _vector_bytes_and_registers() -> tuple[int, int]:
-    """How wide this machine's vectors are, and how many it holds."""
-    if config.CPU_NAME not in (None, "host"):  # compiled for another machine: what every 64-bit one has
+    """The width of this machine's vectors in bytes, and the number of its vector registers."""
+    if config.CPU_NAME not in (None, "host"):  # compiled for another machine: assume what all 64-bit machines have
         return 16, 16
     features = llvm.get_host_cpu_features()
     if features.get("avx512f"):
@@ -37,15 +37,15 @@ VECTOR_BYTES, REGISTERS = _vector_bytes_and_registers()
 
 
 def vectorised(plain: Callable[..., None], like: str, constants: tuple[str, ...] = ()) -> Callable[[Any], Any]:
-    """Decorator of a function that writes the instructions for what `plain` computes: makes it callable from kernels.
+    """Decorator for functions that generate the instructions for `plain`; makes them callable from kernels.
 
-    The decorated function is called, when a kernel is compiled, with `Vectors`, LLVM's builder, and what it has of its
-    arguments then: arrays as `Strided`, tuples as lists, indices with 64 bits, None as None, and as Python's numbers
-    those that are constants of the kernel. When compilation is off, kernels call `plain`.
+    When a kernel is compiled, the decorated function is called with `Vectors`, LLVM's builder, and its arguments:
+    arrays as `Strided`, tuples as lists, indices as 64-bit integers, None as None, and constants of the kernel as
+    Python numbers. When compilation is off, kernels call `plain`.
 
     Args:
-        like: the array whose numbers the vectors hold.
-        constants: the arguments that are known when a kernel is compiled.
+        like: name of the array whose type the vectors have.
+        constants: names of the arguments that are compile-time constants.
     """
 
     def decorate(write: Callable[..., None]) -> Any:
@@ -73,7 +73,7 @@ def vectorised(plain: Callable[..., None], like: str, constants: tuple[str, ...]
 
 
 class Vectors:
-    """Writes vector instructions: `lanes` numbers of one type at a time. Counts and indices have 64 bits."""
+    """Generates vector instructions on `lanes` numbers of one type. Counts and indices have 64 bits."""
 
     def __init__(self, context: Any, builder: Any, dtype: Any) -> None:
         self._context, self._builder = context, builder
@@ -84,7 +84,7 @@ class Vectors:
         self.zero = ir.Constant(self._vector, None)
 
     def argument(self, kind: Any, value: Any) -> Any:
-        """An argument of that type, as `vectorised` hands it to the function that writes."""
+        """Convert an argument of type `kind` to the form described in `vectorised`."""
         if isinstance(kind, types.Array):
             return Strided(self._context, self._builder, kind, value)
         if isinstance(kind, types.BaseTuple):
@@ -112,19 +112,19 @@ class Vectors:
         return self._builder.select(self._builder.icmp_signed(">", a, b), a, b)
 
     def blocks(self, size: Any, block: Any) -> Any:
-        """How many blocks it takes to cover `size`."""
+        """The number of blocks that cover `size`."""
         return self._builder.sdiv(self.sum(size, block, self.index(-1)), block)
 
     def number(self, pointer: Any, i: int) -> Any:
-        """The number i places behind the pointer."""
+        """Load the number at pointer[i]."""
         return self._builder.load(self._builder.gep(pointer, [self.index(i)]))
 
     def splat(self, number: Any) -> Any:
-        """The same number in every lane."""
+        """A vector with the same number in every lane."""
         return self._splat(number, self._vector)
 
     def variable(self, vector: Any) -> Any:
-        """A variable that starts as `vector`. The compiler keeps it in a register while there are enough."""
+        """A variable with the initial value `vector`. The compiler keeps it in a register if there are enough."""
         variable = cgutils.alloca_once(self._builder, vector.type)
         self._builder.store(vector, variable)
         return variable
@@ -133,7 +133,7 @@ class Vectors:
         return self._builder.load(variable)
 
     def add_product(self, variable: Any, a: Any, b: Any) -> None:
-        """variable += a * b, fused where the machine can."""
+        """variable += a * b, with fused multiply-add if the machine has it."""
         fmuladd = self._function("fmuladd", self._vector, [self._vector] * 3)
         self._builder.store(self._builder.call(fmuladd, [a, b, self._builder.load(variable)]), variable)
 
@@ -148,19 +148,19 @@ class Vectors:
         return self._builder.icmp_unsigned("<", self._builder.add(self.integers(first), lanes), self.integers(size))
 
     def masks(self, first: Any, size: Any, count: int, *, masked: bool) -> list[Any]:
-        """`within` for each of `count` successive vectors; None for each where no mask is needed."""
+        """`within` for each of `count` consecutive vectors; None for each if they are not masked."""
         places = [self.sum(first, self.index(i * self.lanes)) for i in range(count)]
         return [self.within(place, size) if masked else None for place in places]
 
     def load(self, pointer: Any, i: int = 0, mask: Any = None) -> Any:
-        """The numbers i vectors behind the pointer; zero where a mask says no, and memory is not touched there."""
+        """Load the vector i vectors after the pointer. Lanes outside the mask are zero; their memory is not read."""
         pointer = self._vector_pointer(pointer, i)
         if mask is None:
             return self._builder.load(pointer, align=self._item_bytes)
         return self._masked_load(pointer, mask, self.zero, self._item_bytes)
 
     def store(self, vector: Any, pointer: Any, i: int = 0, mask: Any = None) -> None:
-        """Write the numbers i vectors behind the pointer; where a mask says no, memory is not touched."""
+        """Store a vector i vectors after the pointer. Lanes outside the mask are not written."""
         pointer = self._vector_pointer(pointer, i)
         if mask is None:
             self._builder.store(vector, pointer, align=self._item_bytes)
@@ -168,24 +168,24 @@ class Vectors:
             self._masked_store(vector, pointer, mask, self._item_bytes)
 
     def integers(self, value: Any) -> Any:
-        """The same integer in every lane, of 32 bits."""
+        """A vector with the same 32-bit integer in every lane."""
         return self._splat(self._builder.trunc(value, _LANE), self._vector_of(_LANE))
 
     def load_integers(self, pointer: Any, mask: Any) -> Any:
-        """As many unsigned integers of the pointer's type, as 32 bits each; zero where a mask says no."""
+        """Load unsigned integers of the pointer's type as a vector of 32-bit integers; zero outside the mask."""
         kind = self._vector_of(pointer.type.pointee)
         pointer = self._builder.bitcast(pointer, kind.as_pointer())
         loaded = self._masked_load(pointer, mask, ir.Constant(kind, None), 1)
         return self._builder.zext(loaded, self._vector_of(_LANE))
 
     def store_integers(self, integers: Any, pointer: Any, mask: Any) -> None:
-        """Write integers as the pointer's type; where a mask says no, memory is not touched."""
+        """Store integers as the pointer's type. Lanes outside the mask are not written."""
         kind = self._vector_of(pointer.type.pointee)
         narrow = self._builder.trunc(integers, kind) if kind.element != _LANE else integers
         self._masked_store(narrow, self._builder.bitcast(pointer, kind.as_pointer()), mask, 1)
 
     def load_as(self, pointer: Any, kind: Any) -> Any:
-        """As many numbers of another type, uint8 or the vector's own, turned into the vector's."""
+        """Load a vector of another type, uint8 or the vector's own, and convert it to the vector's type."""
         if kind is not types.uint8:
             return self.load(pointer)
         bytes_ = self._vector_of(ir.IntType(8))
@@ -193,16 +193,16 @@ class Vectors:
         return self._builder.uitofp(loaded, self._vector)
 
     def prefetch(self, pointer: Any) -> None:
-        """Bring the cache line of this address near; an address outside every array does no harm."""
+        """Prefetch the cache line of this address, which may lie outside all arrays."""
         byte = ir.IntType(8).as_pointer()
-        flags = [ir.Constant(_LANE, flag) for flag in (0, 3, 1)]  # to read, soon and often, data
+        flags = [ir.Constant(_LANE, flag) for flag in (0, 3, 1)]  # read, high locality, data
         prefetch = self._function("prefetch", ir.VoidType(), [byte, *[_LANE] * 3], "p0")
         self._builder.call(prefetch, [self._builder.bitcast(pointer, byte), *flags])
 
     def transposed(self, rows: list[Any]) -> list[Any]:
-        """The columns of a square of numbers, `lanes` vectors, as vectors.
+        """Transpose a square of `lanes` vectors: returns its columns as vectors.
 
-        Pairs of rows exchange single numbers, then pairs, then fours, ... until all are in place.
+        Pairs of rows exchange single numbers, then pairs of numbers, then fours, and so on.
         """
         distance = 1
         while distance < self.lanes:
@@ -238,7 +238,7 @@ class Vectors:
         self._builder.call(function, [vector, pointer, ir.Constant(_LANE, alignment), mask])
 
     def _shuffle(self, a: Any, b: Any, picks: list[int]) -> Any:
-        """The vector of the picked numbers, counted through a and then b."""
+        """The vector of the elements `picks` of a followed by b."""
         return self._builder.shuffle_vector(a, b, ir.Constant(self._vector_of(_LANE), picks))
 
     def _splat(self, number: Any, vector: Any) -> Any:
@@ -254,12 +254,12 @@ class Vectors:
 
 
 def _name_of(vector: Any) -> str:
-    """What LLVM calls a type of vectors in the names of functions, such as v16f32."""
+    """The name of a vector type in LLVM's function names, such as v16f32."""
     return f"v{vector.count}{vector.element.intrinsic_name}"
 
 
 class Strided:
-    """An array as an address and the distances between neighbours along each axis, in bytes."""
+    """An array in generated code: its address, and its stride along each axis in bytes."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
         array = context.make_array(kind)(context, builder, value)
@@ -271,7 +271,7 @@ class Strided:
         self._strides = cgutils.unpack_tuple(builder, array.strides, kind.ndim)
 
     def at(self, *place: Any) -> Any:
-        """The address of a place."""
+        """The address of an element."""
         address = self._data
         for index, stride in zip(place, self._strides, strict=True):
             address = self._builder.add(address, self._builder.mul(index, stride))
@@ -280,6 +280,6 @@ class Strided:
 
 @contextmanager
 def loop(builder: Any, start: Any, stop: Any) -> Iterator[Any]:
-    """A loop of the compiled code; gives its counter."""
+    """Generate a loop; yields its counter."""
     with cgutils.for_range(builder, stop, start) as counter:
         yield counter.index

@@ -1,7 +1,7 @@
-"""Tiles of Winograd's convolution, in vectors. See `winograd` for what they are for, and `_tiles` for why each is
-here twice, in numpy and in vector instructions.
+"""Tiles of the Winograd convolution, in vector instructions. See `winograd` for the algorithm, and `_tiles` for the two
+versions of each tile, in numpy and in vector instructions.
 
-A square of 4 x 4 vectors is `lanes` samples of 4 x 4 places; place (row, column) of it is number 4 * row + column.
+A square of 4 x 4 vectors holds `lanes` samples of 4 x 4 places. Place (row, column) has number 4 * row + column.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ import numpy as np
 
 from ._vectors import VECTOR_BYTES, Strided, Vectors, loop, vectorised
 
-# Sums and differences, taken along the rows of a square and then along its columns.
+# Matrices of the transforms, applied to the rows of a square and then to its columns.
 _OF_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])  # 4 x 4 places of an image
-_OF_PRODUCTS = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])  # to 2 x 2 of the output
-_OF_GRADIENT = _OF_PRODUCTS.T  # and back: 2 x 2 gradients to 4 x 4
+_OF_PRODUCTS = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])  # 4 x 4 products to 2 x 2 outputs
+_OF_GRADIENT = _OF_PRODUCTS.T  # 2 x 2 gradients to 4 x 4
 
 
 def _plain_input_square(x, place, seen, slot):
-    """seen[:, c, lanes of the slot]: the square of x that begins at place, transformed, for all channels c.
+    """Compute seen[:, c, lanes of the slot], the transformed square of x that begins at `place`, for all channels c.
 
     x: (C, H, W, n), zero outside. place: (row, column, sample). seen: (16, C or more, slots * lanes).
     """
@@ -71,9 +71,9 @@ def square_products(v, builder, weights, seen, sums, KB, VB):
 
 
 def _plain_output_square(sums, slot, bias, y, place):
-    """y[k + i], 2 x 2 places, for all i, of the products sums[:, i, lanes of the slot].
+    """Compute 2 x 2 places of y[k + i], for all i, from the products sums[:, i, lanes of the slot].
 
-    place: (k, row, column, sample); what lies outside y is left out. sums: (16, KB, slots * lanes), bias: (K,).
+    place: (k, row, column, sample); places outside y are skipped. sums: (16, KB, slots * lanes), bias: (K,).
     """
     k, *place = place
     lanes, KB = VECTOR_BYTES // y.itemsize, sums.shape[1]
@@ -99,10 +99,10 @@ def output_square(v, builder, sums, slot, bias, y, place):
 
 
 def _plain_gradient_square(dy, place, turned, to):
-    """turned[:, t + lane, column + i]: the 2 x 2 gradients dy[k + i] that begin at place, back from output to products,
-    for each lane a sample and for as many filters i as there are lanes.
+    """Compute turned[:, t + lane, column + i]: the 2 x 2 gradients dy[k + i] that begin at `place`, transformed to
+    gradients of the products, with one sample per lane and for `lanes` filters i.
 
-    place: (k, row, column, sample), zero outside. to: (t, column). For filters that are not there the last stands in.
+    place: (k, row, column, sample), zero outside. to: (t, column). The last filter replaces filters that do not exist.
     """
     (k, *place), (t, column_to), K = place, to, len(dy)
     lanes = VECTOR_BYTES // dy.itemsize
@@ -133,7 +133,7 @@ def gradient_square(v, builder, dy, place, turned, to):
 def _plain_add_gradient_products(seen, turned, totals, CB, VB):
     """totals += seen turned. seen: (CB, T), turned: (T, VB * lanes), totals: (CB, VB * lanes).
 
-    Summed by itself first: sums of sums of T are more exact than one of all samples.
+    Each product over T is summed separately first: this is more exact than one sum over all samples.
     """
     totals += seen @ turned
 
@@ -150,7 +150,7 @@ def add_gradient_products(v, builder, seen, turned, totals, CB, VB):
 def _products(
     v: Vectors, builder: Any, number: Callable[[Any, int], Any], rows: Strided, count: Any, KB: int, VB: int
 ) -> list[list[Any]]:
-    """KB rows of VB vectors: the sums over i, of so many, of the number at the address number(i, k) times rows[i]."""
+    """KB rows k of VB vectors: the sum over i of the number at address number(i, k) times rows[i]."""
     zero = v.index(0)
     sums = [[v.variable(v.zero) for _ in range(VB)] for _ in range(KB)]
     with loop(builder, zero, count) as i:
@@ -164,13 +164,13 @@ def _products(
 
 
 def _transformed(matrix, square):
-    """matrix square matrix^T, of a square (rows, columns, ...), as (places, ...)."""
+    """matrix square matrix^T, for a square (rows, columns, ...), as (places, ...)."""
     result = np.einsum("ea,ab...,fb->ef...", matrix.astype(square.dtype), square, matrix.astype(square.dtype))
     return result.reshape(-1, *square.shape[2:])
 
 
 def _written(builder: Any, matrix: Any, square: Any) -> list[Any]:
-    """The same in vector instructions; the square and the result as lists of vectors, row by row."""
+    """As `_transformed`, in vector instructions. The square and the result are lists of vectors, row by row."""
     size = matrix.shape[1]
 
     def combined(vectors: list[Any]) -> list[Any]:
@@ -191,8 +191,8 @@ def _written(builder: Any, matrix: Any, square: Any) -> list[Any]:
 
 
 def _inside(square, image, place):
-    """For each place of the square inside the image: where in the square, row and column of the image, and how many
-    samples there are.
+    """For each place of the square inside the image: its place in the square, its row and column in the image, and the
+    number of samples.
     """
     _, H, W, n = image.shape
     h, w, i = place
@@ -208,7 +208,7 @@ def _places(v: Vectors, h: Any, w: Any, size: int) -> list[tuple[Any, Any]]:
 
 
 def _masks(v: Vectors, builder: Any, places: list[tuple[Any, Any]], i: Any, shape: Any) -> list[Any]:
-    """For each place, which samples from i on there are; none outside the image."""
+    """For each place, the mask of existing samples from i on; empty outside the image."""
     _, H, W, n = shape
     masks = []
     for row, column in places:

@@ -1,8 +1,8 @@
-"""Element-wise functions with their derivatives, and the loops that apply them.
+"""Activation functions with their derivatives, and the loops that apply them.
 
 The functions are scalar, x -> f(x). A derivative named `..._of_output` takes y = f(x) instead of x, so that x need not
-be kept. They are marked for numba but stay plain Python functions: only so does numba's cache recognise the loops
-that close over them in the next process.
+be kept. They are marked for numba but stay plain Python functions. Only then does numba's cache recognise, in the next
+process, the loops that close over them.
 """
 
 import math
@@ -20,7 +20,7 @@ _LEAK = 0.01
 
 @register_jitable
 def relu(x):
-    return 0.0 if x <= 0 else x  # this way round a NaN stays one
+    return 0.0 if x <= 0 else x  # in this order a NaN stays a NaN
 
 
 @register_jitable
@@ -61,7 +61,7 @@ def tanh_derivative_of_output(y):
 
 @register_jitable
 def softplus(x):
-    """log(1 + exp(x)), without the overflow."""
+    """log(1 + exp(x)), without overflow."""
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
@@ -94,8 +94,8 @@ def swish_derivative(x):
 
 
 def _loops(function, derivative, kernel):
-    # In place: given one array twice, the compiled loop would find an overlap and not use its vector form (170 us
-    # instead of 25 for 200,000 numbers through relu's derivative).
+    # In place: if one array is passed twice, the compiled loop detects an overlap and does not use vector instructions
+    # (170 us instead of 25 for 200,000 numbers through relu's derivative).
     @kernel
     def activation_forward(y):
         """y[i] = f(y[i]), y flat."""
@@ -115,7 +115,7 @@ def _loops(function, derivative, kernel):
 def builtin_kernels(
     function: Callable[[float], float], derivative: Callable[[float], float]
 ) -> tuple[Callable[..., None], Callable[..., None]]:
-    """The forward and the backward loop of two functions of this file."""
+    """The forward and the backward loop for two functions of this file."""
     return _loops(function, derivative, kernel)
 
 
@@ -123,5 +123,5 @@ def builtin_kernels(
 def user_kernels(
     function: Callable[[float], float], derivative: Callable[[float], float]
 ) -> tuple[Callable[..., None], Callable[..., None]]:
-    """The same for functions from elsewhere."""
+    """As `builtin_kernels`, for user-defined functions."""
     return _loops(inlined(function), inlined(derivative), kernel_uncached)

@@ -1,23 +1,23 @@
-"""Convolution as tiles over rows.
+"""Direct convolution in tiles over rows.
 
-Rows. With the samples innermost, an image row is W * n contiguous numbers, and for a column stride of 1 tap (r, s) of
+Rows. With the samples innermost, an image row is W * n contiguous numbers. For a column stride of 1, tap (r, s) of
 output row p is input row p * row_stride + r - top, shifted by s * n - left (top: rows of zeros above the image; left:
-numbers, that is columns times n, before it). So with j counting the Q * n numbers of an output row
+columns of zeros before it, times n). So with j counting the Q * n numbers of an output row
 
     y[k, p, j] = bias[k] + sum over c, r, s of  weight[k, c, r, s] * x[c, p * row_stride + r - top, start(s) + j]
 
-where x is zero outside the image. For another column stride `arrange` parts each row beforehand into `column_stride`
-phases (columns 0, 2, 4, ... then 1, 3, 5, ... for 2), each `phase` numbers long, so that a tap again is contiguous:
+where x is zero outside the image. For larger column strides, `arrange` first splits each row into `column_stride`
+phases (columns 0, 2, 4, ... then 1, 3, 5, ... for 2), each `phase` numbers long, so that a tap is contiguous again:
 
     start(s) = (s mod column_stride) * phase + (s div column_stride) * n - left
 
-Tiles. A pass computes KB channels times VB vectors of an output row, or as many sums of the weight gradient; these sums
-stay in registers while it runs over all channels and taps (see `_vectors`). That is what makes these kernels as fast as
-the machine's matrix product: 6 -> 16 channels of 13 x 13, filters of 3 x 3, n = 50, on one core whose float32 matrix
-product of 512 x 512 runs at 150 GFLOP/s: forward 156 GFLOP/s and weight gradient 100 (138 for n = 48, where no vector
-crosses a cache line), where plain loops with their sums in memory reach 88 and 92.
+Tiles. A tile is KB channels times VB vectors of an output row, or as many sums of the weight gradient. The sums stay in
+registers during the loop over all channels and taps (see `_vectors`). This makes these kernels as fast as the machine's
+matrix product. For 6 -> 16 channels of 13 x 13, filters of 3 x 3, n = 50, on one core whose float32 matrix product of
+512 x 512 runs at 150 GFLOP/s, forward reaches 156 GFLOP/s and the weight gradient 100 (138 for n = 48, where no vector
+crosses a cache line); plain loops with their sums in memory reach 88 and 92.
 
-The gradient by x is a forward pass over dy with the filters turned round, see `Rows` in `layers/convolutions.py`.
+The gradient of x is a forward pass over dy with rotated filters; see `Direct` in `layers/conv_algorithms.py`.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,11 @@ from ._packing import block_size, pack, packed_size, vectors_of
 from ._tiles import forward_row, pool_row, unpool_row, weight_gradient_tile
 from ._vectors import REGISTERS
 
-_GRADIENT_SUMS = REGISTERS - 5  # of a tile of the weight gradient
+_GRADIENT_SUMS = REGISTERS - 5  # most sums in a tile of the weight gradient
 
 
 def scratch_size(filters: int, channels: int, rows: int, columns: int) -> int:
-    """How many numbers the forward kernels need room for, forwards and in the gradient by x."""
+    """The size of the forward kernels' scratch array, for the forward pass and the gradient of x."""
     return max(packed_size(filters, channels, rows, columns), packed_size(channels, filters, rows, columns))
 
 
@@ -40,7 +40,7 @@ def scratch_size(filters: int, channels: int, rows: int, columns: int) -> int:
 def arrange(x, left, column_stride, rows):
     """rows[c, h, phase, i] = x[c, h, i * column_stride + phase - left], zero outside the image.
 
-    x: (C, H, W, n), rows: (C, H, phases, columns per phase, n), of as many phases as taps fall into; left: columns.
+    x: (C, H, W, n), rows: (C, H, phases, columns per phase, n), with the phases that taps use; left: columns.
     """
     C, H, W, _ = x.shape
     _, _, phases, columns, _ = rows.shape
@@ -57,7 +57,7 @@ def arrange(x, left, column_stride, rows):
 
 @kernel
 def restore(drows, left, column_stride, dx):
-    """The reverse of `arrange`: dx[c, h, w] is the number that `arrange` would have put x[c, h, w] to, or zero."""
+    """The inverse of `arrange`: dx[c, h, w] is the number at the place to which `arrange` moves x[c, h, w], or zero."""
     C, H, W, _ = dx.shape
     _, _, phases, columns, _ = drows.shape
     for c in range(C):
@@ -72,7 +72,7 @@ def restore(drows, left, column_stride, dx):
 
 @cache
 def forward_kernel(filter_columns: int, column_stride: int, filters: int) -> Callable[..., None]:
-    """The forward kernel for one width of filter, one column stride and one way to cut the filters into blocks."""
+    """The forward kernel for this filter width, column stride and number of filters."""
     return _forward_kernel(filter_columns, column_stride, block_size(filters))
 
 
@@ -100,7 +100,7 @@ def _forward_kernel(S: int, column_stride: int, KB: int) -> Callable[..., None]:
 def pooled_forward_kernel(
     filter_columns: int, column_stride: int, filters: int, pool_rows: int, pool_columns: int
 ) -> Callable[..., None]:
-    """The forward kernel of a convolution and of a max-pooling of windows side by side behind it."""
+    """The forward kernel of a convolution followed by max-pooling whose windows do not overlap."""
     return _pooled_forward_kernel(filter_columns, column_stride, block_size(filters), pool_rows, pool_columns)
 
 
@@ -110,7 +110,7 @@ def _pooled_forward_kernel(S: int, column_stride: int, KB: int, PR: int, PS: int
 
     @kernel
     def conv2d_pooled_forward(x, weight, bias, packed, row_stride, top, left, phase, n, band, y, winner):
-        """As `conv2d_forward`, but what is pooled goes no further than the nearest cache, a band of rows.
+        """As `conv2d_forward`, but the output before pooling, a band of rows, stays in the nearest cache.
 
         band: (`block_size`, pool_rows, columns, n), y and winner: (K, P, Q, n) after pooling.
         """
@@ -135,18 +135,18 @@ def _pooled_forward_kernel(S: int, column_stride: int, KB: int, PR: int, PS: int
 def weight_gradient_kernel(
     filter_rows: int, filter_columns: int, column_stride: int, filters: int, channels: int
 ) -> Callable[..., None]:
-    """The kernel of the weight gradient, for one size of filter, one column stride and one way to cut into blocks."""
+    """The kernel of the weight gradient for this filter size, column stride and numbers of filters and channels."""
     KB, CB, RB = _gradient_blocks(filter_rows, filter_columns, filters, channels)
     return _weight_gradient_kernel(filter_columns, column_stride, KB, CB, RB)
 
 
 def _gradient_blocks(R: int, S: int, filters: int, channels: int) -> tuple[int, int, int]:
-    """Filters, channels and rows of filters that a tile of the weight gradient has the sums of.
+    """Choose the numbers of filters, channels and filter rows, (KB, CB, RB), in a tile of the weight gradient.
 
-    A tile with its S taps adds KB * CB * RB * S products for each vector; it loads KB rows of dy and S times CB * RB of
-    x, of which only KB + CB * RB come from outside the nearest cache. At two products, one load, and half a vector from
-    outside in a cycle, which tiles take least? Measured, 64 -> 64 channels, 3 x 3, GFLOP/s: (4, 2, 1) 150, (3, 1, 3)
-    148, (2, 1, 3) 136, (8, 1, 1) 90; 6 -> 16 channels: 111, 101, 94, 82.
+    A tile with its S taps adds KB * CB * RB * S products for each vector. It loads KB rows of dy and S times CB * RB of
+    x, of which only KB + CB * RB come from outside the nearest cache. The choice takes the fewest cycles, at two
+    products, one load, and half a vector from outside per cycle. Measured, 64 -> 64 channels, 3 x 3, GFLOP/s:
+    (4, 2, 1) 150, (3, 1, 3) 148, (2, 1, 3) 136, (8, 1, 1) 90; 6 -> 16 channels: 111, 101, 94, 82.
     """
 
     def cycles(tile: tuple[int, int, int]) -> float:
@@ -188,7 +188,7 @@ def _weight_gradient_kernel(S: int, column_stride: int, KB: int, CB: int, RB: in
 
 
 def pooled_weight_gradient_block(filter_rows: int, filter_columns: int, filters: int) -> int:
-    """Channels of the band of `pooled_weight_gradient_kernel`."""
+    """Number of channels in the band of `pooled_weight_gradient_kernel`."""
     return _gradient_blocks(filter_rows, filter_columns, filters, 1)[0]
 
 
@@ -196,7 +196,7 @@ def pooled_weight_gradient_block(filter_rows: int, filter_columns: int, filters:
 def pooled_weight_gradient_kernel(
     filter_rows: int, filter_columns: int, column_stride: int, filters: int, pool_rows: int, pool_columns: int
 ) -> Callable[..., None]:
-    """The kernel of the weight gradient of a convolution with a max-pooling of windows side by side behind it."""
+    """The weight gradient kernel of a convolution followed by max-pooling whose windows do not overlap."""
     KB, _, RB = _gradient_blocks(filter_rows, filter_columns, filters, 1)
     return _pooled_weight_gradient_kernel(filter_columns, column_stride, KB, RB, pool_rows, pool_columns)
 
@@ -209,7 +209,7 @@ def _pooled_weight_gradient_kernel(
     def conv2d_pooled_weight_gradient(x, dy, winner, zeros, row_stride, top, left, phase, n, band, dweight):
         """As `conv2d_weight_gradient`, from dy and winner, (K, P, Q, n), after pooling.
 
-        The gradient before pooling goes no further than the nearest cache, a band: (KB, pool_rows, columns, n).
+        The gradient before pooling stays in the nearest cache, in a band: (KB, pool_rows, columns, n).
         """
         K, C, R, _ = dweight.shape
         P = dy.shape[1]
@@ -234,7 +234,7 @@ def _pooled_weight_gradient_kernel(
 
 @kernel
 def conv2d_backward_bias(dy, dbias):
-    """dbias[k] = sum over p, j of dy[k, p, j]; in a quarter of the time that numpy's sum takes (9 us instead of 37)."""
+    """dbias[k] = sum over p, j of dy[k, p, j]. This takes a quarter of the time of numpy's sum (9 us instead of 37)."""
     K, P, length = dy.shape
     for k in range(K):
         total = dbias.dtype.type(0)

@@ -1,22 +1,22 @@
-"""The products of a fully connected layer.
+"""The matrix products of a fully connected layer.
 
-For the paper's 84 units of 400 features and 50 samples, on one core, forward, gradients of the parameters and gradient
-of the input take 30, 25 and 28 us, each in one call; numpy's products and sums take 37, 40 and 34 us. With them instead
-of numpy's products a training step of the paper's network takes 522 us instead of 559 (50 samples), or 105 instead of
-152 (one sample: numpy takes 44 us for the weight gradient, an outer product).
+For the paper's 84 units, 400 features and 50 samples, on one core, the forward pass, the parameter gradients and the
+input gradient take 30, 25 and 28 us in one call each; numpy's products and sums take 37, 40 and 34 us. With these
+kernels a training step of the paper's network takes 522 us instead of 559 (50 samples), or 105 instead of 152 (one
+sample: numpy takes 44 us for the weight gradient, an outer product).
 """
 
 from ._jit import kernel
 from ._tiles import product, transpose
 
-PANEL = 64  # features at a time, for which x^T, or dx^T, lies in the nearest cache
+PANEL = 64  # features at a time, so that x^T, or dx^T, fits into the nearest cache
 
 
 @kernel
 def dense_forward(weight, x, bias, multiplied, y):
     """y = weight x + bias. weight: (units, features), x: (features, n), bias: (units,) or None, y: (units, n).
 
-    multiplied: y = weight x already stands there; numpy's addition of the bias would allocate 32 KiB.
+    multiplied: whether y already holds weight x; numpy's addition of the bias would allocate 32 KiB.
     """
     features, n = x.shape
     units = weight.shape[0]
@@ -55,7 +55,7 @@ def dense_backward_params(dy, x, panel, dweight, dbias):
 
 @kernel
 def dense_backward_input(weight, dy, panel, dx):
-    """dx = weight^T dy, as dx^T = dy^T weight: weights are read as they lie, and few samples fill whole vectors.
+    """dx = weight^T dy, as dx^T = dy^T weight: this reads weights in place, and fills vectors even for few samples.
 
     panel: (n, PANEL), overwritten.
     """

@@ -1,7 +1,7 @@
-"""Drawing pen strokes into small grey images.
+"""Draw pen strokes into small grey images.
 
-Letters: N images of H x W pixels; V handwritings of up to S strokes, each through up to L of P
-points. Only + - * / and sqrt occur, which IEEE 754 rounds in one way: the same pixels everywhere.
+Letters: N images of H x W pixels; V handwritings of up to S strokes, each through up to L of P points. The kernels use
+only + - * / and sqrt, whose rounding IEEE 754 defines, so the pixels are the same everywhere.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 
 from ._jit import exact_kernel
 
-# Straight pieces of a curve between two points: at 28 pixels more of them look the same.
+# Line segments of a curve between two points: at 28 pixels more of them make no visible difference.
 _PIECES = 4
 
 
@@ -21,10 +21,10 @@ def draw_strokes(points, variant, radius, ink, noise, strokes, grain, nearest, i
     points: (N, P, 2), x to the right and y down [pixels]; pixel (h, w) is centred at (w, h).
     variant: (N,), integers in [0, V), the handwriting of each image.
     radius, ink, noise: (N,), half the pen's width [pixels], its blackness and the paper's grain.
-    strokes: (V, S, L), integers, the points each stroke runs through, -1 behind the last.
+    strokes: (V, S, L), integers, the points of each stroke, -1 after the last.
     grain: (N, H, W), random bytes.
-    nearest: (H, W), float64, overwritten: the squared distance to the strokes, where near.
-    images: (N, H, W), uint8, written.
+    nearest: (H, W), float64, overwritten: the squared distance to near strokes.
+    images: (N, H, W), uint8, overwritten.
     """
     N, H, W = images.shape
     _, S, L = strokes.shape
@@ -72,9 +72,9 @@ def _catmull_rom(a, b, c, d, t):
 
 @exact_kernel
 def _draw_segment(x0, y0, x1, y1, reach, nearest):
-    """nearest = min(nearest, squared distance to the segment), where that is below reach^2."""
+    """nearest = min(nearest, squared distance to the segment), if that is below reach^2."""
     H, W = nearest.shape
-    # Clipped to the picture before rounding: a far-off float may have no integer.
+    # Clip to the image before rounding: a far-away float may not fit an integer.
     left = int(max(min(min(x0, x1) - reach + 1.0, float(W)), 0.0))
     right = int(max(min(max(x0, x1) + reach + 1.0, float(W)), 0.0))
     top = int(max(min(min(y0, y1) - reach + 1.0, float(H)), 0.0))

@@ -1,8 +1,8 @@
-"""Sums in 64-bit fixed point: integers, whose sum does not depend on the order of what is added.
+"""Sums in 64-bit fixed point: sums of integers, which do not depend on the order of the terms.
 
-The vector is cut into segments, each with an exponent e of its own: a number x is held as the integer x * 2**(48 - e).
-So a unit is 2**(e - 48), and what fits lies within +-2**(e + 15). Sums wrap where nobody looks: each term must be so
-small that all of them together fit. Terms that are too large, and terms that lose some of their 24 bits, are counted.
+The vector is cut into segments, each with its own exponent e: a number x is stored as the integer x * 2**(48 - e). So a
+unit is 2**(e - 48), and the range is +-2**(e + 15). Sums overflow without notice: each term must be so small that all
+terms together fit. Terms that are too large, and terms that lose some of their 24 bits, are counted.
 """
 
 import math
@@ -11,17 +11,17 @@ from numba import float64, int64
 
 from ._jit import exact_kernel
 
-_BITS = 48  # of a number of size 2**e
-_ALL_BITS = 2.0**23  # units; from here on a float32 is held exactly
+_BITS = 48  # a number of size 2**e is stored as 2**48
+_ALL_BITS = 2.0**23  # units; larger float32 numbers are stored exactly
 
 
 @exact_kernel
 def add_fixed_point(terms, starts, exponents, largest, sums, counts, is_first):
-    """sums += terms in fixed point, or sums = terms if these are the first.
+    """sums += terms in fixed point; sums = terms if `is_first`.
 
-    terms: flat; starts: (segments + 1,), where each segment begins, and the end; exponents: (segments,);
-    largest: what a term may be, divided by 2**e; counts: (4, segments), added to: terms that are not finite, that are
-    too large, that are held exactly, and that are not; of the first two nothing is added to the sums.
+    terms: flat; starts: (segments + 1,), the start of each segment, and the end; exponents: (segments,);
+    largest: the largest allowed term, divided by 2**e; counts: (4, segments), increased by the numbers of terms that
+    are not finite, too large, stored exactly, and rounded. The first two kinds are not added to the sums.
     """
     for segment in range(exponents.size):
         scale = math.ldexp(1.0, _BITS - exponents[segment])
@@ -30,12 +30,12 @@ def add_fixed_point(terms, starts, exponents, largest, sums, counts, is_first):
         for i in range(starts[segment], starts[segment + 1]):
             term = float64(terms[i]) * scale
             size = abs(term)
-            fits = size <= most  # not `size > most`, which a NaN is not
+            fits = size <= most  # False for a NaN, unlike `not size > most`
             infinite += not size < math.inf
             large += not fits
             exact += size >= _ALL_BITS
             rounded += (size > 0) & (size < _ALL_BITS)
-            # First terms are written, not added to zeros: of 100 samples' steps on two ranks that is 5 %.
+            # First terms are written, not added to zeros. This saves 5 % of a step of 100 samples on two ranks.
             sums[i] = (0 if is_first else sums[i]) + (int64(term) if fits else 0)
         counts[0, segment] += infinite
         counts[1, segment] += large - infinite
@@ -45,7 +45,7 @@ def add_fixed_point(terms, starts, exponents, largest, sums, counts, is_first):
 
 @exact_kernel
 def from_fixed_point(sums, starts, exponents, numbers, bits):
-    """The nearest numbers to sums in fixed point; bits: (segments,), of the largest sum of each, 0 if all are 0."""
+    """numbers = sums converted from fixed point; bits: (segments,), the bits of each segment's largest sum, 0 for 0."""
     for segment in range(exponents.size):
         unit = math.ldexp(1.0, exponents[segment] - _BITS)
         largest = int64(0)

@@ -1,13 +1,13 @@
-"""From a data set to the first layer: gather, scale, transpose, in one pass."""
+"""Load samples from a data set for the first layer: gather, scale and transpose in one pass."""
 
 import numpy as np
 
 from ._jit import kernel
 from ._vectors import VECTOR_BYTES, loop, vectorised
 
-_AT_ONCE = 64  # samples: images of some KiB then lie in the second cache before they are read
-_LINE_BYTES = 64  # of a cache
-_unsigned = np.uint64  # an index that needs no check for "counted from the end"
+_AT_ONCE = 64  # samples; their images of some KiB are prefetched into the second cache
+_LINE_BYTES = 64  # of a cache line
+_unsigned = np.uint64  # unsigned indices need no check for negative values
 
 
 @kernel
@@ -23,9 +23,9 @@ def all_within(indices, count):
 def load(images, indices, scale, x):
     """x[f, i] = images[indices[i], f] * scale; images: (N, features), x: (features, n).
 
-    In squares of as many features as samples, turned round in registers: 12 us for 50 images of 28 x 28 picked from
-    60,000, instead of 28 number by number. Images picked from anywhere are far away: in training that takes 33 us, and
-    17 where all of an image is asked for beforehand.
+    Squares of features and samples are transposed in registers. For 50 images of 28 x 28 out of 60,000 this takes 12
+    us; number by number it takes 28 us. In training the images are not in a cache: this takes 33 us, and with
+    prefetching 17 us.
     """
     features, N = x.shape
     lanes = VECTOR_BYTES // x.itemsize
@@ -43,7 +43,7 @@ def load(images, indices, scale, x):
 
 
 def _plain_load_tile(images, indices, scale, x, tile):
-    """x[f : f + lanes, i : i + lanes], as far as there are so many samples."""
+    """Compute x[f : f + lanes, i : i + lanes], for existing samples."""
     f, i = tile
     lanes = VECTOR_BYTES // x.itemsize
     x[f : f + lanes, i : i + lanes] = images[indices[i : i + lanes], f : f + lanes].T * scale
@@ -57,7 +57,7 @@ def load_tile(v, builder, images, indices, scale, x, tile):
     rows = []
     for lane in range(v.lanes):
         sample = builder.add(i, v.index(lane))
-        # There is no sample for some lanes: the last one stands in, and is not stored.
+        # In lanes without a sample the last sample is loaded, but not stored.
         sample = builder.select(builder.icmp_signed("<", sample, last), sample, last)
         index = v.argument(indices.dtype, builder.load(indices.at(sample)))
         rows.append(v.load_as(images.at(index, f), images.dtype))
@@ -67,7 +67,7 @@ def load_tile(v, builder, images, indices, scale, x, tile):
 
 
 def _plain_prefetch_row(array, row):
-    """Have all of a row of numbers brought into the caches."""
+    """Prefetch a whole row into the caches."""
 
 
 @vectorised(_plain_prefetch_row, like="array")

@@ -1,4 +1,4 @@
-"""Losses: the sum over this share of the minibatch, and the derivative of the minibatch's mean."""
+"""Losses: the sum over a shard of the minibatch, and the gradient of the mean over the whole minibatch."""
 
 import math
 
@@ -9,8 +9,8 @@ from ._jit import kernel
 def softmax_cross_entropy(logits, labels, batch_size, dlogits):
     """Returns the sum over samples of -log softmax(logits)[label]; dlogits = (softmax - onehot) / batch_size.
 
-    logits, dlogits: (classes, n), labels: (n,). The largest logit of each sample is taken off first, so that exp
-    cannot overflow.
+    logits, dlogits: (classes, n), labels: (n,). The largest logit of each sample is subtracted first, so that
+    exp cannot overflow.
     """
     classes, N = logits.shape
     total = 0.0
@@ -50,7 +50,7 @@ def softmax(logits, probabilities):
 
 @kernel
 def count_correct(logits, labels):
-    """How many samples have their label's logit as the largest, the first of equals; a NaN is never right."""
+    """Count the samples whose label has the largest logit, the first of equals. A NaN is never correct."""
     classes, N = logits.shape
     correct = 0
     for i in range(N):
@@ -81,7 +81,7 @@ def mean_squared_error(outputs, targets, batch_size, doutputs):
 
 @kernel
 def mean_squared_error_onehot(outputs, labels, batch_size, doutputs):
-    """The same with the target 1 for the label's output and 0 for the others; labels: (n,)."""
+    """As `mean_squared_error`, with target 1 for the label's output and 0 for the others; labels: (n,)."""
     K, N = outputs.shape
     total = 0.0
     for k in range(K):

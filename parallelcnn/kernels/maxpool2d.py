@@ -1,4 +1,4 @@
-"""Maximum over windows; what won is remembered as the number of its tap, counted row by row through the window."""
+"""Max-pooling. The argmax of each window, `winner`, is stored as the number of its tap, counted row by row."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -6,19 +6,19 @@ from functools import cache, partial
 from ._jit import kernel
 from ._tiles import pool_row, unpool_row
 
-# The tiles of a window are written out tap by tap. Compiling them takes 16 s for windows of 56 x 56 and 9 minutes for
-# 160 x 160. Large windows are rare: they run as plain loops.
+# Tiles are unrolled over the taps of a window. Compiling them takes 16 s for windows of 56 x 56 and 9 minutes for
+# 160 x 160. Large windows are rare, and run as plain loops.
 _MOST_TAPS = 64
 
 
 def is_tiled(window_rows: int, window_columns: int) -> bool:
-    """Whether windows of that size run as tiles."""
+    """Whether windows of this size run as tiles."""
     return window_rows * window_columns <= _MOST_TAPS
 
 
 @cache
 def forward_kernel(window_rows: int, window_columns: int) -> Callable[..., None]:
-    """The forward kernel for one size of window."""
+    """The forward kernel for this window size."""
     R, S = window_rows, window_columns
     if not is_tiled(R, S):
         return partial(_large_forward, R, S)
@@ -27,7 +27,7 @@ def forward_kernel(window_rows: int, window_columns: int) -> Callable[..., None]
     def maxpool2d_forward(x, row_stride, column_stride, y, winner):
         """y[c, p, q] = max over (r, s) of x[c, p * row_stride + r, q * column_stride + s].
 
-        winner: like y, unsigned integers, r * S + s; the first of equals wins. A NaN wins, so that it is not lost.
+        winner: unsigned integers of y's shape, r * S + s; the first of equals. A NaN counts as largest and is not lost.
         """
         C, P, _, _ = y.shape
         for c in range(C):
@@ -39,7 +39,7 @@ def forward_kernel(window_rows: int, window_columns: int) -> Callable[..., None]
 
 @cache
 def backward_kernel(window_rows: int, window_columns: int, side_by_side: bool) -> Callable[..., None]:
-    """The backward kernel for one size of window, and for windows that lie side by side or otherwise."""
+    """The backward kernel for this window size; side_by_side: windows do not overlap and have no gaps."""
     R, S = window_rows, window_columns
     adds = not side_by_side
     if not is_tiled(R, S):
@@ -47,9 +47,9 @@ def backward_kernel(window_rows: int, window_columns: int, side_by_side: bool) -
 
     @kernel
     def maxpool2d_backward(dy, winner, row_stride, column_stride, dx):
-        """dx[c, h, w] = sum of dy over the windows in which (h, w) won.
+        """dx[c, h, w] = sum of dy over the windows whose maximum is at (h, w).
 
-        Windows that lie side by side write every place once: no zeros first, nothing to add to.
+        Windows side by side write every place once, so dx need not be set to zero first.
         """
         C, P, Q, _ = dy.shape
         if side_by_side:  # zeros only below and to the right of all windows

@@ -1,21 +1,21 @@
-"""Strided convolution as matrix products, a panel at a time.
+"""Strided convolution as matrix products of panels (im2col).
 
-Places. The numbers of one channel of y, (P, Q, n), are its places, counted through. A panel holds what the windows of
-the places from `first` on see, zero outside the image: with (p, q, i) for place first + j,
+The numbers of one channel of y, (P, Q, n), are its places, numbered in order. A panel holds the inputs of the windows
+of the places from `first` on, zero outside the image: with (p, q, i) for place first + j,
 
     panel[c, r, s, j] = x[c, p * row_stride + r - top, q * column_stride + s - left, i]
 
-So steps and zeros are a matter of `exchange` alone, and the rest is products of rows without gaps:
+So only `exchange` deals with strides and padding. The rest are matrix products of contiguous rows:
 
     forward             y[k, first + j] = bias[k] + sum over c, r, s of  weight[k, c, r, s] * panel[c, r, s, j]
     weight gradient     dweight[k, c, r, s] = sum over panels and j of  dy[k, first + j] * panel[c, r, s, j]
-    input gradient      panel[c, r, s, j] = sum over k of  weight[k, c, r, s] * dy[k, first + j], added to where x would
-                        have been read
+    input gradient      panel[c, r, s, j] = sum over k of  weight[k, c, r, s] * dy[k, first + j], added to dx where x
+                        was read
 
-A panel of 64 channels and 3 x 3 windows takes 221 kB, so it stays in the second cache while all filters run over it;
-`conv2d`, which runs over whole images for each block of filters, has to bring those from afar every time. It is copied
-once for all filters, which is little where there are many. GFLOP/s of one core where a product of 512 x 512 is at 150,
-64 -> 128 channels of 16 x 16, 3 x 3, stride 2, n = 32 and 100:
+A panel of 64 channels and 3 x 3 windows takes 221 kB, so it stays in the second cache while all filters use it, whereas
+`conv2d` loads whole images from memory for each block of filters. It is copied once for all filters, which is cheap if
+there are many. GFLOP/s of one core where a product of 512 x 512 runs at 150, 64 -> 128 channels of 16 x 16, 3 x 3,
+stride 2, n = 32 and 100:
 
                         these        PyTorch      tiles over rows (`conv2d`)
     forward             140, 129     160, 156     109, 76
@@ -30,15 +30,15 @@ from ._jit import kernel
 from ._packing import block_size, pack, packed_size, vectors_of
 from ._tiles import copy_rows, forward_row, product, transpose
 
-PANEL = 96  # places of a panel: whole tiles, of three vectors or of four
+PANEL = 96  # places of a panel: whole tiles of three or four vectors
 
-# Channels copied at a time. All at once, each from other pages of memory than the last, a step of 32 samples takes 5 %
+# Channels copied at a time. If all are copied at once, each from other memory pages, a step of 32 samples takes 5 %
 # longer.
 _CHANNELS = 16
 
 
 def scratch_shapes(filters: int, channels: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    """The arrays that these kernels overwrite, by the names of their arguments."""
+    """Shapes of the scratch arrays of these kernels, by argument name."""
     K, taps = filters, channels * rows * columns
     return {
         "packed": (max(packed_size(K, channels, rows, columns), packed_size(taps, K, 1, 1)),),
@@ -51,7 +51,7 @@ def scratch_shapes(filters: int, channels: int, rows: int, columns: int) -> dict
 
 @kernel
 def exchange(image, panel, first, last, outputs, windows, back):
-    """panel = what the windows of places [first, last) see of the image, or, back: add panel to where it came from.
+    """Copy the inputs of the windows of places [first, last) from image to panel; if `back`, add panel to image.
 
     image: (C, H, W, n), panel: (C, R, S, PANEL), outputs: Q, windows: (row_stride, top, column_stride, left).
     """
@@ -60,7 +60,7 @@ def exchange(image, panel, first, last, outputs, windows, back):
     row_stride, top, column_stride, left = windows
     place = first
     while place < last:
-        # The samples of one window, or those of them that this panel is to hold.
+        # The samples of one window that belong to this panel.
         window, i = divmod(place, n)
         p, q = divmod(window, outputs)
         count = min(n - i, last - place)
@@ -83,7 +83,7 @@ def exchange(image, panel, first, last, outputs, windows, back):
 
 @cache
 def forward_kernel(filter_columns: int, filters: int) -> Callable[..., None]:
-    """The forward kernel for one width of filter and one way to cut the filters into blocks."""
+    """The forward kernel for this filter width and number of filters."""
     return _forward_kernel(filter_columns, block_size(filters))
 
 
@@ -97,7 +97,7 @@ def _forward_kernel(S: int, KB: int) -> Callable[..., None]:
         K, P, Q, n = y.shape
         C, R, _, length = panel.shape
         weights = pack(weight, bias, KB, packed)
-        # To the tiles a panel is an image whose rows hold S columns of `length` samples.
+        # The tiles use a panel as an image whose rows have S columns of `length` samples.
         rows, places = panel.reshape(C, R, S * length), y.reshape(K, 1, P * Q * n)
         for first in range(0, P * Q * n, length):
             last = min(first + length, P * Q * n)
@@ -123,7 +123,7 @@ def panels_weight_gradient(x, dy, panel, dy_turned, sums, windows, dweight):
         exchange(x, panel, first, last, Q, windows, False)
         turned = dy_turned[: last - first]
         transpose(dplaces[:, first:last], turned)
-        # Not in place: where the last block of rows overlaps the one before it, it would add twice.
+        # Not in place: if the last block of rows overlaps the one before it, it would add twice.
         before, after = after, before
         product(rows[:, : last - first], turned, before, after)
     transpose(after, dweight.reshape(K, C * R * S))
@@ -131,7 +131,7 @@ def panels_weight_gradient(x, dy, panel, dy_turned, sums, windows, dweight):
 
 @cache
 def backward_input_kernel(taps: int) -> Callable[..., None]:
-    """The kernel of the input gradient for one way to cut so many taps, C * R * S, into blocks."""
+    """The input gradient kernel for this number of taps, C * R * S."""
     return _backward_input_kernel(block_size(taps))
 
 
@@ -145,7 +145,7 @@ def _backward_input_kernel(KB: int) -> Callable[..., None]:
         K, P, Q, n = dy.shape
         C, R, S, length = panel.shape
         taps = C * R * S
-        # A panel is what as many filters of 1 x 1 as there are taps make of dy.
+        # A panel is the output of a 1 x 1 convolution of dy with one filter per tap.
         weights = pack(weight.reshape(K, taps, 1, 1).transpose(1, 0, 2, 3), no_bias, KB, packed)
         rows, dplaces = panel.reshape(taps, 1, length), dy.reshape(K, P * Q * n)
         dx[:] = 0

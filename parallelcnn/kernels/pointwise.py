@@ -1,4 +1,4 @@
-"""Convolution by filters of 1 x 1: matrix products with very long rows, the numbers of a whole image.
+"""Convolution with filters of 1 x 1 as matrix products. Their rows are very long: all numbers of an image.
 
 GFLOP/s of one core for 64 -> 64 and 64 -> 256 channels of 16 x 16, n = 100, where a product of 512 x 512 runs at 146:
 
@@ -11,7 +11,7 @@ GFLOP/s of one core for 64 -> 64 and 64 -> 256 channels of 16 x 16, n = 100, whe
 from ._jit import kernel
 from ._tiles import product, transpose
 
-PANEL = 256  # numbers of each row for which x^T lies in the second cache
+PANEL = 256  # numbers of each row at a time, so that x^T fits into the second cache
 
 
 @kernel
@@ -29,10 +29,10 @@ def pointwise_weight_gradient(x, dy, panel, sums, dweight):
         last = min(first + PANEL, length)
         some = panel[: last - first]
         transpose(x[:, first:last], some)
-        # Not in place: where the last block of rows overlaps the one before it, it would add twice.
+        # Not in place: if the last block of rows overlaps the one before it, it would add twice.
         product(dy[:, first:last], some, sums, dweight)
         sums[:] = dweight
-    dweight[:] = sums  # also where there was nothing to sum
+    dweight[:] = sums  # also if there were no samples to sum
 
 
 @kernel

@@ -1,6 +1,6 @@
-"""Random numbers by counter: each is a pure function of a key and a position.
+"""Counter-based random numbers: each is a pure function of a key and a position.
 
-So they do not depend on which rank or thread computes them, nor on what was computed before. The function is the
+They do not depend on the rank or thread that computes them, nor on earlier random numbers. The function is the
 finaliser of SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", fig. 14).
 """
 
@@ -25,13 +25,13 @@ def mix(key, number):
     return bits ^ (bits >> uint64(31))
 
 
-if config.DISABLE_JIT:  # numpy warns where a scalar overflows; here that is meant
+if config.DISABLE_JIT:  # numpy warns if a scalar overflows, which is intended here
     mix = np.errstate(over="ignore")(mix)
 
 
 @exact_kernel
 def sample_keys(key, indices, keys):
-    """keys[i] = the key of sample indices[i] in the pass of that key."""
+    """keys[i] = the key of sample indices[i] in the pass with key `key`."""
     for i in range(indices.size):
         keys[i] = mix(uint64(key), indices[i])
 
@@ -40,7 +40,7 @@ def sample_keys(key, indices, keys):
 def uniform(keys, number, y):
     """y[f, i] = a random number in [0, 1), a function of (keys[i], number, f).
 
-    keys: (n,) uint64, see `Step.keys`; number: of the layer, see `Step.number`; y: (features, n) floats.
+    keys: (n,) uint64, see `Step.keys`; number: see `Step.number`; y: (features, n) floats.
     """
     features, n = y.shape
     for i in range(n):

@@ -1,4 +1,4 @@
-"""The update of the parameters, in one pass over the flat vectors."""
+"""SGD updates of the parameters, in one pass over the flat vectors."""
 
 from ._jit import kernel
 
@@ -13,7 +13,7 @@ def sgd(params, gradients, learning_rate, weight_decay):
 @kernel
 def sgd_momentum(params, gradients, learning_rate, weight_decay, momentum, nesterov, velocity):
     """velocity = momentum * velocity + g;  params -= learning_rate * velocity, or Nesterov's step along
-    g + momentum * velocity (Sutskever et al. 2013, in the form of eq. 3-4 shifted to the point looked ahead to).
+    g + momentum * velocity (Sutskever et al. 2013, eq. 3-4, written for the look-ahead parameters).
     """
     for i in range(params.size):
         g = gradients[i] + weight_decay * params[i]

@@ -1,4 +1,4 @@
-"""Waiting for another thread without sleep: to wake one on another core takes 50 us in a virtual machine."""
+"""Wait for another thread without sleeping: in a virtual machine, waking a thread on another core takes 50 us."""
 
 import platform
 from typing import Any
@@ -15,9 +15,8 @@ _ON_X86 = platform.machine() in ("x86_64", "AMD64")
 
 @kernel
 def tell_and_wait(flags, mine, value, other, wanted, pauses, more):
-    """flags[mine] = value; then pauses until flags[other] is `wanted`, so many at most; if it came, so many more.
-
-    flags: int64, shared by two threads, each of which writes one place.
+    """Set flags[mine] = value, then wait until flags[other] is `wanted`, for at most `pauses` pauses; if it is, wait
+    for `more` further pauses. flags: int64, shared by two threads, each of which writes one element.
     """
     store(flags, mine, value)
     for _ in range(pauses):
@@ -29,7 +28,7 @@ def tell_and_wait(flags, mine, value, other, wanted, pauses, more):
 
 
 def _plain_load(flags, i):
-    """flags[i], read anew each time."""
+    """flags[i], read from memory each time."""
     return flags[i]
 
 
@@ -42,7 +41,7 @@ def _compiled_load(_, flags, i):
 
 
 def _plain_store(flags, i, value):
-    """flags[i] = value, behind all that was written before."""
+    """flags[i] = value, after all earlier writes."""
     flags[i] = value
 
 
@@ -61,9 +60,9 @@ def _address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 
 
 def _plain_pause():
-    """Let a little time pass, and leave the core's units to its other thread if it has one.
+    """Pause for a moment, and leave the core's units to its other hardware thread if it has one.
 
-    Compiled for other processors than x86 it does nothing: threads there sleep sooner, and begin at the same time.
+    On processors other than x86 it does nothing: there, threads sleep earlier, and start at the same time.
     """
 
 

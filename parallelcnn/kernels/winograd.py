@@ -1,23 +1,22 @@
-"""Convolution of 3 x 3 filters in fewer multiplications, for many channels: Winograd's F(2 x 2, 3 x 3).
+"""Winograd convolution F(2 x 2, 3 x 3): filters of 3 x 3 over many channels with fewer multiplications.
 
-2 x 2 neighbouring outputs see 4 x 4 places of the image. Of these, and of the filter, sums and differences are taken
-such that an output takes 4 products for each channel instead of 9 (A. Lavin and S. Gray, "Fast Algorithms for
-Convolutional Neural Networks"):
+2 x 2 neighbouring outputs depend on 4 x 4 places of the image. Linear transforms of these places and of the filter
+reduce the products per output and channel from 9 to 4 (A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural
+Networks"):
 
     y = A^T (sum over c of  (G weight[k, c] G^T) * (B^T x[c] B)) A,        4 x 4 products, * number by number
 
-so for each of the 16 places e = 4 * row + column a matrix product, over the channels, of transformed filters and
-transformed image. The gradients go the same way back: that by the input is a forward pass with the filters turned
-round, and that by the weights
+For each of the 16 places e = 4 * row + column this is a matrix product, over the channels, of transformed filters and
+transformed image. The input gradient is a forward pass with rotated filters. The weight gradient is
 
     dweight[k, c] = G^T (sum over squares and samples of  (A dy[k] A^T) * (B^T x[c] B)) G
 
 With the samples innermost, all transforms add and subtract whole vectors, `lanes` samples at a time. A panel of a few
-squares is transformed, multiplied and transformed back while it is in the nearest caches, so nothing larger than the
-transformed filters is ever written down.
+squares is transformed, multiplied and transformed back in the nearest caches. The largest array written to memory is
+the transformed filters.
 
-Measured on one core whose float32 matrix product of 512 x 512 runs at 150 GFLOP/s, n = 32, counting what a direct
-convolution multiplies: forward, and gradient by the weights; in brackets by the kernels of `conv2d`.
+Measured on one core whose float32 matrix product of 512 x 512 runs at 150 GFLOP/s, n = 32, counting the products of a
+direct convolution: forward, and weight gradient; in brackets with the kernels of `conv2d`.
 
     64 -> 64 channels, 32 x 32    278 (143)   213 (137) GFLOP/s
     128 -> 128, 16 x 16           287 (151)   246 (134)
@@ -25,10 +24,10 @@ convolution multiplies: forward, and gradient by the weights; in brackets by the
     32 -> 64, 16 x 16             277 (168)   202 (137)
     16 -> 16, 32 x 32             194 (170)    95 (137)
 
-(`scripts/compare_networks.py --layers` of commit 317eccc; in brackets with `pays` saying no.)
+(`scripts/compare_networks.py --layers` of commit 317eccc; in brackets with `pays` returning False.)
 
-As exact as `conv2d`: 256 -> 256 channels in float32 differ from float64, in the norm, by 5.1e-7 forwards and 2.9e-7 in
-the gradient by the weights, there by 8.1e-7 and 2.0e-7.
+It is as exact as `conv2d`: 256 -> 256 channels in float32 differ from float64, in the norm, by 5.1e-7 in the forward
+pass and 2.9e-7 in the weight gradient; with `conv2d` by 8.1e-7 and 2.0e-7.
 """
 
 from collections.abc import Callable
@@ -39,22 +38,22 @@ from ._packing import MOST_VECTORS, SUMS, block_size, even_block, vectors_of
 from ._vectors import VECTOR_BYTES
 from ._winograd_tiles import add_gradient_products, gradient_square, input_square, output_square, square_products
 
-_LANES = VECTOR_BYTES // 4  # of float32, of which a vector holds the most
-_FEWEST_CHANNELS = 32  # with 16 the transforms cost what the products save
-_MOST_WASTE = 1.6  # computed for each number that is asked for
+_LANES = VECTOR_BYTES // 4  # for float32, the smallest type
+_FEWEST_CHANNELS = 32  # with 16 the transforms cost as much as the products save
+_MOST_WASTE = 1.6  # computed numbers per needed number
 
 
 def suits(weight: tuple[int, ...], steps: tuple[int, int]) -> bool:
-    """Whether a convolution with such filters, (K, C, R, S), and steps between windows can be done this way, and has
-    channels enough to outweigh the transforms.
+    """Whether the algorithm can compute a convolution with these filters, (K, C, R, S), and strides, and has enough
+    channels to outweigh the transforms.
     """
     K, C, *window = weight
     return window == [3, 3] and steps == (1, 1) and min(K, C) >= _FEWEST_CHANNELS
 
 
 def pays(weight: tuple[int, ...], steps: tuple[int, int], outputs: tuple[int, ...]) -> bool:
-    """Whether this is also faster for such an output, (K, P, Q, n), or gradient by the input: squares that lie partly
-    outside of it, and vectors that are partly filled, compute what nobody asks for. So not for single samples.
+    """Whether the algorithm is also faster for this output, (K, P, Q, n), or input gradient. Squares partly outside of
+    it and partly filled vectors compute numbers that are not needed, so it is not faster for single samples.
     """
     _, P, Q, n = outputs
     computed = 4 * -(-P // 2) * -(-Q // 2) * -(-n // _LANES) * _LANES
@@ -62,13 +61,13 @@ def pays(weight: tuple[int, ...], steps: tuple[int, int], outputs: tuple[int, ..
 
 
 def memory_size(filters: int, channels: int) -> int:
-    """How many numbers the kernels need room for, for both passes and both gradients."""
+    """The size of the kernels' scratch memory, for both passes and both gradients."""
     return max(
         _forward_size(filters, channels), _forward_size(channels, filters), _weight_gradient_size(filters, channels)
     )
 
 
-# ---- forward, and the gradient by the input
+# ---- forward pass and input gradient
 
 
 def _forward_size(filters: int, channels: int) -> int:
@@ -80,7 +79,7 @@ def _forward_size(filters: int, channels: int) -> int:
 
 @cache
 def forward_kernel(filters: int) -> Callable[..., None]:
-    """The forward kernel for one way to cut the filters into blocks."""
+    """The forward kernel for this number of filters."""
     return _forward_kernel(block_size(filters))
 
 
@@ -96,7 +95,7 @@ def _forward_kernel(KB: int) -> Callable[..., None]:
         """
         (K, C, _, _), (_, P, Q, n) = weight.shape, y.shape
         lanes = VECTOR_BYTES // x.itemsize
-        # One channel more than there is, so that the 16 places do not fall into the same few lines of the cache.
+        # One channel more than needed, so that the 16 places do not share the same few cache lines.
         seen, memory = _taken(memory, (16, C + 1, VB * lanes))
         sums, memory = _taken(memory, (16, KB, VB * lanes))
         weights, memory = _taken(memory, (-(-K // KB), 16, C, KB))
@@ -113,7 +112,7 @@ def _forward_kernel(KB: int) -> Callable[..., None]:
                 p, q, i = _place(first + slot, Q, vectors, lanes)
                 input_square(x, (p - top, q - left, i), seen, slot)
             for block in range(len(weights)):
-                k = min(block * KB, K - KB)  # the last block overlaps the one before it where it must
+                k = min(block * KB, K - KB)  # the last block may overlap the one before it
                 for e in range(16):
                     square_products(weights[block, e], seen[e], sums[e], KB, VB)
                 for slot in range(slots):
@@ -156,7 +155,7 @@ def _three_to_four(a, b, c):
 
 @kernel
 def _place(number, Q, vectors, lanes):
-    """First row, column and sample of a vector of squares: they run over samples, columns and rows."""
+    """First row, column and sample of a vector of squares. The numbering runs over samples, then columns, then rows."""
     square, vector = divmod(number, vectors)
     row, column = divmod(square, -(-Q // 2))
     return 2 * row, 2 * column, vector * lanes
@@ -164,18 +163,18 @@ def _place(number, Q, vectors, lanes):
 
 @kernel
 def _taken(memory, shape):
-    """An array from the beginning of the memory, and the rest of it."""
+    """Take an array from the beginning of the memory; returns it and the rest of the memory."""
     size = 1
     for length in shape:
         size *= length
     return memory[:size].reshape(shape), memory[size:]
 
 
-# ---- the gradient by the weights
+# ---- weight gradient
 
 
 def _weight_gradient_blocks(filters: int, channels: int) -> tuple[int, int]:
-    """Channels and vectors of filters of a tile."""
+    """Numbers of channels and of vectors of filters in a tile."""
     VB = even_block(-(-filters // _LANES), MOST_VECTORS)
     return even_block(channels, SUMS // VB), VB
 
@@ -189,7 +188,7 @@ def _weight_gradient_size(filters: int, channels: int) -> int:
 
 @cache
 def weight_gradient_kernel(filters: int, channels: int) -> Callable[..., None]:
-    """The kernel of the weight gradient for one way to cut filters and channels into blocks."""
+    """The weight gradient kernel for these numbers of filters and channels."""
     return _weight_gradient_kernel(*_weight_gradient_blocks(filters, channels))
 
 
@@ -205,7 +204,7 @@ def _weight_gradient_kernel(CB: int, VB: int) -> Callable[..., None]:
         lanes = VECTOR_BYTES // x.itemsize
         panel, width = MOST_VECTORS * lanes, VB * lanes
         blocks, channels = -(-K // width), -(-C // CB) * CB
-        # One channel, and one row, more than there are, as in the forward kernel.
+        # One channel and one row more than needed, as in the forward kernel.
         seen, memory = _taken(memory, (16, channels + 1, panel))
         turned, memory = _taken(memory, (16, blocks * panel + 1, width))
         totals, memory = _taken(memory, (16, blocks, channels, width))
@@ -214,7 +213,7 @@ def _weight_gradient_kernel(CB: int, VB: int) -> Callable[..., None]:
         squares, vectors = -(-P // 2) * -(-Q // 2), -(-n // lanes)
         for first in range(0, squares * vectors, MOST_VECTORS):
             for slot in range(MOST_VECTORS):
-                # Behind the last square there are no samples, so zeros.
+                # After the last square there are no samples, so this writes zeros.
                 p, q, i = _place(first + slot, Q, vectors, lanes) if first + slot < squares * vectors else (0, 0, n)
                 input_square(x, (p - top, q - left, i), seen, slot)
                 for block in range(blocks):
@@ -251,7 +250,7 @@ def _transform_totals(totals, dweight):
 
 @kernel
 def _tap_of_four(a, b, c, d, tap):
-    """Number `tap` of G^T (a, b, c, d)."""
+    """Element `tap` of G^T (a, b, c, d)."""
     half = type(a)(0.5)
     if tap == 0:
         return a + half * (b + c)

@@ -1,4 +1,4 @@
-"""Layers: frozen values of hyperparameters that record their forward and backward passes."""
+"""Layers. A layer holds only hyperparameters, and records its forward and backward passes."""
 
 from parallelcnn.layers.activation import Activation as Activation
 from parallelcnn.layers.base import Buffer as Buffer

@@ -1,4 +1,4 @@
-"""An activation as a layer of its own."""
+"""Activation layer."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from .base import Array, Layer, Shape, Step
 
 @dataclass(frozen=True, repr=False)
 class Activation(Layer):
-    """y = f(x), element by element.
+    """Apply an activation function element by element: y = f(x).
 
     Args:
         activation: name or `ActivationFunction`.

@@ -1,4 +1,4 @@
-"""What a layer is: a frozen value of hyperparameters that records its two passes on a `Step`.
+"""Base class of layers. A layer holds only hyperparameters, and records its two passes on a `Step`.
 
 Shapes are those of one sample, (C, H, W) or (features,). Arrays have one more axis, the samples, last and contiguous.
 """
@@ -24,11 +24,11 @@ Initialiser = Callable[[np.random.Generator, Shape], Array]
 
 @dataclass(frozen=True)
 class Parameter:
-    """An array that training changes.
+    """A trainable array.
 
     Args:
-        shape: its shape.
-        initial: the value of every element; or a function (rng, shape) -> array.
+        shape: shape of the array.
+        initial: the initial value of every element; or a function (rng, shape) -> array.
         weight_decay: whether an optimiser's weight decay applies.
     """
 
@@ -39,7 +39,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Buffer:
-    """State that is not trained: a moving average over minibatches.
+    """An array that is not trained: a moving average over minibatches.
 
     In training a layer writes the sum over its samples into `step.statistics[name]`. The update then sets
 
@@ -48,7 +48,7 @@ class Buffer:
     which is the same on any number of ranks and threads.
 
     Args:
-        shape: its shape.
+        shape: shape of the array.
         initial: the value of every element before training.
         momentum: the weight of the newest minibatch, in (0, 1], as in PyTorch.
     """
@@ -59,9 +59,9 @@ class Buffer:
 
 
 class Layer(ABC):
-    """One step of a network. Subclass it, best as a frozen dataclass, to add your own; `gradient_check` checks it.
+    """Base class of layers. Subclass it, best as a frozen dataclass, to add your own; test it with `gradient_check`.
 
-    A layer owns no arrays, and prints as its constructor call.
+    A layer owns no arrays. It prints as its constructor call.
 
     Attributes:
         mixes_samples: whether an output depends on more than one sample of a shard, as in batch normalisation.
@@ -74,25 +74,25 @@ class Layer(ABC):
         """Shape of one output sample. Called when the network is built.
 
         Raises:
-            ShapeError: if the layer does not take such an input.
+            ShapeError: if the layer does not accept this input shape.
         """
 
     def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
-        """The trainable arrays, by name; none unless overridden."""
+        """The trainable arrays, by name. Default: none."""
         return {}
 
     def buffers(self, input_shape: Shape) -> dict[str, Buffer]:
-        """The arrays that training changes in another way than by gradients, by name; none unless overridden."""
+        """The moving averages that the layer keeps, by name; see `Buffer`. Default: none."""
         return {}
 
     def inner_layers(self, input_shape: Shape) -> "list[tuple[Layer, Shape]]":
-        """The layers inside this one, each with the shape of its input, for summaries; none unless overridden."""
+        """The layers inside this one, each with its input shape, for summaries. Default: none."""
         return []
 
     def multiply_adds(self, input_shape: Shape) -> int:
-        """Multiply-adds of the forward pass for one sample, by definition, whatever the algorithm.
+        """Number of multiply-adds of the forward pass for one sample, by definition, whatever the algorithm.
 
-        Each gradient takes as many again. Used for profiles and to choose the number of threads.
+        Each gradient takes the same number again. It is used for profiles and to choose the number of threads.
         """
         return 0
 
@@ -100,8 +100,8 @@ class Layer(ABC):
     def forward(self, step: Step, x: Array) -> Array:
         """Record the calls that compute the output; returns the array, (*output_shape, n), that will hold it.
 
-        Nothing is computed here: this is called when a tape is recorded, and the calls run in every step. It must
-        record the same calls each time, for any number of samples, 0 included, and never write to x.
+        This method computes nothing. It runs when a tape is recorded, and the recorded calls run in every step. It must
+        record the same calls each time, for any number of samples including 0. The calls must not write to x.
         """
 
     @abstractmethod
@@ -112,11 +112,11 @@ class Layer(ABC):
             dy: the gradient with respect to the output. The calls may overwrite it.
 
         Returns:
-            the array, like x, that will hold the input gradient; None if not `step.needs_input_gradient`.
+            the array, of the shape of x, that will hold the input gradient; None if not `step.needs_input_gradient`.
         """
 
     def __repr__(self) -> str:
-        """The constructor call, as short as it can be written."""
+        """The shortest constructor call of this layer."""
         described: dict[str, Any] = {f.name: f.default for f in fields(self)} if is_dataclass(self) else {}
         arguments = []
         for name in [*described, *(name for name in vars(self) if name not in described)]:
@@ -135,7 +135,7 @@ def _is_same(value: Any, default: Any) -> bool:
 
 
 def _written(value: Any) -> str:
-    """A value as Python writes it: numpy's integers print as np.int64(3), and its arrays over many lines."""
+    """A value as Python code: numpy integers would print as np.int64(3), and arrays on many lines."""
     if isinstance(value, tuple):
         comma = "," if len(value) == 1 else ""
         return f"({', '.join(map(_written, value))}{comma})"
@@ -145,12 +145,12 @@ def _written(value: Any) -> str:
 
 
 def check_positive(layer: Layer, name: str) -> None:
-    """Raise ShapeError unless that field of the layer is a positive integer."""
+    """Raise ShapeError unless the layer's field `name` is a positive integer."""
     check_integer(layer, name, getattr(layer, name), at_least=1)
 
 
 def check_integer(layer: Layer, name: str, value: Any, at_least: int) -> int:
-    """The value as an int; ShapeError, naming the layer, unless it is an integer of at least that size."""
+    """The value as an int; ShapeError, naming the layer, unless it is an integer of at least `at_least`."""
     rule = "a positive integer" if at_least == 1 else f"an integer of at least {at_least}"
     try:
         number = operator.index(value)
@@ -162,14 +162,14 @@ def check_integer(layer: Layer, name: str, value: Any, at_least: int) -> int:
 
 
 def pair(layer: Layer, name: str, value: Any, at_least: int = 1) -> tuple[int, int]:
-    """(rows, columns) of a field that is one number for both or a pair."""
+    """(rows, columns) of a field that holds a pair, or one number for both."""
     rows, columns = value if isinstance(value, tuple) and len(value) == 2 else (value, value)
     return check_integer(layer, name, rows, at_least), check_integer(layer, name, columns, at_least)
 
 
 def initial_weight(fan_in: int, fan_out: int, activation: ActivationFunction) -> Initialiser:
     """He initialisation for relu-like activations, N(0, 2 / fan_in) (He et al. 2015, arXiv:1502.01852, eq. 10);
-    otherwise Glorot's, uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16).
+    otherwise Glorot initialisation, uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16).
     """
     if activation.relu_like:
         return lambda rng, shape: rng.normal(0.0, np.sqrt(2 / fan_in), shape)

@@ -14,17 +14,17 @@ from .conv_algorithms import NO_BIAS, WindowAxis, Windows, as_rows, select
 
 @dataclass(frozen=True, repr=False)
 class Conv2D(Layer):
-    """Slide filters over an image: y[k] = f(bias[k] + sum over c of weight[k, c] correlated with x[c]).
+    """Two-dimensional convolution: y[k] = f(bias[k] + sum over c of weight[k, c] correlated with x[c]).
 
     Args:
         filters: number of output channels, K.
         kernel_size: rows and columns of the filter, (R, S), or one number for both.
         stride: step between windows, (rows, columns) or one number for both.
-        padding: "valid": none; "same": zeros around the image so that stride 1 keeps its size (and stride s leaves
-            ceil(size / s), the odd zero going below and to the right, as in Keras); a number, or (rows, columns):
+        padding: "valid": no padding. "same": zeros around the image such that stride 1 keeps the image size, and stride
+            s gives ceil(size / s); an odd zero goes below and to the right, as in Keras. A number, or (rows, columns):
             that many zeros on each side.
         activation: name or `ActivationFunction` applied to the output.
-        bias: whether each filter adds a number of its own.
+        bias: whether to add a trainable bias to each output channel.
 
     Shapes: (C, H, W) -> (filters, P, Q) with P = (H + zeros above and below - R) div stride + 1, and Q likewise.
     """
@@ -80,7 +80,7 @@ class Conv2D(Layer):
         return self.record_gradients(step, x, image, dy)
 
     def record_gradients(self, step: Step, x: Array, image: Array, dy: Array) -> Array | None:
-        """Record the gradients of the weights and the input, given dy before the activation."""
+        """Record the gradients of the weights, bias and input, given dy before the activation."""
         weight, windows = step.params["weight"], windows_of(self, x.shape[:-1])
         shapes = weight.shape, x.shape, dy.shape
         select(windows, *shapes, computed=dy.shape).weight_gradient(step, image, dy, step.grads["weight"])
@@ -93,7 +93,7 @@ class Conv2D(Layer):
 
 @cache
 def windows_of(layer: Conv2D, input_shape: Shape) -> Windows:
-    """How windows lie along rows and columns; ShapeError if the layer does not take such an input."""
+    """The windows of the layer along rows and columns; ShapeError if it does not accept this input shape."""
     if len(input_shape) != 3:
         raise ShapeError(f"{layer} takes images (C, H, W), got {input_shape}")
     window = pair(layer, "kernel_size", layer.kernel_size)
@@ -112,6 +112,6 @@ def windows_of(layer: Conv2D, input_shape: Shape) -> Windows:
                 f"{layer}: a window of {window[0]} x {window[1]} is larger than the image, "
                 f"{input_shape[1]} x {input_shape[2]}{padded}; it takes images at least as large as its window"
             )
-        # From a single window no step is taken, however long it is.
+        # With a single window the stride has no effect.
         axes.append(WindowAxis(window[i], stride[i] if outputs > 1 else 1, before, outputs))
     return Windows(*axes)

@@ -1,11 +1,11 @@
-"""The algorithms that compute a convolution and its gradients: which kernels, on which arrays, and which is used when.
+"""The convolution algorithms: which kernels each one calls, and when it is used.
 
     Direct      any convolution                                              `kernels/conv2d.py`
     Pointwise   filters of 1 x 1, stride 1, no padding, many channels        `kernels/pointwise.py`
     Im2col      strides above 1, many channels and filters                   `kernels/panels.py`
     Winograd    filters of 3 x 3, stride 1, many channels                    `kernels/winograd.py`
 
-Shapes alone decide: a choice by timing would give other bits in every run.
+The choice depends on shapes alone: a choice by timing could give other bits in every run.
 """
 
 import math
@@ -19,53 +19,53 @@ from .base import Array, Shape, Step
 
 NO_BIAS = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 
-# From so many channels on, before and behind a layer, filters of 1 x 1 run as products of whole images.
+# From this number of input and output channels on, filters of 1 x 1 run as matrix products of whole images.
 _POINTWISE_CHANNELS = 32
 
-# From so many channels and filters on, strided windows run as products of panels: 32 -> 64 channels take 1.1 to 1.5
-# times less time so, and 32 -> 32 or 16 -> 64 about as much.
+# From these numbers of channels and filters on, strided windows run as matrix products of panels: for 32 -> 64 channels
+# this is 1.1 to 1.5 times faster, for 32 -> 32 or 16 -> 64 about as fast.
 _IM2COL_CHANNELS, _IM2COL_FILTERS = 32, 64
 
 
 class WindowAxis(NamedTuple):
-    """How windows lie along the rows, or the columns, of an image."""
+    """The windows of a convolution along the rows, or the columns, of an image."""
 
     window: int
     stride: int
-    before: int  # zeros in front of the image
-    outputs: int  # windows
+    before: int  # zeros before the image
+    outputs: int  # number of windows
 
 
 class Windows(NamedTuple):
-    """How windows lie on an image."""
+    """The windows of a convolution on an image."""
 
     rows: WindowAxis
     columns: WindowAxis
 
 
 class Algorithm(Protocol):
-    """One of the algorithms below. Its methods record calls on a step."""
+    """Interface of convolution algorithms. The methods record calls on a step."""
 
     def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
-        """Overwrite y; returns the image that `weight_gradient` takes: x, or x in another order.
+        """Compute y; returns the image that `weight_gradient` takes: x, or x in another layout.
 
-        bias: (K,), or (0,) for zeros. y may leave out the last rows and columns.
+        bias: (K,), or (0,) for no bias. y may leave out the last rows and columns.
         """
 
     def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
-        """Overwrite dweight."""
+        """Compute dweight."""
 
     def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
-        """Overwrite dx."""
+        """Compute dx."""
 
 
 def select(windows: Windows, weight: Shape, x: Shape, y: Shape, computed: Shape) -> Algorithm:
-    """The algorithm for these shapes.
+    """Select the algorithm for these shapes.
 
     Args:
         weight: (K, C, R, S).
         x, y: (C, H, W, n) and (K, P, Q, n).
-        computed: the one of the two that is computed; y for the gradient of the weights.
+        computed: the shape, of the two, that is computed; y for the weight gradient.
     """
     (rows, columns), (K, C, R, S) = windows, weight
     if any(axis.stride > 1 for axis in windows) and C >= _IM2COL_CHANNELS and K >= _IM2COL_FILTERS:
@@ -79,7 +79,7 @@ def select(windows: Windows, weight: Shape, x: Shape, y: Shape, computed: Shape)
 
 
 class Direct(NamedTuple):
-    """Tiles over the rows of the image; see `kernels.conv2d`."""
+    """Direct convolution: tiles over the rows of the image; see `kernels.conv2d`."""
 
     rows: WindowAxis
     columns: WindowAxis
@@ -97,9 +97,9 @@ class Direct(NamedTuple):
         step.call(kernel, as_rows(image), as_rows(dy), zeros, *self.steps(image), dweight)
 
     def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
-        """A forward pass over dy with the filters turned round and their channel axes exchanged.
+        """A forward pass over dy with the filters rotated by 180 degrees and their channel axes swapped.
 
-        For a stride of 2 every second row, or column, of dx is a pass of its own, over every second tap.
+        For a stride of 2, every second row, or column, of dx is a separate pass over every second tap.
         """
         rows, columns = self
         n, strided = dx.shape[-1], columns.stride > 1
@@ -113,7 +113,7 @@ class Direct(NamedTuple):
                 to = as_rows(to[:, :, phase] if strided else to)
                 turned = _turned(weight[:, :, row_phase :: rows.stride, phase :: columns.stride])
                 _, _, R, S = turned.shape
-                if turned.size == 0:  # a stride longer than the window leaves something out
+                if turned.size == 0:  # with a stride longer than the window no window covers this phase
                     step.call(to.fill, 0)
                     continue
                 kernel = conv2d.forward_kernel(S, 1, len(turned))
@@ -124,7 +124,7 @@ class Direct(NamedTuple):
             step.call(conv2d.restore, image, columns.before, columns.stride, dx)
 
     def arrange(self, step: Step, x: Array) -> Array:
-        """The image as the kernels take it: for a column stride above 1, rows are parted into phases."""
+        """The image in the layout of the kernels: for a column stride above 1, each row is split into phases."""
         if self.columns.stride == 1:
             return x
         image = step.array(self._parted(x))
@@ -132,9 +132,9 @@ class Direct(NamedTuple):
         return image
 
     def steps(self, image: Array) -> tuple[int, ...]:
-        """What the kernels take: row_stride, top, left, phase and n."""
+        """The arguments row_stride, top, left, phase and n of the kernels."""
         n = image.shape[-1]
-        left = self.columns.before * n if self.columns.stride == 1 else 0  # `arrange` has put the zeros in
+        left = self.columns.before * n if self.columns.stride == 1 else 0  # otherwise `arrange` has added the zeros
         return self.rows.stride, self.rows.before, left, image.shape[-2] * n, n
 
     def _parted(self, x: Array) -> Shape:
@@ -147,7 +147,7 @@ class Direct(NamedTuple):
 
 
 class Pointwise:
-    """Filters of 1 x 1, one to each place of the image: matrix products; see `kernels.pointwise`."""
+    """Filters of 1 x 1 as matrix products; see `kernels.pointwise`."""
 
     def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
         given = bias if bias.size else None
@@ -167,7 +167,7 @@ class Pointwise:
 
 
 class Im2col(NamedTuple):
-    """Strided windows over many channels: products of panels of what they see; see `kernels.panels`."""
+    """Strided windows over many channels as matrix products of panels; see `kernels.panels`."""
 
     rows: WindowAxis
     columns: WindowAxis
@@ -196,7 +196,7 @@ class Im2col(NamedTuple):
 
 
 class Winograd(NamedTuple):
-    """Filters of 3 x 3 over many channels, in fewer multiplications; see `kernels.winograd`."""
+    """Filters of 3 x 3 over many channels with fewer multiplications; see `kernels.winograd`."""
 
     rows: WindowAxis
     columns: WindowAxis
@@ -213,7 +213,7 @@ class Winograd(NamedTuple):
         step.call(kernel, image, dy, self._memory(step, dweight), self.rows.before, self.columns.before, dweight)
 
     def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
-        """A forward pass over dy with the filters turned round and their channel axes exchanged."""
+        """A forward pass over dy with the filters rotated by 180 degrees and their channel axes swapped."""
         zeros_before = 2 - self.rows.before, 2 - self.columns.before
         kernel = winograd.forward_kernel(len(dx))
         step.call(kernel, dy, _turned(weight), NO_BIAS[dx.dtype], self._memory(step, weight), *zeros_before, dx)
@@ -227,11 +227,11 @@ def _turned(weight: Array) -> Array:
 
 
 def whole_images(array: Array) -> Array:
-    """(C, H, W, n) seen as (C, all of an image's numbers)."""
+    """View (C, H, W, n) as (C, H * W * n)."""
     return array.reshape(len(array), math.prod(array.shape[1:]))
 
 
 def as_rows(array: Array) -> Array:
-    """(C, H, ..., n) seen as (C, H, one row's numbers). Written out, since -1 cannot be inferred where n = 0."""
+    """View (C, H, ..., n) as (C, H, numbers of a row). The size is explicit: numpy cannot infer -1 if n = 0."""
     C, H = array.shape[:2]
     return array.reshape(C, H, math.prod(array.shape[2:]))

@@ -10,25 +10,25 @@ from parallelcnn.kernels import dense as kernels
 
 from .base import Array, Layer, Parameter, Shape, Step, check_positive, initial_weight
 
-# The kernels read arrays as they lie. Where these do not fit into the caches, numpy's products, which copy them into
-# blocks first, are faster. Milliseconds of one core with a second cache of 2 MiB, units x features x samples:
+# The kernels read arrays in place. If the arrays do not fit into the caches, numpy's products are faster, because they
+# copy them into blocks first. Milliseconds on one core with a second cache of 2 MiB, units x features x samples:
 #     forward:        1000 x 1000 x  256: 3.4 (numpy 3.5), 512 x 4096 x 512: 33 (15), 64 x 25088 x 32: 1.40 (1.07)
 #     input gradient: 84 x 400 x 48: 0.025 (0.027), 84 x 400 x 128: 0.074 (0.067), 512 x 1024 x 50: 0.69 (0.52)
-# The weight gradient goes through panels: 512 x 4096 x 512: 13.7 (13.5), 84 x 400 x 1024: 0.52 (0.67).
-# Calls of numpy's cannot be joined to others (`call_list.py`), which costs as much as it saves for so few units: a step
-# of 128 samples takes 1.09 ms either way, and on two threads one of 400 samples takes 2.06 ms instead of 2.21.
+# The weight gradient uses panels: 512 x 4096 x 512: 13.7 (13.5), 84 x 400 x 1024: 0.52 (0.67).
+# numpy's calls cannot be joined to others (`call_list.py`). For few units this costs as much as numpy saves: a step of
+# 128 samples takes 1.09 ms either way, and a step of 400 samples on two threads takes 2.06 ms instead of 2.21.
 _MOST_INPUT_BYTES = 2**20
 _MOST_UNITS = 128
 
 
 @dataclass(frozen=True, repr=False)
 class Dense(Layer):
-    """y = f(weight x + bias), one matrix product.
+    """Fully connected layer: y = f(weight x + bias).
 
     Args:
         units: number of outputs.
         activation: name or `ActivationFunction` applied to the output.
-        bias: whether each output adds a number of its own.
+        bias: whether to add a trainable bias to each output.
 
     Shapes: (features,) -> (units,).
     """

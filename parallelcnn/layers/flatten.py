@@ -1,4 +1,4 @@
-"""From images to vectors."""
+"""Flatten layer."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from .base import Array, Layer, Shape, Step
 
 @dataclass(frozen=True, repr=False)
 class Flatten(Layer):
-    """The numbers of an image in one line, channel by channel, row by row. Copies nothing.
+    """Flatten an image to a vector, channel by channel and row by row. Copies nothing.
 
     Shapes: any -> (its size,).
     """

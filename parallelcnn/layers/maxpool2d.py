@@ -14,15 +14,15 @@ from .base import Array, Layer, Shape, Step, pair
 
 @dataclass(frozen=True, repr=False)
 class MaxPool2D(Layer):
-    """The largest number of each window.
+    """Two-dimensional max-pooling: the largest number of each window.
 
     Args:
         pool_size: rows and columns of the window, (R, S), or one number for both.
         stride: step between windows, (rows, columns) or one number for both; None: the window's size.
         activation: name or `ActivationFunction` applied to the output.
 
-    Shapes: (C, H, W) -> (C, (H - R) div stride + 1, (W - S) div stride + 1); rows and columns that no whole window
-    covers are left out.
+    Shapes: (C, H, W) -> (C, (H - R) div stride + 1, (W - S) div stride + 1). Rows and columns that no whole window
+    covers are ignored.
     """
 
     pool_size: int | tuple[int, int] = 2
@@ -67,13 +67,13 @@ class MaxPool2D(Layer):
 
 
 def argmax_type(window: tuple[int, int]) -> np.dtype:
-    """The smallest type that can number the places of a window."""
+    """The smallest integer type for indices into a window."""
     rows, columns = window
     return np.min_scalar_type(rows * columns - 1)
 
 
 @cache
 def window_and_stride(layer: MaxPool2D) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns of the window, and of the step between windows."""
+    """Rows and columns of the window, and of the stride."""
     window = pair(layer, "pool_size", layer.pool_size)
     return window, window if layer.stride is None else pair(layer, "stride", layer.stride)

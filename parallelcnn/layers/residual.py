@@ -1,4 +1,4 @@
-"""Residual connection: layers whose output is added to their input."""
+"""Residual connection: adds the output of some layers to their input."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from .base import Array, Buffer, Layer, Parameter, Shape, Step
 
 @dataclass(frozen=True, repr=False)
 class Residual(Layer):
-    """y = x + layers(x) (He et al. 2016, arXiv:1512.03385, eq. 1).
+    """Residual connection: y = x + layers(x) (He et al. 2016, arXiv:1512.03385, eq. 1).
 
-    The parameters of the layers inside have PyTorch's names for a Sequential: "0.weight", "0.bias", "1.weight", ...
+    The parameters of the layers inside are named as in PyTorch's Sequential: "0.weight", "0.bias", "1.weight", ...
 
     Args:
-        layers: a tuple of layers, first to last, which keep the shape.
+        layers: a tuple of layers, first to last. Together they must keep the shape.
 
     Shapes: any -> the same.
 
@@ -57,21 +57,21 @@ class Residual(Layer):
 
     def forward(self, step: Step, x: Array) -> Array:
         inside, needs_input_gradient = x, step.needs_input_gradient
-        backward: list[str] = []  # the layers that take part in it, last to first
+        backward: list[str] = []  # names of the layers in the backward pass, last to first
         for i, (layer, shape) in enumerate(self.inner_layers(x.shape[:-1])):
             inside = step.forward(str(i), layer, inside, needs_input_gradient=needs_input_gradient)
             needs_input_gradient = needs_input_gradient or bool(layer.parameters(shape))
             if needs_input_gradient:
                 backward.insert(0, str(i))
-        # Into an array of its own: the layer before may still need x for its backward pass, and the last one inside
-        # may need its output.
+        # A new array: the layer before may still need x for its backward pass, and the last layer inside may need its
+        # output.
         y = step.array(x.shape[:-1])
         step.call(add, x.reshape(x.size), inside.reshape(x.size), y.reshape(x.size))
         step.save(backward)
         return y
 
     def backward(self, step: Step, dy: Array) -> Array | None:
-        """x has two readers, the first layer inside and the sum: the gradients of both are added."""
+        """Add the gradients of both uses of x: the first layer inside and the sum."""
         (names,) = step.saved
         dx = None
         if step.needs_input_gradient:

@@ -1,7 +1,7 @@
-"""What a layer records its passes on.
+"""The object on which a layer records its forward and backward calls.
 
-A network is recorded once for each number of samples; the calls then run in every step, on arrays that lie where they
-lay when they were recorded. So a step allocates nothing and looks nothing up.
+A network is recorded once for each number of samples. The calls then run in every step, on the same arrays at the same
+addresses. So a training step allocates nothing and looks nothing up.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Call = Callable[[], object]
 
 
 class Recorder(Protocol):
-    """Where a step puts what is recorded; see `tape`."""
+    """Interface through which a step records calls and gets arrays; see `tape`."""
 
     n: int
     dtype: np.dtype
@@ -37,16 +37,16 @@ class Recorder(Protocol):
 
 
 class Step:
-    """One layer's part of a tape: what its `forward` and `backward` work on.
+    """One layer's part of a tape, passed to its `forward` and `backward`.
 
     Attributes:
         params: the layer's parameters, by name.
-        grads: arrays like the parameters, which backward overwrites with their gradients.
-        buffers: the layer's buffers, by name; read only.
-        statistics: arrays like the buffers, which forward overwrites in training; see `Buffer`.
+        grads: arrays of the parameters' shapes. Backward overwrites them with the gradients.
+        buffers: the layer's buffers, by name; read-only.
+        statistics: arrays of the buffers' shapes. Forward overwrites them in training; see `Buffer`.
         needs_input_gradient: whether backward must return the gradient with respect to x.
         number: the layer's number in the network, for random numbers; see `keys`.
-        saved: what forward has passed to `save`.
+        saved: the values that forward passed to `save`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Step:
 
     @property
     def training(self) -> bool:
-        """Whether this is recorded for training, with a backward pass, or for prediction."""
+        """Whether the recording is for training, with a backward pass, or for prediction."""
         return self._recorder.training
 
     @property
@@ -84,36 +84,36 @@ class Step:
         return self._recorder.keys
 
     def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-        """Record a call: a numba kernel, a numpy function with `out=`, or any function that writes to its arguments.
+        """Record a call of a numba kernel, a numpy function with `out=`, or any function that writes to its arguments.
 
-        Neighbouring calls of kernels that are compiled with `nogil=True` become one call.
+        Consecutive calls of kernels compiled with `nogil=True` become one call.
         """
         self._recorder.add(partial(function, *arguments, **named))
 
     def array(self, shape: Shape, dtype: Any = None) -> Array:
-        """An array with the samples as its last axis, (*shape, n), for what the layer computes.
+        """A new array with the samples as its last axis, (*shape, n).
 
-        Its memory is reused after the last call that uses it. Before the first it holds anything.
+        Its memory is reused after the last call that uses it. Before the first call its contents are arbitrary.
         """
         return self._recorder.array((*shape, self.n), self.dtype if dtype is None else np.dtype(dtype))
 
     def scratch(self, shape: Shape, dtype: Any = None) -> Array:
-        """The same for an array of exactly this shape, however many samples."""
+        """As `array`, for an array of exactly this shape, without a sample axis."""
         return self._recorder.array(shape, self.dtype if dtype is None else np.dtype(dtype))
 
     def save(self, *values: Any) -> None:
-        """Keep arrays, or anything else, for backward, which finds them in `saved`."""
+        """Keep arrays or other values for backward, which finds them in `saved`."""
         self.saved = values
 
     def forward(self, name: str, layer: "Layer", x: Array, *, needs_input_gradient: bool = True) -> Array:
         """Record the forward pass of a layer inside this one; returns its output.
 
         Args:
-            name: what the layer is called inside; its parameters and buffers are this layer's "NAME.weight", ...
-            needs_input_gradient: whether anything before it, inside this layer or before, has parameters.
+            name: name of the inner layer. Its parameters and buffers are this layer's "NAME.weight", ...
+            needs_input_gradient: whether any layer before it, inside this layer or outside, has parameters.
         """
         arrays = tuple(_below(name, part) for part in (self.params, self.grads, self.buffers, self.statistics))
-        # Numbers of layers inside one layer, inside another, and of the network's own differ.
+        # The numbers of inner layers differ between containers, and from those of the network's own layers.
         number = ((self.number + 1) * _LAYERS_INSIDE + len(self._inner)) % _NUMBERS
         inner = Step(self._recorder, arrays, needs_input_gradient, number)  # type: ignore[arg-type]
         self._inner[name] = layer, inner, x.shape
@@ -130,14 +130,14 @@ class Step:
         return dx
 
 
-_LAYERS_INSIDE = 1000  # of one layer, at most
-_NUMBERS = 2**63  # which a kernel takes
+_LAYERS_INSIDE = 1000  # largest number of layers inside one layer
+_NUMBERS = 2**63  # limit of a kernel's integer argument
 
 
 def check_returned(layer: "Layer", name: str, found: Any, shape: Shape) -> None:
-    """Raise ShapeError unless what a layer's method of that name has returned is a contiguous array of that shape.
+    """Raise ShapeError unless a layer's method `name` has returned a contiguous array of this shape.
 
-    Where it is not contiguous, `reshape` would make a copy when the tape is recorded, and no step would change it.
+    `reshape` would copy a non-contiguous array while the tape is recorded, and no step would update the copy.
     """
     if not isinstance(found, np.ndarray) or found.shape != shape:
         what = f"an array of shape {found.shape}" if isinstance(found, np.ndarray) else repr(found)

@@ -1,1 +1,1 @@
-"""Fault tolerance, watchdog, signals, replica check, launcher checks: what protects a training."""
+"""Fault tolerance, watchdog, graceful shutdown, replica check and launcher checks."""

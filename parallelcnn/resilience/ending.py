@@ -1,4 +1,4 @@
-"""Ending all ranks when one of them fails: the others would wait for it for ever."""
+"""End all ranks when one rank fails. Otherwise the others would wait for it for ever."""
 
 import contextlib
 import signal
@@ -22,13 +22,13 @@ def end_all(comm: Transport, code: int, message: str) -> NoReturn:
 
 @contextlib.contextmanager
 def abort_all_on_error(comm: Transport) -> Iterator[None]:
-    """If this rank fails inside, end all ranks; or only this one, if the others can continue without it.
+    """Context that ends all ranks if this rank fails, or only this rank if the others can continue without it.
 
-    An error that every rank raises passes.
+    An error that all ranks raise is not caught.
     """
     try:
         yield
-    except BaseException as error:  # also SystemExit: the others wait
+    except BaseException as error:  # also SystemExit: the other ranks wait for this one
         if comm.size == 1 or getattr(error, "on_all_ranks", False):
             raise
         if isinstance(error, KeyboardInterrupt):
@@ -42,12 +42,12 @@ def abort_all_on_error(comm: Transport) -> Iterator[None]:
 
 
 def abort_after_interrupt(comm: Transport) -> NoReturn:
-    """Say that this rank was interrupted, and end all ranks.
+    """Print that this rank was interrupted, and end all ranks.
 
-    Ctrl-C interrupts all of them. Rank 0 speaks first, and ends the others before they say the same.
+    Ctrl-C interrupts all ranks. Rank 0 prints first, and ends the others before they print the same.
     """
-    with contextlib.suppress(ValueError):  # not on the main thread, which alone receives signals
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher passes it on to ranks that have it already
+    with contextlib.suppress(ValueError):  # only the main thread can set signal handlers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher sends it again to ranks that have received it
     if comm.rank != 0:
         time.sleep(1)
     end_all(comm, 130, f"parallelcnn: rank {comm.rank} of {comm.size}: interrupted")

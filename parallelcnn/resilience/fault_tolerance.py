@@ -1,7 +1,7 @@
 """Fault tolerance: training continues without ranks that are lost.
 
-It takes Open MPI's ULFM (MPI 5.0 draft, "User-Level Failure Mitigation"): `mpirun --with-ft ulfm`. A collective that a
-lost rank does not come to raises RankLostError on all other ranks, which then call `recover`.
+It needs Open MPI's ULFM (MPI 5.0 draft, "User-Level Failure Mitigation"): `mpirun --with-ft ulfm`. If a rank is lost,
+the next collective raises RankLostError on all other ranks, which then call `recover`.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from parallelcnn.resilience.launch import end_the_job
 T = TypeVar("T")
 
 _SECONDS_TO_END = 10.0  # for the remaining ranks to end together
-# Ranks that were killed together with the lost one die within this time. A death within Shrink would crash all ranks
-# that learn of it there: Open MPI 5.0.11 uses a communicator that it has not finished.
+# Ranks that are killed together with the lost one die within this time. If a rank died during Shrink, all ranks that
+# learn of it there would crash: Open MPI 5.0.11 uses an unfinished communicator.
 _SECONDS_BEFORE_SHRINKING = 0.1
 _ENABLED = "OMPI_MCA_mpi_ft_enable"  # set by mpirun --with-ft ulfm
 
@@ -34,12 +34,12 @@ def fault_tolerance() -> tuple[bool, bool]:
         MPI = load_mpi()
     except (ImportError, RuntimeError):
         return False, False
-    known = "PROC_FAILED" in MPI.Get_error_string(MPI.ERR_PROC_FAILED)  # mpi4py has a number for it in any case
+    known = "PROC_FAILED" in MPI.Get_error_string(MPI.ERR_PROC_FAILED)  # mpi4py always defines the number
     return known, known and os.environ.get(_ENABLED) == "1"
 
 
 def transport_over(mpi_comm: Any) -> MPITransport:
-    """The transport over an intracommunicator of mpi4py, fault tolerant if this launch is."""
+    """Create the transport for an mpi4py intracommunicator; fault tolerant if this launch is."""
     if "Open MPI" not in load_mpi().Get_library_version() or os.environ.get(_ENABLED) != "1":
         return MPITransport(mpi_comm)
     _finalize_without_waiting()
@@ -47,17 +47,17 @@ def transport_over(mpi_comm: Any) -> MPITransport:
 
 
 def _finalize_without_waiting() -> None:
-    """Let Finalize not wait for the other ranks. It waited for ever for one that was lost, in one of 80 runs.
+    """Make MPI's Finalize not wait for other ranks. In one of 80 runs it waited for ever for a lost rank.
 
     This is for programs that import mpi4py's MPI themselves: mpi4py finalises MPI when they exit. Open MPI reads its
-    parameter async_mpi_finalize from the environment when MPI starts, and then it is too late to set it there.
+    parameter async_mpi_finalize from the environment when MPI starts, and so it cannot be set there any more.
     """
-    with contextlib.suppress(OSError, ValueError):  # a later Open MPI may not have it
+    with contextlib.suppress(OSError, ValueError):  # a later Open MPI may not have this variable
         ctypes.c_bool.in_dll(ctypes.CDLL("libmpi.so.40"), "ompi_async_mpi_finalize").value = True
 
 
 class FaultTolerant(Transport, Protocol):
-    """A transport that continues without ranks that are lost; see `FaultTolerantTransport`."""
+    """Interface of transports that continue without lost ranks; see `FaultTolerantTransport`."""
 
     def recover(self) -> None: ...
 
@@ -67,7 +67,7 @@ class FaultTolerant(Transport, Protocol):
 
 
 def is_fault_tolerant(comm: Transport) -> TypeGuard[FaultTolerant]:
-    """Whether training over it continues without a rank that is lost."""
+    """Whether training with this transport can continue without a lost rank."""
     return comm.fault_tolerant
 
 
@@ -78,7 +78,7 @@ def recover(comm: Transport) -> None:
 
 
 def retry_after_loss(comm: Transport, work: Callable[[], T]) -> T:
-    """Do collective work; if a rank is lost meanwhile, recover and do it again.
+    """Run collective work. If a rank is lost meanwhile, recover and run it again.
 
     Collective: every rank of `comm` must call it.
     """
@@ -90,26 +90,26 @@ def retry_after_loss(comm: Transport, work: Callable[[], T]) -> T:
 
 
 class FaultTolerantTransport(MPITransport):
-    """Ranks of an MPI communicator that continue without those that are lost."""
+    """Transport over an MPI communicator that continues without lost ranks."""
 
     fault_tolerant = True
 
     def __init__(self, mpi_comm: Any) -> None:
         super().__init__(mpi_comm)
-        self._first_rank = self.rank  # ranks are numbered anew when one is lost
-        self._noticed = ""  # how this rank has noticed the loss
-        self._have_agreed = False  # that a rank is lost
+        self._first_rank = self.rank  # ranks are renumbered when one is lost
+        self._noticed = ""  # how this rank noticed the loss
+        self._have_agreed = False  # whether the ranks have agreed that a rank is lost
 
     def recover(self) -> None:
-        """Continue without the lost ranks. The others keep their order; the first of them is the new rank 0.
+        """Continue without the lost ranks. The remaining ranks keep their order; the first one is the new rank 0.
 
         Collective: every remaining rank must call it.
 
         Raises:
-            ParallelCNNError: on every rank, if none is lost.
+            ParallelCNNError: on every rank, if no rank is lost.
         """
         size_before = self.size
-        # In every turn but the last a rank is lost, or gives up, and is lost in the next turn.
+        # In every iteration but the last a rank is lost, or gives up and is lost in the next iteration.
         for _ in range(2 * size_before):
             if not self._shrink(continues=True):
                 who = f"rank {self.rank} of {self.size}"
@@ -127,12 +127,12 @@ class FaultTolerantTransport(MPITransport):
             self._end_together(1, message, knows_why=False)
         self._noticed = ""
         self._ranks_on_node = [rank for rank, (first, *_) in enumerate(remaining) if first in self._first_on_node]
-        if self.size == size_before:  # they would recover again and again
+        if self.size == size_before:  # otherwise they would recover again and again
             noticed = "; ".join(f"rank {rank}: {text}" for rank, (_, text, _) in enumerate(remaining) if text)
             raise ParallelCNNError(f"MPI failed, although no rank is lost ({noticed})").together()
 
     def give_up(self, message: str) -> NoReturn:
-        """Print the message and end this rank; the others recover. If all ranks give up, one of them speaks for all,
+        """Print the message and end this rank; the others recover. If all ranks give up, one of them prints for all,
         and the exit code is 1.
         """
         if not self._shrink(continues=True):
@@ -143,12 +143,12 @@ class FaultTolerantTransport(MPITransport):
                 say(message if self.rank == 0 else "")
                 os._exit(1 if self.rank == 0 else 0)
         say(message)
-        # With an exit code it would not count as lost: the others were left waiting (Open MPI 5.0.11).
+        # With an exit code the rank would not count as lost, and the others would wait (Open MPI 5.0.11).
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("SIGKILL")
 
     def end_all(self, code: int, message: str) -> NoReturn:
-        """End all ranks because this one cannot continue. They wake up, wherever they wait, and end by themselves."""
+        """End all ranks because this one cannot continue. The others wake up from any wait and end themselves."""
         self._end_together(code, message, knows_why=not self._noticed)
 
     def abort(self, code: int, message: str = "") -> None:
@@ -160,11 +160,11 @@ class FaultTolerantTransport(MPITransport):
 
     @contextlib.contextmanager
     def checked(self) -> Iterator[None]:
-        """Do an operation on all ranks, or raise RankLostError on all.
+        """Context in which an operation succeeds on all ranks, or raises RankLostError on all.
 
-        MPI alone reports a loss to some ranks and not to others, and once returned garbage without an error (Open
-        MPI 5.0.11). But its Agree cannot succeed without noticing who is lost. Beside an allreduce of 140 kB on two
-        ranks, which takes 70 us, it takes 3 us.
+        MPI itself reports a loss only to some ranks, and once returned garbage without an error (Open MPI 5.0.11). But
+        its Agree cannot succeed without noticing lost ranks. It adds 3 us to an allreduce of 140 kB on two ranks, which
+        takes 70 us.
         """
         noticed = ""
         try:
@@ -187,12 +187,12 @@ class FaultTolerantTransport(MPITransport):
             return receive()
         except self._MPI.Exception:
             raise
-        except Exception as error:  # whatever pickle makes of garbage
+        except Exception as error:  # garbage can make pickle raise anything
             raise _UnreadableError(f"it got unreadable values, {error}") from None
 
     def _prepare(self) -> None:
         with self.checked():
-            # Errors are for the caller; MPI must not end the program.
+            # MPI must return errors to the caller, not end the program.
             mpi_comm = self.mpi_comm.Dup()
             mpi_comm.Set_errhandler(self._MPI.ERRORS_RETURN)
             node = mpi_comm.Split_type(self._MPI.COMM_TYPE_SHARED)
@@ -204,21 +204,21 @@ class FaultTolerantTransport(MPITransport):
         self._first_on_node = [first for _, first in ranks]
 
     def _disagree(self) -> bool:
-        """The Agree of a rank that has noticed a loss; False, or MPI's error, on all ranks."""
+        """Call Agree on a rank that has noticed a loss; the result is False, or MPI's error, on all ranks."""
         with contextlib.suppress(self._MPI.Exception):
-            self.mpi_comm.Revoke()  # so that the others notice, wherever they wait, except in Agree
+            self.mpi_comm.Revoke()  # so that the others notice the loss, wherever they wait, except in Agree
         no = np.zeros(1, np.intc)
-        wait_patiently(self.mpi_comm.Iagree(no).Test)  # some may still compute, on this very core
+        wait_patiently(self.mpi_comm.Iagree(no).Test)  # other ranks may still compute on this core
         return bool(no[0])
 
     def _shrink(self, *, continues: bool) -> bool:
-        """Leave out the lost ranks; returns whether all remaining ranks continue."""
-        # MPI agrees within Shrink as well. All ranks must have finished the Agree before it, or MPI would confuse
+        """Remove the lost ranks from the communicator; returns whether all remaining ranks continue."""
+        # Shrink also calls Agree internally. All ranks must have finished the Agree before it, or MPI would confuse
         # the two.
         self.waiting = "recover"
         if not self._have_agreed:
             self._have_agreed = True
-            with contextlib.suppress(self._MPI.Exception):  # if one is lost; all ranks are told alike
+            with contextlib.suppress(self._MPI.Exception):  # raised on all ranks if one is lost
                 self._disagree()
         while True:
             time.sleep(_SECONDS_BEFORE_SHRINKING)
@@ -233,11 +233,11 @@ class FaultTolerantTransport(MPITransport):
         return all_continue
 
     def _end_together(self, code: int, message: str, *, knows_why: bool, has_shrunk: bool = False) -> NoReturn:
-        """End this process, as all remaining ranks do. A rank that knows why, or else the first, prints the message and
-        ends with the exit code.
+        """End this process, as all remaining ranks do. A rank that knows the reason, or else the first rank, prints the
+        message and ends with the exit code.
 
-        Open MPI's launcher (5.0.11) waits for ever if many ranks abort, or end with a code other than 0, at once, and
-        once did so when one of them aborted.
+        Open MPI's launcher (5.0.11) waits for ever if many ranks abort at once, or end with a code other than 0. It
+        once did so when a single rank aborted.
         """
 
         def end_alone() -> None:
@@ -245,14 +245,14 @@ class FaultTolerantTransport(MPITransport):
             end_the_job()
             os._exit(code)
 
-        # If a rank does not come, the others do not know who is to speak. The first one that has waited ends all.
+        # If a rank never comes, the others cannot agree who prints. The first rank whose timer runs out ends all.
         alone = threading.Timer(_SECONDS_TO_END + min(self.rank, 20), end_alone)
         alone.daemon = True
         alone.start()
         while True:
             if not has_shrunk:
                 self._shrink(continues=False)
-            has_shrunk = False  # any more, if another rank is lost meanwhile
+            has_shrunk = False  # shrink again if another rank is lost meanwhile
             with contextlib.suppress(RankLostError), self.checked():
                 know_why = self.unpickle(lambda: self.mpi_comm.allgather(knows_why))
                 break
@@ -263,4 +263,4 @@ class FaultTolerantTransport(MPITransport):
 
 
 class _UnreadableError(Exception):
-    """Garbage instead of the values of other ranks."""
+    """Values of other ranks that cannot be unpickled."""

@@ -1,4 +1,4 @@
-"""The handshake with which the watchdog starts: rank 0 knows at any time which ranks have come to it."""
+"""The handshake at the start of the watchdog. During it, rank 0 knows which ranks have arrived."""
 
 import functools
 from collections.abc import Callable
@@ -6,18 +6,18 @@ from typing import Any
 
 from parallelcnn.comm import MPITransport, wait_patiently
 
-_TAG = 1990  # no other messages go from one rank to one other
+_TAG = 1990  # there are no other point-to-point messages
 
 
 def handshake(comm: MPITransport, value: Any, came: Callable[[int, Any], None]) -> Any:
-    """Rank 0's value.
+    """Exchange values with rank 0; returns rank 0's value.
 
-    Rank 0 returns when all ranks have come. Before that `came` tells it of each other rank that has, and of its value.
-    So rank 0 knows whom it waits for, as in no collective of MPI. Collective: every rank of `comm` must call it.
+    Rank 0 returns when all ranks have arrived. Until then it calls `came` with each arriving rank and its value. So it
+    knows which ranks are missing, unlike in MPI's collectives. Collective: every rank of `comm` must call it.
     """
     with comm.collective("the handshake", prepare=False):
         answer = _ask(comm, value) if comm.rank != 0 else _answer(comm, value, came)
-        if comm.fault_tolerant:  # its Agree takes a whole core while others have not come
+        if comm.fault_tolerant:  # while it waits, MPI's Agree takes a whole core
             wait_patiently(comm.mpi_comm.Ibarrier().Test)
     return answer
 

@@ -1,4 +1,4 @@
-"""Replica check: the ranks compare their parameters, and repair them if a rank differs."""
+"""Replica check: compare the parameters of all ranks, and repair them if a rank differs."""
 
 import warnings
 from collections import Counter
@@ -16,7 +16,7 @@ REPAIRS = ("stop", "majority", "checkpoint")
 
 
 def check_repair(repair: str, checkpoints: CheckpointFolder | None) -> None:
-    """Raise InputError unless `repair` is one of `REPAIRS` and possible."""
+    """Raise InputError unless `repair` is one of `REPAIRS` and possible with these checkpoints."""
     if repair not in REPAIRS:
         raise InputError(f"repair must be one of {', '.join(REPAIRS)}, got {repair!r}")
     if repair == "checkpoint" and checkpoints is None:
@@ -24,10 +24,10 @@ def check_repair(repair: str, checkpoints: CheckpointFolder | None) -> None:
 
 
 class ReplicaCheck:
-    """Compares the replicas, repairs them, and brings them together after a loss.
+    """Compares the replicas, repairs them, and synchronises them after a loss.
 
     Args:
-        history: of the training; it goes back with the parameters.
+        history: the history of the training. It goes back together with the parameters.
         repair: one of `REPAIRS`.
     """
 
@@ -41,12 +41,12 @@ class ReplicaCheck:
     ) -> None:
         self._comm, self._network, self._history = comm, network, history
         self._repair, self._checkpoints = repair, checkpoints
-        self._equal_at = history.steps  # they have just begun alike
+        self._equal_at = history.steps  # training starts with equal replicas
         self._went_back_to = -1
         self._ranks_at_first = comm.size + history.lost_ranks
 
     def compare_and_repair(self) -> bool:
-        """Compare the replicas, once per minibatch, and repair them if that was asked for.
+        """Compare the replicas, at most once per minibatch, and repair them if `repair` allows it.
 
         Collective: every rank must call it.
 
@@ -70,22 +70,22 @@ class ReplicaCheck:
         return False
 
     def recover(self) -> None:
-        """Recover, and continue from the furthest step. Collective: every remaining rank must call it."""
+        """Recover from a loss, and continue from the latest step. Collective: every remaining rank must call it."""
         while True:
             try:
                 recover(self._comm)
                 rejoin(self._comm, self._network, self._history)
                 break
-            except RankLostError:  # another one
+            except RankLostError:  # another rank
                 continue
-        self._equal_at = -1  # to be compared again
+        self._equal_at = -1  # compare again
         self._history.lost_ranks = self._ranks_at_first - self._comm.size
         gone = f"{self._history.lost_ranks} of {self._ranks_at_first} ranks"
         self._warn(f"{gone} lost by minibatch {self._history.steps}: {self._comm.size} continue")
 
     def _go_back(self) -> bool:
-        """Go back to the newest checkpoint; False if there is none, or if the replicas have differed again since they
-        went back to it. Collective.
+        """Go back to the newest checkpoint; False if there is none, or if training has gone back to it before.
+        Collective: every rank must call it.
         """
         assert self._checkpoints is not None
         found = self._checkpoints.newest(self._equal_at) if self._comm.rank == 0 else None
@@ -105,8 +105,8 @@ class ReplicaCheck:
 
 
 def find_mismatch(comm: Transport, network: NetworkHandler) -> ReplicaMismatchError | None:
-    """An error about ranks whose parameters or optimiser state differ from those of the majority; None if all replicas
-    are equal, bit for bit.
+    """Compare all replicas. Returns an error that names the ranks whose parameters or optimiser state differ from those
+    of the majority; None if all replicas are equal, bit for bit.
 
     Collective: every rank of `comm` must call it.
     """
@@ -125,18 +125,18 @@ def find_mismatch(comm: Transport, network: NetworkHandler) -> ReplicaMismatchEr
 
 
 def in_words(ranks: Sequence[int]) -> str:
-    """Ranks, listed for a message."""
+    """List ranks for a message."""
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def odd_ones(fingerprints: Sequence[str]) -> list[int]:
-    """The ranks whose fingerprint differs from that of the majority; none if there is no majority (more than half)."""
+    """The ranks whose fingerprint differs from that of the majority (more than half); none without a majority."""
     ((most, count),) = Counter(fingerprints).most_common(1)
     return [rank for rank, one in enumerate(fingerprints) if one != most] if 2 * count > len(fingerprints) else []
 
 
 def take_majority(comm: Transport, network: NetworkHandler) -> bool:
-    """Give every rank the parameters and optimiser state of the majority; False if there is none.
+    """Copy the parameters and optimiser state of the majority to every rank; False if there is no majority.
 
     Collective: every rank of `comm` must call it.
     """
@@ -150,7 +150,7 @@ def take_majority(comm: Transport, network: NetworkHandler) -> bool:
 
 
 def rejoin(comm: Transport, network: NetworkHandler, history: History) -> None:
-    """After a loss, continue from the same step: every rank takes over the state of the one that is furthest.
+    """Synchronise all ranks after a loss: every rank copies the state of the rank with the latest step.
 
     Collective: every rank of `comm` must call it.
     """

@@ -1,4 +1,4 @@
-"""What protects a training between two steps: the replica check, checkpoints, and recovery from lost ranks."""
+"""Fault tolerance between two training steps: the replica check, checkpoints, and recovery from lost ranks."""
 
 from parallelcnn.comm import Transport
 from parallelcnn.errors import RankLostError
@@ -9,7 +9,7 @@ from parallelcnn.training.history import History
 
 
 class TrainingSafeguard:
-    """Attached to the loop from outside; see `training.loop.Safeguard`.
+    """The `Safeguard` that `train` passes to the loop; see `training.loop.Safeguard`.
 
     Args:
         recovers: whether to continue without lost ranks.

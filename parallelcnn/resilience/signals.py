@@ -8,45 +8,45 @@ from types import FrameType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-# A launcher passes Ctrl-C on to ranks that have received it from the terminal already: that is not a second one.
+# A launcher forwards Ctrl-C to ranks that have already received it from the terminal: that is not a second Ctrl-C.
 _SAME_INTERRUPT = 1.0  # [s]
 
 
 def hold_stop_signals() -> None:
-    """Block SIGUSR1 until `StopOnSignal` takes it.
+    """Block SIGUSR1 until `StopOnSignal` handles it.
 
     A scheduler may send it at any time. It must not be lost while libraries, data and kernels are being loaded, and
-    training must take at least one step: otherwise a job that is requeued again and again would never end. The signal
-    is blocked, not caught, because MPICH installs a handler of its own when it starts. SIGINT and SIGTERM end the
-    process at this stage, which loses nothing.
+    training must make at least one step: otherwise a job that is requeued again and again would never end. The signal
+    is blocked, not caught, because MPICH installs its own handler when it starts. At this stage SIGINT and SIGTERM end
+    the process, which loses nothing.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 
 
 def let_interrupts_end_the_process() -> None:
-    """Let Ctrl-C end the process at once, until `catch_interrupts`.
+    """Make Ctrl-C end the process at once, until `catch_interrupts`.
 
-    While Python, numba and MPI start, a KeyboardInterrupt would be shown as a traceback, be lost in other code, or
-    leave this rank waiting for the others to finalise MPI. There is nothing to clean up yet.
+    While Python, numba and MPI start, a KeyboardInterrupt would print a traceback, be lost in other code, or leave this
+    rank waiting for the others to finalise MPI. There is nothing to clean up yet.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         _on_interrupt(signal.SIG_DFL)
 
 
 def catch_interrupts() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt again, as usual in Python."""
+    """Make Ctrl-C raise KeyboardInterrupt again, as usual in Python."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         _on_interrupt(signal.default_int_handler)
 
 
 def _on_interrupt(handler: Any) -> None:
-    with contextlib.suppress(ValueError):  # not on the main thread, which alone receives signals
+    with contextlib.suppress(ValueError):  # only the main thread can set signal handlers
         signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager
 def interrupts_ending_the_process() -> Iterator[None]:
-    """Let Ctrl-C end the process while kernels compile: LLVM's callbacks lose an exception, or crash after it."""
+    """Make Ctrl-C end the process while kernels compile: LLVM's callbacks lose an exception, or crash after it."""
     let_interrupts_end_the_process()
     try:
         yield
@@ -55,13 +55,13 @@ def interrupts_ending_the_process() -> Iterator[None]:
 
 
 class StopOnSignal:
-    """Catches SIGINT, SIGTERM and SIGUSR1 inside a `with` statement; calling it returns whether one has come.
+    """Catch SIGINT, SIGTERM and SIGUSR1 inside a `with` statement. A call returns whether a signal was received.
 
-    A second Ctrl-C raises KeyboardInterrupt. Afterwards a signal that was blocked before is ignored, while results are
-    being written and the process ends. On another thread than the main one it does nothing.
+    A second Ctrl-C raises KeyboardInterrupt. After the `with` statement, a signal that was blocked before it is
+    ignored, while results are written and the process ends. It does nothing on threads other than the main thread.
 
     Attributes:
-        received: the number of the signal; 0: none has come.
+        received: the number of the received signal; 0: none.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class StopOnSignal:
     def __enter__(self) -> Self:
         with contextlib.suppress(ValueError):
             for number in _SIGNALS:
-                # Keep what the user's shell or nohup ignores.
+                # Keep ignoring signals that the shell or nohup ignores.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._remember)
             self._held = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)

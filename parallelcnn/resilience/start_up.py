@@ -1,8 +1,8 @@
-"""Initialise MPI, and end the job if ranks do not come to it.
+"""Initialise MPI, and end the job if some ranks do not call MPI_Init.
 
-In MPI_Init ranks wait for each other, and no watchdog runs yet, because it needs MPI. Under mpirun --with-ft ulfm they
-would wait for ever for a rank that has died before, and under any launcher for one that never comes. So a thread of
-every rank watches the clock and the processes of this machine.
+Ranks wait for each other in MPI_Init. The watchdog cannot run yet, because it needs MPI. Under mpirun --with-ft ulfm
+ranks would wait for ever for a rank that died before, and under any launcher for a rank that never calls MPI_Init. So a
+thread of every rank watches the time and the processes of this machine.
 """
 
 import contextlib
@@ -21,26 +21,26 @@ from parallelcnn.resources import number_in
 LEAST_TIMEOUT = 5.0  # on a busy machine MPI itself takes seconds to start [s]
 
 _LOOK_EVERY = 0.5  # [s]
-# A rank that is gone may also have passed MPI_Init and ended before this one was scheduled again.
+# A rank that is gone may also have passed MPI_Init and ended before this rank was scheduled again.
 _BELIEVED_AFTER = 3.0  # [s]
-_SPEAK_APART = 2.0  # the ranks speak one after the other: the first ends all [s]
+_SPEAK_APART = 2.0  # the ranks print one after the other, and the first one ends all [s]
 
 
 def initialise(MPI: Any, rank: int, size: int, timeout: float) -> None:
-    """Call MPI_Init_thread. If other ranks do not come to it, say so and end the job with exit code 1.
+    """Call MPI_Init_thread. If other ranks do not call it, print a message and end the job with exit code 1.
 
     Args:
-        MPI: the module of mpi4py, which has not initialised MPI.
-        rank, size: of this process, as its launcher says.
-        timeout: how long to wait for others, at least `LEAST_TIMEOUT`; 0: no limit [s].
+        MPI: the module mpi4py.MPI, imported without initialising MPI.
+        rank, size: rank of this process and number of ranks, from the launcher.
+        timeout: how long to wait for others, at least `LEAST_TIMEOUT` [s]; 0: no limit.
     """
     try:
         init = ctypes.CDLL(MPI.__file__).MPI_Init_thread
-    except (OSError, AttributeError):  # an mpi4py that hides MPI's functions: without a watch
+    except (OSError, AttributeError):  # this mpi4py hides MPI's functions: do not watch
         MPI.Init_thread()
         return
     with _StartWatch(rank, size, timeout):
-        # mpi4py's function lets no other thread of Python run meanwhile. It also sets the error handlers below.
+        # mpi4py's function holds the interpreter lock meanwhile. It also sets the error handlers below.
         if init(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int())) != MPI.SUCCESS:
             raise RuntimeError("MPI_Init_thread failed")
     for comm in (MPI.COMM_SELF, MPI.COMM_WORLD):
@@ -48,7 +48,7 @@ def initialise(MPI: Any, rank: int, size: int, timeout: float) -> None:
 
 
 class _StartWatch:
-    """A thread that checks whether the other ranks are still alive, inside a `with` statement."""
+    """A thread that checks inside a `with` statement whether the other ranks are alive."""
 
     def __init__(self, rank: int, size: int, timeout: float) -> None:
         self._rank, self._size = rank, size
@@ -65,7 +65,7 @@ class _StartWatch:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(_LOOK_EVERY)  # it may be reading about a process that is stuck
+        self._thread.join(_LOOK_EVERY)  # with a timeout, since reading /proc of a stuck process may block
 
     def _live(self) -> None:
         give_up_at = time.monotonic() + self._timeout
@@ -91,8 +91,8 @@ class _StartWatch:
     def _some_are_gone(self) -> bool:
         """Whether ranks of this machine are gone.
 
-        Not if this rank does not see itself, since a process can overwrite what others see of it, nor if it runs in
-        a container of its own, where the others never were visible.
+        False if this rank does not see itself, since a process can overwrite its environment in /proc, and if it runs
+        in its own container, where the other ranks never were visible.
         """
         sees_others = len(self._seen) > 1 or _launcher_is_seen()
         return self._rank in self._alive and len(self._alive) < self._size_here and sees_others
@@ -114,12 +114,12 @@ def _launcher_is_seen() -> bool:
 
 
 def living_ranks() -> set[int]:
-    """The ranks of this job of Open MPI's that have a process on this machine; none of another MPI's."""
+    """The ranks of this Open MPI job that have a process on this machine; empty for other MPI libraries."""
     return set(_processes())
 
 
 def stopped_ranks() -> set[int]:
-    """Those of the living ranks that have been stopped, by SIGSTOP or a debugger."""
+    """The living ranks that are stopped, by SIGSTOP or a debugger."""
     stopped = set()
     for rank, process in _processes().items():
         with contextlib.suppress(OSError):
@@ -133,7 +133,7 @@ def _processes() -> dict[int, Path]:
     job = os.environ.get("PMIX_NAMESPACE", "").encode()
     ranks: dict[int, Path] = {}
     for process in Path("/proc").glob("[0-9]*") if job else ():
-        # One that is over, or another user's, says nothing of itself.
+        # Processes that have ended, and those of other users, cannot be read.
         with contextlib.suppress(OSError, ValueError, KeyError):
             pairs = (pair.partition(b"=") for pair in (process / "environ").read_bytes().split(b"\0"))
             variables = {name: value for name, _, value in pairs}

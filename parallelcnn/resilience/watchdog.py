@@ -1,11 +1,11 @@
 """Watchdog: if a rank waits too long for others, a message names the missing ranks, and the job ends.
 
-A collective ends when the last rank has come. If one never does (it computes for ever, reads from a dead file server,
-was stopped, or its machine is gone), MPI lets the others wait in silence. So every rank has a thread that regularly
-reads three attributes of the transport, which the main thread merely assigns: its status, how many collectives it has
-entered, and which one it is in. The threads do not communicate through MPI, which may be what hangs. They send
+A collective ends when the last rank has entered it. If a rank never does (it computes for ever, reads from a dead file
+server, was stopped, or its machine is gone), MPI lets the others wait without a message. So every rank has a thread
+that regularly reads three attributes of the transport, which the main thread only assigns: its status, the number of
+collectives it has entered, and the name of the current one. The threads do not use MPI, which may hang. They send
 datagrams to rank 0, whose thread knows the state of all ranks, prints the message and ends the job. If rank 0 itself is
-stopped or gone, the other ranks notice and end by themselves.
+stopped or gone, the other ranks notice it and end themselves.
 """
 
 import contextlib
@@ -31,17 +31,17 @@ from parallelcnn.resilience.handshake import handshake
 
 DEFAULT_TIMEOUT = 300.0  # [s]
 
-_LOOKS = 20  # in the time of the timeout
+_LOOKS = 20  # per timeout
 _LONGEST_INTERVAL = 5.0  # [s]
 _LARGEST_DATAGRAM = 8192  # bytes
 _LONGEST_TEXT = 300  # characters
-_SECONDS_TO_END = 4.0  # for printing and MPI's Abort, each of which may hang [s]
+_SECONDS_TO_END = 4.0  # for printing and MPI's Abort, which may both hang [s]
 _HERE = "127.0.0.1"
 _GET_INTERFACE_ADDRESS = 0x8915  # SIOCGIFADDR of Linux
 
 
 def check_timeout(seconds: object) -> None:
-    """Raise InputError unless it is a valid timeout."""
+    """Raise InputError unless `seconds` is a valid timeout."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
         raise InputError(
             f"timeout must be a number of seconds of at least 0, where 0 lets ranks wait for ever, got {seconds!r}"
@@ -51,12 +51,12 @@ def check_timeout(seconds: object) -> None:
 class Watchdog:
     """Ends the job, with a message on stderr and exit code 1, if a rank waits too long in a collective.
 
-    Used as `with Watchdog(comm, seconds): ...` around what communicates. It does nothing with a single rank, and inside
-    another watchdog of the same transport. Entering it is collective, and already watched: a rank that never comes is
-    named.
+    Use it as `with Watchdog(comm, seconds): ...` around code that communicates. It does nothing with a single rank, or
+    inside another watchdog of the same transport. Entering it is collective and already watched: the message names
+    ranks that never enter.
 
     Args:
-        timeout_seconds: how long a rank may wait, the same on every rank; 0: no limit [s].
+        timeout_seconds: how long a rank may wait [s], the same on every rank; 0: no limit.
 
     Raises:
         InputError: see `check_timeout`.
@@ -83,7 +83,7 @@ class Watchdog:
             self._end()
 
     def restart(self) -> None:
-        """Start again with the ranks that `comm` has now: after a loss another one may be rank 0.
+        """Restart with the current ranks of `comm`: after a loss another process may be rank 0.
 
         Collective: every remaining rank must call it.
         """
@@ -114,14 +114,14 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class Report:
-    """What a rank is doing, as its own thread sees it.
+    """The state of a rank, as its watchdog thread reports it.
 
     Attributes:
         status: see `Transport`.
-        place: the line that the main thread is at.
-        arrivals: how many collectives it has entered.
-        waiting: the name of the collective that it is in, or "".
-        seconds: for how long these two have not changed [s].
+        place: the line that the main thread is executing.
+        arrivals: number of collectives that the rank has entered.
+        waiting: the name of the current collective, or "".
+        seconds: time since `arrivals` and `waiting` last changed [s].
     """
 
     rank: int
@@ -137,7 +137,7 @@ class Report:
 
     @staticmethod
     def read(datagram: bytes, token: str, size: int) -> "Report | None":
-        """The report in a datagram; None if no rank of this job has sent it: anybody may send to a socket."""
+        """Read the report in a datagram; None if no rank of this job sent it: any program can send to a socket."""
         if token.encode() not in datagram:
             return None
         try:
@@ -158,7 +158,7 @@ class Report:
         return report if well_formed else None
 
     def doing(self) -> str:
-        """What it is doing, between collectives or in one."""
+        """Describe what the rank is doing, between collectives or in one."""
         if self.waiting:
             return f"waiting in {self.waiting} (collective {self.arrivals}) after {self.status}"
         return f"{self.status}, at {self.place}" if self.place else self.status
@@ -166,12 +166,12 @@ class Report:
 
 @dataclass
 class RankView:
-    """What rank 0 knows of a rank.
+    """Rank 0's knowledge of a rank.
 
     Attributes:
-        report: its last report; None before it has come to the handshake.
-        heard: whether a datagram from it has arrived.
-        silent: time since the last one [s].
+        report: the rank's last report; None before the handshake.
+        heard: whether a datagram from the rank has arrived.
+        silent: time since the last datagram [s].
     """
 
     report: Report | None = None
@@ -180,29 +180,29 @@ class RankView:
 
 
 def find_missing(views: list[RankView], silent_after: float) -> tuple[Report | None, list[int]]:
-    """Which rank waits in the earliest collective in which any rank waits, and which ranks have not entered it.
+    """Find the earliest collective in which a rank waits, and the ranks that have not entered it.
 
-    A rank that has not been heard from for `silent_after` [s] is missing, whatever it reported.
+    A rank that has sent no datagram for `silent_after` [s] is missing, whatever it reported.
 
     Returns:
-        the report of the rank that has waited longest there, or None if no rank waits; the missing ranks.
+        the report of the rank that has waited longest there, or None if no rank waits; and the missing ranks.
     """
     alive = [view.report for view in views if view.report and view.silent < silent_after]
     waiting = [report for report in alive if report.waiting]
     if not waiting:
         return None, []
     earliest = min(report.arrivals for report in waiting)
-    # A rank that has left it is not missing: the sender of a broadcast may leave before others come.
+    # A rank that has left the collective is not missing: the sender of a broadcast may leave before others enter.
     present = {report.rank for report in alive if report.arrivals >= earliest}
     first = max((report for report in waiting if report.arrivals == earliest), key=lambda report: report.seconds)
     return first, [rank for rank in range(len(views)) if rank not in present]
 
 
 def describe(views: list[RankView], silent_after: float, timeout: float, host_of_all: str = "") -> str:
-    """The message about ranks of which one waits too long.
+    """The message if a rank waits too long: which ranks wait, and which are missing.
 
     Args:
-        host_of_all: the host of all ranks, if it is known before they have come.
+        host_of_all: the host of all ranks, if it is known before the handshake.
     """
     waiter, missing = find_missing(views, silent_after)
     assert waiter is not None
@@ -246,12 +246,12 @@ def _seconds(seconds: float) -> str:
 
 
 class _Observer(ABC):
-    """The watchdog's thread of one rank: reads what the main thread is doing and reports it."""
+    """The watchdog thread of one rank: reads the state of the main thread and reports it."""
 
     def __init__(self, comm: Any, timeout: float) -> None:
         self.comm, self.rank, self.size, self.timeout = comm, comm.rank, comm.size, timeout
-        # Rank 0 reads at most 100 reports at once, which fit into a socket's buffer; with many ranks it reads seldom
-        # enough not to be slowed down.
+        # Rank 0 reads at most 100 reports at once, which fit into a socket's buffer. With many ranks it reads rarely
+        # enough not to slow down training.
         self.interval = min(timeout / _LOOKS, _LONGEST_INTERVAL + comm.size / 100)
         self.pause = self.interval / (1 + comm.size // 100 if comm.rank == 0 else 1)
         self.silent_after = max(4 * self.interval, 1.0)
@@ -277,12 +277,12 @@ class _Observer(ABC):
 
     @abstractmethod
     def look(self) -> None:
-        """Called once per pause."""
+        """Read and send reports; called once per pause."""
 
     def _live(self) -> None:
         while not self._stop.wait(self.pause):
             read = time.monotonic()
-            # A job that was suspended, as SLURM does to make room, has not waited in between.
+            # Do not count the time in which the job was suspended, as SLURM does to make room.
             self.now += min(read - self._clock, max(2 * self.pause, min(1.0, self.timeout / 4)))
             self._clock = read
             # With --with-ft ulfm, Open MPI's mpirun may leave a rank behind that does not return to MPI.
@@ -304,23 +304,23 @@ class _Observer(ABC):
 
     def received(self) -> Iterator[tuple[bytes, Any]]:
         """The datagrams that have arrived, each with its sender's address."""
-        for _ in range(10 * self.size):  # a flood of them must not keep this thread busy
+        for _ in range(10 * self.size):  # limited, so that a flood of datagrams does not keep this thread busy
             try:
                 yield self.socket.recvfrom(_LARGEST_DATAGRAM)
             except BlockingIOError:
                 return
-            except OSError:  # an earlier datagram found no receiver
+            except OSError:  # an earlier datagram had no receiver
                 continue
 
     def send(self, datagram: bytes, address: Any) -> None:
-        with contextlib.suppress(OSError):  # the network may be up again next time
+        with contextlib.suppress(OSError):  # the network may work again next time
             self.socket.sendto(datagram, address)
 
     def end_all(self, message: str) -> None:
-        """Print the message and end the job, whatever lock the main thread holds or wherever it hangs."""
-        # Its thread needs no interpreter lock.
+        """Print the message and end the job, even if the main thread hangs or holds a lock."""
+        # The thread of faulthandler needs no interpreter lock.
         faulthandler.dump_traceback_later(_SECONDS_TO_END, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it any more
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed
             print(f"parallelcnn: {message}", file=sys.stderr, flush=True)
         self.comm.abort(1)
         self._stop.set()
@@ -331,9 +331,9 @@ class Contact:
     """How to reach rank 0.
 
     Attributes:
-        machine: the machine's own name, by which ranks recognise that they are on the same one.
-        host: its name in messages.
-        addresses: all addresses of the machine; the other ranks try which of them they reach.
+        machine: the machine's own name, by which ranks know that they are on the same machine.
+        host: the machine's name in messages.
+        addresses: all addresses of the machine. The other ranks try them all.
         token: a secret of this job.
     """
 
@@ -355,7 +355,7 @@ class _RankZero(_Observer):
         self._too_long_since: float | None = None
 
     def came(self, rank: int, report: Report) -> None:
-        """Rank `rank` has come to the handshake."""
+        """Note that `rank` has come to the handshake."""
         self._heard_at[rank] = self.now
         self._views[rank].report = report
 
@@ -396,11 +396,11 @@ class _RankZero(_Observer):
 
 
 class _OtherRank(_Observer):
-    """Another rank's thread: reports to rank 0, and ends the job if rank 0 does not."""
+    """The thread of any other rank: reports to rank 0, and ends the job if rank 0 does not."""
 
     def __init__(self, comm: Any, timeout: float) -> None:
         super().__init__(comm, timeout)
-        # Rank 0 decides within four intervals. Of the others one speaks first, and ends the rest before they do.
+        # Rank 0 decides within four intervals. If it does not, the first other rank prints and ends the rest.
         self._patience = timeout + max(4 * self.interval, 2.0) + 0.5 * comm.rank
         self._token = ""
         self._addresses: list[tuple[str, int]] = []
@@ -409,7 +409,7 @@ class _OtherRank(_Observer):
         self._heard_at = 0.0
 
     def meet_rank_0(self, contact: Contact) -> None:
-        """Rank 0 has come to the handshake."""
+        """Note how to reach rank 0, which has come to the handshake."""
         others = [address for address in contact.addresses if address != _HERE]
         addresses = [_HERE, *others] if contact.machine == socket.gethostname() else others
         self._heard_at = self.now
@@ -423,7 +423,7 @@ class _OtherRank(_Observer):
             report = Report.read(datagram, self._token, self.size) if self._token else None
             if report is not None and report.rank == 0:
                 self._last_from_0, self._heard_at = report, self.now
-                self._addresses = [sender]  # the one that works
+                self._addresses = [sender]  # this address works
         for address in self._addresses:
             self.send(own.datagram(self._token), address)
         if own.waiting and own.seconds > self._patience:
@@ -458,10 +458,10 @@ def _host_of_all() -> str:
 
 
 def _interface_addresses(any_socket: socket.socket) -> list[str]:
-    """This machine's IPv4 addresses. Its name may be unknown to others, or mean 127.0.1.1 on the machine itself."""
+    """This machine's IPv4 addresses. Other machines may not know its name, and on itself it may mean 127.0.1.1."""
     addresses = []
     for _, name in socket.if_nameindex():
-        with contextlib.suppress(OSError):  # an interface without one
+        with contextlib.suppress(OSError):  # an interface without an address
             answer = fcntl.ioctl(any_socket, _GET_INTERFACE_ADDRESS, struct.pack("256s", name.encode()[:15]))
             addresses.append(socket.inet_ntoa(answer[20:24]))
     return addresses or [_HERE]

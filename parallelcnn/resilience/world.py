@@ -1,4 +1,4 @@
-"""The transport that training uses: all ranks that were started together, or what the user passes as `comm`."""
+"""Choose the transport of a training: all ranks that were started together, or the user's `comm`."""
 
 import atexit
 import functools
@@ -27,10 +27,10 @@ START_TIMEOUT = 300.0  # [s]
 
 
 def as_transport(comm: Any, timeout: float = START_TIMEOUT) -> Transport:
-    """The transport for a `comm` argument: None for `world()`, one of ours, or an intracommunicator of mpi4py.
+    """The transport for a `comm` argument: None for `world()`, a `Transport`, or an mpi4py intracommunicator.
 
     Raises:
-        InputError: if it is something else.
+        InputError: if `comm` is something else.
         LaunchError: see `world`.
     """
     if comm is None:
@@ -45,7 +45,7 @@ def as_transport(comm: Any, timeout: float = START_TIMEOUT) -> Transport:
 
 
 def _check_mpi_comm(MPI: Any, comm: Any) -> None:
-    """Raise InputError unless it connects ranks, this one among them."""
+    """Raise InputError unless `comm` is an intracommunicator that contains this rank."""
     rule = "comm must be an intracommunicator of mpi4py"
     if not MPI.Is_initialized() or MPI.Is_finalized():
         raise InputError(f"{rule}, but MPI {'has been finalised' if MPI.Is_initialized() else 'is not initialised'}")
@@ -59,11 +59,11 @@ def world(*, strict: bool = True, timeout: float = START_TIMEOUT) -> Transport:
     """All ranks that were started together.
 
     Args:
-        timeout: how long to wait for the others while MPI starts; 0: no limit [s].
+        timeout: how long to wait for the others while MPI starts [s]; 0: no limit.
 
     Raises:
-        LaunchError: if `strict`, and a launcher started several ranks, but MPI does not work or sees only one: these
-            would be as many separate trainings.
+        LaunchError: if `strict`, and a launcher started several ranks, but MPI does not work or sees only one: each
+            rank would run a separate training.
     """
     wanted, variable = launched_ranks()
     if wanted == 1 and not has_launcher_without_size() and "mpi4py.MPI" not in sys.modules:
@@ -101,15 +101,14 @@ def world(*, strict: bool = True, timeout: float = START_TIMEOUT) -> Transport:
 
 @functools.cache
 def _ranks_of_the_world(MPI: Any) -> MPITransport:
-    """The same object for all callers, so that a rank that one training has lost is not missed by the next."""
+    """The transport of all ranks, one object for all callers: a rank lost in one training stays out of the next."""
     return transport_over(MPI.COMM_WORLD)
 
 
 def _end_all_after_traceback(ranks: Transport) -> Callable[..., None]:
-    """What Python does with an uncaught exception: print the traceback, and then end all ranks.
+    """An excepthook for uncaught exceptions that prints the traceback and then ends all ranks.
 
-    Otherwise a script of which one rank fails outside `train` would leave the others waiting for it in the next
-    `train`.
+    Otherwise, if one rank of a script fails outside `train`, the others would wait for it in the next `train`.
     """
 
     def excepthook(*error: Any) -> None:
@@ -120,7 +119,7 @@ def _end_all_after_traceback(ranks: Transport) -> Callable[..., None]:
 
 
 def _start_mpi(timeout: float) -> Any:
-    """mpi4py's MPI, initialised; LaunchError if it would abort, because the launcher is another MPI's."""
+    """Load and initialise mpi4py.MPI; LaunchError if it would abort because the launcher belongs to another MPI."""
     if "mpi4py.MPI" in sys.modules:
         return load_mpi()
     MPI = load_mpi(initialise=False)
@@ -136,6 +135,6 @@ def _start_mpi(timeout: float) -> Any:
 
 
 def _finalize(MPI: Any) -> None:
-    """Finalise MPI, unless ranks may be lost: it would wait for one that is, or is being lost (every third time)."""
+    """Finalise MPI, unless the transport is fault tolerant: Finalize may wait for a lost rank (every third time)."""
     if not (_ranks_of_the_world.cache_info().currsize and _ranks_of_the_world(MPI).fault_tolerant):
         MPI.Finalize()

@@ -1,1 +1,1 @@
-"""Synchronous data-parallel training: the step, and what happens between steps."""
+"""Synchronous data-parallel training: training steps, evaluation, checkpoints and callbacks."""

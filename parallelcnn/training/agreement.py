@@ -1,4 +1,4 @@
-"""Checks, before the first step, that all ranks were called with the same arguments and the same data."""
+"""Check before the first step that all ranks have the same arguments and the same data."""
 
 import zlib
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from parallelcnn.files.fingerprint import fingerprint
 
 
 class _Argument(NamedTuple):
-    """An argument as the other ranks see it.
+    """An argument in the form that ranks exchange.
 
     Attributes:
-        text: for messages.
-        fingerprint: what is compared.
-        attributes: fingerprints of what an object holds, by name, to say what differs.
+        text: the argument in messages.
+        fingerprint: compared between ranks.
+        attributes: fingerprints of the object's attributes, by name, so that a message can name those that differ.
     """
 
     text: str
@@ -28,12 +28,12 @@ class _Argument(NamedTuple):
 
 
 def check_replicas(comm: Transport, arguments: Mapping[str, object]) -> None:
-    """Raise ReplicaMismatchError, on all ranks, unless all of them have the same arguments and the same version.
+    """Raise ReplicaMismatchError on all ranks unless all have the same arguments and the same version of parallelcnn.
 
     Collective: every rank of `comm` must call it.
 
     Args:
-        arguments: by name; data sets as `describe_data` describes them.
+        arguments: the arguments by name; data sets as described by `describe_data`.
     """
     if comm.size == 1:
         return
@@ -41,7 +41,7 @@ def check_replicas(comm: Transport, arguments: Mapping[str, object]) -> None:
     def describe() -> dict[str, _Argument]:
         values: dict[str, object] = {"version of parallelcnn": __version__}
         for name, value in arguments.items():
-            if name == "layers" and isinstance(value, tuple):  # each of them first, to say which one differs
+            if name == "layers" and isinstance(value, tuple):  # each layer first, so that the message names it
                 values |= {f"layer {position}": layer for position, layer in enumerate(value, start=1)}
             values[name] = value
         return {name: _described(value) for name, value in values.items()}
@@ -50,16 +50,16 @@ def check_replicas(comm: Transport, arguments: Mapping[str, object]) -> None:
     first = everyone[0]
     for name in first:
         for rank, theirs in enumerate(everyone):
-            what = name if len(theirs) == len(first) else "layers"  # more of them, or fewer
+            what = name if len(theirs) == len(first) else "layers"  # a rank has more or fewer layers
             if theirs[what].fingerprint != first[what].fingerprint:
                 raise ReplicaMismatchError(_difference(what, first[what], rank, theirs[what])).together()
 
 
 def describe_data(comm: Transport, **datasets: Dataset) -> dict[str, str]:
-    """Type, shape and CRC-32 of the contents of data sets, by the same names.
+    """Type, shape and CRC-32 of data sets, by the same names.
 
-    Collective: every rank of `comm` must call it. Where ranks have mapped the same file, one of them reads it: to read
-    MNIST takes 25 ms.
+    Collective: every rank of `comm` must call it. If several ranks have mapped the same file, only one of them reads
+    it: reading MNIST takes 25 ms.
     """
     arrays = [array for dataset in datasets.values() for array in (dataset.images, dataset.labels)]
     node = comm.ranks_on_node()[0]
@@ -78,7 +78,7 @@ def describe_data(comm: Transport, **datasets: Dataset) -> dict[str, str]:
 
 
 def describe_dataset(dataset: Dataset) -> str:
-    """The same of one data set, of this rank alone."""
+    """As `describe_data`, for one data set and without communication."""
     return _with_checksums(dataset, _crc32(dataset.images), _crc32(dataset.labels))
 
 

@@ -1,4 +1,4 @@
-"""Training callbacks, with the names of Keras's. All ranks call them at the same steps, with the same values."""
+"""Training callbacks, named as in Keras. All ranks call them at the same steps, with the same values."""
 
 import contextlib
 import math
@@ -18,14 +18,14 @@ Logs = Mapping[str, Any]
 
 @dataclass
 class Training:
-    """A training, as callbacks see it.
+    """The running training, available to callbacks.
 
     Attributes:
         comm: the ranks. If a rank is lost, `comm.rank` and `comm.size` change.
-        network: being trained. Callbacks may predict with it.
-        history: so far.
+        network: the network in training. Callbacks may predict with it.
+        history: the history so far.
         epochs: number of epochs.
-        samples: in an epoch.
+        samples: number of samples in an epoch.
     """
 
     comm: Transport
@@ -36,15 +36,15 @@ class Training:
     stop_is_asked: bool = field(default=False, init=False)
 
     def stop(self) -> None:
-        """Ask for the end of training: all ranks save and stop after the same minibatch, also if only one asks."""
+        """Stop training early: all ranks save and stop after the same minibatch, even if only one rank calls this."""
         self.stop_is_asked = True
 
 
 class Callback:
-    """Base class of callbacks: override the methods that you need. A callback need not be derived from it.
+    """Base class of callbacks. Override the methods that you need. Callbacks need not derive from this class.
 
     Attributes:
-        training: see `Training`; set before the first method is called.
+        training: see `Training`; set before the first method call.
     """
 
     training: Training
@@ -59,17 +59,17 @@ class Callback:
         """The network was evaluated on the test set. logs: step, epoch, test_loss, and test_NAME of each metric."""
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """An epoch is done. logs: loss, the mean over the epoch's samples as far as they are known; and those of
-        `on_test_end`.
+        """An epoch is done. logs: those of `on_test_end`, and loss, the mean over the epoch's samples; after a resume
+        in this epoch, over those after the resume.
         """
 
     def on_resume(self, logs: Logs) -> None:
-        """Training continues from where `training.history` stands: after a resume, after a rank was lost, or after the
+        """Training continues from the step in `training.history`: after a resume, after a rank was lost, or after the
         ranks went back to a checkpoint.
         """
 
     def on_train_end(self, logs: Logs) -> None:
-        """Training is over, without an error. logs: those of the last `on_test_end`."""
+        """Training has ended without an error. logs: those of the last `on_test_end`."""
 
 
 _NAMES = [name for name in vars(Callback) if name.startswith("on_")]
@@ -77,16 +77,16 @@ _NAMES = [name for name in vars(Callback) if name.startswith("on_")]
 
 @dataclass
 class EarlyStopping(Callback):
-    """Stop when a value no longer improves.
+    """Stop training when a value no longer improves.
 
     Args:
         monitor: a name in the logs of `on_epoch_end`, such as "test_loss" or "test_accuracy".
         patience: number of epochs without an improvement that are accepted.
-        min_delta: an improvement is a change by more than this.
-        mode: "min" or "max": which values are better; "auto": "max" for names that end in accuracy.
+        min_delta: only a change by more than this counts as an improvement.
+        mode: "min" or "max": which values are better. "auto": "max" for names that end in accuracy.
 
     Raises:
-        InputError: for arguments outside their range, and in training if there is no such value.
+        InputError: if an argument is outside its range; in training, if the logs have no such name.
     """
 
     monitor: str = "test_loss"
@@ -112,7 +112,7 @@ class EarlyStopping(Callback):
             self.training.stop()
 
     def _values(self) -> list[float]:
-        """The value after each epoch. From the history, so that nothing has to be kept for a resume."""
+        """The value after each epoch, taken from the history, so that a resume needs no other state."""
         evaluations = self.training.history.evaluations
         last_of_epoch = {epoch: test_logs(step, epoch, result) for step, epoch, result in evaluations}
         if any(self.monitor not in logs for logs in last_of_epoch.values()):
@@ -134,12 +134,12 @@ test_logs.__test__ = False  # type: ignore[attr-defined]  # for pytest, which wo
 
 
 class Callbacks:
-    """Calls the callbacks of one training. A method that none of them overrides costs nothing."""
+    """Calls the callbacks of a training. A method that no callback overrides costs nothing."""
 
     def __init__(self, callbacks: Sequence[Any], training: Training) -> None:
         self._training = training
         for callback in callbacks:
-            with contextlib.suppress(AttributeError):  # an object of the user's that takes no attributes
+            with contextlib.suppress(AttributeError):  # a user's object may not accept new attributes
                 callback.training = training
         self._methods = {name: _overridden(callbacks, name) for name in _NAMES}
         self._batch_end = self._methods["on_batch_end"]
@@ -148,7 +148,7 @@ class Callbacks:
 
     @property
     def stop_is_asked(self) -> bool:
-        """Whether a callback of this rank has asked for the end of training."""
+        """Whether a callback of this rank has asked to stop."""
         return self._training.stop_is_asked
 
     def train_begin(self) -> None:
@@ -181,7 +181,7 @@ class Callbacks:
 
 
 def check_callbacks(callbacks: Sequence[Any]) -> None:
-    """Raise InputError unless each of them has a method that training would call, and none that it would not."""
+    """Raise InputError unless each callback has a callback method, and no `on_...` method that training never calls."""
     if isinstance(callbacks, str) or not isinstance(callbacks, Sequence):
         raise InputError(f"callbacks must be a list, got {callbacks!r}")
     for callback in callbacks:

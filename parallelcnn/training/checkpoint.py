@@ -1,8 +1,8 @@
-"""Checkpoints: archives with everything that is needed to resume training.
+"""Checkpoints: archives that contain everything needed to resume training.
 
-    description            JSON: the network, as in a model file; what was trained on what (`facts`); counts
+    description            JSON: the network, as in a model file; settings and data of the training (`facts`); counts
     0.weight, ...          parameters and buffers, as in a model file
-    state.velocity, ...    one vector each of what the optimiser changes besides
+    state.velocity, ...    the optimiser state, one vector each
     losses, evaluations    the history
 
 There is no random state: the order of the samples is a function of seed and epoch.
@@ -34,17 +34,17 @@ from parallelcnn.training.history import History
 _FILE = "step-{:09}.npz"
 _STATE = "state."
 _NETWORK = ("input_shape", "dtype", "prediction", "input_range", "layers", "parameters", "buffers")
-_CUT = {"params": "parameters", "buffers": "buffers"}  # vectors that are stored as named arrays, and their names' list
+_CUT = {"params": "parameters", "buffers": "buffers"}  # vectors stored as named arrays, and the key of their names
 
 
 @dataclass
 class Checkpoint:
-    """State of a training after a minibatch.
+    """The state of a training after a minibatch.
 
     Attributes:
-        facts: what was trained, on what, and how, in values that JSON can hold.
+        facts: network, data and settings of the training, as JSON values.
         state: see `NetworkHandler.state`.
-        history: from the first minibatch on.
+        history: history from the first minibatch on.
         network: see `describe_network`; empty: the parameters are stored as one vector.
     """
 
@@ -55,11 +55,11 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all, and read it back.
+    """Write a checkpoint atomically, and read it back.
 
     Raises:
         OSError: if it cannot be written.
-        CheckpointError: if what was written does not read back.
+        CheckpointError: if the written file cannot be read back.
     """
     history = checkpoint.history
     arrays: dict[str, Array] = {}
@@ -86,28 +86,28 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint; CheckpointError if it is none, is damaged, or of a newer format."""
+    """Read a checkpoint; CheckpointError if the file is not a checkpoint, is damaged, or has a newer format."""
     path = as_path("path", path)
     return _restored(path, read_archive(path, "checkpoint"))
 
 
 @dataclass
 class CheckpointFolder:
-    """Where a training saves its checkpoints, how often, and how many it keeps.
+    """Settings for saving checkpoints: the folder, how often to save, and how many to keep.
 
     A checkpoint is also saved at the end of every epoch, and when training stops early.
 
     Args:
-        path: a folder, created if it is missing. Only files that this class has named are deleted in it.
+        path: the folder, created if it is missing. Only checkpoints named by this class are deleted in it.
         every_steps: save after this many minibatches.
         every_seconds: save after this time, by rank 0's clock [s].
         keep_last: keep this many of the newest checkpoints.
         keep_best: also keep the checkpoint with the best test result: the highest accuracy, or the lowest loss if there
             is no accuracy.
-        locate: called before files are written, read or deleted; returns the path, should it change during training.
+        locate: called before files are written, read or deleted; returns the path, in case it changes during training.
 
     Raises:
-        InputError: for numbers outside their range.
+        InputError: if a number is outside its range.
     """
 
     path: str | Path
@@ -128,7 +128,7 @@ class CheckpointFolder:
         self.path = as_path("path", self.path)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, then delete those that need not be kept. If writing fails, all earlier ones remain."""
+        """Write a checkpoint, then delete those that need not be kept. If writing fails, nothing is deleted."""
         folder = self._located()
         with naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ class CheckpointFolder:
     def newest(self, up_to: float = math.inf) -> Checkpoint | None:
         """The newest readable checkpoint of minibatch `up_to` or earlier; None if there is none.
 
-        Warns of each file that cannot be read.
+        Warns about each file that cannot be read.
         """
         for file in self._files():
             if int(file.stem[5:]) > up_to:
@@ -165,23 +165,23 @@ class CheckpointFolder:
         return Path(self.path)
 
     def _files(self) -> list[Path]:
-        """The newest first."""
+        """All checkpoints in the folder, newest first."""
         files = [file for file in self._located().glob("step-*.npz") if file.stem[5:].isdecimal()]
         return sorted(files, key=lambda file: int(file.stem[5:]), reverse=True)
 
 
 class CheckpointSaver:
-    """Saves the checkpoints of one training. All ranks decide alike when one is due; rank 0 writes it.
+    """Saves the checkpoints of a training. All ranks agree on when a checkpoint is due; rank 0 writes it.
 
-    Collective: every rank of `comm` must make one.
+    Collective: every rank of `comm` must create one.
 
     Args:
-        folder: rank 0's settings count; other ranks may have None.
-        facts: see `Checkpoint`; the same on every rank, since any of them may become rank 0.
+        folder: settings. Rank 0's are used; other ranks may pass None.
+        facts: see `Checkpoint`; the same on every rank, since any rank may become rank 0.
 
     Attributes:
-        folder: on every rank; None: nothing is saved.
-        time_is_up: whether rank 0 has asked for a checkpoint after the minibatch at hand; the same on every rank.
+        folder: rank 0's settings, on every rank; None: no checkpoints are saved.
+        time_is_up: whether rank 0 has asked for a checkpoint after the current minibatch; the same on every rank.
     """
 
     def __init__(self, comm: Transport, folder: CheckpointFolder | None, facts: dict[str, Any]) -> None:
@@ -196,15 +196,15 @@ class CheckpointSaver:
         self._failed = False
 
     def asks(self) -> bool:
-        """Whether this rank asks for a checkpoint: only rank 0 does, whose clock counts."""
+        """Whether this rank asks for a checkpoint. Only rank 0 does, by its clock."""
         seconds = self._settings.get("every_seconds")
         return seconds is not None and self._comm.rank == 0 and time.monotonic() - self._saved_at >= seconds
 
     def is_due(self, history: History, *, must: bool) -> bool:
-        """Whether a checkpoint is to be saved now; the same on every rank.
+        """Whether a checkpoint is due now; the same on every rank.
 
         Args:
-            must: whatever the settings say.
+            must: save whatever the settings are.
         """
         if self.folder is None or history.steps in (0, self._saved_step):
             return False
@@ -213,9 +213,9 @@ class CheckpointSaver:
         return must or self.time_is_up or is_best or (every_steps is not None and history.steps % every_steps == 0)
 
     def save(self, network: NetworkHandler, history: History) -> None:
-        """Save a checkpoint; every rank must call it. The replicas must have been found equal.
+        """Save a checkpoint. Every rank must call it, after the replicas were found equal.
 
-        If saving fails, rank 0 warns, once until it succeeds again.
+        If saving fails, rank 0 warns, but not again until saving has succeeded.
         """
         self._saved_at, self._saved_step, self.time_is_up = time.monotonic(), history.steps, False
         if self.folder is None or self._comm.rank != 0:
@@ -234,25 +234,25 @@ class CheckpointSaver:
             self._failed = False
 
     def recovered(self) -> None:
-        """Save again what rank 0 may have been saving when it was lost; every rank must call it."""
+        """Allow saving the last step again: a lost rank 0 may have been writing it. Every rank must call it."""
         self._saved_step, self.time_is_up = -1, False
 
 
 def facts_that_changed(facts: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(name, value before, value now) of every fact that is not what it was in the training before."""
+    """(name, value before, value now) of every fact that differs from the earlier training."""
     for name, value in json.loads(json.dumps(facts)).items():
         if before.get(name) != value:
             yield name, before.get(name), value
 
 
 def _best_step(history: History) -> int:
-    """The minibatch after which the test result was best: the accuracy, then the loss; 0 if there has been no test."""
+    """The minibatch with the best test result, by accuracy, then by loss; 0 if there was no evaluation."""
     quality = [(result.accuracy or 0.0, -result.loss, step) for step, _, result in history.evaluations]
     return max(quality, key=lambda one: one[:2], default=(0.0, 0.0, 0))[2]
 
 
 def _cut(vector: Array, shapes: Mapping[str, Any] | None) -> dict[str, Array]:
-    """A vector of all parameters, or buffers, as named arrays."""
+    """Cut a vector of all parameters, or buffers, into named arrays."""
     arrays, start = {}, 0
     for name, shape in (shapes or {}).items():
         stop = start + math.prod(shape)
@@ -262,13 +262,13 @@ def _cut(vector: Array, shapes: Mapping[str, Any] | None) -> dict[str, Array]:
 
 
 def _joined(name: str, description: Mapping[str, Any], arrays: Mapping[str, Array]) -> Array:
-    """The vector of that name in the state."""
+    """The state's vector of that name, joined from the arrays of an archive."""
     names = description.get(_CUT.get(name, ""))
     return np.concatenate([arrays[one].ravel() for one in names]) if names else arrays[f"{_STATE}{name}"]
 
 
 def _restored(path: Path, archive: Archive) -> Checkpoint:
-    """The checkpoint in an archive; CheckpointError if no training can have saved it, whatever its checksum says."""
+    """The checkpoint in an archive; CheckpointError if its contents are not valid, even if its checksum is right."""
     with naming_damage(path):
         return _restore(archive.description, archive.arrays)
 
@@ -276,7 +276,7 @@ def _restored(path: Path, archive: Archive) -> Checkpoint:
 def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoint:
     losses, evaluations = arrays["losses"], arrays["evaluations"]
     seen, seconds, lost, facts = (description[key] for key in ("samples_seen", "train_seconds", "lost_ranks", "facts"))
-    # Files of version 0.1 have neither exponents nor further metrics, those of version 1 no list of their state.
+    # Files of version 0.1 have neither exponents nor further metrics. Files of version 1 have no list of their state.
     exponents = description.get("exponents", [])
     others = description.get("other_metrics", [[]] * len(evaluations))
     others = [tuple((name, value) for name, value in some) for some in others]

@@ -1,4 +1,4 @@
-"""Compiling, before the first step: every kernel once, and one rank at a time."""
+"""Compile all kernels before the first step, on one rank at a time."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -26,11 +26,11 @@ def compile_kernels(
     reproducible: int | None = None,
     metrics: Sequence[Metric] | None = None,
 ) -> None:
-    """Have every kernel of a training step compiled, or found in numba's cache, by running samples through it: one, and
-    as many as are ever taken at once, since their number also decides how convolutions are computed.
+    """Compile every kernel of a training step, or load it from the cache, by running samples through the network: one
+    sample and a full block, since the number of samples also decides the convolution algorithm.
 
-    On one thread, before others start: what is compiled here serves all replicas, whose arrays are of the same types.
-    Changes no parameter.
+    It runs on one thread, before others start. All replicas use the same kernels, since their arrays have the same
+    types. No parameter changes.
     """
     metrics = default_metrics(network, dataset) if metrics is None else metrics
     for n in (1, network.replica.block_size):
@@ -46,13 +46,13 @@ def compile_kernels(
 
 
 def compile_in_turns(comm: Transport, work: Callable[[], object]) -> float:
-    """Do work that compiles: rank 0 first, then one rank of each other node, then the rest.
+    """Run `work`, which compiles kernels, on rank 0 first, then on one rank of each other node, then on the rest.
 
-    So a cold cache is filled once, on whatever file system it lies, and ranks never write it at the same time, which
-    has crashed numba programs (numba issues 4807 and 10128). Collective: every rank of `comm` must call it.
+    So an empty cache is filled once, on a local or a shared file system, and ranks never write it at the same time,
+    which has crashed numba programs (numba issues 4807 and 10128). Collective: every rank of `comm` must call it.
 
     Returns:
-        How long it took [s].
+        The time that it took [s].
     """
     started = time.perf_counter()
     comm.status = "compiling kernels"

@@ -1,7 +1,7 @@
-"""The settings of a training run, each declared once.
+"""The settings of a training run. Each is declared once, as a field of `TrainConfig`.
 
-The command's options, `--config FILE.toml` and the `config.toml` of every run directory are derived from the fields of
-`TrainConfig`. To add a setting, add a field.
+The command's options, `--config FILE.toml` and the `config.toml` of every run directory are derived from these fields.
+To add a setting, add a field.
 """
 
 import json
@@ -26,18 +26,18 @@ _METAVARS = {int: "N", float: "X"}
 
 
 class Setting(NamedTuple):
-    """What there is to know of a field besides its name and default.
+    """The properties of a setting besides its name and default.
 
     Attributes:
         kind: int, float, str or bool.
-        group: the topic under which the help lists it.
+        group: the heading of the setting in the help.
         help: one sentence without a full stop.
-        metavar: what the help calls the value.
-        at_least: the smallest value.
-        choices: all values; empty: any.
-        is_path: `~` stands for the home directory.
-        alone: the value of the option without a value.
-        repeatable: whether it is part of `config.toml`.
+        metavar: name of the value in the help.
+        at_least: the smallest allowed value.
+        choices: all allowed values; empty: any value.
+        is_path: whether `~` is expanded to the home directory.
+        alone: the value if the option is given without one.
+        repeatable: whether `config.toml` contains the setting.
     """
 
     kind: type
@@ -61,10 +61,10 @@ def _path(default: Any, group: str, metavar: str, text: str, **more: Any) -> Any
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of a training run. `parallelcnn train --help` describes each of them.
+    """The settings of a training run. `parallelcnn train --help` describes each setting.
 
     Raises:
-        InputError: for a value of another type, or outside its range.
+        InputError: if a value has another type or is outside its range.
     """
 
     model: str = _path(
@@ -169,7 +169,7 @@ class TrainConfig:
 
     def optimizer(self) -> "Optimizer":
         """The optimiser that these settings describe."""
-        # Here, because numba takes half a second to load, and --help needs the fields alone.
+        # Imported here because numba takes half a second to load, and --help needs only the fields.
         from parallelcnn.optimizers import SGD
         from parallelcnn.schedules import Constant, Cosine, OneCycle
 
@@ -185,7 +185,7 @@ class TrainConfig:
         return SGD(rate, self.momentum, self.nesterov, self.weight_decay, self.clip_norm)
 
     def repeatable(self) -> dict[str, Any]:
-        """The settings that a repetition of the run needs; paths are absolute."""
+        """The settings needed to repeat the run, with absolute paths."""
         values = asdict(self)
         kept = {one.name: values[one.name] for one, setting in settings() if setting.repeatable}
         if kept["data"] not in ("digits", "mnist"):
@@ -198,7 +198,7 @@ class TrainConfig:
 
     def to_toml(self) -> str:
         """The repeatable settings as TOML, without those that are None."""
-        # TOML's basic strings, booleans and finite numbers are written as JSON's.
+        # TOML writes basic strings, booleans and finite numbers as JSON does.
         known = {name: value for name, value in self.repeatable().items() if value is not None}
         return "".join(f"{name} = {json.dumps(value)}\n" for name, value in known.items())
 
@@ -206,15 +206,15 @@ class TrainConfig:
 def settings() -> Iterator[tuple[Field[Any], Setting]]:
     """Every field of `TrainConfig` with its setting."""
     for one in fields(TrainConfig):
-        kind, *_ = *get_args(one.type), one.type  # of int | None: int
+        kind, *_ = *get_args(one.type), one.type  # int for int | None
         yield one, Setting(kind, **{"metavar": _METAVARS.get(kind, ""), **one.metadata})
 
 
 def config_from(given: Mapping[str, Any], file: str | None = None) -> TrainConfig:
-    """The settings of the command line, then those of a TOML file, then the defaults.
+    """Combine settings: the command line overrides a TOML file, which overrides the defaults.
 
     Raises:
-        InputError: if there is no such file, or it holds something else; or for what `TrainConfig` refuses.
+        InputError: if the file cannot be read or is not TOML, or `TrainConfig` rejects a setting.
     """
     values: dict[str, Any] = {}
     if file is not None:
@@ -235,7 +235,7 @@ def config_from(given: Mapping[str, Any], file: str | None = None) -> TrainConfi
 
 
 def _checked(name: str, value: Any, setting: Setting) -> Any:
-    """The value, as its kind; InputError if it is none of that kind, or outside its range."""
+    """The value, converted to the setting's kind; InputError if it has another type or is outside its range."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     rule, good = {
         int: ("an integer", number and isinstance(value, int)),

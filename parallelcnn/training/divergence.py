@@ -1,4 +1,4 @@
-"""Detect a loss or gradient that is not finite, before it changes the parameters."""
+"""Detect a non-finite loss or gradient before it changes the parameters."""
 
 import math
 
@@ -13,7 +13,7 @@ from parallelcnn.replica import LOSS
 def check_finite(network: NetworkHandler, step: int, epoch: int) -> None:
     """Raise DivergenceError unless the summed loss and gradient of minibatch `step` are finite.
 
-    Every rank has the same sums, so all of them raise, with parameters from before this step.
+    Every rank has the same sums, so all ranks raise it. The parameters are those before this step.
     """
     if all_finite(network.reduction_buffer):
         return
@@ -27,7 +27,7 @@ def check_finite(network: NetworkHandler, step: int, epoch: int) -> None:
 
 
 def check_test_loss(loss: float, step: int, epoch: int) -> None:
-    """Raise DivergenceError, on every rank, unless that is finite."""
+    """Raise DivergenceError on every rank unless the test loss is finite."""
     if not math.isfinite(loss):
         raise DivergenceError(
             f"the test loss after minibatch {step} (epoch {epoch}) is {loss}: training has diverged; "
@@ -36,7 +36,7 @@ def check_test_loss(loss: float, step: int, epoch: int) -> None:
 
 
 def _where(network: NetworkHandler) -> str:
-    """Gradients are computed from the last layer to the first: which is the first that is not finite."""
+    """Name the gradient that became non-finite first. Gradients are computed from the last layer to the first."""
     for slot in reversed(network.layout.slots):
         if not np.isfinite(network.gradients[slot.start : slot.stop]).all():
             return f", first in the {slot.name} gradient of layer {slot.layer + 1}, {network.layers[slot.layer]!r}"

@@ -1,4 +1,4 @@
-"""Distributed evaluation, exact over ranks and threads: sums, divided once by the number of samples."""
+"""Distributed evaluation, exact over ranks and threads: sums are divided once, by the number of samples."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from parallelcnn.training.thread_pool import ThreadPool
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and metrics over a whole data set; `evaluation["mean_absolute_error"]` is that metric.
+    """The loss and metrics of a network on a data set. `evaluation["mean_absolute_error"]` returns a metric by name.
 
     Attributes:
         loss: mean over samples.
-        accuracy: share of samples that are classified right, in [0, 1]; None where it was not measured.
-        samples: how many there were.
-        others: (name, value) of each further metric.
+        accuracy: fraction of correctly classified samples, in [0, 1]; None if it was not measured.
+        samples: number of samples.
+        others: (name, value) of each other metric.
     """
 
     loss: float
@@ -47,10 +47,10 @@ def default_metrics(network: NetworkHandler, dataset: Dataset) -> tuple[Metric, 
 
 
 def as_metrics(metrics: Sequence[Metric] | None, network: NetworkHandler, dataset: Dataset) -> tuple[Metric, ...]:
-    """These metrics, or the default ones for None.
+    """The metrics as a tuple; the default metrics for None.
 
     Raises:
-        InputError: unless they are metrics that can judge the network on the data set.
+        InputError: if they are not metrics, or cannot be computed for the network and the data set.
     """
     if metrics is None:
         return default_metrics(network, dataset)
@@ -66,11 +66,11 @@ def as_metrics(metrics: Sequence[Metric] | None, network: NetworkHandler, datase
 def evaluate_by(
     pool: ThreadPool, dataset: Dataset, comm: Transport, loss: Loss, metrics: Sequence[Metric] = ()
 ) -> Evaluation:
-    """Loss and metrics, the same on every rank, computed by a pool of threads, for a data set that fits its network.
+    """Compute the loss and metrics with a pool of threads. Every rank returns the same values.
 
-    Each thread of each rank takes some of the blocks that the samples are cut into; losses and the metrics' sums are
-    added over all blocks, in order, and only then divided: the same bits, whoever takes which. Collective: every rank
-    of `comm` must call it.
+    The data set must fit the network. The samples are cut into blocks, which are distributed over the threads of all
+    ranks. The sums of all blocks are added in order and then divided: the bits do not depend on the distribution.
+    Collective: every rank of `comm` must call it.
     """
     comm.status = f"evaluating on {dataset.name}"
     size = pool.replicas[0].block_size
@@ -82,7 +82,7 @@ def evaluate_by(
             run_block(replica, dataset, samples, loss, metrics, blocks[number])
 
     pool.run(run_blocks, shard(np.arange(len(blocks)), comm.rank, comm.size))
-    comm.allreduce(blocks)  # of each row but one rank has anything but zeros
+    comm.allreduce(blocks)  # each row is zero on all ranks but one
     total_loss, *sums = blocks.sum(axis=0)
     values: dict[str, float] = {}
     for metric in metrics:
@@ -95,7 +95,7 @@ def evaluate_by(
 def run_block(
     replica: Replica, dataset: Dataset, samples: Array, loss: Loss, metrics: Sequence[Metric], sums: Array
 ) -> None:
-    """Add to the sums of a block: the loss, then the terms of each metric."""
+    """Evaluate the samples of a block and add to its sums: the loss, then the terms of each metric."""
     output = replica.forward(replica.load(dataset.images, samples))
     labels = replica.load_labels(dataset.labels, samples)
     at = 1

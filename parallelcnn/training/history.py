@@ -1,4 +1,4 @@
-"""What happened in a training."""
+"""The history of a training run."""
 
 from dataclasses import dataclass, field
 
@@ -7,17 +7,17 @@ from parallelcnn.training.evaluation import Evaluation
 
 @dataclass
 class History:
-    """What happened, the same on every rank; after a resume, from the very beginning.
+    """The history of a training run, the same on every rank. After a resume it includes all earlier steps.
 
     Attributes:
-        losses: of every minibatch, before its step.
+        losses: loss of every minibatch, before its step.
         evaluations: (minibatches done, epoch, result on the test set) of every evaluation.
-        samples_seen: samples trained on, counted as often as they came. Says where in its order a training stands.
-        train_seconds: the training loop alone, its checkpoints included: no compilation, no evaluation [s].
-        compile_seconds: until the kernels were ready [s].
-        stopped: whether training was asked to stop before its end, and did.
-        lost_ranks: how many ranks were lost on the way.
-        exponents: of reproducible sums, one for each parameter; see `FixedPointReducer`.
+        samples_seen: number of samples trained on, counted in every epoch. It is the position in the sample order.
+        train_seconds: time of the training loop with checkpoints, without compilation and evaluation [s].
+        compile_seconds: time until all kernels were compiled or loaded [s].
+        stopped: whether training stopped early because it was asked to.
+        lost_ranks: number of ranks lost during training.
+        exponents: exponents of reproducible sums, one for each parameter; see `FixedPointReducer`.
     """
 
     losses: list[float] = field(default_factory=list)

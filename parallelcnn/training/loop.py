@@ -1,9 +1,9 @@
 """The training loop. `Loop.step` is one step of synchronous data-parallel training; read it first.
 
-Every rank holds the same network and the same optimiser. It computes the gradient of its shards of each minibatch, and
-all ranks update their parameters alike, from the sum.
+Every rank holds the same network and the same optimiser. It computes the gradient of its shards of each minibatch. All
+ranks make the same update of their parameters, from the sum of the gradients.
 
-The history says what comes next. So the loop can begin in the middle: after a resume, and after a rank was lost.
+The history determines the next step. So the loop can start at any step: after a resume, and after a rank was lost.
 """
 
 import time
@@ -27,41 +27,41 @@ from parallelcnn.training.history import History
 from parallelcnn.training.reduction import Ranks, Reducer
 from parallelcnn.training.thread_pool import ThreadPool
 
-SAVE, END = 1, 2  # what ranks ask for in the place STOP: rank 0 for a checkpoint, any rank to stop
+SAVE, END = 1, 2  # values at index STOP: rank 0 asks for a checkpoint, any rank asks to stop
 
 
 class Safeguard(Protocol):
-    """What protects a training between two steps: comparing replicas, checkpoints, recovering from a lost rank.
+    """Interface for fault tolerance between two steps: replica check, checkpoints, recovery from a lost rank.
 
-    Every method is called by all ranks at the same step.
+    All ranks call every method at the same step.
     """
 
     def asks_to_save(self) -> bool:
-        """Whether this rank asks for a checkpoint after the step that begins."""
+        """Whether this rank asks for a checkpoint after the next step."""
 
     def between_steps(self, *, epoch_ended: bool, save: bool) -> bool:
-        """Do what is due; returns whether training went back to an earlier step.
+        """Check the replicas and save a checkpoint, if due; returns whether training went back to an earlier step.
 
         Args:
             save: whether a rank has asked for a checkpoint.
         """
 
     def recover(self) -> None:
-        """Continue without the ranks that are lost; raises if that was not asked for."""
+        """Continue without the lost ranks; raises RankLostError if recovery is off."""
 
 
 @dataclass
 class Loop:
-    """One training.
+    """The training loop.
 
     Args:
-        comm, ranks: the ranks; `ranks` are those that the gradient is summed over, which a profiler may watch.
+        comm, ranks: the ranks. The gradient is summed over `ranks`, which a profiler may wrap.
         pool: this rank's threads, each with a replica of the network.
         sampler: the order of the samples.
-        steps: minibatches of the whole training.
-        last_sample: how many samples it will have seen at its end.
-        stop: polled after every minibatch; when it returns true on any rank, all ranks stop after the same one.
-        safeguard: None: nothing protects this training.
+        steps: number of minibatches of the whole training.
+        last_sample: number of samples that training will have seen at its end.
+        stop: polled after every minibatch. When it returns true on any rank, all ranks stop after the same minibatch.
+        safeguard: replica check, checkpoints and recovery; None: no fault tolerance.
     """
 
     comm: Transport
@@ -85,7 +85,7 @@ class Loop:
     save_is_asked: bool = False
 
     def run(self) -> None:
-        """Take step after step until the end of training, or until a rank asks to stop."""
+        """Run steps until the end of training, or until a rank asks to stop."""
         self.callbacks.train_begin()
         if self.history.steps > 0:
             self.callbacks.resumed()
@@ -109,21 +109,21 @@ class Loop:
         # The order of the samples is the same on every rank; the next batch_size of them are the minibatch.
         epoch, minibatch = self.sampler.after(history.samples_seen)
         self.comm.status = "computing minibatch {} (epoch {})", history.steps + 1, epoch
-        # Its shards run through load, forward, loss and backward on the threads of all ranks; one Allreduce sums them.
+        # The threads of all ranks run load, forward, loss and backward on its shards. One Allreduce sums the gradients.
         asked = END * (self.stop() or self.callbacks.stop_is_asked)
         asked += SAVE * (self.safeguard is not None and self.safeguard.asks_to_save())
         self.reducer.compute(minibatch, self.ranks, key=self.sampler.key, stop=asked)
         self._record_minibatch(epoch, float(network.reduction_buffer[LOSS]), len(minibatch))
-        # All ranks have the same sums: so all raise, or all take the same step.
+        # All ranks have the same sums, so all raise, or all make the same update.
         check_finite(network, history.steps, epoch)
         network.update(self.optimizer, len(minibatch), history.steps - 1, self.steps)
-        # What any rank has asked for is done by all of them, after this minibatch.
+        # If any rank has asked to save or stop, all ranks do so after this minibatch.
         asked = int(network.reduction_buffer[STOP])
         history.stopped, self.save_is_asked = asked >= END, asked % END == SAVE
         history.train_seconds += time.perf_counter() - began
 
     def _is_over(self) -> bool:
-        """Do what is due between two steps; returns whether there is no step to take any more."""
+        """Evaluate, check and save between two steps, if due; returns whether training is over."""
         history = self.history
         epoch_ended = history.samples_seen == self.sampler.samples_in(self._epoch)
         evaluated = self._evaluation_is_due(epoch_ended)

@@ -1,4 +1,4 @@
-"""Checks before training starts, and the state that it starts from."""
+"""Check the arguments of a training, and set its initial state."""
 
 import copy
 import warnings
@@ -18,14 +18,14 @@ from parallelcnn.training.agreement import describe_dataset
 from parallelcnn.training.checkpoint import Checkpoint, facts_that_changed
 from parallelcnn.training.history import History
 
-# A resumed training may not change these facts: it would be another training.
+# These facts must not change when training resumes.
 _FIXED = ("layers", "input_shape", "dtype", "loss", "train_set", "test_set", "seed")
 
 
 def check_numbers(
     epochs: int, batch_size: int, seed: int, evaluate_every: int | None = None, train_set: Dataset | None = None
 ) -> None:
-    """Raise InputError for numbers that training cannot work with."""
+    """Raise InputError if one of these numbers is not valid."""
     numbers = {"epochs": (epochs, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
     if evaluate_every is not None:
         numbers["evaluate_every"] = (evaluate_every, 1)
@@ -39,7 +39,7 @@ def check_numbers(
 
 
 def check_fit(network: NetworkHandler, dataset: Dataset, loss: Loss | None = None) -> None:
-    """Raise ShapeError unless the network takes the images of the data set and can learn its labels."""
+    """Raise ShapeError unless the network accepts the images of the data set and can learn its labels."""
     (loss or SoftmaxCrossEntropy()).check(network.output_shape, dataset.labels, dataset.classes)
     if network.input_shape != dataset.input_shape:
         raise ShapeError(
@@ -58,10 +58,10 @@ def facts_of(
     data: Mapping[str, str] | None = None,
     **others: Any,
 ) -> dict[str, Any]:
-    """What a checkpoint says of its training, in values that JSON can hold.
+    """The description of a training that checkpoints contain, as JSON values.
 
     Args:
-        data: what `describe_data` has found out about the data sets.
+        data: the result of `describe_data` for the data sets.
         others: further settings, by name.
     """
     compared = {**{f"layer {i}": layer for i, layer in enumerate(network.layers, start=1)}, "loss": loss}
@@ -80,11 +80,11 @@ def facts_of(
 def check_resume(resume: Checkpoint, network: NetworkHandler, facts: dict[str, Any], last_sample: int) -> None:
     """Raise CheckpointError unless this training can resume from the checkpoint.
 
-    Every rank that has the same checkpoint and facts raises the same.
+    All ranks with the same checkpoint and facts raise the same error.
 
     Args:
-        facts: of that training; see `facts_of`.
-        last_sample: how many samples it will have seen at its end.
+        facts: facts of this training; see `facts_of`.
+        last_sample: number of samples that it will have seen at its end.
     """
     for name, before, now in facts_that_changed(facts, resume.facts):
         if name in _FIXED:
@@ -101,7 +101,7 @@ def check_resume(resume: Checkpoint, network: NetworkHandler, facts: dict[str, A
         ).together()
     try:
         network.check_state(resume.state)
-    except ShapeError as error:  # a layer that says the same of itself, and has other parameters
+    except ShapeError as error:  # a layer with the same repr and other parameters
         raise CheckpointError(f"the checkpoint is of another training: {error}").together() from None
 
 
@@ -113,14 +113,14 @@ def start(
     Collective: every rank of `comm` must call it.
 
     Args:
-        facts: of the training that is to start, the same on every rank.
-        last_sample: how many samples it will have seen at its end.
+        facts: facts of the training that starts, the same on every rank.
+        last_sample: number of samples that it will have seen at its end.
 
     Returns:
         the history so far.
 
     Raises:
-        CheckpointError: on every rank, if the checkpoint is of another training, or one that went further.
+        CheckpointError: on every rank, if the checkpoint belongs to another training, or to a later step than the last.
     """
     resume = comm.allgather(resume if comm.rank == 0 else None)[0]
     if resume is None:
@@ -129,7 +129,7 @@ def start(
         return History()
     check_resume(resume, network, facts, last_sample)
     for name, before, now in facts_that_changed(facts, resume.facts):
-        if comm.rank == 0 and name != "fingerprints":  # these have been compared
+        if comm.rank == 0 and name != "fingerprints":  # `check_resume` has compared these
             warnings.warn(shown(f"resumed with {name} {now} instead of {before}"), TrainingWarning, stacklevel=3)
     network.set_state(resume.state)
     return copy.deepcopy(resume.history)

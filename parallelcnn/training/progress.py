@@ -1,4 +1,4 @@
-"""Progress on the terminal: of a training, and of compiling kernels before it."""
+"""Show the progress of training, and of compiling kernels, on the terminal."""
 
 import contextlib
 import math
@@ -13,7 +13,7 @@ from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError
 from parallelcnn.training.callbacks import Callback, Logs
 
-_SHORT = 2.0  # compiling for so long needs no message [s]
+_SHORT = 2.0  # a shorter compilation needs no message [s]
 
 
 def check_verbose(verbose: int) -> None:
@@ -25,12 +25,12 @@ def check_verbose(verbose: int) -> None:
 
 
 class Progress(Callback):
-    """Shows progress on rank 0: a bar on a terminal, otherwise a line for each epoch.
+    """Show progress on rank 0: a bar on a terminal, otherwise a line for each epoch.
 
-    Output that cannot be written is lost: it never ends a training.
+    Errors of writing are ignored, so that they never stop training.
 
     Args:
-        bar: no bar if false.
+        bar: whether to show a bar on a terminal.
         stream: where to print; stdout by default.
     """
 
@@ -42,7 +42,7 @@ class Progress(Callback):
         self._seconds_before = 0.0
 
     def on_resume(self, logs: Logs) -> None:
-        """Count from here: the loss and rate of the first epoch are those of its rest."""
+        """Count from here: the loss and rate of the first epoch refer to the rest of that epoch."""
         self._count_anew()
 
     def on_batch_end(self, step: int, logs: Logs) -> None:
@@ -91,13 +91,13 @@ class Progress(Callback):
                 )
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             self._bar.update(samples)
-        except (OSError, ValueError):  # the terminal is gone, or somebody has closed the stream
+        except (OSError, ValueError):  # the terminal is gone, or the stream is closed
             self._on_terminal = False
 
 
 @contextlib.contextmanager
 def show_compilation(comm: Transport, stream: TextIO | None = None) -> Iterator[None]:
-    """Inside, rank 0 reports when it starts to compile kernels, and its progress; nothing if all come from the cache.
+    """Context in which rank 0 shows the progress of compiling kernels. It prints nothing if all are in the cache.
 
     Args:
         stream: where to print; stdout by default.
@@ -114,7 +114,7 @@ def show_compilation(comm: Transport, stream: TextIO | None = None) -> Iterator[
 
 
 class _Compilation(Listener):
-    """Prints what numba compiles. A kernel compiles functions that it calls inside its own compilation."""
+    """Print the progress of numba's compilations. They are nested: a kernel also compiles the functions it calls."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -126,7 +126,7 @@ class _Compilation(Listener):
 
     def on_start(self, event: Event) -> None:
         self._started_at.append(time.perf_counter())
-        # Kernels of a user's own functions are never cached, and compile quickly.
+        # Kernels of user-defined functions are never cached, and compile quickly.
         cached = getattr(event.data["dispatcher"].stats, "cache_path", None) is not None
         if not self._announced and (cached or self._seconds > _SHORT):
             once = " (once; later starts take them from the cache)" if cached else ""
@@ -149,7 +149,7 @@ class _Compilation(Listener):
 
 
 def percent(accuracy: float | None) -> str:
-    """An accuracy in per cent."""
+    """Format an accuracy in per cent."""
     return "unknown" if accuracy is None else f"{100 * accuracy:.2f} %"
 
 

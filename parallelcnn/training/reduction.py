@@ -1,8 +1,7 @@
-"""Reduction: from a minibatch to its summed gradient, over shards, threads and ranks, in one Allreduce.
+"""Gradient reduction: compute the gradient of a minibatch and sum it over shards, threads and ranks, in one Allreduce.
 
-`FloatReducer` is the fastest. Its rounding depends on how many threads and ranks there are. `FixedPointReducer` cuts
-every minibatch into the same shards, whoever computes them, and adds integers: the same bits on any number of threads
-and ranks.
+`FloatReducer` is the fastest. Its rounding depends on the number of threads and ranks. `FixedPointReducer` cuts every
+minibatch into the same shards and adds integers: the same bits on any number of threads and ranks.
 """
 
 from functools import partial
@@ -23,15 +22,15 @@ from parallelcnn.training.thread_pool import ThreadPool
 _SHARD_SIZE = 32  # samples, as in Goyal et al. 2017 (arXiv:1706.02677), for layers that mix samples
 _MOST_SHARDS = 2**14
 
-# Of fixed point: a sum of a segment may be 2**(e + 15); half of it keeps clear of the edge.
+# Fixed point: the sum of a segment may reach 2**(e + 15). Half of that leaves a margin.
 _LARGEST_SUM = 2.0**14
-_WANTED_BITS = 54  # of a segment's largest sum, after its exponent was changed
-_FEWEST_BITS = 42  # before it is
-_LOWEST, _HIGHEST = -140, 120  # exponents that float32 can need
+_WANTED_BITS = 54  # of a segment's largest sum, after its exponent has changed
+_FEWEST_BITS = 42  # with fewer bits the exponent changes
+_LOWEST, _HIGHEST = -140, 120  # range of exponents for float32
 
 
 class Ranks(Protocol):
-    """What a reducer needs to know of ranks; see `Transport`."""
+    """The part of `Transport` that a reducer uses."""
 
     rank: int
     size: int
@@ -40,27 +39,27 @@ class Ranks(Protocol):
 
 
 class Reducer(Protocol):
-    """Computes the gradient of a minibatch and sums it."""
+    """Interface of gradient reducers."""
 
     def compute(self, minibatch: Array, ranks: Ranks, *, key: int, stop: int) -> None:
-        """Make the network's reduction buffer that of the whole minibatch, on every rank.
+        """Compute the network's reduction buffer for the whole minibatch, summed over all ranks.
 
         Collective: every rank must call it.
 
         Args:
-            minibatch: (batch_size,), indices of samples, on every rank all of them.
-            key: of the random numbers of this epoch.
-            stop: this rank's number, at least 0, for the place STOP, which receives the sum over ranks.
+            minibatch: (batch_size,), indices of all samples of the minibatch, the same on every rank.
+            key: key of the random numbers of this epoch.
+            stop: a number of at least 0. Its sum over ranks is stored at index STOP.
         """
 
 
 def compute_shard(
     replica: Replica, dataset: Dataset, samples: Array, batch_size: int, loss: Loss, key: int = 0
 ) -> None:
-    """One shard: the replica's reduction buffer becomes the gradient, statistics and loss of these samples.
+    """Compute the gradient, statistics and loss of a shard; they overwrite the replica's reduction buffer.
 
     Args:
-        batch_size: samples in the minibatch over all ranks, by which the loss divides.
+        batch_size: samples in the minibatch over all ranks; the loss divides by it.
     """
     for block in replica.blocks(samples):
         x = replica.load(dataset.images, block, training=True, key=key)
@@ -72,10 +71,10 @@ def compute_shard(
 
 
 class FloatReducer:
-    """Sums of floating-point numbers.
+    """Sums floating-point numbers.
 
-    Each thread of each rank takes a shard of its own. Where layers mix samples the shards are cut alike on any number
-    of ranks and threads, and each thread takes some of them.
+    Each thread of each rank computes one shard. If layers mix samples, the shards are the same on any number of ranks
+    and threads, and each thread computes some of them.
     """
 
     def __init__(self, network: NetworkHandler, pool: ThreadPool, dataset: Dataset, loss: Loss) -> None:
@@ -103,15 +102,15 @@ class FloatReducer:
 
 
 class FixedPointReducer:
-    """Sums in fixed point over shards of the minibatch.
+    """Sums fixed-point numbers over shards of the minibatch: the same bits on any number of threads and ranks.
 
-    Each parameter, and the loss, has an exponent of its own, which follows the size of its sums from step to step.
-    These sums are the same on all ranks, and so are the exponents. A step in which terms do not fit, or in which none
-    of a parameter's terms keeps its bits, is computed again with other exponents.
+    Each parameter, and the loss, has its own exponent, which follows the size of its sums from step to step. The sums
+    are the same on all ranks, and so are the exponents. A step is repeated with other exponents if terms do not fit, or
+    if none of a parameter's terms keeps all its bits.
 
     Args:
-        shards: how many; it decides the bits of the result.
-        exponents: of each segment, kept up to date; part of what a training resumes from. Empty: zeros.
+        shards: number of shards. The bits of the result depend on it.
+        exponents: exponent of each segment, updated in place and saved in checkpoints. Empty: zeros.
     """
 
     def __init__(
@@ -128,12 +127,12 @@ class FixedPointReducer:
         self._bits = np.zeros_like(self._exponents)
 
     def compute(self, minibatch: Array, ranks: Ranks, *, key: int, stop: int) -> None:
-        self._exponents[...] = self._kept or 0  # those of the step before, also where training went back to it
+        self._exponents[...] = self._kept or 0  # of the previous step, also if training went back to it
         while True:
             total = self._sum(minibatch, ranks, key=key, stop=stop)
             infinite, large, exact, rounded = total.counts
             if infinite.any() or (large[self._exponents >= _HIGHEST] > 0).any():
-                # Leave what is infinite or NaN in the reduction buffer, for the check that follows.
+                # Put the infinite and NaN values into the reduction buffer, for the check that follows.
                 self._floats.compute(minibatch, ranks, key=key, stop=stop)
                 return
             too_small = (rounded > 0) & (exact == 0) & (self._exponents > _LOWEST)
@@ -169,7 +168,7 @@ class FixedPointReducer:
 
 
 class _Sums:
-    """A replica's sums: of the terms, of the places STOP, and the counts of `add_fixed_point`, in one vector."""
+    """The sums of one replica in one vector: of the terms, of STOP, and the counts of `add_fixed_point`."""
 
     def __init__(self, starts: Array, largest: float) -> None:
         size, segments = starts[-1], len(starts) - 1
@@ -189,15 +188,15 @@ class _Sums:
         self._is_empty = False
 
     def finish(self) -> None:
-        """Make `numbers` the sum of what was added, which may be nothing."""
+        """Complete `numbers`, also if nothing was added."""
         if self._is_empty:
             self.terms[...] = 0
         self.stop[0] = 0
 
 
 def segment_starts(network: NetworkHandler) -> Array:
-    """Where the segments of the reduction buffer begin that have exponents of their own, and where the last one ends:
-    each parameter, each statistic, and the loss.
+    """Start of each segment of the reduction buffer that has its own exponent, and the end of the last one. Segments
+    are each parameter, each statistic, and the loss.
     """
     parameters, statistics = network.layout.slots, network.buffer_layout.slots
     starts = [slot.start for slot in parameters] + [network.layout.size + slot.start for slot in statistics]
@@ -206,12 +205,12 @@ def segment_starts(network: NetworkHandler) -> Array:
 
 
 def default_shards(batch_size: int) -> int:
-    """How many shards a minibatch is cut into where layers mix samples: the power of two nearest to 32 samples each."""
+    """The number of shards of a minibatch if layers mix samples: a power of two, with about 32 samples per shard."""
     return 1 << max(round(float(np.log2(max(batch_size / _SHARD_SIZE, 1)))), 0)
 
 
 def check_reproducible(shards: int | None) -> None:
-    """Raise InputError unless that is a number of shards, or None."""
+    """Raise InputError unless `shards` is a valid number of shards, or None."""
     if shards is None:
         return
     if isinstance(shards, bool) or not isinstance(shards, int | np.integer) or not 1 <= shards <= _MOST_SHARDS:
@@ -226,10 +225,10 @@ def reducer_of(
     shards: int | None,
     exponents: list[int] | None = None,
 ) -> Reducer:
-    """A `FixedPointReducer` over so many shards; a `FloatReducer` for None.
+    """A `FixedPointReducer` with this number of shards; a `FloatReducer` for None.
 
     Args:
-        exponents: kept up to date, so that a training can resume with them; empty at first.
+        exponents: updated in place, so that training can resume with them; empty at first.
     """
     if shards is None:
         return FloatReducer(network, pool, dataset, loss)

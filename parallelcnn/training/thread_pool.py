@@ -1,6 +1,6 @@
-"""Threads that share a rank's work as ranks share a minibatch: each takes a shard of the samples.
+"""Thread pool: the threads of a rank. Each thread computes a shard of the samples, as each rank does.
 
-Kernels and matrix products run without the interpreter lock, so the threads of one process compute side by side.
+Kernels and matrix products release the interpreter lock (GIL), so the threads of a process compute in parallel.
 """
 
 import contextlib
@@ -19,19 +19,19 @@ from parallelcnn.replica import Replica
 Array = np.ndarray
 T = TypeVar("T")
 
-_BEGUN, _DONE = 0, 8  # places of flags, on cache lines apart
-_PAUSES = 10_000  # before a thread sleeps: 130 us where a pause takes 13 ns, as on the machine of the README's tables
+_BEGUN, _DONE = 0, 8  # indices of flags, on different cache lines
+_PAUSES = 10_000  # before a thread sleeps: 130 us if a pause takes 13 ns, as on the machine of the README's tables
 _STAGGER = 500  # pauses
-_MOST_STAGGERED = 8  # threads; later ones would be late by more than they gain
+_MOST_STAGGERED = 8  # threads; further threads would lose more time than they gain
 
 
 class ThreadPool:
-    """The threads of one rank, each with a replica of its own. The thread that calls `run` is the first of them.
+    """The threads of one rank, each with its own replica. The thread that calls `run` is the first one.
 
-    The threads live inside a `with` statement. Its end waits for their work, also after an error.
+    The threads run inside a `with` statement. At its end, also after an error, it waits for their work.
 
     Args:
-        replicas: one for each thread; see `NetworkHandler.replicas`.
+        replicas: one replica for each thread; see `NetworkHandler.replicas`.
     """
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
@@ -40,11 +40,11 @@ class ThreadPool:
 
     def __enter__(self) -> Self:
         _free_compiler()
-        errstate = np.geterr()  # numpy has one for each thread
-        tell_and_wait(_flags(), _BEGUN, 0, _DONE, 0, 0, 0)  # compiles, and that is for one thread
+        errstate = np.geterr()  # numpy's error state is per thread
+        tell_and_wait(_flags(), _BEGUN, 0, _DONE, 0, 0, 0)  # compile the kernel on one thread
         try:
             for replica in self.replicas[1:]:
-                # Listed before it starts: Ctrl-C may come while it does.
+                # Add to the list before the start: Ctrl-C may come during the start.
                 self._others.append(_OtherThread(replica, errstate, len(self._others) + 1))
                 self._others[-1].start()
         except BaseException as error:
@@ -64,20 +64,20 @@ class ThreadPool:
         self._others.clear()
 
     def __del__(self) -> None:
-        self._tell_to_stop()  # where Ctrl-C has come before `__exit__` did
+        self._tell_to_stop()  # if Ctrl-C came before `__exit__`
 
     def _tell_to_stop(self) -> None:
         for other in self._others:
             other.tell_to_stop()
 
     def run(self, work: Callable[[Replica, Array], T], samples: Array) -> list[T]:
-        """Have every replica do `work` on its shard of the samples, all at the same time.
+        """Call `work` for every replica and its shard of the samples, in parallel.
 
         Returns:
-            What `work` returned, by replica.
+            The results of `work`, one for each replica.
 
         Raises:
-            What `work` raised; of several errors that of the first replica among them.
+            The error that `work` raised; of several errors, the error of the first replica.
         """
         begun = []
         try:
@@ -88,7 +88,7 @@ class ThreadPool:
         except KeyboardInterrupt:
             _free_compiler()
             raise
-        finally:  # also after an error: an outcome that is left behind would be taken for that of the next run
+        finally:  # also after an error: the next run would take an old outcome for its own
             outcomes = [other.outcome() for other in begun]
         for _, error in outcomes:
             if error is not None:
@@ -103,8 +103,8 @@ class ThreadPool:
 
 
 def _free_compiler() -> None:
-    """Release numba's lock if this thread still has it, after a Ctrl-C while it compiled: other threads that compile
-    would wait for it for ever.
+    """Release numba's compiler lock if this thread still holds it after a Ctrl-C during compilation. Otherwise other
+    threads that compile would wait for ever.
     """
     from numba.core.compiler_lock import global_compiler_lock
 
@@ -117,11 +117,11 @@ def _flags() -> Array:
 
 
 class _OtherThread:
-    """A thread that does a replica's work when told to.
+    """Another thread of the pool, which waits for work of its replica.
 
-    Both sides poll a flag for a while before they sleep, since a sleeping core wakes up late (50 us). The threads begin
-    one after the other, so that they do not all wait for the interpreter lock at every kernel. With both, a step of the
-    paper's network on two threads takes 785 us instead of 850.
+    Both sides poll a flag for a while before they sleep, since a sleeping core takes 50 us to wake up. The threads
+    start their work staggered, so that they do not all wait for the interpreter lock at every kernel. With both, a step
+    of the paper's network on two threads takes 785 us instead of 850.
     """
 
     def __init__(self, replica: Replica, errstate: Any, number: int) -> None:
@@ -141,7 +141,7 @@ class _OtherThread:
         self._give((work, samples))
 
     def outcome(self) -> tuple[Any, BaseException | None]:
-        """What the work begun last returned, and what it raised, once it is done."""
+        """Wait for the last work; returns its result, and the error that it raised."""
         tell_and_wait(self._flags, _BEGUN, self._begun, _DONE, self._begun, _PAUSES, 0)
         return self._outcomes.get()
 
@@ -151,7 +151,7 @@ class _OtherThread:
 
     def join(self) -> None:
         """Wait until the thread has ended."""
-        with contextlib.suppress(RuntimeError):  # interrupted before it had started, it ends as soon as it has
+        with contextlib.suppress(RuntimeError):  # not started because of an interrupt
             self._thread.join()
 
     def _give(self, task: Any) -> None:
@@ -171,7 +171,7 @@ class _OtherThread:
                 value, error = None, None
                 try:
                     value = work(self._replica, samples)
-                except BaseException as caught:  # raised in `run`
+                except BaseException as caught:  # `run` raises it
                     error = caught
                 self._outcomes.put((value, error))
                 done += 1

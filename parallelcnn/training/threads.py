@@ -1,4 +1,4 @@
-"""How many threads: of a rank, and of the BLAS that numpy's matrix product brings along."""
+"""Choose the number of threads of a rank, and limit the threads of numpy's BLAS."""
 
 import contextlib
 import os
@@ -13,13 +13,13 @@ from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError
 from parallelcnn.resources import core_quota, usable_cores
 
-_LEAST_MULTIPLY_ADDS = 12_000_000  # of a thread between two meetings: a fifth of a millisecond
+_LEAST_MULTIPLY_ADDS = 12_000_000  # per thread between two synchronisations: a fifth of a millisecond
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
-_MOST_THREADS = 4096  # twice what the largest machines with one memory have
+_MOST_THREADS = 4096  # twice the cores of the largest shared-memory machines
 
 
 def check_threads(threads: int | None) -> None:
-    """Raise InputError unless that is a number of threads, or None."""
+    """Raise InputError unless `threads` is a valid number of threads, or None."""
     if threads is None:
         return
     if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
@@ -31,14 +31,14 @@ def check_threads(threads: int | None) -> None:
 
 
 def fair_share(rank: int, cores: Mapping[int, frozenset[int]], quota: int | None) -> int:
-    """How many threads a rank should compute on, at least 1, so that all ranks of a node leave no core to two threads.
+    """A rank's share of its node's cores as a number of threads, at least 1, such that no core gets two threads.
 
-    A core that several ranks may use is divided among them, and each rank's sum is rounded down: so it does not matter
-    whether the launcher has bound the ranks to cores of their own (Open MPI, srun) or not (MPICH).
+    A core that several ranks may use is divided among them. Each rank's sum is rounded down. So it does not matter
+    whether the launcher binds the ranks to separate cores (Open MPI, srun) or not (MPICH).
 
     Args:
         cores: for each rank of the node, the cores that it may use.
-        quota: cores that all of them together may use up; None: all.
+        quota: number of cores that all ranks of the node together may use; None: no limit.
     """
     parts = sum(Fraction(1, sum(core in others for others in cores.values())) for core in cores[rank])
     if quota is not None:
@@ -47,7 +47,7 @@ def fair_share(rank: int, cores: Mapping[int, frozenset[int]], quota: int | None
 
 
 def worth_waking(multiply_adds: int) -> int:
-    """How many threads, at least 1, so much work is worth.
+    """The number of threads, at least 1, that pays for this much work.
 
     A step of the paper's network takes 71 us on one thread and 214 us on two for 1 sample, 298 and 406 us for 32, 592
     and 539 us for 64, 1213 and 889 us for 128.
@@ -56,13 +56,13 @@ def worth_waking(multiply_adds: int) -> int:
 
 
 def choose_threads(comm: Transport, asked: int | None, multiply_adds: int | None = None) -> int:
-    """How many threads this rank computes on: as many as asked for, or, for None, its part of the node's cores, as far
-    as it has work for them.
+    """Choose the number of threads of this rank: `asked`, or for None this rank's share of the node's cores, but no
+    more threads than it has work for.
 
-    Collective: every rank of `comm` must call it, with whatever numbers.
+    Collective: every rank of `comm` must call it; the arguments may differ.
 
     Args:
-        multiply_adds: of all ranks together, from one meeting of threads to the next; None: more than enough.
+        multiply_adds: work of all ranks together between two synchronisations of threads; None: no limit on threads.
     """
     cores = comm.allgather(usable_cores())
     if asked is not None:
@@ -74,8 +74,8 @@ def choose_threads(comm: Transport, asked: int | None, multiply_adds: int | None
 class _BlasLimit:
     """Limits BLAS to one thread inside a `with` statement.
 
-    With most builds of BLAS the limit holds for the whole process. So where several threads are inside, the last to
-    leave restores what the first has found. If each restored what it had found itself, the limit could stay for ever.
+    With most builds of BLAS the limit applies to the whole process. So if several threads are inside, the last one to
+    leave restores the limit that the first one found. If each thread restored its own, the limit could stay for ever.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class _BlasLimit:
         from threadpoolctl import threadpool_limits
 
         with self._lock:
-            limit = threadpool_limits(1, user_api="blas")  # by each: some builds count threads for each caller apart
+            limit = threadpool_limits(1, user_api="blas")  # in every thread: some builds have a limit per thread
             if self._inside == 0:
                 self._limit = limit
             self._inside += 1
@@ -103,16 +103,16 @@ blas_limit = _BlasLimit()
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager[None]:
-    """Inside, a matrix product runs on one thread, unless the environment asks for a number of them.
+    """Context in which BLAS uses one thread, unless an environment variable sets the number of threads.
 
-    The ranks and their threads already use the cores: with a thread per core in each, they would wait for one another.
+    The ranks and their threads already use all cores: further BLAS threads would compete for them.
     """
     asked_for = any(variable in os.environ for variable in _VARIABLES)
     return contextlib.nullcontext() if asked_for else blas_limit
 
 
 def blas_threads() -> list[tuple[str, int]]:
-    """(library, threads) of each BLAS that is loaded."""
+    """(library, number of threads) of each loaded BLAS."""
     from threadpoolctl import threadpool_info
 
     _ = np.zeros((2, 2)) @ np.zeros((2, 2))  # loads numpy's BLAS

@@ -1,8 +1,8 @@
-"""Read IDX files, the format of MNIST, plain or gzipped, and folders of four of them.
+"""Read IDX files, the format of MNIST, plain or gzipped, and folders of four IDX files.
 
-An IDX file is two zero bytes, a byte for the type of its values, a byte for the number of dimensions, one big-endian
-32-bit length per dimension, then the values, last dimension fastest. No memory is allocated only because a header says
-so.
+An IDX file consists of two zero bytes, a byte for the type of its values, a byte for the number of dimensions, one
+big-endian 32-bit length per dimension, and the values, last dimension fastest. No memory is allocated only because a
+header claims a size.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ _OTHER_TYPES = {
 _MAX_DIMENSIONS = 4
 _GZIP_MAGIC = b"\x1f\x8b"
 _PIECE_BYTES = 1 << 15
-# Most bytes that one byte of a gzip file can inflate to (zlib technical details, "maximum compression factor").
+# The largest compression factor of gzip (zlib technical details, "maximum compression factor").
 _MOST_INFLATED = 1032
 
-# The files of a folder: their names up to the ending, and their number of dimensions.
+# The files of a folder: names without the ending, and number of dimensions.
 _PARTS = (("train-images", 3), ("train-labels", 1), ("t10k-images", 3), ("t10k-labels", 1))
 _HOLDS = {1: "labels", 3: "images"}
 
@@ -47,14 +47,14 @@ _HOLDS = {1: "labels", 3: "images"}
 def read_idx(path: PathLike) -> Array:
     """Read one IDX file of unsigned bytes, plain or gzipped.
 
-    The first bytes tell whether it is gzipped, not the name: some browsers unpack a file and keep its name.
+    The first bytes decide whether it is gzipped, not the name: some browsers unpack a file and keep its name.
 
     Returns:
         A uint8 array of the shape in the header, 1 to 4 dimensions, none of them 0. The file is read, not
-        memory-mapped: shortening a mapped file kills the process without a message.
+        memory-mapped: if a mapped file is shortened, the process is killed without a message.
 
     Raises:
-        DataError: if the file cannot be read, or is not exactly what its header says.
+        DataError: if the file cannot be read, or differs from its header.
     """
     path = as_path("path", path)
     try:
@@ -72,10 +72,10 @@ def open_content(path: PathLike) -> Inflated | BufferedReader:
     """Open a plain or gzipped file for reading its uncompressed contents.
 
     Raises:
-        DataError: if it is no regular file, or is named .gz and is neither gzip nor IDX.
+        DataError: if it is not a regular file, or its name ends in .gz and it is neither gzip nor IDX.
         OSError: if it cannot be opened.
     """
-    # Opening a named pipe would wait for a writer, perhaps without end.
+    # Opening a named pipe could wait for a writer for ever.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise DataError(f"{path}: must be a file, not a folder or a device")
     with open(path, "rb") as file:
@@ -95,23 +95,23 @@ def load_idx_folder(
     """Load a training and a test set from a folder of four IDX files with MNIST's names.
 
     The names are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
-    `t10k-labels-idx1-ubyte`, each also with `.gz` behind it, with `.idx` for `-idx`, or in a folder of its own name. Of
-    several the first that can be read is taken, and a warning says so.
+    `t10k-labels-idx1-ubyte`. Each may end in `.gz`, have `.idx` instead of `-idx`, or be in a folder of the same name.
+    If there are several, the first readable file is used, with a warning.
 
     Args:
         folder: the folder of the files.
-        name: of the data in reports; None: the folder as written.
+        name: name of the data in reports; None: the folder as written.
         classes: number of classes; None: the largest training label plus one.
 
     Returns:
         (train, test), images (N, H, W) uint8 and labels (N,) int64.
 
     Raises:
-        DataError: if a file is missing or damaged, or the four do not belong together.
+        DataError: if a file is missing or damaged, or the four files do not fit together.
     """
     folder = as_path("folder", folder)
     found = _find_files(folder)
-    # Before the contents are read: what does not fit together may be large.
+    # Checked before the contents are read, since files that do not fit together may be large.
     _check_shapes([_claimed_shape(paths, ndim) for paths, (_, ndim) in zip(found, _PARTS, strict=True)])
     parts = [_read_part(paths, ndim) for paths, (_, ndim) in zip(found, _PARTS, strict=True)]
     _check_shapes([(path, values.shape) for path, values in parts])
@@ -132,7 +132,7 @@ def load_idx_folder(
 
 
 def _find_files(folder: Path) -> list[list[str]]:
-    """Paths of training images, training labels, test images and test labels in a folder; of each, best first."""
+    """Paths of training images, training labels, test images and test labels in a folder; for each, best first."""
     try:
         os.listdir(folder)
     except FileNotFoundError:
@@ -143,10 +143,10 @@ def _find_files(folder: Path) -> list[list[str]]:
         raise DataError(f"{folder}: cannot be read: {_reason(error)}") from error
     found, missing = [], []
     for part, ndim in _PARTS:
-        # Of a file and its .gz the latter, whose own checksum shows damage.
+        # Prefer a .gz to its unpacked file, because its checksum shows damage.
         names = [f"{part}{mark}idx{ndim}-ubyte{end}" for end in (".gz", "") for mark in ("-", ".")]
         paths = [os.path.join(folder, name) for name in names]
-        paths += [os.path.join(folder, name, name) for name in names]  # as some programs unpack archives
+        paths += [os.path.join(folder, name, name) for name in names]  # some programs unpack archives so
         paths = [path for path in paths if os.path.lexists(path) and not os.path.isdir(path)]
         found.append(paths)
         missing += [] if paths else [names[2]]
@@ -169,7 +169,7 @@ def _read_array(path: PathLike, content: Inflated | BufferedReader) -> Array:
     elif claimed > _MOST_INFLATED * size:
         most = f"{_MOST_INFLATED * size:,}"
         raise DataError(f"{path}: is truncated: {says}, but a gzip file of {size:,} bytes holds at most {most}")
-    if claimed > memory_limit()[0]:  # Linux grants memory that does not exist, and kills the process that uses it
+    if claimed > memory_limit()[0]:  # Linux may allocate more memory than exists, and then kills the process
         raise MemoryError
     if isinstance(content, BufferedReader):
         return np.fromfile(content, np.uint8).reshape(shape)
@@ -178,7 +178,7 @@ def _read_array(path: PathLike, content: Inflated | BufferedReader) -> Array:
     while held < claimed and (piece := content.read1(min(_PIECE_BYTES, claimed - held))):
         values[held : held + len(piece)] = np.frombuffer(piece, np.uint8)
         held += len(piece)
-    # Reading on finds surplus data, and makes zlib compare the checksum at the end.
+    # Reading on detects surplus data, and makes zlib compare the checksum at the end.
     surplus = content.read(1)
     if held < claimed:
         raise DataError(f"{path}: is truncated: {says}, but {held:,} follow")
@@ -188,7 +188,7 @@ def _read_array(path: PathLike, content: Inflated | BufferedReader) -> Array:
 
 
 def _read_shape(path: PathLike, content: Inflated | BufferedReader) -> tuple[int, ...]:
-    """The shape from the header, of which every byte is checked."""
+    """Read the shape from the header, and check every byte of the header."""
     magic = content.read(4)
     if not magic:
         raise DataError(f"{path}: is empty")
@@ -216,7 +216,7 @@ def _read_shape(path: PathLike, content: Inflated | BufferedReader) -> tuple[int
 
 
 def _read_part(paths: list[str], ndim: int) -> tuple[str, Array]:
-    """The first of the files that holds what it should, images or labels by the number of dimensions."""
+    """Read the first valid file, of images or labels according to the number of dimensions."""
     failures = []
     for path in paths:
         try:
@@ -232,13 +232,13 @@ def _read_part(paths: list[str], ndim: int) -> tuple[str, Array]:
             continue
         for failure in failures:
             warnings.warn(shown(f"{failure}; taking {path} instead"), TrainingWarning, stacklevel=3)
-        # numpy's usual integer, so that one compiled kernel serves labels from anywhere.
+        # numpy's default integer, so that all labels use the same compiled kernel.
         return path, values.astype(np.int64) if ndim == 1 else values
     raise failures[0]
 
 
 def _claimed_shape(paths: list[str], ndim: int) -> tuple[str, tuple[int, ...]] | None:
-    """The first file whose header says that it holds what it should, and the shape that it says; None if none does."""
+    """The first file whose header is valid and has `ndim` dimensions, and its claimed shape; None if there is none."""
     for path in paths:
         with contextlib.suppress(DataError, OSError, EOFError, zlib.error), open_content(path) as content:
             shape = _read_shape(path, content)
@@ -248,7 +248,7 @@ def _claimed_shape(paths: list[str], ndim: int) -> tuple[str, tuple[int, ...]] |
 
 
 def _check_shapes(parts: Sequence[tuple[str, tuple[int, ...]] | None]) -> None:
-    """Raise DataError unless images and labels are as many, and all images of one size, as far as that is known."""
+    """Raise DataError unless the numbers of images and labels and all image sizes match, as far as they are known."""
     for images, labels in (parts[:2], parts[2:]):
         if images and labels and images[1][0] != labels[1][0]:
             raise DataError(
@@ -268,5 +268,5 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, without the path that some system errors repeat."""
+    """The reason of an error, without the path that some system errors repeat."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

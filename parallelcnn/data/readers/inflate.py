@@ -4,14 +4,14 @@ import os
 import zlib
 from typing import Self
 
-# Compressed bytes read at a time: they inflate to about as much as is asked for, so that little is left and copied.
+# Compressed bytes read at a time: they inflate to about the requested size, so that few bytes are left and copied.
 _COMPRESSED_BYTES = 1 << 14
 _GZIP_FORMAT = 16 + zlib.MAX_WBITS
 
 
 class Inflated:
-    """The contents of a gzip file. Concatenated files are read as one, and zeros at the end are ignored, as by the
-    program gzip.
+    """The contents of a gzip file. As by the program gzip, concatenated files are read as one, and zeros at the end are
+    ignored.
 
     Raises:
         OSError: if the file cannot be opened.
@@ -20,7 +20,7 @@ class Inflated:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         self._inflating = zlib.decompressobj(_GZIP_FORMAT)
-        self._compressed = b""  # read and not inflated yet
+        self._compressed = b""  # read but not inflated yet
 
     def __enter__(self) -> Self:
         return self
@@ -32,18 +32,18 @@ class Inflated:
         return self._file.fileno()
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes; fewer at the end. Raises what `read1` does."""
+        """Read the next `size` bytes; fewer at the end. Raises the errors of `read1`."""
         content = self.read1(size)
         while len(content) < size and (more := self.read1(size - len(content))):
             content += more
         return content
 
     def read1(self, size: int) -> bytes:
-        """The next bytes, at least one and at most `size`, which is at least one; none at the end.
+        """Read at least one and at most `size` bytes (`size` must be at least 1); none at the end.
 
         Raises:
-            zlib.error: if the compression is damaged.
-            EOFError: if the file ends before its compression does.
+            zlib.error: if the compressed data are damaged.
+            EOFError: if the compressed data are truncated.
         """
         while True:
             if self._inflating.eof:
@@ -59,7 +59,7 @@ class Inflated:
                 raise EOFError("Compressed file ended before the end-of-stream marker was reached")
 
     def _find_another(self) -> bool:
-        """Whether something other than zeros follows what has been inflated; stores it in `_compressed`."""
+        """Whether anything but zeros follows the inflated data; stores it in `_compressed`."""
         following = self._inflating.unused_data
         while not (rest := following.lstrip(b"\0")):
             following = self._file.read(_COMPRESSED_BYTES)
