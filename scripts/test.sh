@@ -85,7 +85,7 @@ if [[ $* == --all ]]; then
         tests "oldest packages (${oldest_packages[*]})" "$oldest" "not slow and not mpi and not slurm"
     } &
     other_lane=$!
-    tests "tests of several ranks, Open MPI" "$openmpi" "mpi or slurm"
+    tests "tests of several ranks, Open MPI" "$openmpi" "(mpi or slurm) and not any_mpi"
     tests "tests of several ranks, MPICH" "$mpich" "mpi or slurm"
 else
     {

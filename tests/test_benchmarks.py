@@ -187,6 +187,7 @@ def test_this_checkout_is_timed_beside_another_in_one_run(tmp_path):
     assert str(tmp_path) not in page.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_hashes_are_compared_over_ranks_threads_and_a_resume(tmp_path):
     launch.mpiexec()

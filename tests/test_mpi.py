@@ -13,7 +13,9 @@ pytestmark = pytest.mark.mpi
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("n_ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "n_ranks", [pytest.param(1, marks=pytest.mark.slow), 2, 3, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_what_ranks_do_together(n_ranks):
     arguments = [
         "-m",

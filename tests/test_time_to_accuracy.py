@@ -17,6 +17,7 @@ def run_script(*arguments):
 
 
 @pytest.mark.mpi
+@pytest.mark.any_mpi
 def test_two_ranks_reach_99_percent_on_mnist(mnist_dir, tmp_path):
     mpiexec()
     page = tmp_path / "page.md"

@@ -14,7 +14,7 @@ import parallelcnn as pc
 from parallelcnn import cli
 from parallelcnn.cli.run_directory import RunDirectory
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_mpi]
 
 
 def start(line, ranks=1, **extra):
