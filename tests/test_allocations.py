@@ -30,6 +30,7 @@ EVERY_LAYER = (
     pc.Activation("sigmoid"),
     pc.Flatten(),
     pc.Dense(7, activation="swish"),
+    pc.Residual((pc.Dense(7, activation="tanh"),)),
     pc.Dense(5),
 )
 

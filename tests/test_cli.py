@@ -105,6 +105,7 @@ def test_the_same_seed_twice_gives_the_same_hash_and_the_earlier_files_are_kept(
         assert "moved the files of an earlier run to" in ran.out
 
 
+@pytest.mark.slow
 def test_without_out_a_run_gets_a_folder_of_its_own_named_by_the_time(folder, tmp_path):
     for _ in range(2):
         line = [sys.executable, "-m", "parallelcnn", "train", "--data", str(folder), "--epochs", "1"]

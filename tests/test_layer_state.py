@@ -158,7 +158,7 @@ if comm.rank == 0:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_layers_of_a_users_file_give_the_same_on_any_number_of_ranks_and_threads_and_after_a_resume(
     ranks, tmp_path
 ):

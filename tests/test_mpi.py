@@ -159,6 +159,7 @@ def test_the_command_on_three_ranks_trains_one_network_and_only_rank_0_speaks(fo
     assert evaluated.out.count(f"test loss {summary['test_loss']:.4f}") == 1
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_papers_network_on_the_real_mnist(mnist_dir, tmp_path):
     line = ["train", "--data", "mnist", "--data-dir", mnist_dir, "--epochs", 3, "--batch-size", 100]
     ran = launch.parallelcnn(*line, "--learning-rate", 0.1, "--out", tmp_path / "out", ranks=2)

@@ -87,4 +87,4 @@ def test_a_launcher_that_a_rank_starts_starts_ranks():
     script = f"from mpi4py import MPI; import subprocess; print(subprocess.run({inner!r}, text=True).returncode)"
     ran = launch.run_ranks(1, ["-c", script])
     assert "is that rank already" not in ran.err
-    assert ran.out.count("2\n") == 2 or launch.is_open_mpi()
+    assert ran.out.count("2") == 2 or launch.is_open_mpi()

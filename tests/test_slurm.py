@@ -222,6 +222,7 @@ def test_a_job_on_two_nodes_trains_one_world_under_mpirun(cluster: Cluster, data
     job.trained_one_world_on("node1", "node2")
 
 
+@pytest.mark.slow
 def test_a_job_on_two_nodes_trains_one_world_under_srun(cluster: Cluster, data: Path, tmp_path: Path) -> None:
     if not list(BIN.parent.glob("lib/libmpi.so.12*")):
         pytest.skip("srun --mpi=pmi2 is for MPICH")
@@ -360,6 +361,7 @@ def test_a_job_that_has_to_leave_is_queued_again_and_comes_to_the_same_bits(
     assert hash_of(job.out) == undisturbed, job.report
 
 
+@pytest.mark.slow
 def test_a_job_that_loses_a_rank_ends_and_another_goes_on_to_the_same_bits(
     cluster: Cluster, data: Path, long_training: tuple[str, ...], undisturbed: str, tmp_path: Path
 ) -> None:

@@ -38,7 +38,7 @@ def train(threads, batch_size=25, epochs=3, layers=small.LAYERS, optimizer=None,
 
 
 @pytest.mark.parametrize("threads", [2, 3, 30])
-@pytest.mark.parametrize("batch_size", [100, 7, 1, 211])
+@pytest.mark.parametrize("batch_size", [100, 7, pytest.param(1, marks=pytest.mark.slow), 211])
 def test_losses_and_parameters_are_those_of_one_thread(threads, batch_size):
     """211 samples are a multiple of nothing, and with 30 threads there are more than samples in the last minibatch."""
     network, history = train(threads, batch_size, evaluate_every=5)
