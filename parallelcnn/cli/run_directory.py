@@ -266,8 +266,8 @@ def plot_losses(path: Path, history: History) -> None:
     losses = np.array(history.losses)
     window = max(1, len(losses) // 50)
     smooth = np.convolve(losses, np.full(window, 1 / window), mode="valid")
-    figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(8, 4), dpi=100)
+    axes = figure.add_axes((0.13, 0.12, 0.85, 0.85))  # finding the margins took 0.3 s, a tenth of a short run
     axes.plot(np.arange(1, len(losses) + 1), losses, color="tab:blue", alpha=0.25, linewidth=0.7)
     middle = np.arange(len(smooth)) + (window + 1) / 2
     axes.plot(middle, smooth, color="tab:blue", label=f"training loss (and its mean over {window} minibatches)")
