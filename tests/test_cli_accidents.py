@@ -71,7 +71,7 @@ def start_training(folder, out, ranks=1, epochs=100_000):
     pytest.fail(process.communicate()[1])
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.mpi)])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=[pytest.mark.mpi, pytest.mark.slow])])
 def test_an_interrupt_is_said_once_and_no_line_is_left_half_written(ranks, folder, tmp_path):
     """As Ctrl-C does it: every process of the terminal gets the signal."""
     process = start_training(folder, tmp_path / "out", ranks)

@@ -13,9 +13,7 @@ pytestmark = pytest.mark.mpi
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(
-    "n_ranks", [pytest.param(1, marks=pytest.mark.slow), 2, 3, pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("n_ranks", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4)), 3])
 def test_what_ranks_do_together(n_ranks):
     arguments = [
         "-m",

@@ -340,7 +340,7 @@ def folder(tmp_path_factory):
     return write_idx_folder(tmp_path_factory.mktemp("data") / "stripes", n_train=230, n_test=70)
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=[pytest.mark.mpi, pytest.mark.any_mpi])])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=[pytest.mark.mpi, pytest.mark.any_mpi, pytest.mark.slow])])
 def test_the_command_prints_the_table_once_and_leaves_it_and_the_time_line(ranks, folder, tmp_path):
     out = tmp_path / "out"
     line = ["train", "--data", folder, "--epochs", 2, "--batch-size", 50, "--out", out]

@@ -217,6 +217,7 @@ class Job:
         assert (self.out / MODEL_FILE).exists(), self.report
 
 
+@pytest.mark.slow
 def test_a_job_on_two_nodes_trains_one_world_under_mpirun(cluster: Cluster, data: Path, tmp_path: Path) -> None:
     job = Job(cluster, data, tmp_path, "--nodes=2", "--ntasks-per-node=1").wait()
     job.trained_one_world_on("node1", "node2")

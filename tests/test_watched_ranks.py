@@ -236,6 +236,7 @@ def test_the_survivors_of_a_lost_rank_0_are_watched():
     assert re.search(r"    rank 1 on \S+: computing minibatch 60 \(epoch 7\), at die_or_hang", ran.err), ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.mpi
 def test_the_command_trains_and_evaluates_under_a_timeout(folder, tmp_path):
     out = tmp_path / "out"
