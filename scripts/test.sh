@@ -60,7 +60,7 @@ tests() {
 # Each mode has a new cache: numba's cache does not distinguish these settings, nor notice changed options.
 kernels_with() {
     stage "kernel, layer and loss tests with $1" env "$1" "NUMBA_CACHE_DIR=$logs/$1" \
-        "$mpich/bin/python" -m pytest -p no:cacheprovider \
+        "$mpich/bin/python" -m pytest -p no:cacheprovider -m "not slow" \
         tests/test_kernels.py tests/test_layers.py tests/test_losses.py
 }
 

@@ -74,6 +74,7 @@ def test_training_writes_what_it_promises(train, folder, tmp_path):
         assert line in ran.out
 
 
+@pytest.mark.slow
 def test_threads_share_a_rank_and_are_told(train, folder, tmp_path):
     found = []
     for threads in (1, 3):
@@ -114,6 +115,7 @@ def test_without_out_a_run_gets_a_folder_of_its_own_named_by_the_time(folder, tm
     assert len(list((tmp_path / "runs").glob("20??-??-??T??-??-??Z*/summary.json"))) == 2
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar_and_afterwards_a_line_an_epoch(folder, tmp_path):
     arguments = ["train", "--data", str(folder), "--epochs", "2", "--batch-size", "1", "--out", str(tmp_path / "out")]
     pid, terminal = pty.fork()
@@ -216,6 +218,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_samples(train, tmp_path):
     assert f"epoch 1/1   loss {mean:.4f} " in ran.out
 
 
+@pytest.mark.slow
 def test_without_a_stdout_training_goes_on(folder, tmp_path):
     line = f"{sys.executable} -m parallelcnn train --data {folder} --epochs 1 --out {tmp_path / 'out'} >&-"
     ran = run(["bash", "-c", line])

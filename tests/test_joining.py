@@ -40,6 +40,7 @@ def passes(layer, input_shape, dtype, as_called, n=33):
     return written
 
 
+@pytest.mark.slow
 @DTYPES
 @pytest.mark.parametrize(
     ("layer", "input_shape"),

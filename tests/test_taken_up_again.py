@@ -8,6 +8,7 @@ import launch
 import pytest
 
 
+@pytest.mark.slow
 def test_a_run_that_was_done_is_resumed_and_done_again(folder, tmp_path):
     """As one is that was killed between its last checkpoint and its results."""
     out = tmp_path / "out"

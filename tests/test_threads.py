@@ -296,6 +296,7 @@ def test_nothing_is_compiled_on_two_threads_at_once():
     assert len(set(count_correct.signatures)) == len(count_correct.signatures)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_command_within_seconds(tmp_path):
     command = [sys.executable, "-m", "parallelcnn", "train", "--threads", "2", "--epochs", "1000"]
     process = subprocess.Popen(

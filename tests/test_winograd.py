@@ -21,6 +21,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @DTYPES
 @SAMPLES
 @pytest.mark.parametrize(("weight", "image", "before"), CASES)
@@ -59,6 +60,7 @@ def test_winograds_convolution_neither_reads_nor_writes_beside_its_arrays(n, dty
     assert np.isnan(memory.outside).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [32, 256])
 def test_winograds_convolution_is_as_exact_as_the_direct_one(channels, rng):
     K, C, size, n = 32, channels, 8, 16
