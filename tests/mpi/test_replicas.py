@@ -150,22 +150,18 @@ def test_a_checkpoint_of_another_training_is_refused_on_all_ranks(comm, shared_f
         train(comm, network=other, resume=resume)
 
 
+def verify_twelve_steps(network, n, comm, reproducible=None):
+    loss = SoftmaxCrossEntropy()
+    return verify(
+        network, small.dataset(n), SGD, 25, 0, comm, steps=12, loss=loss, threads=1, reproducible=reproducible
+    )
+
+
 @pytest.mark.parametrize("reproducible", [None, 6])
 def test_verifying_finds_all_well_and_leaves_the_network_as_it_was(comm, reproducible):
     network = small.network(seed=comm.rank)
     before = network.state_sha256()
-    found = verify(
-        network,
-        small.dataset(211),
-        SGD,
-        25,
-        0,
-        comm,
-        steps=12,
-        loss=SoftmaxCrossEntropy(),
-        threads=1,
-        reproducible=reproducible,
-    )
+    found = verify_twelve_steps(network, 211, comm, reproducible)
     assert found.startswith(f"12 minibatches on {comm.size} x 1 threads and on one: the same ")
     assert ("the same bits" in found) or reproducible is None
     assert network.state_sha256() == before
@@ -186,18 +182,7 @@ def test_verifying_finds_a_layer_that_many_ranks_compute_differently(comm):
         pytest.skip("takes two ranks")
     network = pc.NetworkHandler((pc.Flatten(), DependsOnItsShare(5)), (1, 11, 9))
     with pytest.raises(ReplicaMismatchError, match="give parameters that differ by up to"):
-        verify(
-            network,
-            small.dataset(100),
-            SGD,
-            25,
-            0,
-            comm,
-            steps=12,
-            loss=SoftmaxCrossEntropy(),
-            threads=1,
-            reproducible=None,
-        )
+        verify_twelve_steps(network, 100, comm)
 
 
 def test_all_ranks_write_one_file_and_not_the_same_one(comm, shared_folder):
