@@ -1,14 +1,37 @@
 """Argument checks. Each message names the argument, the rule, the value and an alternative in one sentence."""
 
+import functools
 import numbers
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from parallelcnn.errors import InputError, shown
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _LONGEST = 100  # characters of a value that are shown
+
+
+def accepts_former_names(**new_names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorator of a function that also accepts these former names of its arguments, with a DeprecationWarning."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def renaming(*args: P.args, **kwargs: P.kwargs) -> T:
+            for former, name in new_names.items():
+                if former in kwargs and name not in kwargs:
+                    message = f"{function.__name__}({former}=) is now called {function.__name__}({name}=)"
+                    warnings.warn(message, DeprecationWarning, stacklevel=2)
+                    kwargs[name] = kwargs.pop(former)
+            return function(*args, **kwargs)
+
+        return renaming
+
+    return decorate
 
 
 def check_type(name: str, value: object, kind: type, example: str, *, optional: bool = False) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.arguments import check_callable, check_methods, check_type
+from parallelcnn.arguments import accepts_former_names, check_callable, check_methods, check_type
 from parallelcnn.comm import run_together
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import warn_of_another_range, warn_of_scale
@@ -35,6 +35,7 @@ from parallelcnn.training.thread_pool import ThreadPool
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
 
 
+@accepts_former_names(grains="reproducible", leave="stop")
 def train(
     network: NetworkHandler,
     train_set: Dataset,

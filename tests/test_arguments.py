@@ -27,7 +27,7 @@ def new(layers=LAYERS):
 def train(network=None, train_set=SETS[0], test_set=SETS[1], optimizer=None, **options):
     optimizer = pc.SGD(0.1) if optimizer is None else optimizer
     options = {"epochs": 1, "batch_size": 5, "threads": 1, "comm": pc.Serial()} | options
-    pc.train(new() if network is None else network, train_set, test_set, optimizer, **options)
+    return pc.train(new() if network is None else network, train_set, test_set, optimizer, **options)
 
 
 @dataclass
@@ -262,3 +262,15 @@ def test_a_folder_in_place_of_a_file_is_no_file(tmp_path):
     os.mkdir(tmp_path / "t10k-labels-idx1-ubyte")
     with pytest.raises(InputError, match="misses t10k-labels-idx1-ubyte"):
         pc.load_data(str(tmp_path))
+
+
+def test_the_former_names_of_arguments_are_accepted_with_a_warning():
+    with pytest.warns(DeprecationWarning, match=r"train\(grains=\) is now called train\(reproducible=\)"):
+        before = train(grains=3)
+    assert before.losses == train(reproducible=3).losses
+    with pytest.warns(DeprecationWarning, match=r"train\(leave=\) is now called train\(stop=\)"):
+        stopped = train(leave=lambda: True)
+    with pytest.warns(DeprecationWarning, match=r"history.left is now called history.stopped"):
+        assert stopped.left
+    with pytest.raises(TypeError, match="unexpected keyword argument 'grains'"):
+        train(grains=3, reproducible=3)

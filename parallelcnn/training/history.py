@@ -1,5 +1,6 @@
 """The history of a training run."""
 
+import warnings
 from dataclasses import dataclass, field
 
 from parallelcnn.training.evaluation import Evaluation
@@ -28,6 +29,12 @@ class History:
     stopped: bool = False
     lost_ranks: int = 0
     exponents: list[int] = field(default_factory=list)
+
+    @property
+    def left(self) -> bool:
+        """The former name of `stopped`."""
+        warnings.warn("history.left is now called history.stopped", DeprecationWarning, stacklevel=2)
+        return self.stopped
 
     @property
     def steps(self) -> int:
