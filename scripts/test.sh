@@ -15,6 +15,7 @@ oldest=$ROOT/.venv-test-oldest
 read -ra extra_packages <<<"${PARALLELCNN_TEST_EXTRA_PACKAGES:-}"
 # The lower bounds of setup.cfg.
 oldest_packages=("numpy==1.26.*" "numba==0.61.0" "mpi4py==4.1.0")
+numeric_tests=(tests/test_kernels.py tests/test_layers.py tests/test_losses.py)
 
 # Open MPI refuses more ranks than cores, and to run as root, unless told otherwise; MPICH accepts both.
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
@@ -52,16 +53,16 @@ report() {
     echo "$*" >>"$logs/report"
 }
 
-# tests NAME ENVIRONMENT MARKERS: run pytest in an environment.
+# tests NAME ENVIRONMENT MARKERS [FILE...]: run pytest in an environment.
 tests() {
-    stage "$1" "$2/bin/python" -m pytest -p no:cacheprovider -m "$3"
+    stage "$1" "$2/bin/python" -m pytest -p no:cacheprovider -m "$3" "${@:4}"
 }
 
-# Each mode has a new cache: numba's cache does not distinguish these settings, nor notice changed options.
+# kernels_with SETTING FILE...: test kernels in another mode of numba. Each mode has a new cache: numba's cache does not
+# distinguish these settings, nor notice changed options.
 kernels_with() {
-    stage "kernel, layer and loss tests with $1" env "$1" "NUMBA_CACHE_DIR=$logs/$1" \
-        "$mpich/bin/python" -m pytest -p no:cacheprovider -m "not slow" \
-        tests/test_kernels.py tests/test_layers.py tests/test_losses.py
+    stage "kernel tests with $1" env "$1" "NUMBA_CACHE_DIR=$logs/$1" \
+        "$mpich/bin/python" -m pytest -p no:cacheprovider -m "not slow" "${@:2}"
 }
 
 checks() {
@@ -80,13 +81,15 @@ if [[ $* == --all ]]; then
     {
         checks
         tests "tests of one process" "$mpich" "not mpi and not slurm"
-        kernels_with NUMBA_DISABLE_JIT=1
-        kernels_with NUMBA_BOUNDSCHECK=1
-        tests "oldest packages (${oldest_packages[*]})" "$oldest" "not slow and not mpi and not slurm"
+        kernels_with NUMBA_DISABLE_JIT=1 "${numeric_tests[@]}"
+        # Layers use the same kernels again, in float64.
+        kernels_with NUMBA_BOUNDSCHECK=1 tests/test_kernels.py tests/test_losses.py
+        tests "tests of numbers, oldest packages" "$oldest" "not slow and not mpi and not slurm" \
+            "${numeric_tests[@]}" tests/test_{network,training,threads,reproducible,kernel_cache,checkpoint,model_file}.py
     } &
     other_lane=$!
-    tests "tests of several ranks, Open MPI" "$openmpi" "(mpi or slurm) and not any_mpi"
-    tests "tests of several ranks, MPICH" "$mpich" "mpi or slurm"
+    tests "tests of several ranks, Open MPI, newest packages" "$openmpi" "(mpi or slurm) and not any_mpi"
+    tests "tests of several ranks, MPICH, oldest packages" "$oldest" "mpi or slurm"
 else
     {
         checks
