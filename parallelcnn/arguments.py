@@ -4,7 +4,7 @@ import functools
 import numbers
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,8 +16,14 @@ T = TypeVar("T")
 _LONGEST = 100  # characters of a value that are shown
 
 
-def accepts_former_names(**new_names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorator of a function that also accepts these former names of its arguments, with a DeprecationWarning."""
+def accepts_former_names(
+    convert: Mapping[str, Callable[[Any], Any]], **new_names: str
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorator of a function that also accepts these former names of its arguments, with a DeprecationWarning.
+
+    Args:
+        convert: by former name, a function that makes the new argument of a former one.
+    """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
@@ -26,7 +32,8 @@ def accepts_former_names(**new_names: str) -> Callable[[Callable[P, T]], Callabl
                 if former in kwargs and name not in kwargs:
                     message = f"{function.__name__}({former}=) is now called {function.__name__}({name}=)"
                     warnings.warn(message, DeprecationWarning, stacklevel=2)
-                    kwargs[name] = kwargs.pop(former)
+                    value = kwargs.pop(former)
+                    kwargs[name] = convert[former](value) if former in convert else value
             return function(*args, **kwargs)
 
         return renaming

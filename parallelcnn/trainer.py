@@ -22,7 +22,7 @@ from parallelcnn.resilience.safeguard import TrainingSafeguard
 from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watchdog, check_timeout
 from parallelcnn.resilience.world import as_transport
 from parallelcnn.training.agreement import check_replicas, describe_data
-from parallelcnn.training.callbacks import Callbacks, Training, check_callbacks
+from parallelcnn.training.callbacks import Callbacks, Training, check_callbacks, reporter_as_callbacks
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointSaver
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.evaluation import Evaluation, as_metrics, evaluate_by, run_block
@@ -35,7 +35,7 @@ from parallelcnn.training.thread_pool import ThreadPool
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
 
 
-@accepts_former_names(grains="reproducible", leave="stop")
+@accepts_former_names({"reporter": reporter_as_callbacks}, grains="reproducible", leave="stop", reporter="callbacks")
 def train(
     network: NetworkHandler,
     train_set: Dataset,

@@ -5,6 +5,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -272,5 +273,16 @@ def test_the_former_names_of_arguments_are_accepted_with_a_warning():
         stopped = train(leave=lambda: True)
     with pytest.warns(DeprecationWarning, match=r"history.left is now called history.stopped"):
         assert stopped.left
+    calls = []
+    reporter = SimpleNamespace(
+        minibatch=lambda *arguments: calls.append(("minibatch", *arguments)),
+        evaluation=lambda step, epoch, result, history: calls.append(("evaluation", step, epoch, result, history)),
+    )
+    with pytest.warns(DeprecationWarning, match=r"train\(reporter=\) is now called train\(callbacks=\)"):
+        history = train(reporter=reporter)
+    assert [call for call in calls if call[0] == "minibatch"] == [
+        ("minibatch", step, 1, loss, 5) for step, loss in enumerate(history.losses, start=1)
+    ]
+    assert [call for call in calls if call[0] == "evaluation"] == [("evaluation", *history.evaluations[-1], history)]
     with pytest.raises(TypeError, match="unexpected keyword argument 'grains'"):
         train(grains=3, reproducible=3)

@@ -123,6 +123,28 @@ class EarlyStopping(Callback):
         return [logs[self.monitor] for logs in last_of_epoch.values()]
 
 
+class _Reporter(Callback):
+    """Calls a reporter, the one callback of earlier versions."""
+
+    def __init__(self, reporter: Any) -> None:
+        self._reporter = reporter
+
+    def on_batch_end(self, step: int, logs: Logs) -> None:
+        self._reporter.minibatch(step, logs["epoch"], logs["loss"], logs["samples"])
+
+    def on_test_end(self, logs: Logs) -> None:
+        self._reporter.evaluation(*self.training.history.evaluations[-1], self.training.history)
+
+    def on_resume(self, logs: Logs) -> None:
+        if hasattr(self._reporter, "resumed"):
+            self._reporter.resumed(self.training.history)
+
+
+def reporter_as_callbacks(reporter: Any) -> list[Callback]:
+    """The callbacks for `train(reporter=)` of earlier versions."""
+    return [] if reporter is None else [_Reporter(reporter)]
+
+
 def test_logs(step: int, epoch: int, result: Evaluation) -> dict[str, Any]:
     """The logs of `on_test_end`."""
     accuracy = {} if result.accuracy is None else {"test_accuracy": result.accuracy}
