@@ -38,6 +38,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import Buffer as Buffer
     from parallelcnn.layers import Conv2D as Conv2D
     from parallelcnn.layers import Dense as Dense
+    from parallelcnn.layers import DepthwiseConv2D as DepthwiseConv2D
     from parallelcnn.layers import Flatten as Flatten
     from parallelcnn.layers import Layer as Layer
     from parallelcnn.layers import MaxPool2D as MaxPool2D
@@ -93,7 +94,18 @@ _MODULES = {
     "training.evaluation": ["Evaluation"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
-    "layers": ["Activation", "Buffer", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D", "Parameter", "Residual"],
+    "layers": [
+        "Activation",
+        "Buffer",
+        "Conv2D",
+        "Dense",
+        "DepthwiseConv2D",
+        "Flatten",
+        "Layer",
+        "MaxPool2D",
+        "Parameter",
+        "Residual",
+    ],
     "losses": ["MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],

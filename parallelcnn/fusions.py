@@ -35,7 +35,14 @@ def _can_be_pooled(convolution: Conv2D, pooling: MaxPool2D) -> bool:
     """
     window, stride = window_and_stride(pooling)
     monotonic = find_activation(convolution.activation).monotonic
-    return monotonic and window == stride and pooling.activation == "identity" and pooling_kernels.is_tiled(*window)
+    plain = convolution.groups == 1 and convolution.dilation in (1, (1, 1))
+    return (
+        plain
+        and monotonic
+        and window == stride
+        and pooling.activation == "identity"
+        and pooling_kernels.is_tiled(*window)
+    )
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,6 +1,6 @@
 """Layers with inputs they take: the one list that every test of layers walks over."""
 
-from parallelcnn import Activation, Conv2D, Dense, Flatten, MaxPool2D, Residual
+from parallelcnn import Activation, Conv2D, Dense, DepthwiseConv2D, Flatten, MaxPool2D, Residual
 from parallelcnn.fusions import PooledConv2D
 
 CONVOLUTIONS = [
@@ -45,6 +45,18 @@ CONVOLUTIONS = [
     (Conv2D(2, 3, stride=2, padding=(0, 3)), (1, 5, 2)),
     (Conv2D(2, 3, bias=False), (2, 5, 5)),
     (Conv2D(2, 3, padding=1, stride=2, bias=False), (2, 5, 5)),
+]
+
+GROUPED_CONVOLUTIONS = [
+    (Conv2D(4, 3, groups=2), (6, 5, 6)),
+    (Conv2D(6, (3, 2), groups=3, stride=2, padding=1, bias=False), (3, 6, 7)),
+    (Conv2D(4, 1, groups=4, stride=(1, 2)), (4, 3, 5)),
+    (DepthwiseConv2D(3, padding="same", activation="relu"), (5, 4, 6)),
+    (DepthwiseConv2D(3, multiplier=2, stride=2, padding=1), (3, 7, 6)),
+    (Conv2D(3, 3, dilation=2), (2, 7, 6)),
+    (Conv2D(2, (3, 2), dilation=(2, 3), padding=(3, 1), bias=False), (2, 5, 7)),
+    (Conv2D(2, 3, dilation=(3, 1), padding="same"), (1, 2, 4)),  # fewer rows than the distance of two taps
+    (DepthwiseConv2D((2, 3), dilation=2, padding="same"), (3, 6, 5)),
 ]
 
 # Steps and many channels: panels. Too many weights to differentiate by each.
@@ -113,7 +125,7 @@ RESIDUALS = [
     (Residual((Dense(3), Residual((Residual((Dense(3, activation="swish"),)), Activation("tanh"))), Dense(3))), (3,)),
 ]
 
-LAYERS = [*CONVOLUTIONS, *POOLINGS, *OTHERS, *ACTIVATED, *RESIDUALS]
+LAYERS = [*CONVOLUTIONS, *GROUPED_CONVOLUTIONS, *POOLINGS, *OTHERS, *ACTIVATED, *RESIDUALS]
 
 
 def name_of(value: object) -> str:

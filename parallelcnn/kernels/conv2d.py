@@ -6,8 +6,9 @@ columns of zeros before it, times n). So with j counting the Q * n numbers of an
 
     y[k, p, j] = bias[k] + sum over c, r, s of  weight[k, c, r, s] * x[c, p * row_stride + r - top, start(s) + j]
 
-where x is zero outside the image. For larger column strides, `arrange` first splits each row into `column_stride`
-phases (columns 0, 2, 4, ... then 1, 3, 5, ... for 2), each `phase` numbers long, so that a tap is contiguous again:
+where x is zero outside the image. With a dilation of d columns, d * n takes the place of n. For larger column strides,
+`arrange` first splits each row into `column_stride` phases (columns 0, 2, 4, ... then 1, 3, 5, ... for 2), each `phase`
+numbers long, so that a tap is contiguous again:
 
     start(s) = (s mod column_stride) * phase + (s div column_stride) * n - left
 
@@ -16,6 +17,9 @@ registers during the loop over all channels and taps (see `_vectors`). This make
 matrix product. For 6 -> 16 channels of 13 x 13, filters of 3 x 3, n = 50, on one core whose float32 matrix product of
 512 x 512 runs at 150 GFLOP/s, forward reaches 156 GFLOP/s and the weight gradient 100 (138 for n = 48, where no vector
 crosses a cache line); plain loops with their sums in memory reach 88 and 92.
+
+Groups. With G groups, filters [g * K / G, (g + 1) * K / G) see the channels [g * C / G, (g + 1) * C / G). A depthwise
+convolution has one channel in each group.
 
 The gradient of x is a forward pass over dy with rotated filters; see `Direct` in `layers/conv_algorithms.py`.
 """
@@ -82,16 +86,23 @@ def _forward_kernel(S: int, column_stride: int, KB: int) -> Callable[..., None]:
 
     @kernel
     def conv2d_forward(x, weight, bias, packed, row_stride, top, left, phase, n, y):
-        """x: (C, H, row), weight: (K, C, R, S), bias: (K,) or (0,), packed: (`packed_size`,), y: (K, P, row)."""
-        K, P, _ = y.shape
-        H, R = x.shape[1], weight.shape[2]
-        weights = pack(weight, bias, KB, packed)
-        for block in range(len(weights)):
-            k = min(block * KB, K - KB)
-            for p in range(P):
-                row = p * row_stride - top
-                taps = (R, max(0, -row), max(0, min(R, H - row)), row)
-                forward_row(x, weights, y, (block, k, p), taps, (left, phase, n), S, column_stride, KB, VB)
+        """x: (C, H, row), weight: (K, C / groups, R, S), bias: (K,) or (0,), packed: (`packed_size`,), y: (K, P, row).
+
+        The number of groups follows from the shapes.
+        """
+        H, (_, C, R, _), P = x.shape[1], weight.shape, y.shape[1]
+        groups = len(x) // C
+        K = len(y) // groups
+        for group in range(groups):
+            first = group * K
+            seen = x[group * C : (group + 1) * C]
+            weights = pack(weight[first : first + K], bias[first : first + K], KB, packed)
+            for block in range(len(weights)):
+                k = first + min(block * KB, K - KB)
+                for p in range(P):
+                    row = p * row_stride - top
+                    taps = (R, max(0, -row), max(0, min(R, H - row)), row)
+                    forward_row(seen, weights, y, (block, k, p), taps, (left, phase, n), S, column_stride, KB, VB)
 
     return conv2d_forward
 
@@ -170,19 +181,23 @@ def _weight_gradient_kernel(S: int, column_stride: int, KB: int, CB: int, RB: in
     def conv2d_weight_gradient(x, dy, zeros, row_stride, top, left, phase, n, dweight):
         """dweight[k, c, r, s] = sum over p, j of  dy[k, p, j] * x[c, p * row_stride + r - top, start(s) + j].
 
-        x: (C, H, row), dy: (K, P, row), zeros: (row of x,), overwritten; dweight: (K, C, R, S).
+        x: (C, H, row), dy: (K, P, row), zeros: (row of x,), overwritten; dweight: (K, C / groups, R, S).
         """
-        K, C, R, _ = dweight.shape
+        _, C, R, _ = dweight.shape
+        groups = len(x) // C
+        K = len(dy) // groups
         zeros[:] = 0
         rows, columns = (row_stride, top), (left, phase, n)
-        for k0 in range(0, K, KB):
-            k = min(k0, K - KB)
-            for c in range(0, C, CB):
-                for r in range(0, R, RB):
-                    tile = (k, k, min(c, C - CB), r)
-                    weight_gradient_tile(
-                        x, dy, zeros, dweight, tile, rows, columns, False, S, column_stride, KB, CB, RB
-                    )
+        for group in range(groups):
+            seen = x[group * C : (group + 1) * C]
+            for k0 in range(0, K, KB):
+                k = group * K + min(k0, K - KB)
+                for c in range(0, C, CB):
+                    for r in range(0, R, RB):
+                        tile = (k, k, min(c, C - CB), r)
+                        weight_gradient_tile(
+                            seen, dy, zeros, dweight, tile, rows, columns, False, S, column_stride, KB, CB, RB
+                        )
 
     return conv2d_weight_gradient
 

@@ -1,7 +1,7 @@
 """Two-dimensional convolution."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 
 from parallelcnn.activations import ActivationFunction, find_activation
@@ -16,6 +16,8 @@ from .conv_algorithms import NO_BIAS, WindowAxis, Windows, as_rows, select
 class Conv2D(Layer):
     """Two-dimensional convolution: y[k] = f(bias[k] + sum over c of weight[k, c] correlated with x[c]).
 
+    The number of input channels is that of the layer before, so it is no argument.
+
     Args:
         filters: number of output channels, K.
         kernel_size: rows and columns of the filter, (R, S), or one number for both.
@@ -25,21 +27,34 @@ class Conv2D(Layer):
             that many zeros on each side.
         activation: name or `ActivationFunction` applied to the output.
         bias: whether to add a trainable bias to each output channel.
+        groups: the input channels, and the filters, are cut into so many groups; a filter sees the channels of its own
+            group (as in AlexNet, Krizhevsky et al. 2012, section 3.5). Both numbers must be divisible by it.
+        dilation: distance between neighbouring taps of a filter, (rows, columns) or one number for both (Yu & Koltun
+            2016, arXiv:1511.07122, eq. 2). Above 1 it takes stride 1.
 
-    Shapes: (C, H, W) -> (filters, P, Q) with P = (H + zeros above and below - R) div stride + 1, and Q likewise.
+    Shapes: (C, H, W) -> (filters, P, Q) with P = (H + zeros above and below - window) div stride + 1, where window =
+    (R - 1) * dilation + 1, and Q likewise. The weight has shape (filters, C / groups, R, S), as in PyTorch.
     """
 
     filters: int
     kernel_size: int | tuple[int, int]
+    _: KW_ONLY  # Conv2D(3, 8, 3), as PyTorch users write it, is refused
     stride: int | tuple[int, int] = 1
     padding: str | int | tuple[int, int] = "valid"
     activation: str | ActivationFunction = "identity"
     bias: bool = True
+    groups: int = 1
+    dilation: int | tuple[int, int] = 1
 
     def __post_init__(self) -> None:
         check_positive(self, "filters")
+        check_positive(self, "groups")
         pair(self, "kernel_size", self.kernel_size)
-        pair(self, "stride", self.stride)
+        stride, dilation = pair(self, "stride", self.stride), pair(self, "dilation", self.dilation)
+        if max(dilation) > 1 and max(stride) > 1:
+            raise ShapeError(f"{self}: a dilation above 1 takes stride 1, got stride={self.stride!r}")
+        if self.filters % self.groups:
+            raise ShapeError(f"{self}: filters must be divisible by groups={self.groups}, got {self.filters}")
         if isinstance(self.padding, str):
             if self.padding not in ("valid", "same"):
                 raise ShapeError(f"{self}: padding must be 'valid', 'same' or a number, got {self.padding!r}")
@@ -53,8 +68,8 @@ class Conv2D(Layer):
 
     def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
         R, S = pair(self, "kernel_size", self.kernel_size)
-        K, C = self.filters, input_shape[0]
-        initial = initial_weight(C * R * S, K * R * S, find_activation(self.activation))
+        K, C = self.filters, input_shape[0] // self.groups
+        initial = initial_weight(C * R * S, K // self.groups * R * S, find_activation(self.activation))
         parameters = {"weight": Parameter((K, C, R, S), initial)}
         if self.bias:
             parameters["bias"] = Parameter((K,), weight_decay=False)
@@ -62,7 +77,7 @@ class Conv2D(Layer):
 
     def multiply_adds(self, input_shape: Shape) -> int:
         R, S = pair(self, "kernel_size", self.kernel_size)
-        return math.prod(self.output_shape(input_shape)) * input_shape[0] * R * S
+        return math.prod(self.output_shape(input_shape)) * (input_shape[0] // self.groups) * R * S
 
     def forward(self, step: Step, x: Array) -> Array:
         weight, bias = step.params["weight"], step.params.get("bias", NO_BIAS[step.dtype])
@@ -96,8 +111,10 @@ def windows_of(layer: Conv2D, input_shape: Shape) -> Windows:
     """The windows of the layer along rows and columns; ShapeError if it does not accept this input shape."""
     if len(input_shape) != 3:
         raise ShapeError(f"{layer} takes images (C, H, W), got {input_shape}")
-    window = pair(layer, "kernel_size", layer.kernel_size)
-    stride = pair(layer, "stride", layer.stride)
+    if input_shape[0] % layer.groups:
+        raise ShapeError(f"{layer}: the channels must be divisible by groups={layer.groups}, got {input_shape[0]}")
+    taps, stride, dilation = (pair(layer, name, getattr(layer, name)) for name in ("kernel_size", "stride", "dilation"))
+    window = [(taps[i] - 1) * dilation[i] + 1 for i in range(2)]
     axes = []
     for i, size in enumerate(input_shape[1:]):
         if layer.padding == "same":
@@ -113,5 +130,5 @@ def windows_of(layer: Conv2D, input_shape: Shape) -> Windows:
                 f"{input_shape[1]} x {input_shape[2]}{padded}; it takes images at least as large as its window"
             )
         # With a single window the stride has no effect.
-        axes.append(WindowAxis(window[i], stride[i] if outputs > 1 else 1, before, outputs))
+        axes.append(WindowAxis(taps[i], stride[i] if outputs > 1 else 1, before, outputs, dilation[i]))
     return Windows(*axes)

@@ -1,6 +1,6 @@
 """The convolution algorithms: which kernels each one calls, and when it is used.
 
-    Direct      any convolution                                              `kernels/conv2d.py`
+    Direct      any convolution, also with groups or dilation                `kernels/conv2d.py`
     Pointwise   filters of 1 x 1, stride 1, no padding, many channels        `kernels/pointwise.py`
     Im2col      strides above 1, many channels and filters                   `kernels/panels.py`
     Winograd    filters of 3 x 3, stride 1, many channels                    `kernels/winograd.py`
@@ -9,11 +9,13 @@ The choice depends on shapes alone: a choice by timing could give other bits in 
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from parallelcnn.kernels import conv2d, panels, pointwise, winograd
+from parallelcnn.kernels.adding import add
 
 from .base import Array, Shape, Step
 
@@ -34,6 +36,7 @@ class WindowAxis(NamedTuple):
     stride: int
     before: int  # zeros before the image
     outputs: int  # number of windows
+    dilation: int = 1  # distance between neighbouring taps
 
 
 class Windows(NamedTuple):
@@ -63,11 +66,13 @@ def select(windows: Windows, weight: Shape, x: Shape, y: Shape, computed: Shape)
     """Select the algorithm for these shapes.
 
     Args:
-        weight: (K, C, R, S).
+        weight: (K, C / groups, R, S).
         x, y: (C, H, W, n) and (K, P, Q, n).
         computed: the shape, of the two, that is computed; y for the weight gradient.
     """
     (rows, columns), (K, C, R, S) = windows, weight
+    if x[0] != C or rows.dilation > 1 or columns.dilation > 1:
+        return Direct(*windows)
     if any(axis.stride > 1 for axis in windows) and C >= _IM2COL_CHANNELS and K >= _IM2COL_FILTERS:
         return Im2col(*windows)
     place_by_place = (R, S) == (1, 1) and x[1:] == y[1:] and (rows.before, columns.before) == (0, 0)
@@ -86,15 +91,24 @@ class Direct(NamedTuple):
 
     def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
         image = self.arrange(step, x)
-        kernel = conv2d.forward_kernel(self.columns.window, self.columns.stride, len(weight))
-        step.call(kernel, as_rows(image), weight, bias, self._packed(step, weight), *self.steps(image), as_rows(y))
+        groups = len(x) // weight.shape[1]
+        kernel = conv2d.forward_kernel(self.columns.window, self.columns.stride, len(weight) // groups)
+        packed = self._packed(step, weight, groups)
+        for seen, made, steps in self._parts(image, y):
+            step.call(kernel, as_rows(seen), weight, bias, packed, *steps, as_rows(made))
         return image
 
     def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
         K, C, R, S = dweight.shape
-        kernel = conv2d.weight_gradient_kernel(R, S, self.columns.stride, K, C)
+        kernel = conv2d.weight_gradient_kernel(R, S, self.columns.stride, K // (len(image) // C), C)
         zeros = step.scratch((math.prod(image.shape[2:]),))
-        step.call(kernel, as_rows(image), as_rows(dy), zeros, *self.steps(image), dweight)
+        to = dweight
+        for seen, made, steps in self._parts(image, dy):
+            step.call(kernel, as_rows(seen), as_rows(made), zeros, *steps, to)
+            if to is not dweight:
+                step.call(add, dweight.reshape(dweight.size), to.reshape(to.size), dweight.reshape(dweight.size))
+            elif self.rows.dilation > 1:
+                to = step.scratch(dweight.shape)
 
     def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
         """A forward pass over dy with the filters rotated by 180 degrees and their channel axes swapped.
@@ -102,26 +116,46 @@ class Direct(NamedTuple):
         For a stride of 2, every second row, or column, of dx is a separate pass over every second tap.
         """
         rows, columns = self
+        groups = len(dx) // weight.shape[1]
         n, strided = dx.shape[-1], columns.stride > 1
         image = step.array(self._parted(dx)) if strided else dx
-        packed = self._packed(step, weight)
+        packed = self._packed(step, weight, groups)
+        weight = _swapped(step, weight, groups)
+        if rows.dilation > 1 or columns.dilation > 1:
+            C, _, R, S = weight.shape
+            kernel = conv2d.forward_kernel(S, 1, C // groups)
+            left = (S - 1) * columns.dilation - columns.before
+            for to, seen, (_, top, *_) in self._parts(dx, dy):
+                steps = 1, R - 1 - top, left * n, 0, n * columns.dilation
+                step.call(kernel, as_rows(seen), _rotated(weight), NO_BIAS[dx.dtype], packed, *steps, as_rows(to))
+            return
         for row_phase in range(rows.stride):
             skipped = max(0, -((row_phase - rows.before) // rows.stride))  # rows of this phase above the image
             first_row = skipped * rows.stride + row_phase - rows.before
             for phase in range(min(columns.stride, columns.window)):
                 to = image[:, first_row :: rows.stride]
                 to = as_rows(to[:, :, phase] if strided else to)
-                turned = _turned(weight[:, :, row_phase :: rows.stride, phase :: columns.stride])
-                _, _, R, S = turned.shape
+                turned = _rotated(weight[:, :, row_phase :: rows.stride, phase :: columns.stride])
+                C, _, R, S = turned.shape
                 if turned.size == 0:  # with a stride longer than the window no window covers this phase
                     step.call(to.fill, 0)
                     continue
-                kernel = conv2d.forward_kernel(S, 1, len(turned))
+                kernel = conv2d.forward_kernel(S, 1, C // groups)
                 left = S - 1 - (0 if strided else columns.before)
                 steps = 1, R - 1 - skipped, left * n, 0, n
                 step.call(kernel, as_rows(dy), turned, NO_BIAS[dx.dtype], packed, *steps, to)
         if strided:
             step.call(conv2d.restore, image, columns.before, columns.stride, dx)
+
+    def _parts(self, image: Array, y: Array) -> Iterator[tuple[Array, Array, tuple[int, ...]]]:
+        """The rows of the image and of y that belong together, with the kernels' steps. With a dilation of d rows there
+        are d parts, each of every d-th row: in these, the taps of a window are neighbours.
+        """
+        d, before = self.rows.dilation, self.rows.before
+        row_stride, _, *columns = self.steps(image)
+        for part in range(d):
+            first = (part - before) % d
+            yield image[:, first::d], y[:, part::d], (row_stride, (first - part + before) // d, *columns)
 
     def arrange(self, step: Step, x: Array) -> Array:
         """The image in the layout of the kernels: for a column stride above 1, each row is split into phases."""
@@ -135,15 +169,16 @@ class Direct(NamedTuple):
         """The arguments row_stride, top, left, phase and n of the kernels."""
         n = image.shape[-1]
         left = self.columns.before * n if self.columns.stride == 1 else 0  # otherwise `arrange` has added the zeros
-        return self.rows.stride, self.rows.before, left, image.shape[-2] * n, n
+        return self.rows.stride, self.rows.before, left, image.shape[-2] * n, n * self.columns.dilation
 
     def _parted(self, x: Array) -> Shape:
         C, H = x.shape[:2]
         per_phase = self.columns.outputs + (self.columns.window - 1) // self.columns.stride
         return C, H, min(self.columns.stride, self.columns.window), per_phase
 
-    def _packed(self, step: Step, weight: Array) -> Array:
-        return step.scratch((conv2d.scratch_size(*weight.shape),))
+    def _packed(self, step: Step, weight: Array, groups: int) -> Array:
+        K, *others = weight.shape
+        return step.scratch((conv2d.scratch_size(K // groups, *others),))
 
 
 class Pointwise:
@@ -216,14 +251,25 @@ class Winograd(NamedTuple):
         """A forward pass over dy with the filters rotated by 180 degrees and their channel axes swapped."""
         zeros_before = 2 - self.rows.before, 2 - self.columns.before
         kernel = winograd.forward_kernel(len(dx))
-        step.call(kernel, dy, _turned(weight), NO_BIAS[dx.dtype], self._memory(step, weight), *zeros_before, dx)
+        turned = _rotated(_swapped(step, weight, groups=1))
+        step.call(kernel, dy, turned, NO_BIAS[dx.dtype], self._memory(step, weight), *zeros_before, dx)
 
     def _memory(self, step: Step, weight: Array) -> Array:
         return step.scratch((winograd.memory_size(*weight.shape[:2]),))
 
 
-def _turned(weight: Array) -> Array:
-    return weight.swapaxes(0, 1)[:, :, ::-1, ::-1]
+def _swapped(step: Step, weight: Array, groups: int) -> Array:
+    """The filters with their channel axes swapped within each group: (C, K / groups, R, S)."""
+    K, C, R, S = weight.shape
+    if groups == 1:
+        return weight.swapaxes(0, 1)
+    swapped = step.scratch((groups, C, K // groups, R, S))
+    step.call(np.copyto, swapped, weight.reshape(groups, K // groups, C, R, S).swapaxes(1, 2))
+    return swapped.reshape(groups * C, K // groups, R, S)
+
+
+def _rotated(weight: Array) -> Array:
+    return weight[:, :, ::-1, ::-1]
 
 
 def whole_images(array: Array) -> Array:
