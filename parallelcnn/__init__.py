@@ -35,12 +35,15 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.files.model import load_model as load_model
     from parallelcnn.files.model import save_model as save_model
     from parallelcnn.layers import Activation as Activation
+    from parallelcnn.layers import BatchNorm as BatchNorm
     from parallelcnn.layers import Buffer as Buffer
     from parallelcnn.layers import Conv2D as Conv2D
     from parallelcnn.layers import Dense as Dense
     from parallelcnn.layers import DepthwiseConv2D as DepthwiseConv2D
     from parallelcnn.layers import Flatten as Flatten
+    from parallelcnn.layers import GroupNorm as GroupNorm
     from parallelcnn.layers import Layer as Layer
+    from parallelcnn.layers import LayerNorm as LayerNorm
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
     from parallelcnn.layers import Residual as Residual
@@ -96,12 +99,15 @@ _MODULES = {
     "training.history": ["History"],
     "layers": [
         "Activation",
+        "BatchNorm",
         "Buffer",
         "Conv2D",
         "Dense",
         "DepthwiseConv2D",
         "Flatten",
+        "GroupNorm",
         "Layer",
+        "LayerNorm",
         "MaxPool2D",
         "Parameter",
         "Residual",

@@ -1,6 +1,17 @@
 """Layers with inputs they take: the one list that every test of layers walks over."""
 
-from parallelcnn import Activation, Conv2D, Dense, DepthwiseConv2D, Flatten, MaxPool2D, Residual
+from parallelcnn import (
+    Activation,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    DepthwiseConv2D,
+    Flatten,
+    GroupNorm,
+    LayerNorm,
+    MaxPool2D,
+    Residual,
+)
 from parallelcnn.fusions import PooledConv2D
 
 CONVOLUTIONS = [
@@ -125,7 +136,19 @@ RESIDUALS = [
     (Residual((Dense(3), Residual((Residual((Dense(3, activation="swish"),)), Activation("tanh"))), Dense(3))), (3,)),
 ]
 
-LAYERS = [*CONVOLUTIONS, *GROUPED_CONVOLUTIONS, *POOLINGS, *OTHERS, *ACTIVATED, *RESIDUALS]
+NORMALISATIONS = [
+    (BatchNorm(), (1, 1, 1)),
+    (BatchNorm(activation="tanh"), (3, 3, 5)),
+    (BatchNorm(momentum=1, epsilon=0.1), (5,)),
+    (LayerNorm(), (7,)),
+    (LayerNorm(epsilon=0.1, activation="softplus"), (2, 3, 1)),
+    (GroupNorm(1), (3, 1, 3)),
+    (GroupNorm(3, activation="sigmoid"), (6, 3, 5)),
+    (GroupNorm(2, epsilon=0.1), (6,)),
+    (Residual((BatchNorm(), Conv2D(2, 3, padding="same"), BatchNorm(activation="swish"))), (2, 3, 3)),
+]
+
+LAYERS = [*ACTIVATED, *CONVOLUTIONS, *GROUPED_CONVOLUTIONS, *NORMALISATIONS, *OTHERS, *POOLINGS, *RESIDUALS]
 
 
 def name_of(value: object) -> str:

@@ -13,14 +13,24 @@ def record(layer, input_shape, n, dtype=np.float64, needs_dx=True, shared=False)
     layout = ArrayLayout(({name: one.shape for name, one in layer.parameters(input_shape).items()},))
     flat_params, flat_grads = np.full(layout.size, 7, dtype), np.full(layout.size, 7, dtype)
     (params,), (grads,) = layout.views(flat_params), layout.views(flat_grads)
-    arrays = LayerArrays(params, grads, {}, {})
+    buffers = {name: np.full(one.shape, one.initial, dtype) for name, one in layer.buffers(input_shape).items()}
+    statistics = {name: np.full_like(array, 7) for name, array in buffers.items()}
+    arrays = LayerArrays(params, grads, buffers, statistics)
     shapes = (input_shape, layer.output_shape(input_shape))
     what = Recordable((layer,), (0,), shapes, (arrays,), -1 if needs_dx else 0, np.dtype(dtype))
     plan = plan_tape(what, n, training=True, shared=shared)
     memory = aligned(plan.size)
     memory[: plan.size // 8 * 8].view(np.float64)[...] = 7
     tape = Tape(what, n, plan, memory, training=True)
-    return SimpleNamespace(tape=tape, params=params, grads=grads, flat_params=flat_params, flat_grads=flat_grads)
+    return SimpleNamespace(
+        tape=tape,
+        params=params,
+        grads=grads,
+        buffers=buffers,
+        statistics=statistics,
+        flat_params=flat_params,
+        flat_grads=flat_grads,
+    )
 
 
 def call_all(calls):

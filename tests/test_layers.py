@@ -9,7 +9,6 @@ import pytest
 from cases import LAYERS, POOLED_CONVOLUTIONS, name_of
 from numba import njit
 
-import parallelcnn
 from parallelcnn import (
     Activation,
     ActivationFunction,
@@ -21,6 +20,7 @@ from parallelcnn import (
     Parameter,
     Residual,
     gradient_check,
+    layers,
 )
 from parallelcnn.errors import GradientError, InputError, ShapeError
 
@@ -36,7 +36,7 @@ def test_backward_is_the_derivative_of_forward(layer, input_shape, n):
 
 @pytest.mark.parametrize(("layer", "input_shape"), LAYERS, ids=name_of)
 def test_a_layer_is_a_value_that_prints_as_its_constructor_call(layer, input_shape):
-    again = eval(repr(layer), vars(parallelcnn))
+    again = eval(repr(layer), {**vars(layers)})
     assert again == layer
     assert hash(again) == hash(layer)
     with pytest.raises(FrozenInstanceError):

@@ -4,9 +4,12 @@ from parallelcnn.layers.activation import Activation as Activation
 from parallelcnn.layers.base import Buffer as Buffer
 from parallelcnn.layers.base import Layer as Layer
 from parallelcnn.layers.base import Parameter as Parameter
+from parallelcnn.layers.batch_norm import BatchNorm as BatchNorm
 from parallelcnn.layers.conv2d import Conv2D as Conv2D
 from parallelcnn.layers.dense import Dense as Dense
 from parallelcnn.layers.depthwise_conv2d import DepthwiseConv2D as DepthwiseConv2D
 from parallelcnn.layers.flatten import Flatten as Flatten
+from parallelcnn.layers.group_norm import GroupNorm as GroupNorm
+from parallelcnn.layers.group_norm import LayerNorm as LayerNorm
 from parallelcnn.layers.maxpool2d import MaxPool2D as MaxPool2D
 from parallelcnn.layers.residual import Residual as Residual

@@ -21,6 +21,8 @@ from .step import Step as Step
 
 Initialiser = Callable[[np.random.Generator, Shape], Array]
 
+_LARGEST = 1e30  # a number that also float32 can hold
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -159,6 +161,14 @@ def check_integer(layer: Layer, name: str, value: Any, at_least: int) -> int:
     if number is None or isinstance(value, bool) or not at_least <= number < 2**31:
         raise ShapeError(f"{layer}: {name} must be {rule}, got {value!r}")
     return number
+
+
+def check_number(layer: Layer, name: str, value: Any, at_most: float | None = None) -> None:
+    """Raise ShapeError, naming the layer, unless the value is a finite number above 0 and not above `at_most`."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= (_LARGEST if at_most is None else at_most):
+        rule = "a finite number above 0" if at_most is None else f"a number above 0 and at most {at_most}"
+        raise ShapeError(f"{layer}: {name} must be {rule}, got {value!r}")
 
 
 def pair(layer: Layer, name: str, value: Any, at_least: int = 1) -> tuple[int, int]:
