@@ -2,6 +2,7 @@
 
 from parallelcnn.optimizers.adam import Adam as Adam
 from parallelcnn.optimizers.adam import AdamW as AdamW
+from parallelcnn.optimizers.base import KernelOptimizer as KernelOptimizer
 from parallelcnn.optimizers.base import Optimizer as Optimizer
 from parallelcnn.optimizers.lion import Lion as Lion
 from parallelcnn.optimizers.rmsprop import RMSprop as RMSprop
