@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import small
 from launch import refused
-from thread_ranks import on_ranks
 
 import parallelcnn as pc
 from parallelcnn.errors import InputError
@@ -239,20 +238,9 @@ def test_a_step_allocates_no_memory_for_numbers(kind):
     assert peak < 4096 < network.params.nbytes
 
 
-def train(network, optimizer, comm=None, **options):
-    comm = comm or pc.Serial()
-    return pc.train(
-        network,
-        small.dataset(60),
-        small.dataset(9, seed=1),
-        optimizer,
-        2,
-        20,
-        comm=comm,
-        threads=1,
-        verbose=0,
-        **options,
-    )
+def train(network, optimizer, threads=1, **options):
+    sets = small.dataset(60), small.dataset(9, seed=1)
+    return pc.train(network, *sets, optimizer, 2, 20, comm=pc.Serial(), threads=threads, verbose=0, **options)
 
 
 @pytest.mark.parametrize(
@@ -269,17 +257,13 @@ def test_a_training_resumed_in_the_middle_of_an_epoch_has_the_same_bits(optimize
     assert set(again.state) == {"params", "mean", *(["square"] if isinstance(optimizer, pc.Adam) else [])}
 
 
-def test_three_ranks_hold_the_state_of_one(tmp_path):
-    for optimizer in (pc.AdamW(0.01), pc.RMSprop(momentum=0.5)):
-        alone = small.network()
-        train(alone, optimizer, reproducible=6)
-
-        def state_of(comm, optimizer=optimizer):
-            network = small.network()
-            train(network, optimizer, comm, reproducible=6)
-            return network.state_sha256()
-
-        assert set(on_ranks(3, state_of)) == {alone.state_sha256()}
+@pytest.mark.parametrize("optimizer", [pc.AdamW(0.01), pc.RMSprop(momentum=0.5, weight_decay=0.1), pc.Lion(0.01)])
+def test_three_threads_reach_the_state_of_one_with_reproducible_sums(optimizer):
+    """tests/mpi/test_replicas.py does the same with ranks."""
+    networks = [small.network(), small.network()]
+    for network, threads in zip(networks, (1, 3), strict=True):
+        train(network, optimizer, reproducible=6, threads=threads)
+    assert networks[0].state_sha256() == networks[1].state_sha256()
 
 
 def test_the_optimiser_of_a_run_is_a_setting():
