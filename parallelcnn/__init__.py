@@ -56,7 +56,11 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.models import paper as paper
     from parallelcnn.network import NetworkHandler as NetworkHandler
     from parallelcnn.optimizers import SGD as SGD
+    from parallelcnn.optimizers import Adam as Adam
+    from parallelcnn.optimizers import AdamW as AdamW
+    from parallelcnn.optimizers import Lion as Lion
     from parallelcnn.optimizers import Optimizer as Optimizer
+    from parallelcnn.optimizers import RMSprop as RMSprop
     from parallelcnn.profiling import Profiler as Profiler
     from parallelcnn.resilience.world import world as world
     from parallelcnn.schedules import Constant as Constant
@@ -116,7 +120,7 @@ _MODULES = {
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],
     "metrics": ["Accuracy", "MeanAbsoluteError", "Metric"],
-    "optimizers": ["SGD", "Optimizer"],
+    "optimizers": ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop"],
     "profiling": ["Profiler"],
     "schedules": ["Constant", "Cosine", "OneCycle", "Schedule"],
     "trainer": ["evaluate", "train"],

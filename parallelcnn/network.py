@@ -24,7 +24,7 @@ from parallelcnn.kernels.losses import softmax
 from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.layers.base import Array, Buffer, Layer, Parameter, Shape
 from parallelcnn.optimizers import Optimizer
-from parallelcnn.parameters import ArrayLayout
+from parallelcnn.parameters import ArrayLayout, decay_parts
 from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
 
@@ -77,6 +77,7 @@ class NetworkHandler:
         self._buffer_vector = np.zeros(self.buffer_layout.size, self.dtype)
         self._params = self.layout.views(self._vector)
         self._buffers = self.buffer_layout.views(self._buffer_vector)
+        self._decay_parts = decay_parts(one for parameters, _ in declared for one in parameters.values())
         rng = np.random.default_rng(seed)
         for arrays, (parameters, _) in zip(self._params, declared, strict=True):
             for name, parameter in parameters.items():
@@ -233,9 +234,14 @@ class NetworkHandler:
             step: number of steps done before.
             steps: number of steps of the whole training.
         """
-        optimizer.update(self.params, self.gradients, self._optimizer_state, step, steps)
+        decay = self.decay_argument(optimizer)
+        optimizer.update(self.params, self.gradients, self._optimizer_state, step, steps, **decay)
         if self.buffers.size:
             moving_average(self.buffers, self.replica.statistics, self._momentum, samples)
+
+    def decay_argument(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The argument `parts` of the `update` of an optimiser with weight decay; see `Optimizer`."""
+        return {"parts": self._decay_parts} if getattr(optimizer, "weight_decay", 0) else {}
 
     def check_memory(self, threads: int = 1) -> None:
         """Raise ShapeError unless the arrays of `threads` threads, one block of samples each, fit into memory."""

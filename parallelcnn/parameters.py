@@ -5,10 +5,13 @@ one check serve all layers. Layers use named views.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from parallelcnn.layers.base import Array, Shape
+import numpy as np
+
+from parallelcnn.layers.base import Array, Parameter, Shape
 
 
 class Slot(NamedTuple):
@@ -65,3 +68,24 @@ class ArrayLayout:
         for slot in self.slots:
             views[slot.layer][slot.name] = flat[slot.start : slot.stop].reshape(slot.shape)
         return views
+
+
+def decay_parts(parameters: Iterable[Parameter]) -> Array:
+    """The parts of the vector to which weight decay applies or not, as optimisers take them.
+
+    Args:
+        parameters: all parameters, in the order of the vector.
+
+    Returns:
+        (parts, 3), int64: rows (start, stop, decays) that cover the vector, with decays 1 or 0.
+    """
+    parts: list[list[int]] = []
+    start = 0
+    for parameter in parameters:
+        stop, decays = start + math.prod(parameter.shape), int(parameter.weight_decay)
+        if parts and parts[-1][2] == decays:
+            parts[-1][1] = stop
+        else:
+            parts.append([start, stop, decays])
+        start = stop
+    return np.array(parts, np.int64).reshape(len(parts), 3)

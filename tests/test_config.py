@@ -29,7 +29,7 @@ def test_a_config_is_written_and_read_again(tmp_path):
     assert again.data.startswith("/")
     values = tomllib.loads(file.read_text())
     assert {one.name for one in fields(TrainConfig)} - set(values) == {
-        *("data_dir", "clip_norm", "evaluate_every", "threads", "verify"),
+        *("data_dir", "weight_decay", "clip_norm", "clip_value", "evaluate_every", "threads", "verify"),
         *("checkpoint_every", "checkpoint_seconds", "out", "resume"),
     }
 
@@ -86,7 +86,7 @@ def test_a_file_that_is_not_there_is_one_sentence_and_code_2(tmp_path, capsys):
     ],
 )
 def test_settings_describe_an_optimiser(given, optimizer):
-    assert TrainConfig(**given).optimizer() == optimizer
+    assert TrainConfig(**given).build_optimizer() == optimizer
 
 
 def test_a_run_is_repeated_from_its_own_config(folder, tmp_path):

@@ -9,7 +9,7 @@ import small
 
 import parallelcnn as pc
 from parallelcnn.errors import InputError
-from parallelcnn.optimizers import clip_by_norm
+from parallelcnn.optimizers.base import clip_by_norm
 
 
 def rates(schedule, steps):

@@ -75,7 +75,7 @@ class Run:
         check_threads(options.threads)
         check_reproducible(options.reproducible)
         self._checkpoint_folder(Path())
-        return options.optimizer()
+        return options.build_optimizer()
 
     def _build(self) -> NetworkHandler:
         options = self._options

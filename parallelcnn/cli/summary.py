@@ -21,8 +21,8 @@ from parallelcnn.training.progress import percent
 from parallelcnn.wording import plural
 
 _SETTINGS = [
-    *("model", "epochs", "batch_size", "learning_rate", "schedule", "warmup"),
-    *("momentum", "nesterov", "weight_decay", "clip_norm", "seed"),
+    *("model", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "warmup"),
+    *("momentum", "nesterov", "weight_decay", "clip_norm", "clip_value", "seed"),
 ]
 
 
@@ -70,9 +70,10 @@ def summarize(
 ) -> dict[str, Any]:
     """The content of `summary.json`: the settings of a run and its results."""
     on_test_set = history.evaluations[-1][2]
+    of_optimizer = vars(options.optimizer_of_constant_rate())  # with the defaults of what the options leave open
     return {
         "version": __version__,
-        **{name: getattr(options, name) for name in _SETTINGS},
+        **{name: of_optimizer.get(name, getattr(options, name)) for name in _SETTINGS},
         "layers": [repr(layer) for layer in network.layers],
         "parameters": network.params.size,
         "data": train_set.name,

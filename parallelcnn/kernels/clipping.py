@@ -20,3 +20,10 @@ def scale(vector, factor):
     """vector *= factor."""
     for i in range(vector.size):
         vector[i] *= factor
+
+
+@kernel
+def clamp(vector, largest):
+    """Limit every number to [-largest, largest]."""
+    for i in range(vector.size):
+        vector[i] = min(max(vector[i], -largest), largest)

@@ -1,22 +1,34 @@
-"""SGD updates of the parameters, in one pass over the flat vectors."""
+"""SGD updates of the parameters, in one pass over the flat vectors.
+
+The rows of `parts` are (start, stop, decays); see `Optimizer.update`. Each part is sliced, because numba does not
+vectorise a loop from `start` to `stop`: it would handle negative indices.
+"""
 
 from ._jit import kernel
 
 
 @kernel
-def sgd(params, gradients, learning_rate, weight_decay):
+def sgd(params, gradients, parts, learning_rate, weight_decay):
     """params -= learning_rate * (gradients + weight_decay * params)."""
-    for i in range(params.size):
-        params[i] -= learning_rate * (gradients[i] + weight_decay * params[i])
+    for part in range(parts.shape[0]):
+        start, stop = parts[part, 0], parts[part, 1]
+        decay = weight_decay if parts[part, 2] else params.dtype.type(0)
+        values, slopes = params[start:stop], gradients[start:stop]
+        for i in range(values.size):
+            values[i] -= learning_rate * (slopes[i] + decay * values[i])
 
 
 @kernel
-def sgd_momentum(params, gradients, learning_rate, weight_decay, momentum, nesterov, velocity):
+def sgd_momentum(params, gradients, velocity, parts, learning_rate, weight_decay, momentum, nesterov):
     """velocity = momentum * velocity + g;  params -= learning_rate * velocity, or Nesterov's step along
     g + momentum * velocity (Sutskever et al. 2013, eq. 3-4, written for the look-ahead parameters).
     """
-    for i in range(params.size):
-        g = gradients[i] + weight_decay * params[i]
-        velocity[i] = momentum * velocity[i] + g
-        step = g + momentum * velocity[i] if nesterov else velocity[i]
-        params[i] -= learning_rate * step
+    for part in range(parts.shape[0]):
+        start, stop = parts[part, 0], parts[part, 1]
+        decay = weight_decay if parts[part, 2] else params.dtype.type(0)
+        values, slopes, v = params[start:stop], gradients[start:stop], velocity[start:stop]
+        for i in range(values.size):
+            g = slopes[i] + decay * values[i]
+            v[i] = momentum * v[i] + g
+            step = g + momentum * v[i] if nesterov else v[i]
+            values[i] -= learning_rate * step

@@ -9,19 +9,20 @@ import os
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from parallelcnn.errors import InputError, nearest_name
 
 if TYPE_CHECKING:
-    from parallelcnn.optimizers import Optimizer
-    from parallelcnn.schedules import Schedule
+    from parallelcnn.optimizers import KernelOptimizer
 
 NETWORK, TRAINING, RANKS = "network and data", "training", "ranks and threads"
 RESULTS, CHECKPOINTS = "results", "checkpoints, saved after every epoch, and resuming from them"
 GROUPS = (NETWORK, TRAINING, RANKS, RESULTS, CHECKPOINTS)
 SCHEDULES = ("constant", "cosine", "one-cycle")
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "lion": "Lion"}  # class names
+_OF_OPTIMIZERS = ("learning_rate", "momentum", "nesterov", "weight_decay", "clip_norm", "clip_value")
 _METAVARS = {int: "N", float: "X"}
 
 
@@ -79,7 +80,15 @@ class TrainConfig:
     )
     epochs: int = _setting(3, TRAINING, "passes over the training set", at_least=1)
     batch_size: int = _setting(100, TRAINING, "samples in a minibatch, over all ranks", at_least=1)
-    learning_rate: float = _setting(0.1, TRAINING, "learning rate of SGD", at_least=0)
+    optimizer: str = _setting(
+        "sgd", TRAINING, f"the optimiser: {', '.join(OPTIMIZERS)}", metavar="NAME", choices=tuple(OPTIMIZERS)
+    )
+    learning_rate: float | None = _setting(
+        None,
+        TRAINING,
+        "learning rate; by default 0.1 with sgd, 0.001 with adam and adamw, 0.01 with rmsprop, 0.0001 with lion",
+        at_least=0,
+    )
     schedule: str = _setting(
         "constant",
         TRAINING,
@@ -88,12 +97,15 @@ class TrainConfig:
         choices=SCHEDULES,
     )
     warmup: int = _setting(0, TRAINING, "steps in which the learning rate rises, of constant and cosine", at_least=0)
-    momentum: float = _setting(0.0, TRAINING, "momentum of SGD, at least 0 and below 1", at_least=0)
-    nesterov: bool = _setting(False, TRAINING, "use Nesterov momentum")
-    weight_decay: float = _setting(0.0, TRAINING, "weight decay (L2 penalty)", at_least=0)
+    momentum: float = _setting(0.0, TRAINING, "momentum of sgd and rmsprop, at least 0 and below 1", at_least=0)
+    nesterov: bool = _setting(False, TRAINING, "use Nesterov momentum with sgd")
+    weight_decay: float | None = _setting(
+        None, TRAINING, "weight decay, not of biases and normalisation; by default 0, with adamw 0.01", at_least=0
+    )
     clip_norm: float | None = _setting(
         None, TRAINING, "shorten gradients to this L2 norm over all parameters", at_least=0
     )
+    clip_value: float | None = _setting(None, TRAINING, "limit every number of the gradients to [-X, X]", at_least=0)
     seed: int = _setting(0, TRAINING, "seed of initial weights and sample order", at_least=0)
     evaluate_every: int | None = _setting(
         None, TRAINING, "evaluate after every K minibatches as well as every epoch", metavar="K", at_least=1
@@ -165,24 +177,41 @@ class TrainConfig:
             raise InputError("out must name a directory, got ''")
         if self.resume == "auto" and self.out is None:
             raise InputError("--resume takes the run directory, --out DIR, or a checkpoint, --resume FILE")
-        self.optimizer()
+        self.build_optimizer()
 
-    def optimizer(self) -> "Optimizer":
+    def build_optimizer(self) -> "KernelOptimizer":
         """The optimiser that these settings describe."""
-        # Imported here because numba takes half a second to load, and --help needs only the fields.
-        from parallelcnn.optimizers import SGD
         from parallelcnn.schedules import Constant, Cosine, OneCycle
 
-        rate: float | Schedule = self.learning_rate
+        optimizer: Any = self.optimizer_of_constant_rate()
+        rate = optimizer.learning_rate
         if self.schedule == "cosine":
-            rate = Cosine(self.learning_rate, self.warmup)
+            rate = Cosine(rate, self.warmup)
         elif self.schedule == "one-cycle":
             if self.warmup:
                 raise InputError(f"warmup must be 0 with the schedule one-cycle, which has its own, got {self.warmup}")
-            rate = OneCycle(self.learning_rate)
+            rate = OneCycle(rate)
         elif self.warmup:
-            rate = Constant(self.learning_rate, self.warmup)
-        return SGD(rate, self.momentum, self.nesterov, self.weight_decay, self.clip_norm)
+            rate = Constant(rate, self.warmup)
+        return replace(optimizer, learning_rate=rate)
+
+    def optimizer_of_constant_rate(self) -> "KernelOptimizer":
+        """As `build_optimizer`, without a schedule. What is not given has the optimiser's default.
+
+        Raises:
+            InputError: if a setting is given that the optimiser does not have, or does not accept.
+        """
+        # Imported here because numba takes half a second to load, and --help needs only the fields.
+        from parallelcnn import optimizers
+
+        kinds = {name: getattr(optimizers, kind) for name, kind in OPTIMIZERS.items()}
+        defaults = {one.name: one.default for one in fields(self)}
+        given = {name: getattr(self, name) for name in _OF_OPTIMIZERS if getattr(self, name) != defaults[name]}
+        for name in given:
+            having = [other for other, kind in kinds.items() if hasattr(kind, name)]
+            if self.optimizer not in having:
+                raise InputError(f"{name} takes the optimizer {' or '.join(having)}, got {self.optimizer}")
+        return kinds[self.optimizer](**given)
 
     def repeatable(self) -> dict[str, Any]:
         """The settings needed to repeat the run, with absolute paths."""

@@ -49,6 +49,17 @@ def test_with_reproducible_sums_the_bits_are_those_of_one_process(comm, reproduc
     assert history.evaluations == history_alone.evaluations
 
 
+@pytest.mark.parametrize(
+    "optimizer", [pc.AdamW(pc.Cosine(0.01, warmup=5), clip_norm=1.0), pc.RMSprop(momentum=0.5), pc.Lion(0.001)]
+)
+def test_with_reproducible_sums_every_optimiser_ends_with_the_state_of_one_process(comm, optimizer):
+    networks = [small.network(), small.network()]
+    for network, ranks in zip(networks, (comm, pc.Serial()), strict=True):
+        sets = small.dataset(211), small.dataset(97, seed=1)
+        pc.train(network, *sets, optimizer, 2, 25, comm=ranks, threads=1, reproducible=6, verbose=0)
+    assert set(comm.allgather(networks[0].state_sha256())) == {networks[1].state_sha256()}
+
+
 def test_who_takes_over_what_the_furthest_rank_has_stops_with_it(comm):
     is_ahead = comm.rank == comm.size - 1  # it got the last sum, which said that someone wants to stop
     steps = 3 + is_ahead

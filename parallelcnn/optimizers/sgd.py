@@ -1,0 +1,54 @@
+"""Stochastic gradient descent."""
+
+from dataclasses import dataclass
+
+from parallelcnn.errors import InputError
+from parallelcnn.kernels import sgd as kernels
+from parallelcnn.schedules import Schedule
+
+from .base import Array, KernelOptimizer, state_vector
+
+
+@dataclass(frozen=True)
+class SGD(KernelOptimizer):
+    """Stochastic gradient descent, as in PyTorch:
+
+        g = gradient + weight_decay * parameter
+        velocity = momentum * velocity + g
+        parameter -= learning_rate * velocity        (with nesterov: learning_rate * (g + momentum * velocity))
+
+    Nesterov's step is that of Sutskever et al. 2013 ("On the importance of initialization and momentum in deep
+    learning", eq. 3-4), written for the look-ahead parameters.
+
+    Args:
+        learning_rate: a number, or a schedule.
+        weight_decay: factor of the parameters in the gradient (L2 penalty); not of biases and normalisation parameters.
+        clip_norm, clip_value: the largest norm of all gradients, the largest gradient; see `KernelOptimizer`.
+
+    Raises:
+        InputError: for a negative or non-finite number, momentum of 1 or more, or Nesterov without momentum.
+    """
+
+    learning_rate: float | Schedule = 0.1
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    clip_value: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_numbers("momentum", below_one=True)
+        if self.nesterov and self.momentum == 0:
+            raise InputError("SGD: nesterov=True takes a momentum above 0, got momentum=0")
+
+    def take_step(
+        self, params: Array, gradients: Array, state: dict[str, Array], parts: Array, rate: float, step: int
+    ) -> None:
+        number = params.dtype.type
+        factors = number(rate), number(self.weight_decay)
+        if self.momentum:
+            velocity = state_vector(state, "velocity", params)
+            kernels.sgd_momentum(params, gradients, velocity, parts, *factors, number(self.momentum), self.nesterov)
+        else:
+            kernels.sgd(params, gradients, parts, *factors)
