@@ -57,8 +57,12 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.resilience.world import world as world
     from parallelcnn.schedules import Constant as Constant
     from parallelcnn.schedules import Cosine as Cosine
+    from parallelcnn.schedules import Exponential as Exponential
+    from parallelcnn.schedules import MultiStep as MultiStep
     from parallelcnn.schedules import OneCycle as OneCycle
+    from parallelcnn.schedules import Polynomial as Polynomial
     from parallelcnn.schedules import Schedule as Schedule
+    from parallelcnn.schedules import Step as Step
     from parallelcnn.trainer import evaluate as evaluate
     from parallelcnn.trainer import train as train
     from parallelcnn.training.callbacks import Callback as Callback
@@ -100,7 +104,9 @@ _MODULES = {
     "metrics": ["Accuracy", "MeanAbsoluteError", "Metric"],
     "optimizers": ["SGD", "Optimizer"],
     "profiling": ["Profiler"],
-    "schedules": ["Constant", "Cosine", "OneCycle", "Schedule"],
+    "schedules": [
+        *("Constant", "Cosine", "Exponential", "MultiStep", "OneCycle", "Polynomial", "Schedule", "Step"),
+    ],
     "trainer": ["evaluate", "train"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

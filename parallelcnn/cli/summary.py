@@ -21,7 +21,7 @@ from parallelcnn.training.progress import percent
 from parallelcnn.wording import plural
 
 _SETTINGS = [
-    *("model", "epochs", "batch_size", "learning_rate", "schedule", "warmup"),
+    *("model", "epochs", "batch_size", "learning_rate", "schedule", "warmup", "decay_every", "decay_factor"),
     *("momentum", "nesterov", "weight_decay", "clip_norm", "seed"),
 ]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NETWORK, TRAINING, RANKS = "network and data", "training", "ranks and threads"
 RESULTS, CHECKPOINTS = "results", "checkpoints, saved after every epoch, and resuming from them"
 GROUPS = (NETWORK, TRAINING, RANKS, RESULTS, CHECKPOINTS)
-SCHEDULES = ("constant", "cosine", "one-cycle")
+SCHEDULES = ("constant", "cosine", "one-cycle", "step", "exponential", "polynomial")
 _METAVARS = {int: "N", float: "X"}
 
 
@@ -87,7 +87,13 @@ class TrainConfig:
         metavar="NAME",
         choices=SCHEDULES,
     )
-    warmup: int = _setting(0, TRAINING, "steps in which the learning rate rises, of constant and cosine", at_least=0)
+    warmup: int = _setting(0, TRAINING, "steps in which the learning rate rises, not of one-cycle", at_least=0)
+    decay_every: int | None = _setting(
+        None, TRAINING, "steps between two changes of the learning rate, of the schedule step", metavar="K", at_least=1
+    )
+    decay_factor: float | None = _setting(
+        None, TRAINING, "what a change of step (0.1), or each step of exponential, multiplies the rate by", at_least=0
+    )
     momentum: float = _setting(0.0, TRAINING, "momentum of SGD, at least 0 and below 1", at_least=0)
     nesterov: bool = _setting(False, TRAINING, "use Nesterov momentum")
     weight_decay: float = _setting(0.0, TRAINING, "weight decay (L2 penalty)", at_least=0)
@@ -171,18 +177,37 @@ class TrainConfig:
         """The optimiser that these settings describe."""
         # Imported here because numba takes half a second to load, and --help needs only the fields.
         from parallelcnn.optimizers import SGD
-        from parallelcnn.schedules import Constant, Cosine, OneCycle
 
-        rate: float | Schedule = self.learning_rate
-        if self.schedule == "cosine":
-            rate = Cosine(self.learning_rate, self.warmup)
-        elif self.schedule == "one-cycle":
-            if self.warmup:
-                raise InputError(f"warmup must be 0 with the schedule one-cycle, which has its own, got {self.warmup}")
-            rate = OneCycle(self.learning_rate)
-        elif self.warmup:
-            rate = Constant(self.learning_rate, self.warmup)
+        rate = self._rate()
         return SGD(rate, self.momentum, self.nesterov, self.weight_decay, self.clip_norm)
+
+    def _rate(self) -> "float | Schedule":
+        """The learning rate, or the schedule, that these settings describe."""
+        from parallelcnn import schedules
+
+        name, rate, warmup = self.schedule, self.learning_rate, self.warmup
+        for option, users in (("decay_every", ("step",)), ("decay_factor", ("step", "exponential"))):
+            value = getattr(self, option)
+            if value is not None and name not in users:
+                raise InputError(f"{option} is for the schedule {' or '.join(users)}, got {value!r} with {name}")
+            if value is None and name == users[-1]:
+                raise InputError(f"the schedule {name} needs {option}")
+        if name == "one-cycle":
+            if warmup:
+                raise InputError(f"warmup must be 0 with the schedule one-cycle, which has its own, got {warmup}")
+            return schedules.OneCycle(rate)
+        if name == "step":
+            assert self.decay_every is not None
+            factor = 0.1 if self.decay_factor is None else self.decay_factor
+            return schedules.Step(rate, self.decay_every, factor, warmup)
+        if name == "exponential":
+            assert self.decay_factor is not None
+            return schedules.Exponential(rate, self.decay_factor, warmup)
+        if name == "polynomial":
+            return schedules.Polynomial(rate, warmup)
+        if name == "cosine":
+            return schedules.Cosine(rate, warmup)
+        return schedules.Constant(rate, warmup) if warmup else rate
 
     def repeatable(self) -> dict[str, Any]:
         """The settings needed to repeat the run, with absolute paths."""
