@@ -43,9 +43,13 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
     from parallelcnn.layers import Residual as Residual
+    from parallelcnn.losses import AbsoluteError as AbsoluteError
+    from parallelcnn.losses import BinaryCrossEntropy as BinaryCrossEntropy
+    from parallelcnn.losses import HuberLoss as HuberLoss
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
     from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
     from parallelcnn.metrics import Accuracy as Accuracy
+    from parallelcnn.metrics import BinaryAccuracy as BinaryAccuracy
     from parallelcnn.metrics import MeanAbsoluteError as MeanAbsoluteError
     from parallelcnn.metrics import Metric as Metric
     from parallelcnn.models import lenet5 as lenet5
@@ -98,10 +102,10 @@ _MODULES = {
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
     "layers": ["Activation", "Buffer", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D", "Parameter", "Residual"],
-    "losses": ["MeanSquaredError", "SoftmaxCrossEntropy"],
+    "losses": ["AbsoluteError", "BinaryCrossEntropy", "HuberLoss", "MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],
-    "metrics": ["Accuracy", "MeanAbsoluteError", "Metric"],
+    "metrics": ["Accuracy", "BinaryAccuracy", "MeanAbsoluteError", "Metric"],
     "optimizers": ["SGD", "Optimizer"],
     "profiling": ["Profiler"],
     "schedules": [

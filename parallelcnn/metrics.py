@@ -48,7 +48,7 @@ class Accuracy(Metric):
     name = "accuracy"
 
     def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
-        if classes is None or len(output_shape) != 1:
+        if classes is None or len(output_shape) != 1 or output_shape[0] < classes:
             raise ShapeError(
                 f"{self} takes integer labels and a network that ends in (classes,), "
                 f"got {labels.dtype} labels and {output_shape}"
@@ -56,6 +56,33 @@ class Accuracy(Metric):
 
     def add(self, outputs: Array, labels: Array, sums: Array) -> None:
         sums[0] += count_correct(outputs, labels)
+
+
+@dataclass(frozen=True)
+class BinaryAccuracy(Metric):
+    """Accuracy of binary outputs, for networks trained with `BinaryCrossEntropy`.
+
+    The fraction, over samples and outputs, of labels on whose side of 1/2 the sigmoid of the output lies, in [0, 1].
+    """
+
+    name = "accuracy"
+    terms = 2
+
+    def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
+        two_classes = classes == 2 and output_shape == (1,)
+        if not (two_classes or (classes is None and (labels.shape[1:] or (1,)) == output_shape)):
+            raise ShapeError(
+                f"{self} takes labels of 2 classes and a network that ends in (1,), or float labels of the network's "
+                f"output shape {output_shape}, got {labels.dtype} of shape {labels.shape[1:]}"
+            )
+
+    def add(self, outputs: Array, labels: Array, sums: Array) -> None:
+        targets = labels.reshape(labels.shape[0], outputs.shape[0]).T
+        wrong = (outputs > 0) != (targets > 0.5)
+        sums += (np.count_nonzero(~wrong & ~np.isnan(outputs)), outputs.size)
+
+    def result(self, sums: Array, samples: int) -> float:
+        return float(sums[0] / sums[1])
 
 
 @dataclass(frozen=True)

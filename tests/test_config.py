@@ -64,6 +64,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         ("schedule = 'exponential'", "the schedule exponential needs decay_factor"),
         ("decay_factor = 0.5", "decay_factor is for the schedule step or exponential, got 0.5 with constant"),
         ("schedule = 'exponential'\ndecay_every = 5", "decay_every is for the schedule step, got 5 with exponential"),
+        ("label_smoothing = 2", "label_smoothing must be at most 1, got 2.0"),
         ("repair = 'all'", "repair must be one of stop, majority, checkpoint, got 'all'"),
         ("schedule = 'one-cycle'\nwarmup = 5", "warmup must be 0 with the schedule one-cycle"),
         ("momentum = 1.0", "momentum must be less than 1, got 1.0"),

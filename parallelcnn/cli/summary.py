@@ -22,7 +22,7 @@ from parallelcnn.wording import plural
 
 _SETTINGS = [
     *("model", "epochs", "batch_size", "learning_rate", "schedule", "warmup", "decay_every", "decay_factor"),
-    *("momentum", "nesterov", "weight_decay", "clip_norm", "seed"),
+    *("momentum", "nesterov", "weight_decay", "clip_norm", "label_smoothing", "seed"),
 ]
 
 

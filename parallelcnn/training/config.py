@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from parallelcnn.errors import InputError, nearest_name
 
 if TYPE_CHECKING:
+    from parallelcnn.losses import Loss
     from parallelcnn.optimizers import Optimizer
     from parallelcnn.schedules import Schedule
 
@@ -100,6 +101,9 @@ class TrainConfig:
     clip_norm: float | None = _setting(
         None, TRAINING, "shorten gradients to this L2 norm over all parameters", at_least=0
     )
+    label_smoothing: float = _setting(
+        0.0, TRAINING, "part of each label that all classes share, of the softmax cross-entropy, up to 1", at_least=0
+    )
     seed: int = _setting(0, TRAINING, "seed of initial weights and sample order", at_least=0)
     evaluate_every: int | None = _setting(
         None, TRAINING, "evaluate after every K minibatches as well as every epoch", metavar="K", at_least=1
@@ -172,6 +176,7 @@ class TrainConfig:
         if self.resume == "auto" and self.out is None:
             raise InputError("--resume takes the run directory, --out DIR, or a checkpoint, --resume FILE")
         self.optimizer()
+        self.loss()
 
     def optimizer(self) -> "Optimizer":
         """The optimiser that these settings describe."""
@@ -180,6 +185,12 @@ class TrainConfig:
 
         rate = self._rate()
         return SGD(rate, self.momentum, self.nesterov, self.weight_decay, self.clip_norm)
+
+    def loss(self) -> "Loss":
+        """The loss that these settings describe."""
+        from parallelcnn.losses import SoftmaxCrossEntropy
+
+        return SoftmaxCrossEntropy(self.label_smoothing)
 
     def _rate(self) -> "float | Schedule":
         """The learning rate, or the schedule, that these settings describe."""

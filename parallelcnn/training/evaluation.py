@@ -12,7 +12,7 @@ from parallelcnn.data.sampler import shard
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss
-from parallelcnn.metrics import Accuracy, Metric
+from parallelcnn.metrics import Accuracy, BinaryAccuracy, Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import Replica
 from parallelcnn.training.thread_pool import ThreadPool
@@ -41,19 +41,23 @@ class Evaluation:
         return values[name]
 
 
-def default_metrics(network: NetworkHandler, dataset: Dataset) -> tuple[Metric, ...]:
-    """Accuracy, if the labels are classes and the network ends in a vector."""
+def default_metrics(network: NetworkHandler, dataset: Dataset, loss: Loss) -> tuple[Metric, ...]:
+    """Accuracy, if the labels are classes and the network ends in a vector, or if the loss is binary."""
+    if getattr(loss, "prediction", "output") == "sigmoid":
+        return (BinaryAccuracy(),)
     return (Accuracy(),) if dataset.classes is not None and len(network.output_shape) == 1 else ()
 
 
-def as_metrics(metrics: Sequence[Metric] | None, network: NetworkHandler, dataset: Dataset) -> tuple[Metric, ...]:
+def as_metrics(
+    metrics: Sequence[Metric] | None, network: NetworkHandler, dataset: Dataset, loss: Loss
+) -> tuple[Metric, ...]:
     """The metrics as a tuple; the default metrics for None.
 
     Raises:
         InputError: if they are not metrics, or cannot be computed for the network and the data set.
     """
     if metrics is None:
-        return default_metrics(network, dataset)
+        return default_metrics(network, dataset, loss)
     some = tuple(metrics) if isinstance(metrics, Iterable) and not isinstance(metrics, str) else (None,)
     for metric in some:
         if not isinstance(metric, Metric):
