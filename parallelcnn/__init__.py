@@ -48,10 +48,16 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.losses import HuberLoss as HuberLoss
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
     from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+    from parallelcnn.metrics import F1 as F1
     from parallelcnn.metrics import Accuracy as Accuracy
     from parallelcnn.metrics import BinaryAccuracy as BinaryAccuracy
+    from parallelcnn.metrics import ClassScore as ClassScore
+    from parallelcnn.metrics import ConfusionMatrix as ConfusionMatrix
     from parallelcnn.metrics import MeanAbsoluteError as MeanAbsoluteError
     from parallelcnn.metrics import Metric as Metric
+    from parallelcnn.metrics import Precision as Precision
+    from parallelcnn.metrics import Recall as Recall
+    from parallelcnn.metrics import TopK as TopK
     from parallelcnn.models import lenet5 as lenet5
     from parallelcnn.models import paper as paper
     from parallelcnn.network import NetworkHandler as NetworkHandler
@@ -105,7 +111,10 @@ _MODULES = {
     "losses": ["AbsoluteError", "BinaryCrossEntropy", "HuberLoss", "MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],
-    "metrics": ["Accuracy", "BinaryAccuracy", "MeanAbsoluteError", "Metric"],
+    "metrics": [
+        *("Accuracy", "BinaryAccuracy", "ClassScore", "ConfusionMatrix", "F1", "MeanAbsoluteError", "Metric"),
+        *("Precision", "Recall", "TopK"),
+    ],
     "optimizers": ["SGD", "Optimizer"],
     "profiling": ["Profiler"],
     "schedules": [
