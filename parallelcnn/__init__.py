@@ -47,11 +47,21 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
     from parallelcnn.layers import Residual as Residual
+    from parallelcnn.losses import AbsoluteError as AbsoluteError
+    from parallelcnn.losses import BinaryCrossEntropy as BinaryCrossEntropy
+    from parallelcnn.losses import HuberLoss as HuberLoss
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
     from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+    from parallelcnn.metrics import F1 as F1
     from parallelcnn.metrics import Accuracy as Accuracy
+    from parallelcnn.metrics import BinaryAccuracy as BinaryAccuracy
+    from parallelcnn.metrics import ClassScore as ClassScore
+    from parallelcnn.metrics import ConfusionMatrix as ConfusionMatrix
     from parallelcnn.metrics import MeanAbsoluteError as MeanAbsoluteError
     from parallelcnn.metrics import Metric as Metric
+    from parallelcnn.metrics import Precision as Precision
+    from parallelcnn.metrics import Recall as Recall
+    from parallelcnn.metrics import TopK as TopK
     from parallelcnn.models import lenet5 as lenet5
     from parallelcnn.models import paper as paper
     from parallelcnn.network import NetworkHandler as NetworkHandler
@@ -65,8 +75,12 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.resilience.world import world as world
     from parallelcnn.schedules import Constant as Constant
     from parallelcnn.schedules import Cosine as Cosine
+    from parallelcnn.schedules import Exponential as Exponential
+    from parallelcnn.schedules import MultiStep as MultiStep
     from parallelcnn.schedules import OneCycle as OneCycle
+    from parallelcnn.schedules import Polynomial as Polynomial
     from parallelcnn.schedules import Schedule as Schedule
+    from parallelcnn.schedules import Step as Step
     from parallelcnn.trainer import evaluate as evaluate
     from parallelcnn.trainer import train as train
     from parallelcnn.training.callbacks import Callback as Callback
@@ -116,13 +130,18 @@ _MODULES = {
         "Parameter",
         "Residual",
     ],
-    "losses": ["MeanSquaredError", "SoftmaxCrossEntropy"],
+    "losses": ["AbsoluteError", "BinaryCrossEntropy", "HuberLoss", "MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],
-    "metrics": ["Accuracy", "MeanAbsoluteError", "Metric"],
+    "metrics": [
+        *("Accuracy", "BinaryAccuracy", "ClassScore", "ConfusionMatrix", "F1", "MeanAbsoluteError", "Metric"),
+        *("Precision", "Recall", "TopK"),
+    ],
     "optimizers": ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop"],
     "profiling": ["Profiler"],
-    "schedules": ["Constant", "Cosine", "OneCycle", "Schedule"],
+    "schedules": [
+        *("Constant", "Cosine", "Exponential", "MultiStep", "OneCycle", "Polynomial", "Schedule", "Step"),
+    ],
     "trainer": ["evaluate", "train"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -20,7 +20,7 @@ from parallelcnn.arguments import described
 from parallelcnn.data.numbers import check_images
 from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.fusions import fuse
-from parallelcnn.kernels.losses import softmax
+from parallelcnn.kernels.losses import sigmoid, softmax
 from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.layers.base import Array, Buffer, Layer, Parameter, Shape
 from parallelcnn.optimizers import Optimizer
@@ -47,7 +47,7 @@ class NetworkHandler:
     Attributes:
         layers, input_shape, dtype: as given.
         shapes: shapes of one sample before, between and after the layers.
-        prediction: what `predict` returns, "softmax" or "output". Training sets it from the loss.
+        prediction: what `predict` returns, "softmax", "sigmoid" or "output". Training sets it from the loss.
         input_range: the smallest and largest number of the training images, with uint8 scaled to [0, 1]; None: not
             known. Images of another scale cause a warning.
 
@@ -288,8 +288,9 @@ class NetworkHandler:
     def predict(self, images: Array) -> Array:
         """Predict from images. The result depends on the loss that the network was trained with.
 
-        It is class probabilities, the softmax of the output, after softmax cross-entropy or without training, and the
-        plain output after mean squared error. Several threads may call it at the same time.
+        It is class probabilities, the softmax of the output, after softmax cross-entropy or without training; the
+        sigmoid of the output after binary cross-entropy; and the plain output after other losses. Several threads may
+        call it at the same time.
 
         Args:
             images: (N, *input_shape), uint8 or floats; grey images may omit the channel axis.
@@ -302,15 +303,16 @@ class NetworkHandler:
                 training the network.
         """
         images = check_images(images, self.input_shape, self.input_range, stacklevel=2)
-        if self.prediction == "softmax" and len(self.output_shape) != 1:
+        probabilities = {"softmax": softmax, "sigmoid": sigmoid}.get(self.prediction)
+        if probabilities is not None and len(self.output_shape) != 1:
             raise ShapeError(f"predict takes a network that ends in (classes,), got {self.output_shape}")
         predictions = np.empty((len(images), *self.output_shape), self.dtype)
         with self.idle_replicas(1) as (replica,):
             for start in range(0, max(len(images), 1), replica.block_size):
                 some = slice(start, start + replica.block_size)
                 output = replica.forward(replica.load(images[some]))
-                if self.prediction == "softmax":
-                    softmax(output, predictions[some])
+                if probabilities is not None:
+                    probabilities(output, predictions[some])
                 else:
                     predictions[some] = np.moveaxis(output, -1, 0)
         return predictions

@@ -2,19 +2,25 @@
 
     SGD(learning_rate=Cosine(0.1, warmup=500))
 
-Schedules keep no counter: the rates are the same after a resume and on any number of ranks.
+Schedules keep no counter: the rates are the same after a resume and on any number of ranks. All lengths are numbers of
+steps, that is minibatches; PyTorch's schedulers count what the user calls them for, usually epochs.
 """
 
+import bisect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from parallelcnn.arguments import check_integer
 from parallelcnn.errors import InputError
+from parallelcnn.plotting import new_axes
 
 LARGEST_RATE = float(np.finfo(np.float32).max)
+_POINTS = 1000  # of a plot
 
 
 class Schedule(ABC):
@@ -28,6 +34,28 @@ class Schedule(ABC):
             step: number of steps done before, 0 for the first.
             steps: number of steps of the whole training.
         """
+
+    def plot(self, steps: int, axes: Any = None) -> Any:
+        """Plot the learning rate over a training of so many steps with matplotlib.
+
+        Args:
+            axes: where to plot. None: the axes of a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InputError: if matplotlib is not installed, or `steps` is below 1.
+
+        Example:
+            >>> Cosine(0.1, warmup=100).plot(2000).figure.savefig("rate.png")
+        """
+        check_integer("steps", steps, 1)
+        axes = new_axes("schedule.plot") if axes is None else axes
+        points = np.unique(np.linspace(0, steps - 1, min(steps, _POINTS)).astype(int))
+        axes.plot(points, [self.at(int(step), steps) for step in points])
+        axes.set(xlabel="step", ylabel="learning rate")
+        return axes
 
 
 @dataclass(frozen=True)
@@ -86,6 +114,136 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True)
+class Step(Schedule):
+    """Multiply the learning rate by `gamma` every `step_size` steps, as PyTorch's StepLR.
+
+    Args:
+        learning_rate: the rate of the first `step_size` steps.
+        step_size: number of steps between two changes, counted from the first step of training.
+        gamma: the factor.
+        warmup: number of warm-up steps, in which the rate rises linearly; they count as steps of training.
+
+    Raises:
+        InputError: for a number outside its range.
+    """
+
+    learning_rate: float
+    step_size: int
+    gamma: float = 0.1
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("Step", "learning_rate", self.learning_rate)
+        check_integer("Step: step_size", self.step_size, 1)
+        check_number("Step", "gamma", self.gamma)
+        check_count("Step", "warmup", self.warmup)
+
+    def at(self, step: int, steps: int) -> float:
+        return self.learning_rate * _power(self.gamma, step // self.step_size) * _warmed_up(step, self.warmup)
+
+
+@dataclass(frozen=True)
+class MultiStep(Schedule):
+    """Multiply the learning rate by `gamma` at each milestone, as PyTorch's MultiStepLR.
+
+    Args:
+        learning_rate: the rate before the first milestone.
+        milestones: numbers of steps done, in increasing order, counted from the first step of training.
+        gamma: the factor.
+        warmup: number of warm-up steps, in which the rate rises linearly; they count as steps of training.
+
+    Raises:
+        InputError: for a number outside its range.
+
+    Example:
+        >>> MultiStep(0.1, (32_000, 48_000)).at(40_000, 64_000)  # the recipe of He et al. 2016 (ResNet, CIFAR-10)
+        0.010000000000000002
+    """
+
+    learning_rate: float
+    milestones: tuple[int, ...]
+    gamma: float = 0.1
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("MultiStep", "learning_rate", self.learning_rate)
+        if not isinstance(self.milestones, Sequence) or isinstance(self.milestones, str):
+            raise InputError(f"MultiStep: milestones must be a tuple of integers, got {self.milestones!r}")
+        for milestone in self.milestones:
+            check_integer("MultiStep: each milestone", milestone, 1)
+        if sorted(set(self.milestones)) != list(self.milestones):
+            raise InputError(f"MultiStep: milestones must be in increasing order, got {self.milestones!r}")
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        check_number("MultiStep", "gamma", self.gamma)
+        check_count("MultiStep", "warmup", self.warmup)
+
+    def at(self, step: int, steps: int) -> float:
+        passed = bisect.bisect_right(self.milestones, step)
+        return self.learning_rate * _power(self.gamma, passed) * _warmed_up(step, self.warmup)
+
+
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """Multiply the learning rate by `gamma` in each step after a linear warm-up, as PyTorch's ExponentialLR.
+
+    Args:
+        learning_rate: the rate at the end of the warm-up.
+        gamma: the factor of a step, for example 0.1 ** (1 / 5000) for a tenth every 5000 steps.
+        warmup: number of warm-up steps, in which the rate rises linearly.
+
+    Raises:
+        InputError: for a number outside its range.
+    """
+
+    learning_rate: float
+    gamma: float
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("Exponential", "learning_rate", self.learning_rate)
+        check_number("Exponential", "gamma", self.gamma)
+        check_count("Exponential", "warmup", self.warmup)
+
+    def at(self, step: int, steps: int) -> float:
+        rate = self.learning_rate * _power(self.gamma, max(step - self.warmup, 0))
+        return rate * _warmed_up(step, self.warmup)
+
+
+@dataclass(frozen=True)
+class Polynomial(Schedule):
+    """Polynomial decay from `learning_rate` to `final` at the end of training, after a linear warm-up.
+
+    Without a warm-up and with final=0 it is PyTorch's PolynomialLR whose total_iters is the whole training. The rate
+    falls linearly with power=1.
+
+    Args:
+        learning_rate: the rate at the end of the warm-up.
+        warmup: number of warm-up steps, in which the rate rises linearly.
+        power: exponent of the fraction of steps that are left.
+        final: the rate at the end of training.
+
+    Raises:
+        InputError: for a number outside its range.
+    """
+
+    learning_rate: float
+    warmup: int = 0
+    power: float = 1.0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "power", "final"):
+            check_number("Polynomial", name, getattr(self, name))
+        check_count("Polynomial", "warmup", self.warmup)
+
+    def at(self, step: int, steps: int) -> float:
+        if step < self.warmup:
+            return self.learning_rate * _warmed_up(step, self.warmup)
+        left = 1 - min((step - self.warmup) / max(steps - self.warmup, 1), 1.0)
+        return self.final + (self.learning_rate - self.final) * left**self.power
+
+
+@dataclass(frozen=True)
 class OneCycle(Schedule):
     """One-cycle schedule: linear rise, linear fall to 0 (Smith & Topin 2018, "Super-convergence", arXiv:1708.07120).
 
@@ -130,6 +288,14 @@ def check_count(owner: str, name: str, value: Any) -> None:
 def _warmed_up(step: int, warmup: int) -> float:
     """The fraction of the learning rate that a linear warm-up has reached, in (0, 1]."""
     return min((step + 1) / (warmup + 1), 1.0)
+
+
+def _power(gamma: float, exponent: int) -> float:
+    """gamma ** exponent, limited to the numbers that float32 can hold: Python would raise OverflowError."""
+    try:
+        return min(float(gamma) ** exponent, LARGEST_RATE)
+    except OverflowError:
+        return LARGEST_RATE
 
 
 def _is_number(value: Any) -> bool:

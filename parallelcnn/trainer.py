@@ -76,7 +76,7 @@ def train(
         comm: an mpi4py communicator. None: all ranks that mpirun or srun started together; without a launcher, this
             process alone.
         loss: the loss function. Default: softmax cross-entropy.
-        metrics: metrics on the test set. Default: accuracy, if the labels are classes.
+        metrics: metrics on the test set. Default: accuracy, if the labels are classes or the loss is binary.
         sampler: the order of the samples. Default: all samples in every epoch, shuffled. A sampler of your own sets the
             size of the minibatches, and must give the same order on every rank.
         evaluate_every: evaluate on the test set after this number of minibatches as well as after each epoch.
@@ -132,7 +132,7 @@ def train(
             test_set.check_numbers("test set")
             if comm.rank == 0:
                 warn_of_scale(train_set.input_range, test_set.input_range, stacklevel=4)
-            return as_metrics(metrics, network, test_set)
+            return as_metrics(metrics, network, test_set, loss)
 
         comm.status = "preparing to train"
         judges = run_together(comm, check)
@@ -234,7 +234,7 @@ def evaluate(
     Args:
         comm, threads: see `train`.
         loss: the loss function. Default: softmax cross-entropy.
-        metrics: default: accuracy, if the labels are classes.
+        metrics: default: accuracy, if the labels are classes or the loss is binary.
 
     Raises:
         ShapeError: if data set, network and loss do not fit together, or do not fit into this machine's memory.
@@ -255,7 +255,7 @@ def evaluate(
         if comm.rank == 0:
             images = f"the images of {dataset.name}"
             warn_of_another_range(images, dataset.input_range, network.input_range, stacklevel=4)
-        return as_metrics(metrics, network, dataset)
+        return as_metrics(metrics, network, dataset, loss)
 
     judges = run_together(comm, check)
     if comm.size > 1:

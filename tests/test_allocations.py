@@ -40,9 +40,10 @@ EVERY_LAYER = (
     [
         (pc.paper(5)[-3:], pc.SoftmaxCrossEntropy(), pc.SGD(0.1)),
         (small.LAYERS, pc.SoftmaxCrossEntropy(), pc.SGD(0.1)),
+        (pc.paper(5)[-3:], pc.SoftmaxCrossEntropy(0.1, (1, 2, 3, 4, 5)), pc.SGD(0.1)),
         (EVERY_LAYER, pc.MeanSquaredError(), pc.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)),
     ],
-    ids=["dense", "small", "every layer"],
+    ids=["dense", "small", "smoothed and weighted", "every layer"],
 )
 def test_a_step_allocates_no_memory_for_numbers(layers, loss, optimizer):
     # The second minibatch of each epoch is larger than the third and last one.
@@ -76,14 +77,14 @@ def test_threads_allocate_no_memory_for_numbers_either():
     assert steps.peak <= PEAK
 
 
-def test_regression_allocates_no_memory_for_numbers_either(rng):
+@pytest.mark.parametrize("loss", [pc.MeanSquaredError(), pc.AbsoluteError(), pc.HuberLoss(), pc.BinaryCrossEntropy()])
+def test_regression_allocates_no_memory_for_numbers_either(loss, rng):
     train_set = pc.Dataset(
         rng.random((3 * SAMPLES, 6), np.float32), rng.random((3 * SAMPLES, 2), np.float32), None, "regression"
     )
     steps = traced.TracedSteps()
     network = pc.NetworkHandler((pc.Dense(2),), (6,))
     network.replica.block_size = SAMPLES
-    loss = pc.MeanSquaredError()
     pc.train(
         network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, loss=loss, callbacks=[steps], verbose=0
     )

@@ -9,7 +9,7 @@ import pytest
 from parallelcnn import cli
 from parallelcnn.errors import InputError
 from parallelcnn.optimizers import SGD
-from parallelcnn.schedules import Constant, Cosine, OneCycle
+from parallelcnn.schedules import Constant, Cosine, Exponential, OneCycle, Polynomial, Step
 from parallelcnn.training.config import TrainConfig, config_from, settings
 
 
@@ -30,6 +30,7 @@ def test_a_config_is_written_and_read_again(tmp_path):
     values = tomllib.loads(file.read_text())
     assert {one.name for one in fields(TrainConfig)} - set(values) == {
         *("data_dir", "weight_decay", "clip_norm", "clip_value", "evaluate_every", "threads", "verify"),
+        *("decay_every", "decay_factor"),
         *("checkpoint_every", "checkpoint_seconds", "out", "resume"),
     }
 
@@ -56,7 +57,15 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         ("epochs = 1.5", "epochs must be an integer of at least 1, got 1.5"),
         ("learning_rate = nan", "learning_rate must be a finite number of at least 0, got nan"),
         ("nesterov = 1", "nesterov must be true or false, got 1"),
-        ("schedule = 'step'", "schedule must be one of constant, cosine, one-cycle, got 'step'"),
+        (
+            "schedule = 'steps'",
+            "schedule must be one of constant, cosine, one-cycle, step, exponential, polynomial, got",
+        ),
+        ("schedule = 'step'", "the schedule step needs decay_every"),
+        ("schedule = 'exponential'", "the schedule exponential needs decay_factor"),
+        ("decay_factor = 0.5", "decay_factor is for the schedule step or exponential, got 0.5 with constant"),
+        ("schedule = 'exponential'\ndecay_every = 5", "decay_every is for the schedule step, got 5 with exponential"),
+        ("label_smoothing = 2", "label_smoothing must be at most 1, got 2.0"),
         ("repair = 'all'", "repair must be one of stop, majority, checkpoint, got 'all'"),
         ("schedule = 'one-cycle'\nwarmup = 5", "warmup must be 0 with the schedule one-cycle"),
         ("momentum = 1.0", "momentum must be less than 1, got 1.0"),
@@ -82,6 +91,10 @@ def test_a_file_that_is_not_there_is_one_sentence_and_code_2(tmp_path, capsys):
         ({}, SGD(0.1)),
         ({"warmup": 3}, SGD(Constant(0.1, 3))),
         ({"schedule": "cosine", "warmup": 3, "momentum": 0.9}, SGD(Cosine(0.1, 3), 0.9)),
+        ({"schedule": "step", "decay_every": 50}, SGD(Step(0.1, 50))),
+        ({"schedule": "step", "decay_every": 50, "decay_factor": 0.5, "warmup": 3}, SGD(Step(0.1, 50, 0.5, 3))),
+        ({"schedule": "exponential", "decay_factor": 0.99, "warmup": 3}, SGD(Exponential(0.1, 0.99, 3))),
+        ({"schedule": "polynomial"}, SGD(Polynomial(0.1))),
         ({"schedule": "one-cycle", "learning_rate": 1, "clip_norm": 2}, SGD(OneCycle(1.0), clip_norm=2.0)),
     ],
 )

@@ -16,7 +16,7 @@ PACKAGE = Path(parallelcnn.__file__).parent
 
 # From the lowest level up. A module imports from lower levels, or from modules of its own level.
 LEVELS = [
-    {"_version", "arguments", "errors", "resources", "kernels", "wording"},
+    {"_version", "arguments", "errors", "plotting", "resources", "kernels", "wording"},
     {"activations", "layers", "losses", "metrics", "schedules"},
     {
         "autodiff",

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -45,6 +46,14 @@ def test_a_constant_rate_may_have_a_warm_up():
         (lambda: pc.Cosine(1, final=math.nan), "Cosine: final must be a finite number of at least 0, got nan"),
         (lambda: pc.Constant("fast"), "Constant: learning_rate must be a finite number of at least 0, got 'fast'"),
         (lambda: pc.OneCycle(1, rise=1), "OneCycle: rise must be a number between 0 and 1, got 1"),
+        (lambda: pc.Step(1, 0), "Step: step_size must be an integer of at least 1, got 0"),
+        (lambda: pc.Step(1, 2, gamma=-1), "Step: gamma must be a finite number of at least 0, got -1"),
+        (lambda: pc.MultiStep(1, 5), "MultiStep: milestones must be a tuple of integers, got 5"),
+        (lambda: pc.MultiStep(1, (5, 0.5)), "MultiStep: each milestone must be an integer of at least 1, got 0.5"),
+        (lambda: pc.MultiStep(1, (5, 5)), "MultiStep: milestones must be in increasing order, got (5, 5)"),
+        (lambda: pc.Exponential(1, math.inf), "Exponential: gamma must be a finite number of at least 0, got inf"),
+        (lambda: pc.Polynomial(1, power="2"), "Polynomial: power must be a finite number of at least 0, got '2'"),
+        (lambda: pc.Cosine(1).plot(0), "steps must be an integer of at least 1, got 0"),
         (lambda: pc.SGD(0.1, clip_norm=-2), "SGD: clip_norm must be a finite number of at least 0, got -2"),
     ],
 )
@@ -93,3 +102,56 @@ def test_clipping_shortens_what_is_too_long_and_nothing_else(rng):
     np.testing.assert_allclose(gradients / np.linalg.norm(gradients), before / np.linalg.norm(before), rtol=1e-4)
     assert train(pc.SGD(0.1, clip_norm=1e9)).parameters_sha256() == train(pc.SGD(0.1)).parameters_sha256()
     assert train(pc.SGD(0.1, clip_norm=0.01)).parameters_sha256() != train(pc.SGD(0.1)).parameters_sha256()
+
+
+def test_schedules_have_the_rates_of_pytorch_with_steps_in_place_of_epochs():
+    torch = pytest.importorskip("torch")
+    for schedule, name, arguments in (
+        (pc.Step(0.3, 4, 0.5), "StepLR", {"step_size": 4, "gamma": 0.5}),
+        (pc.MultiStep(0.3, [2, 3, 9], 0.2), "MultiStepLR", {"milestones": [2, 3, 9], "gamma": 0.2}),
+        (pc.Exponential(0.3, 0.8), "ExponentialLR", {"gamma": 0.8}),
+        (pc.Polynomial(0.3), "PolynomialLR", {"total_iters": 12, "power": 1}),
+        (pc.Polynomial(0.3, power=2.5), "PolynomialLR", {"total_iters": 12, "power": 2.5}),
+        (pc.Cosine(0.3, final=0.1), "CosineAnnealingLR", {"T_max": 12, "eta_min": 0.1}),
+    ):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+        scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **arguments)
+        wanted = []
+        for _ in range(12):
+            wanted.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        np.testing.assert_allclose(rates(schedule, 12), wanted, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "wanted"),
+    [
+        (pc.Step(0.4, 4, 0.5, warmup=3), [0.1, 0.2, 0.3, 0.4, 0.2, 0.2]),
+        (pc.MultiStep(0.4, (4, 5), 0.5, warmup=3), [0.1, 0.2, 0.3, 0.4, 0.2, 0.1]),
+        (pc.Exponential(0.4, 0.5, warmup=3), [0.1, 0.2, 0.3, 0.4, 0.2, 0.1]),
+        (pc.Polynomial(0.4, warmup=3, final=0.1), [0.1, 0.2, 0.3, 0.4, 0.3, 0.2]),
+    ],
+)
+def test_every_schedule_rises_in_equal_parts_to_its_rate(schedule, wanted):
+    np.testing.assert_allclose(rates(schedule, 6), wanted)
+
+
+def test_after_the_end_of_training_a_polynomial_stays_and_no_rate_overflows():
+    assert pc.Polynomial(0.4, final=0.1).at(20, 10) == pytest.approx(0.1)
+    assert pc.Exponential(0.1, 1e-300).at(10**9, 1) == 0
+    assert math.isfinite(pc.Exponential(1e-9, 1e30).at(10**9, 1))
+
+
+def test_schedules_are_plotted_with_matplotlib_and_without_it_one_sentence_says_so(monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    axes = pc.Step(0.4, 4, 0.5).plot(6)
+    (line,) = axes.get_lines()
+    np.testing.assert_array_equal(line.get_xdata(), range(6))
+    np.testing.assert_allclose(line.get_ydata(), [0.4] * 4 + [0.2] * 2)
+    assert pc.Cosine(1).plot(1_000_000, axes) is axes
+    assert len(axes.get_lines()[1].get_xdata()) <= 1000
+    pyplot.close(axes.figure)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"^schedule.plot needs matplotlib: pip install matplotlib$"):
+        pc.Cosine(1).plot(10)

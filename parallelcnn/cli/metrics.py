@@ -9,12 +9,12 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from parallelcnn.errors import TrainingWarning
 from parallelcnn.files.atomic import write_atomically
 from parallelcnn.files.regular import open_regular
-from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.evaluation import Evaluation, Value
 from parallelcnn.training.history import History
 
 _ROWS_AT_ONCE = 100  # fit into Python's buffer of 8 KiB, which would otherwise be flushed in mid-row
@@ -28,9 +28,16 @@ def loss_row(step: int, epoch: int, loss: float) -> str:
 
 
 def evaluation_row(step: int, epoch: int, result: Evaluation) -> str:
-    test_loss = result.loss if math.isfinite(result.loss) else None
-    row = {"step": step, "epoch": epoch, "test_loss": test_loss, "test_accuracy": result.accuracy}
+    others = {f"test_{name}": _as_json(value) for name, value in result.others}
+    row = {"step": step, "epoch": epoch, "test_loss": _as_json(result.loss), "test_accuracy": result.accuracy, **others}
     return json.dumps(row) + "\n"
+
+
+def _as_json(value: Value) -> Any:
+    """The value of a metric as JSON, which has no NaN: null."""
+    if isinstance(value, tuple):
+        return list(map(_as_json, value))
+    return value if math.isfinite(value) else None
 
 
 def rows_of(history: History, epoch_samples: int) -> Iterator[str]:

@@ -18,7 +18,6 @@ from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.files.model import save_model
-from parallelcnn.losses import SoftmaxCrossEntropy
 from parallelcnn.models import find_model
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
@@ -46,7 +45,7 @@ class Run:
 
     def __init__(self, options: TrainConfig, comm: Transport) -> None:
         self._options, self._comm = options, comm
-        self._loss = SoftmaxCrossEntropy()
+        self._loss = options.build_loss()
         self._profiler = Profiler() if options.profile else None
 
     def go(self) -> int:
@@ -82,8 +81,8 @@ class Run:
         layers = find_model(options.model, self._train_set.classes)
         network = NetworkHandler(layers, self._train_set.input_shape, options.seed)
         check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every, self._train_set)
-        check_fit(network, self._train_set)
-        check_fit(network, self._test_set)
+        check_fit(network, self._train_set, self._loss)
+        check_fit(network, self._test_set, self._loss)
         return network
 
     def _named_checkpoint(self) -> Checkpoint | None:

@@ -22,7 +22,8 @@ from parallelcnn.wording import plural
 
 _SETTINGS = [
     *("model", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "warmup"),
-    *("momentum", "nesterov", "weight_decay", "clip_norm", "clip_value", "seed"),
+    *("decay_every", "decay_factor", "momentum", "nesterov", "weight_decay", "clip_norm", "clip_value"),
+    *("label_smoothing", "seed"),
 ]
 
 

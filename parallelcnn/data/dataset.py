@@ -94,6 +94,23 @@ class Dataset:
             check_finite(f"{role} {self.name!r}: the label of sample", self.labels)
             object.__setattr__(self, "_checked", True)
 
+    def balanced_class_weight(self) -> tuple[float, ...]:
+        """Class weights for `SoftmaxCrossEntropy` that give all classes the same influence.
+
+        They are samples / (classes * samples of the class), as for scikit-learn's class_weight="balanced".
+
+        Raises:
+            DataError: if the labels are not classes, or a class has no samples.
+        """
+        if self.classes is None:
+            raise DataError(f"{self.name}: balanced_class_weight takes labels of classes, but classes is None")
+        counts = np.bincount(self.labels, minlength=self.classes)
+        if not counts.all():
+            raise DataError(
+                f"{self.name}: balanced_class_weight takes samples of every class, got none of {counts.argmin()}"
+            )
+        return tuple((len(self) / (self.classes * counts)).tolist())
+
     @cached_property
     def input_range(self) -> Range:
         """The smallest and largest number of the images; see `range_of`."""

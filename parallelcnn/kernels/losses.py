@@ -32,6 +32,41 @@ def softmax_cross_entropy(logits, labels, batch_size, dlogits):
 
 
 @kernel
+def softmax_cross_entropy_weighted(logits, labels, batch_size, smoothing, weight, dlogits):
+    """As `softmax_cross_entropy`, with label smoothing and class weights. Returns the sum over samples of
+
+        (1 - smoothing) * weight[label] * -log p[label]  +  smoothing / classes * sum_k weight[k] * -log p[k]
+
+    logits, dlogits: (classes, n), labels: (n,), weight: (classes,) float64, in which all sums are computed.
+    """
+    classes, N = logits.shape
+    share = smoothing / classes
+    weight_of_others = 0.0
+    for k in range(classes):
+        weight_of_others += share * weight[k]
+    total = 0.0
+    for i in range(N):
+        largest = logits[0, i]
+        for k in range(1, classes):
+            largest = max(largest, logits[k, i])
+        denominator = 0.0
+        for k in range(classes):
+            e = math.exp(logits[k, i] - largest)
+            dlogits[k, i] = e
+            denominator += e
+        own = (1 - smoothing) * weight[labels[i]]
+        scale = (own + weight_of_others) / (denominator * batch_size)
+        log_sum = math.log(denominator) + largest
+        for k in range(classes):
+            target = share * weight[k]
+            if k == labels[i]:
+                target += own
+            dlogits[k, i] = dlogits[k, i] * scale - target / batch_size
+            total += target * (log_sum - logits[k, i])
+    return total
+
+
+@kernel
 def softmax(logits, probabilities):
     """probabilities[i, k] = softmax(logits[:, i])[k]; logits: (classes, n), probabilities: (n, classes)."""
     classes, N = logits.shape
@@ -89,4 +124,67 @@ def mean_squared_error_onehot(outputs, labels, batch_size, doutputs):
             error = outputs[k, i] - (labels[i] == k)
             total += error * error
             doutputs[k, i] = 2 * error / (K * batch_size)
+    return total / K
+
+
+@kernel
+def binary_cross_entropy(logits, targets, batch_size, dlogits):
+    """Returns the sum over samples of mean over outputs (-t log p - (1 - t) log(1 - p)), where p = sigmoid(logit);
+    dlogits = (p - t) / (outputs * batch_size).
+
+    logits, dlogits: (outputs, n), targets: (n, outputs). Computed from exp(-|logit|), which cannot overflow.
+    """
+    K, N = logits.shape
+    total = 0.0
+    for k in range(K):
+        for i in range(N):
+            x, t = logits[k, i], float(targets[i, k])
+            e = math.exp(-abs(x))
+            total += max(x, 0.0) - x * t + math.log1p(e)
+            p = 1 / (1 + e) if x >= 0 else e / (1 + e)
+            dlogits[k, i] = (p - t) / (K * batch_size)
+    return total / K
+
+
+@kernel
+def sigmoid(logits, probabilities):
+    """probabilities[i, k] = sigmoid(logits[k, i]); logits: (outputs, n), probabilities: (n, outputs)."""
+    K, N = logits.shape
+    for k in range(K):
+        for i in range(N):
+            e = math.exp(-abs(logits[k, i]))
+            probabilities[i, k] = 1 / (1 + e) if logits[k, i] >= 0 else e / (1 + e)
+
+
+@kernel
+def absolute_error(outputs, targets, batch_size, doutputs):
+    """Returns the sum over samples of mean over outputs |y - t|; doutputs = sign(y - t) / (outputs * batch_size).
+
+    outputs, doutputs: (outputs, n), targets: (n, outputs).
+    """
+    K, N = outputs.shape
+    total = 0.0
+    for k in range(K):
+        for i in range(N):
+            error = outputs[k, i] - targets[i, k]
+            total += abs(error)
+            sign = 1 if error > 0 else -1 if error < 0 else 0
+            doutputs[k, i] = sign / (K * batch_size)
+    return total / K
+
+
+@kernel
+def huber(outputs, targets, delta, batch_size, doutputs):
+    """Returns the sum over samples of mean over outputs of (y - t)^2 / 2, continued linearly where |y - t| > delta.
+
+    outputs, doutputs: (outputs, n), targets: (n, outputs).
+    """
+    K, N = outputs.shape
+    total = 0.0
+    for k in range(K):
+        for i in range(N):
+            error = outputs[k, i] - targets[i, k]
+            slope = min(max(error, -delta), delta)
+            total += slope * (error - 0.5 * slope)
+            doutputs[k, i] = slope / (K * batch_size)
     return total / K

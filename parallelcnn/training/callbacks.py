@@ -146,9 +146,9 @@ def reporter_as_callbacks(reporter: Any) -> list[Callback]:
 
 
 def test_logs(step: int, epoch: int, result: Evaluation) -> dict[str, Any]:
-    """The logs of `on_test_end`."""
+    """The logs of `on_test_end`: numbers, and an array for each metric whose result is one."""
     accuracy = {} if result.accuracy is None else {"test_accuracy": result.accuracy}
-    others = {f"test_{name}": value for name, value in result.others}
+    others = {f"test_{name}": result[name] for name, _ in result.others}
     return {"step": step, "epoch": epoch, "test_loss": result.loss, **accuracy, **others}
 
 

@@ -28,7 +28,7 @@ from parallelcnn.files.atomic import naming, remove_unfinished
 from parallelcnn.files.model import describe_network
 from parallelcnn.layers.base import Array
 from parallelcnn.network import NetworkHandler
-from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.evaluation import Evaluation, as_value
 from parallelcnn.training.history import History
 
 _FILE = "step-{:09}.npz"
@@ -279,7 +279,7 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
     # Files of version 0.1 have neither exponents nor further metrics. Files of version 1 have no list of their state.
     exponents = description.get("exponents", [])
     others = description.get("other_metrics", [[]] * len(evaluations))
-    others = [tuple((name, value) for name, value in some) for some in others]
+    others = [tuple((name, as_value(value)) for name, value in some) for some in others]
     stored = [name.removeprefix(_STATE) for name in arrays if name.startswith(_STATE)]
     state = {name: _joined(name, description, arrays) for name in description.get("state", stored)}
 
@@ -292,7 +292,7 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
     _require(np.isfinite(test_losses).all(), "evaluations hold losses that are not finite")
     _require((np.isnan(accuracies) | (accuracies >= 0) & (accuracies <= 1)).all(), "evaluations hold no accuracies")
     for name, value in (one for some in others for one in some):
-        _require(isinstance(name, str) and isinstance(value, int | float), "other metrics are not names and numbers")
+        _require(isinstance(name, str) and _is_value(value), "other metrics are not names and numbers")
     for count in (seen, lost):
         _require(type(count) is int and 0 <= count < 2**53, "samples seen and ranks lost are not counts")
     for exponent in exponents:
@@ -314,6 +314,11 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
     ]
     history = History(losses.tolist(), tests, seen, float(seconds), lost_ranks=lost, exponents=exponents)
     return Checkpoint(facts, state, history, {name: description[name] for name in _NETWORK if name in description})
+
+
+def _is_value(value: Any) -> bool:
+    """Whether a value is a number, or nested tuples of numbers."""
+    return all(map(_is_value, value)) if isinstance(value, tuple) else isinstance(value, int | float)
 
 
 def _require(good: Any, problem: str) -> None:

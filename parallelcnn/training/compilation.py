@@ -32,7 +32,7 @@ def compile_kernels(
     It runs on one thread, before others start. All replicas use the same kernels, since their arrays have the same
     types. No parameter changes.
     """
-    metrics = default_metrics(network, dataset) if metrics is None else metrics
+    metrics = default_metrics(network, dataset, loss) if metrics is None else metrics
     for n in (1, network.replica.block_size):
         samples = np.zeros(n, np.intp)
         sums = np.zeros(1 + sum(metric.terms for metric in metrics))

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from parallelcnn.errors import InputError, nearest_name
 
 if TYPE_CHECKING:
+    from parallelcnn.losses import Loss
     from parallelcnn.optimizers import KernelOptimizer
+    from parallelcnn.schedules import Schedule
 
 NETWORK, TRAINING, RANKS = "network and data", "training", "ranks and threads"
 RESULTS, CHECKPOINTS = "results", "checkpoints, saved after every epoch, and resuming from them"
 GROUPS = (NETWORK, TRAINING, RANKS, RESULTS, CHECKPOINTS)
-SCHEDULES = ("constant", "cosine", "one-cycle")
+SCHEDULES = ("constant", "cosine", "one-cycle", "step", "exponential", "polynomial")
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "lion": "Lion"}  # class names
 _OF_OPTIMIZERS = ("learning_rate", "momentum", "nesterov", "weight_decay", "clip_norm", "clip_value")
 _METAVARS = {int: "N", float: "X"}
@@ -96,7 +98,13 @@ class TrainConfig:
         metavar="NAME",
         choices=SCHEDULES,
     )
-    warmup: int = _setting(0, TRAINING, "steps in which the learning rate rises, of constant and cosine", at_least=0)
+    warmup: int = _setting(0, TRAINING, "steps in which the learning rate rises, not of one-cycle", at_least=0)
+    decay_every: int | None = _setting(
+        None, TRAINING, "steps between two changes of the learning rate, of the schedule step", metavar="K", at_least=1
+    )
+    decay_factor: float | None = _setting(
+        None, TRAINING, "what a change of step (0.1), or each step of exponential, multiplies the rate by", at_least=0
+    )
     momentum: float = _setting(0.0, TRAINING, "momentum of sgd and rmsprop, at least 0 and below 1", at_least=0)
     nesterov: bool = _setting(False, TRAINING, "use Nesterov momentum with sgd")
     weight_decay: float | None = _setting(
@@ -106,6 +114,9 @@ class TrainConfig:
         None, TRAINING, "shorten gradients to this L2 norm over all parameters", at_least=0
     )
     clip_value: float | None = _setting(None, TRAINING, "limit every number of the gradients to [-X, X]", at_least=0)
+    label_smoothing: float = _setting(
+        0.0, TRAINING, "part of each label that all classes share, of the softmax cross-entropy, up to 1", at_least=0
+    )
     seed: int = _setting(0, TRAINING, "seed of initial weights and sample order", at_least=0)
     evaluate_every: int | None = _setting(
         None, TRAINING, "evaluate after every K minibatches as well as every epoch", metavar="K", at_least=1
@@ -178,22 +189,12 @@ class TrainConfig:
         if self.resume == "auto" and self.out is None:
             raise InputError("--resume takes the run directory, --out DIR, or a checkpoint, --resume FILE")
         self.build_optimizer()
+        self.build_loss()
 
     def build_optimizer(self) -> "KernelOptimizer":
         """The optimiser that these settings describe."""
-        from parallelcnn.schedules import Constant, Cosine, OneCycle
-
         optimizer: Any = self.optimizer_of_constant_rate()
-        rate = optimizer.learning_rate
-        if self.schedule == "cosine":
-            rate = Cosine(rate, self.warmup)
-        elif self.schedule == "one-cycle":
-            if self.warmup:
-                raise InputError(f"warmup must be 0 with the schedule one-cycle, which has its own, got {self.warmup}")
-            rate = OneCycle(rate)
-        elif self.warmup:
-            rate = Constant(rate, self.warmup)
-        return replace(optimizer, learning_rate=rate)
+        return replace(optimizer, learning_rate=self._scheduled(optimizer.learning_rate))
 
     def optimizer_of_constant_rate(self) -> "KernelOptimizer":
         """As `build_optimizer`, without a schedule. What is not given has the optimiser's default.
@@ -212,6 +213,40 @@ class TrainConfig:
             if self.optimizer not in having:
                 raise InputError(f"{name} takes the optimizer {' or '.join(having)}, got {self.optimizer}")
         return kinds[self.optimizer](**given)
+
+    def build_loss(self) -> "Loss":
+        """The loss that these settings describe."""
+        from parallelcnn.losses import SoftmaxCrossEntropy
+
+        return SoftmaxCrossEntropy(self.label_smoothing)
+
+    def _scheduled(self, rate: float) -> "float | Schedule":
+        """The learning rate, or the schedule of it that these settings describe."""
+        from parallelcnn import schedules
+
+        name, warmup = self.schedule, self.warmup
+        for option, users in (("decay_every", ("step",)), ("decay_factor", ("step", "exponential"))):
+            value = getattr(self, option)
+            if value is not None and name not in users:
+                raise InputError(f"{option} is for the schedule {' or '.join(users)}, got {value!r} with {name}")
+            if value is None and name == users[-1]:
+                raise InputError(f"the schedule {name} needs {option}")
+        if name == "one-cycle":
+            if warmup:
+                raise InputError(f"warmup must be 0 with the schedule one-cycle, which has its own, got {warmup}")
+            return schedules.OneCycle(rate)
+        if name == "step":
+            assert self.decay_every is not None
+            factor = 0.1 if self.decay_factor is None else self.decay_factor
+            return schedules.Step(rate, self.decay_every, factor, warmup)
+        if name == "exponential":
+            assert self.decay_factor is not None
+            return schedules.Exponential(rate, self.decay_factor, warmup)
+        if name == "polynomial":
+            return schedules.Polynomial(rate, warmup)
+        if name == "cosine":
+            return schedules.Cosine(rate, warmup)
+        return schedules.Constant(rate, warmup) if warmup else rate
 
     def repeatable(self) -> dict[str, Any]:
         """The settings needed to repeat the run, with absolute paths."""

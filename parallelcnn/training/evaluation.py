@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,15 +13,19 @@ from parallelcnn.data.sampler import shard
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss
-from parallelcnn.metrics import Accuracy, Metric
+from parallelcnn.metrics import Accuracy, BinaryAccuracy, Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import Replica
 from parallelcnn.training.thread_pool import ThreadPool
+
+Value = float | tuple[Any, ...]  # of a metric: a number, or nested tuples of numbers, which compare and hash
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The loss and metrics of a network on a data set. `evaluation["mean_absolute_error"]` returns a metric by name.
+
+    A metric whose result is an array, such as `ConfusionMatrix`, is stored as nested tuples and returned as an array.
 
     Attributes:
         loss: mean over samples.
@@ -32,34 +37,49 @@ class Evaluation:
     loss: float
     accuracy: float | None
     samples: int
-    others: tuple[tuple[str, float], ...] = ()
+    others: tuple[tuple[str, Value], ...] = ()
 
-    def __getitem__(self, name: str) -> float | None:
-        values = {"loss": self.loss, "accuracy": self.accuracy, **dict(self.others)}
+    def __getitem__(self, name: str) -> Any:
+        values: dict[str, Any] = {"loss": self.loss, "accuracy": self.accuracy, **dict(self.others)}
         if name not in values:
             raise InputError(f"no metric {name!r} was measured: {nearest_name(name, list(values))}")
-        return values[name]
+        return np.array(values[name]) if isinstance(values[name], tuple) else values[name]
 
 
-def default_metrics(network: NetworkHandler, dataset: Dataset) -> tuple[Metric, ...]:
-    """Accuracy, if the labels are classes and the network ends in a vector."""
+def as_value(result: Any) -> Value:
+    """A metric's result as it is stored: arrays and lists as nested tuples."""
+    if isinstance(result, np.ndarray | np.generic):
+        result = result.tolist()
+    return tuple(map(as_value, result)) if isinstance(result, list | tuple) else result
+
+
+def default_metrics(network: NetworkHandler, dataset: Dataset, loss: Loss) -> tuple[Metric, ...]:
+    """Accuracy, if the labels are classes and the network ends in a vector, or if the loss is binary."""
+    if getattr(loss, "prediction", "output") == "sigmoid":
+        return (BinaryAccuracy(),)
     return (Accuracy(),) if dataset.classes is not None and len(network.output_shape) == 1 else ()
 
 
-def as_metrics(metrics: Sequence[Metric] | None, network: NetworkHandler, dataset: Dataset) -> tuple[Metric, ...]:
+def as_metrics(
+    metrics: Sequence[Metric] | None, network: NetworkHandler, dataset: Dataset, loss: Loss
+) -> tuple[Metric, ...]:
     """The metrics as a tuple; the default metrics for None.
 
     Raises:
         InputError: if they are not metrics, or cannot be computed for the network and the data set.
     """
     if metrics is None:
-        return default_metrics(network, dataset)
+        return default_metrics(network, dataset, loss)
     some = tuple(metrics) if isinstance(metrics, Iterable) and not isinstance(metrics, str) else (None,)
     for metric in some:
         if not isinstance(metric, Metric):
             found = metrics if metric is None else metric
             raise InputError(f"metrics must be a sequence of Metric, such as [pc.Accuracy()], got {described(found)}")
         metric.check(network.output_shape, dataset.labels, dataset.classes)
+    names = [metric.name for metric in some]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"metrics must have different names, got {names.count(name)} of the name {name!r}")
     return some
 
 
@@ -84,9 +104,9 @@ def evaluate_by(
     pool.run(run_blocks, shard(np.arange(len(blocks)), comm.rank, comm.size))
     comm.allreduce(blocks)  # each row is zero on all ranks but one
     total_loss, *sums = blocks.sum(axis=0)
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for metric in metrics:
-        values[metric.name] = metric.result(np.array(sums[: metric.terms]), len(dataset))
+        values[metric.name] = as_value(metric.result(np.array(sums[: metric.terms]), len(dataset)))
         sums = sums[metric.terms :]
     accuracy = values.pop("accuracy", None)
     return Evaluation(float(total_loss / len(dataset)), accuracy, len(dataset), tuple(values.items()))

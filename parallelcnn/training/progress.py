@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+import numpy as np
 from numba.core.event import Event, Listener, install_listener
 
 from parallelcnn.comm import Transport
@@ -57,7 +58,8 @@ class Progress(Callback):
         if self.training.comm.rank == 0:
             accuracy = f"   test accuracy {percent(logs['test_accuracy'])}" if "test_accuracy" in logs else ""
             known = ("loss", "step", "epoch", "test_loss", "test_accuracy")
-            others = "".join(f"   {name.replace('_', ' ')} {logs[name]:.4f}" for name in logs if name not in known)
+            numbers = {name: value for name, value in logs.items() if name not in known and np.ndim(value) == 0}
+            others = "".join(f"   {name.replace('_', ' ')} {value:.4f}" for name, value in numbers.items())
             _print(
                 f"epoch {epoch}/{self.training.epochs}   loss {logs['loss']:.4f}   test loss {logs['test_loss']:.4f}"
                 f"{accuracy}{others}   {seconds:.2f} s   {rate:,.0f} samples/s",
