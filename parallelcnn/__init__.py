@@ -36,6 +36,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.files.model import save_model as save_model
     from parallelcnn.layers import Activation as Activation
     from parallelcnn.layers import Buffer as Buffer
+    from parallelcnn.layers import Concat as Concat
     from parallelcnn.layers import Conv2D as Conv2D
     from parallelcnn.layers import Dense as Dense
     from parallelcnn.layers import Flatten as Flatten
@@ -43,6 +44,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
     from parallelcnn.layers import Residual as Residual
+    from parallelcnn.layers import Sequential as Sequential
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
     from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
     from parallelcnn.metrics import Accuracy as Accuracy
@@ -93,7 +95,19 @@ _MODULES = {
     "training.evaluation": ["Evaluation"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
-    "layers": ["Activation", "Buffer", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D", "Parameter", "Residual"],
+    "layers": [
+        "Activation",
+        "Buffer",
+        "Concat",
+        "Conv2D",
+        "Dense",
+        "Flatten",
+        "Layer",
+        "MaxPool2D",
+        "Parameter",
+        "Residual",
+        "Sequential",
+    ],
     "losses": ["MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],
