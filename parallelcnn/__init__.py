@@ -37,6 +37,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import Activation as Activation
     from parallelcnn.layers import BatchNorm as BatchNorm
     from parallelcnn.layers import Buffer as Buffer
+    from parallelcnn.layers import Concat as Concat
     from parallelcnn.layers import Conv2D as Conv2D
     from parallelcnn.layers import Dense as Dense
     from parallelcnn.layers import DepthwiseConv2D as DepthwiseConv2D
@@ -47,6 +48,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
     from parallelcnn.layers import Residual as Residual
+    from parallelcnn.layers import Sequential as Sequential
     from parallelcnn.losses import AbsoluteError as AbsoluteError
     from parallelcnn.losses import BinaryCrossEntropy as BinaryCrossEntropy
     from parallelcnn.losses import HuberLoss as HuberLoss
@@ -119,6 +121,7 @@ _MODULES = {
         "Activation",
         "BatchNorm",
         "Buffer",
+        "Concat",
         "Conv2D",
         "Dense",
         "DepthwiseConv2D",
@@ -129,19 +132,26 @@ _MODULES = {
         "MaxPool2D",
         "Parameter",
         "Residual",
+        "Sequential",
     ],
     "losses": ["AbsoluteError", "BinaryCrossEntropy", "HuberLoss", "MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],
     "metrics": [
-        *("Accuracy", "BinaryAccuracy", "ClassScore", "ConfusionMatrix", "F1", "MeanAbsoluteError", "Metric"),
-        *("Precision", "Recall", "TopK"),
+        "Accuracy",
+        "BinaryAccuracy",
+        "ClassScore",
+        "ConfusionMatrix",
+        "F1",
+        "MeanAbsoluteError",
+        "Metric",
+        "Precision",
+        "Recall",
+        "TopK",
     ],
-    "optimizers": ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop"],
+    "optimizers": ["Adam", "AdamW", "Lion", "Optimizer", "RMSprop", "SGD"],
     "profiling": ["Profiler"],
-    "schedules": [
-        *("Constant", "Cosine", "Exponential", "MultiStep", "OneCycle", "Polynomial", "Schedule", "Step"),
-    ],
+    "schedules": ["Constant", "Cosine", "Exponential", "MultiStep", "OneCycle", "Polynomial", "Schedule", "Step"],
     "trainer": ["evaluate", "train"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

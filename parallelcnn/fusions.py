@@ -12,14 +12,19 @@ from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import conv2d as kernels
 from parallelcnn.kernels import maxpool2d as pooling_kernels
 from parallelcnn.layers.base import Array, Layer, Parameter, Shape, Step
+from parallelcnn.layers.composite import Composite, Layers, Sequential
+from parallelcnn.layers.concat import Concat
 from parallelcnn.layers.conv2d import Conv2D, windows_of
 from parallelcnn.layers.conv_algorithms import NO_BIAS, Algorithm, Direct, as_rows, select
 from parallelcnn.layers.maxpool2d import MaxPool2D, argmax_type, window_and_stride
+from parallelcnn.layers.residual import Residual
+
+_COMPOSITES = (Sequential, Residual, Concat)  # a subclass may behave differently
 
 
 def fuse(layers: tuple[Layer, ...]) -> dict[int, Layer]:
     """The layers that run. Each key is the index in `layers` of the layer whose parameters are used."""
-    running = dict(enumerate(layers))
+    running = {i: _fused_inside(layer) for i, layer in enumerate(layers)}
     for i, (layer, after) in enumerate(pairwise(layers)):
         # Only this library's own classes: a subclass may behave differently.
         if type(layer) is Conv2D and type(after) is MaxPool2D and _can_be_pooled(layer, after):
@@ -27,6 +32,16 @@ def fuse(layers: tuple[Layer, ...]) -> dict[int, Layer]:
             running[i] = PooledConv2D(replace(layer, activation="identity"), pooling)
             del running[i + 1]
     return running
+
+
+def _fused_inside(layer: Layer) -> Layer:
+    """A composite of fused layers. Their parameters keep their names."""
+    return layer.map_rows(_fuse_row) if isinstance(layer, Composite) and type(layer) in _COMPOSITES else layer
+
+
+def _fuse_row(layers: Layers) -> Layers:
+    running = fuse(layers)
+    return tuple(running.get(i, FusedBefore()) for i in range(len(layers)))
 
 
 def _can_be_pooled(convolution: Conv2D, pooling: MaxPool2D) -> bool:
@@ -43,6 +58,20 @@ def _can_be_pooled(convolution: Conv2D, pooling: MaxPool2D) -> bool:
         and pooling.activation == "identity"
         and pooling_kernels.is_tiled(*window)
     )
+
+
+@dataclass(frozen=True, repr=False)
+class FusedBefore(Layer):
+    """Takes the place of a layer that is fused with the one before it. So the later layers keep their names: y = x."""
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+    def forward(self, step: Step, x: Array) -> Array:
+        return x
+
+    def backward(self, step: Step, dy: Array) -> Array | None:
+        return dy
 
 
 @dataclass(frozen=True, repr=False)

@@ -3,6 +3,7 @@
 from parallelcnn import (
     Activation,
     BatchNorm,
+    Concat,
     Conv2D,
     Dense,
     DepthwiseConv2D,
@@ -11,6 +12,7 @@ from parallelcnn import (
     LayerNorm,
     MaxPool2D,
     Residual,
+    Sequential,
 )
 from parallelcnn.fusions import PooledConv2D
 
@@ -148,7 +150,31 @@ NORMALISATIONS = [
     (Residual((BatchNorm(), Conv2D(2, 3, padding="same"), BatchNorm(activation="swish"))), (2, 3, 3)),
 ]
 
-LAYERS = [*ACTIVATED, *CONVOLUTIONS, *GROUPED_CONVOLUTIONS, *NORMALISATIONS, *OTHERS, *POOLINGS, *RESIDUALS]
+# Layers without parameters in any place; branches and shortcuts that are x itself; composites inside each other.
+COMPOSITES = [
+    (Sequential(()), (2, 3)),
+    (Sequential((Conv2D(3, 2, activation="tanh"), MaxPool2D(2), Flatten(), Dense(2))), (2, 4, 5)),
+    (Residual((Dense(4, activation="tanh"),), shortcut=Dense(4, bias=False)), (3,)),
+    (Residual((Activation("tanh"),), shortcut=Dense(5), activation="swish"), (5,)),
+    (Residual((Conv2D(3, 3, stride=2, padding=1),), shortcut=(Conv2D(3, 1, stride=2),), activation="relu"), (2, 5, 4)),
+    (Residual((Dense(3),), shortcut=(), activation="sigmoid"), (3,)),
+    (Concat((Conv2D(3, 1), (Conv2D(2, 1, activation="tanh"), Conv2D(1, 3, padding="same")), ())), (2, 3, 5)),
+    (Concat(((), Activation("tanh"), ())), (3,)),
+    (Concat((Dense(3, activation="tanh"),)), (4,)),
+    (Sequential((Concat(((Residual((Dense(3),)), Dense(2)), Sequential((Dense(4),)))), Activation("tanh"))), (3,)),
+    (Concat((Sequential((Sequential((Dense(2), Dense(3))),)), (Sequential((Dense(1), Sequential(()))),))), (3,)),
+]
+
+LAYERS = [
+    *ACTIVATED,
+    *COMPOSITES,
+    *CONVOLUTIONS,
+    *GROUPED_CONVOLUTIONS,
+    *NORMALISATIONS,
+    *OTHERS,
+    *POOLINGS,
+    *RESIDUALS,
+]
 
 
 def name_of(value: object) -> str:

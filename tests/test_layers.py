@@ -12,6 +12,7 @@ from numba import njit
 from parallelcnn import (
     Activation,
     ActivationFunction,
+    Concat,
     Conv2D,
     Dense,
     Flatten,
@@ -19,6 +20,7 @@ from parallelcnn import (
     MaxPool2D,
     Parameter,
     Residual,
+    Sequential,
     gradient_check,
     layers,
 )
@@ -56,6 +58,9 @@ def test_a_layer_is_a_value_that_prints_as_its_constructor_call(layer, input_sha
         (Flatten(), (16, 5, 5), (400,)),
         (Dense(10), (400,), (10,)),
         (Activation("relu"), (3, 4, 5), (3, 4, 5)),
+        (Sequential((Conv2D(6, 3), MaxPool2D(2))), (1, 8, 8), (6, 3, 3)),
+        (Residual((Conv2D(6, 3),), shortcut=Conv2D(6, 3)), (1, 8, 8), (6, 6, 6)),
+        (Concat((Conv2D(6, 1), (), MaxPool2D(1))), (2, 8, 7), (10, 8, 7)),
     ],
     ids=name_of,
 )
@@ -87,6 +92,17 @@ def test_output_shapes_are_those_of_keras(layer, input_shape, output_shape):
         (lambda: Residual(Dense(3)), r"Residual takes a tuple of at least one layer, got Dense\(3\)"),
         (lambda: Residual("relu"), "Residual takes a tuple of at least one layer, got 'relu'"),
         (lambda: Residual((Dense(3), "relu")), r"takes a tuple of at least one layer, got \(Dense\(3\), 'relu'\)"),
+        (
+            lambda: Residual((Dense(3),), shortcut="none"),
+            "Residual takes None, a layer or a tuple of layers as its shortcut, got 'none'",
+        ),
+        (lambda: Residual((Dense(3),), activation="rleu"), "no activation 'rleu': did you mean 'relu'?"),
+        (lambda: Sequential(Dense(3)), r"Sequential takes a tuple of layers, got Dense\(3\)"),
+        (lambda: Sequential((Dense(3), 5)), r"Sequential takes a tuple of layers, got \(Dense\(3\), 5\)"),
+        (lambda: Concat(()), r"Concat takes a tuple of at least one branch, .* got \(\)"),
+        (lambda: Concat(Dense(3)), r"Concat takes a tuple of at least one branch, .* got Dense\(3\)"),
+        (lambda: Concat((Dense(3), None)), "Concat takes .*, each a layer or a tuple of layers, got None"),
+        (lambda: Concat((Dense(3), ((Dense(3),),))), r"a layer or a tuple of layers, got \(\(Dense\(3\),\),\)"),
     ],
 )
 def test_a_wrong_hyperparameter_is_named_with_its_rule_and_value(make, message):
@@ -110,6 +126,26 @@ def test_a_wrong_hyperparameter_is_named_with_its_rule_and_value(make, message):
         ),
         (Residual((Flatten(), Dense(8))), (2, 2, 2), r"must keep the shape \(2, 2, 2\), got \(8,\)"),
         (Residual((Flatten(), MaxPool2D())), (2, 2, 2), r"layer 2 of 2 in a Residual: MaxPool2D\(\) takes images"),
+        (
+            Residual((Dense(3),), shortcut=Dense(4)),
+            (5,),
+            r"the shortcut must give the shape of the layers' output, \(3,\), got \(4,\)",
+        ),
+        (
+            Residual((Dense(3),), shortcut=(Dense(3), MaxPool2D())),
+            (3,),
+            r"the shortcut of a Residual: layer 2 of 2 in a Sequential: MaxPool2D\(\) takes images",
+        ),
+        (
+            Concat((Conv2D(3, 1), Sequential((Conv2D(2, 1), MaxPool2D(2))))),
+            (1, 4, 6),
+            r"outputs of branches must agree in all axes but the first, got \(3, 4, 6\), \(2, 2, 3\)",
+        ),
+        (
+            Concat((Conv2D(3, 1), (Conv2D(2, 1), Dense(3)))),
+            (1, 4, 6),
+            r"branch 2 of 2 in a Concat: layer 2 of 2 in a Sequential: Dense\(3\) takes \(features,\)",
+        ),
     ],
 )
 def test_an_input_that_a_layer_does_not_take_is_named(layer, input_shape, message):

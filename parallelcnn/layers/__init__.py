@@ -5,6 +5,8 @@ from parallelcnn.layers.base import Buffer as Buffer
 from parallelcnn.layers.base import Layer as Layer
 from parallelcnn.layers.base import Parameter as Parameter
 from parallelcnn.layers.batch_norm import BatchNorm as BatchNorm
+from parallelcnn.layers.composite import Sequential as Sequential
+from parallelcnn.layers.concat import Concat as Concat
 from parallelcnn.layers.conv2d import Conv2D as Conv2D
 from parallelcnn.layers.dense import Dense as Dense
 from parallelcnn.layers.depthwise_conv2d import DepthwiseConv2D as DepthwiseConv2D

@@ -1,99 +1,100 @@
 """Residual connection: adds the output of some layers to their input."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels.adding import add
 from parallelcnn.kernels.copying import copy
 
-from .base import Array, Buffer, Layer, Parameter, Shape, Step
+from .base import Array, Layer, Shape, Step
+from .composite import Composite, LayerOrLayers, Layers, Sequential, as_branch, as_row, output_shape_in, row_of
+
+_SHORTCUT = "shortcut"
 
 
 @dataclass(frozen=True, repr=False)
-class Residual(Layer):
-    """Residual connection: y = x + layers(x) (He et al. 2016, arXiv:1512.03385, eq. 1).
+class Residual(Sequential):
+    """Residual connection: y = f(shortcut(x) + layers(x)) (He et al. 2016, arXiv:1512.03385, eq. 1 and 2).
 
-    The parameters of the layers inside are named as in PyTorch's Sequential: "0.weight", "0.bias", "1.weight", ...
+    The parameters of `layers` are named as in PyTorch's Sequential: "0.weight", "0.bias", "1.weight", ...; those of the
+    shortcut "shortcut.0.weight", ...
 
     Args:
-        layers: a tuple of layers, first to last. Together they must keep the shape.
+        layers: a tuple of layers, first to last.
+        shortcut: a layer or a tuple of layers that give x the shape of the output of `layers`, such as a convolution of
+            1 x 1 with a stride; None: x itself, so that `layers` must keep the shape.
+        activation: name or `ActivationFunction` applied to the sum.
 
-    Shapes: any -> the same.
+    Shapes: any -> the output shape of `layers`.
 
     Example:
         >>> Residual((Conv2D(16, 3, padding="same", activation="relu"), Conv2D(16, 3, padding="same")))
+        Residual((Conv2D(16, 3, padding='same', activation='relu'), Conv2D(16, 3, padding='same')))
+        >>> block = (Conv2D(32, 3, stride=2, padding=1, activation="relu"), Conv2D(32, 3, padding=1))
+        >>> Residual(block, shortcut=Conv2D(32, 1, stride=2), activation="relu").output_shape((16, 8, 8))
+        (32, 4, 4)
     """
 
-    layers: tuple[Layer, ...]
+    shortcut: LayerOrLayers | None = None
+    activation: str | ActivationFunction = "identity"
 
     def __post_init__(self) -> None:
-        is_list = isinstance(self.layers, Iterable) and not isinstance(self.layers, str)
-        layers = tuple(self.layers) if is_list else ()
-        if not layers or not all(isinstance(layer, Layer) for layer in layers):
-            raise ShapeError(f"Residual takes a tuple of at least one layer, got {self.layers!r}")
-        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "layers", as_row(self, "a tuple of at least one layer", self.layers, at_least=1))
+        if self.shortcut is not None:
+            shortcut = as_branch(self, "None, a layer or a tuple of layers as its shortcut", self.shortcut)
+            object.__setattr__(self, "shortcut", shortcut)
+        find_activation(self.activation)
 
     @property
-    def mixes_samples(self) -> bool:  # type: ignore[override]
-        return any(layer.mixes_samples for layer in self.layers)
+    def inside(self) -> dict[str, Layer]:
+        shortcut = {} if self.shortcut is None else {_SHORTCUT: Sequential(row_of(self.shortcut))}
+        return {**super().inside, **shortcut}
+
+    def input_shapes(self, input_shape: Shape) -> list[Shape]:
+        return super().input_shapes(input_shape) + ([] if self.shortcut is None else [input_shape])
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        shape = self._shapes(input_shape)[-1]
-        if shape != input_shape:
-            raise ShapeError(f"{self}: the layers inside must keep the shape {input_shape}, got {shape}")
-        return input_shape
+        shape = super().output_shape(input_shape)
+        if self.shortcut is None:
+            if shape != input_shape:
+                raise ShapeError(
+                    f"{self}: the layers inside must keep the shape {input_shape}, got {shape}: is a shortcut missing?"
+                )
+            return shape
+        added = output_shape_in("the shortcut of a Residual", self.inside[_SHORTCUT], input_shape)
+        if shape != added:
+            raise ShapeError(f"{self}: the shortcut must give the shape of the layers' output, {shape}, got {added}")
+        return shape
 
-    def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
-        inside = [(i, layer.parameters(shape)) for i, (layer, shape) in enumerate(self.inner_layers(input_shape))]
-        return {f"{i}.{name}": one for i, parameters in inside for name, one in parameters.items()}
-
-    def buffers(self, input_shape: Shape) -> dict[str, Buffer]:
-        inside = [(i, layer.buffers(shape)) for i, (layer, shape) in enumerate(self.inner_layers(input_shape))]
-        return {f"{i}.{name}": one for i, buffers in inside for name, one in buffers.items()}
-
-    def multiply_adds(self, input_shape: Shape) -> int:
-        return sum(layer.multiply_adds(shape) for layer, shape in self.inner_layers(input_shape))
+    def map_rows(self, function: Callable[[Layers], Layers]) -> Composite:
+        shortcut = None if self.shortcut is None else function(row_of(self.shortcut))
+        return replace(self, layers=function(self.layers), shortcut=shortcut)
 
     def forward(self, step: Step, x: Array) -> Array:
-        inside, needs_input_gradient = x, step.needs_input_gradient
-        backward: list[str] = []  # names of the layers in the backward pass, last to first
-        for i, (layer, shape) in enumerate(self.inner_layers(x.shape[:-1])):
-            inside = step.forward(str(i), layer, inside, needs_input_gradient=needs_input_gradient)
-            needs_input_gradient = needs_input_gradient or bool(layer.parameters(shape))
-            if needs_input_gradient:
-                backward.insert(0, str(i))
-        # A new array: the layer before may still need x for its backward pass, and the last layer inside may need its
-        # output.
-        y = step.array(x.shape[:-1])
-        step.call(add, x.reshape(x.size), inside.reshape(x.size), y.reshape(x.size))
-        step.save(backward)
+        through = super().forward(step, x)
+        added = x
+        if self.shortcut is not None:
+            needs_input_gradient = step.needs_input_gradient
+            added = step.forward(_SHORTCUT, self.inside[_SHORTCUT], x, needs_input_gradient=needs_input_gradient)
+        # A new array: the layer before may need x for its backward pass, and the layers inside may need their outputs.
+        y = step.array(through.shape[:-1])
+        step.call(add, added.reshape(y.size), through.reshape(y.size), y.reshape(y.size))
+        step.save(find_activation(self.activation).record_forward(step, y))
         return y
 
     def backward(self, step: Step, dy: Array) -> Array | None:
-        """Add the gradients of both uses of x: the first layer inside and the sum."""
-        (names,) = step.saved
-        dx = None
-        if step.needs_input_gradient:
+        """Add the gradients of both uses of x: the layers and the shortcut."""
+        (kept,) = step.saved
+        find_activation(self.activation).record_backward(step, kept, dy)
+        dx: Array | None = None
+        if step.needs_input_gradient or step.trains(_SHORTCUT):
             dx = step.array(dy.shape[:-1])
             step.call(copy, dy.reshape(dy.size), dx.reshape(dx.size))  # the layers inside may overwrite dy
-        flowing: Array | None = dy
-        for name in names:
-            assert flowing is not None, "every layer but the first of `names` returns a gradient"
-            flowing = step.backward(name, flowing)
-        if dx is not None and flowing is not None:
-            step.call(add, dx.reshape(dx.size), flowing.reshape(dx.size), dx.reshape(dx.size))
+        through = super().backward(step, dy)
+        if dx is not None and self.shortcut is not None:
+            dx = step.backward(_SHORTCUT, dx)
+        if dx is not None and through is not None:
+            step.call(add, dx.reshape(dx.size), through.reshape(dx.size), dx.reshape(dx.size))
         return dx
-
-    def inner_layers(self, input_shape: Shape) -> list[tuple[Layer, Shape]]:
-        return list(zip(self.layers, self._shapes(input_shape)[:-1], strict=True))
-
-    def _shapes(self, input_shape: Shape) -> list[Shape]:
-        """Shapes of one sample before, between and after the layers inside."""
-        shapes = [input_shape]
-        for i, layer in enumerate(self.layers, start=1):
-            try:
-                shapes.append(layer.output_shape(shapes[-1]))
-            except ShapeError as error:
-                raise ShapeError(f"layer {i} of {len(self.layers)} in a Residual: {error}") from None
-        return shapes

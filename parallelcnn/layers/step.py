@@ -110,7 +110,7 @@ class Step:
 
         Args:
             name: name of the inner layer. Its parameters and buffers are this layer's "NAME.weight", ...
-            needs_input_gradient: whether any layer before it, inside this layer or outside, has parameters.
+            needs_input_gradient: whether any layer before it, inside this layer or outside, is trained; see `trains`.
         """
         arrays = tuple(_below(name, part) for part in (self.params, self.grads, self.buffers, self.statistics))
         # The numbers of inner layers differ between containers, and from those of the network's own layers.
@@ -121,9 +121,18 @@ class Step:
         check_returned(layer, "forward", y, (*layer.output_shape(x.shape[:-1]), self.n))
         return y
 
+    def trains(self, name: str) -> bool:
+        """Whether the layer of that name inside this one has parameters that are trained."""
+        return bool(_below(name, self.grads))
+
     def backward(self, name: str, dy: Array) -> Array | None:
-        """Record the backward pass of the layer of that name; see `forward`."""
+        """Record the backward pass of the layer of that name; see `forward`.
+
+        Records nothing and returns None if neither the layer nor any layer before it is trained.
+        """
         layer, inner, shape = self._inner[name]
+        if not inner.needs_input_gradient and not inner.grads:
+            return None
         dx = layer.backward(inner, dy)
         if inner.needs_input_gradient:
             check_returned(layer, "backward", dx, shape)

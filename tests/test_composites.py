@@ -1,0 +1,170 @@
+"""Sequential, Concat and a Residual with a shortcut: against PyTorch, in training and in files."""
+
+import copy
+
+import numpy as np
+import own_layers
+import pytest
+import small
+from recorded import run_layer
+
+import parallelcnn as pc
+from parallelcnn.fusions import PooledConv2D
+
+# A block of a ResNet with a stride, and one of GoogLeNet with an identity as in DenseNet.
+RESNET = pc.Residual(
+    (pc.Conv2D(5, 3, stride=2, padding=1, activation="relu"), pc.Conv2D(5, 3, padding=1)),
+    shortcut=pc.Conv2D(5, 1, stride=2),
+    activation="relu",
+)
+INCEPTION = pc.Concat((pc.Conv2D(2, 1), (pc.Conv2D(3, 1, activation="relu"), pc.Conv2D(4, 3, padding=1)), ()))
+
+# Everything inside everything, with random numbers and moving averages.
+DEEP = (
+    pc.Conv2D(3, 3, activation="relu"),
+    pc.Concat(
+        (
+            (own_layers.Dropout(0.2), pc.Residual((pc.Conv2D(3, 1), own_layers.Centre()), activation="tanh")),
+            pc.Sequential((pc.Concat((own_layers.Dropout(0.2), pc.Conv2D(2, 1))), own_layers.Centre(0.5))),
+            (),
+        )
+    ),
+    pc.Residual((pc.Conv2D(4, 3, padding="same"), pc.MaxPool2D(2)), shortcut=(pc.MaxPool2D(2), pc.Conv2D(4, 1))),
+    pc.Flatten(),
+    pc.Dense(5),
+)
+
+
+def train(threads=1, layers=DEEP, epochs=1, **options):
+    found = pc.NetworkHandler(layers, (1, 11, 9))
+    sets = small.dataset(83), small.dataset(20, seed=1)
+    options = {"comm": pc.Serial(), "threads": threads, "reproducible": 4, "verbose": 0, **options}
+    pc.train(found, *sets, pc.SGD(0.05, momentum=0.9), epochs, 25, **options)
+    return found
+
+
+def test_output_gradients_and_names_are_those_of_pytorch(rng):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    convolution, relu = torch.nn.Conv2d, torch.nn.functional.relu
+
+    class ResNet(torch.nn.Sequential):
+        def __init__(self):
+            super().__init__(convolution(8, 5, 3, 2, 1), convolution(5, 5, 3, 1, 1))
+            self.shortcut = torch.nn.Sequential(convolution(8, 5, 1, 2))
+
+        def forward(self, x):
+            return relu(self[1](relu(self[0](x))) + self.shortcut(x))
+
+    class Inception(torch.nn.ModuleList):
+        def forward(self, x):
+            return torch.cat([self[0](x), self[1][1](relu(self[1][0](x))), x], dim=1)
+
+    branches = torch.nn.Sequential(convolution(2, 2, 1)), [convolution(2, 3, 1), convolution(3, 4, 3, 1, 1)]
+    twin = torch.nn.Sequential(Inception((branches[0], torch.nn.Sequential(*branches[1]))), ResNet())
+    layer = pc.Sequential((INCEPTION, RESNET))
+    ran = run_layer(layer, (2, 7, 9), 13, np.float32, rng)
+    assert set(ran.params) == {name for name, _ in twin.named_parameters()}
+    for name, parameter in twin.named_parameters():
+        parameter.data.copy_(torch.from_numpy(ran.params[name]))
+    x = torch.tensor(np.moveaxis(ran.x, -1, 0).copy(), requires_grad=True)
+    y = twin(x)
+    y.backward(torch.from_numpy(np.moveaxis(ran.dy, -1, 0).copy()))
+    np.testing.assert_allclose(np.moveaxis(ran.y, -1, 0), y.detach(), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(np.moveaxis(ran.dx, -1, 0), x.grad, rtol=1e-4, atol=1e-3)
+    for name, parameter in twin.named_parameters():
+        np.testing.assert_allclose(ran.grads[name], parameter.grad, rtol=1e-4, atol=1e-2)
+
+
+def test_a_sequential_computes_the_bits_of_its_layers_in_the_network_and_fuses_them_too(rng):
+    """Convolution and pooling are fused at any depth; what stands behind keeps its name."""
+    apart = small.LAYERS
+    inside = (pc.Sequential((pc.Sequential(apart[:2]), apart[2])), *apart[3:])
+    networks = [pc.NetworkHandler(layers, (1, 11, 9), seed=3) for layers in (apart, inside)]
+    assert list(networks[1].named_arrays)[2:6] == ["0.1.weight", "0.1.bias", "2.weight", "2.bias"]
+    images, dy = rng.random((20, 11, 9), np.float32), rng.normal(size=(5, 20)).astype(np.float32)
+    for one in networks:
+        one.forward(one.load(images, training=True), training=True)
+        one.backward(dy.copy())
+    np.testing.assert_array_equal(networks[0].gradients, networks[1].gradients)
+    deep = pc.Concat((pc.Sequential((pc.Residual(apart[:2], shortcut=apart[:2]),)),))
+    running, _ = pc.NetworkHandler((deep,), (1, 11, 9)).fused_layers[0]
+    assert repr(running).count(PooledConv2D.__name__) == 2
+
+
+def test_branches_are_not_fused_with_each_other(rng):
+    layer = pc.Concat((pc.Conv2D(3, 1, activation="relu"), pc.MaxPool2D(1)))
+    network = pc.NetworkHandler((layer,), (2, 3, 5))
+    assert network.fused_layers[0][0] == layer
+    x = rng.normal(size=(2, 3, 5, 4)).astype(np.float32)
+    np.testing.assert_array_equal(network.forward(x)[3:], x)
+
+
+def test_a_network_trained_on_any_number_of_threads_has_the_same_bits_and_comes_back_from_files(tmp_path):
+    folder = pc.CheckpointFolder(tmp_path / "checkpoints", every_steps=3, keep_last=9)
+    found = train(1, checkpoints=folder)
+    assert len({one.state_sha256() for one in (found, train(2), train(3))}) == 1
+    names = list(found.named_arrays)
+    assert {"1.0.1.0.weight", "1.1.0.1.0.bias", "2.0.weight", "2.shortcut.1.weight", "1.0.1.1.mean"} < set(names)
+    images = small.dataset(20, seed=3).images
+    pc.save_model(tmp_path / "model.npz", found)
+    for again in (pc.load_model(tmp_path / "model.npz", DEEP), copy.deepcopy(found)):
+        np.testing.assert_array_equal(again.predict(images), found.predict(images))
+    middle = pc.load_checkpoint(tmp_path / "checkpoints" / "step-000000003.npz")
+    assert train(2, resume=middle).state_sha256() == found.state_sha256()
+
+
+def test_a_model_file_rebuilds_the_librarys_own_composites(tmp_path):
+    network = pc.NetworkHandler((pc.Sequential((INCEPTION, RESNET)), pc.Concat(((), ()))), (2, 5, 4), seed=1)
+    pc.save_model(tmp_path / "model.npz", network)
+    again = pc.load_model(tmp_path / "model.npz")
+    assert again.layers == network.layers
+    assert again.parameters_sha256() == network.parameters_sha256()
+
+
+def test_layers_in_different_branches_have_random_numbers_and_buffers_of_their_own():
+    centre, drop = own_layers.Centre(1), own_layers.Dropout(0.5)
+    inside = pc.Residual((drop, centre), shortcut=(drop, centre))
+    layer = pc.Concat(((drop, centre), pc.Sequential((drop, centre)), inside))
+    network = pc.NetworkHandler((layer,), (50,))
+    x = network.load(np.ones((3, 50), np.float32), training=True)
+    network.forward(x, training=True)
+    means = network.replica.statistics.reshape(4, 50)
+    assert len({mean.tobytes() for mean in means}) == 4
+    assert layer.mixes_samples is False
+
+
+def test_nothing_is_recorded_for_branches_before_the_first_parameters():
+    """A shortcut without parameters in the first layer, and a branch without any, have no backward pass."""
+    layers = (
+        pc.Concat((pc.Activation("tanh"), (pc.Activation("tanh"), pc.Dense(2), pc.Activation("tanh")))),
+        pc.Residual((pc.Activation("tanh"),)),
+    )
+    tape = pc.NetworkHandler(layers[:1], (3,)).replica.tape(4, training=True)
+    only = pc.NetworkHandler((pc.Sequential(layers[0].branches[1]),), (3,)).replica.tape(4, training=True)
+    assert len(tape.backward_parts[0]) == len(only.backward_parts[0]) == 2
+    assert pc.NetworkHandler(layers[1:], (3,)).replica.tape(4, training=True).backward == []
+
+
+def test_the_summary_shows_branches_and_counts_each_parameter_once():
+    network = pc.NetworkHandler((INCEPTION, RESNET), (2, 7, 9))
+    lines = network.summary().splitlines()
+    table = [line.split("  (None")[0].rstrip() for line in lines[4:-2]]
+    assert table == [
+        "Concat",
+        "  Sequential",
+        "    Conv2D(2, 1)",
+        "  Sequential",
+        "    Conv2D(3, 1, activation='relu')",
+        "    Conv2D(4, 3, padding=1)",
+        "  Sequential(())",
+        "Residual",
+        "  Conv2D(5, 3, stride=2, padding=1, activation='relu')",
+        "  Conv2D(5, 3, padding=1)",
+        "  Sequential",
+        "    Conv2D(5, 1, stride=2)",
+    ]
+    counts = [int(line.split()[-1]) for line in lines[4:-2] if line.split()[-1].isdecimal()]
+    assert sum(counts) == network.params.size
+    inception = 7 * 9 * (2 * 2 + 2 * 3 + 3 * 4 * 9)
+    resnet = 4 * 5 * (8 * 5 * 9 + 5 * 5 * 9 + 8 * 5)
+    assert network.multiply_adds(1, training=False) == inception + resnet
