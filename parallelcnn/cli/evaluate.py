@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.data import Dataset
     from parallelcnn.files.archive import open_npz
     from parallelcnn.files.model import load_model
-    from parallelcnn.models import find_model
+    from parallelcnn.cli.models import find_model
     from parallelcnn.trainer import evaluate
     from parallelcnn.training.compilation import compile_in_turns
     from parallelcnn.training.preparation import check_fit

@@ -74,7 +74,7 @@ class TrainConfig:
         "paper",
         NETWORK,
         "NAME|FILE.py:FUNCTION",
-        "the network: paper, lenet5, or your own function that returns the layers",
+        f"the network: {', '.join(MODELS)}, or your own function that returns the layers",
     )
     data: str = _path("digits", NETWORK, "NAME|DIR", "digits, mnist, or a directory with the four IDX files")
     data_dir: str | None = _path(
