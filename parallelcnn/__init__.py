@@ -54,11 +54,11 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.losses import HuberLoss as HuberLoss
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
     from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+    from parallelcnn.metrics import F1 as F1
     from parallelcnn.metrics import Accuracy as Accuracy
     from parallelcnn.metrics import BinaryAccuracy as BinaryAccuracy
     from parallelcnn.metrics import ClassScore as ClassScore
     from parallelcnn.metrics import ConfusionMatrix as ConfusionMatrix
-    from parallelcnn.metrics import F1 as F1
     from parallelcnn.metrics import MeanAbsoluteError as MeanAbsoluteError
     from parallelcnn.metrics import Metric as Metric
     from parallelcnn.metrics import Precision as Precision
@@ -67,16 +67,16 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.models import lenet5 as lenet5
     from parallelcnn.models import mobilenet_small as mobilenet_small
     from parallelcnn.models import paper as paper
-    from parallelcnn.models import resnet20 as resnet20
     from parallelcnn.models import resnet8 as resnet8
+    from parallelcnn.models import resnet20 as resnet20
     from parallelcnn.models import vgg_small as vgg_small
     from parallelcnn.network import NetworkHandler as NetworkHandler
+    from parallelcnn.optimizers import SGD as SGD
     from parallelcnn.optimizers import Adam as Adam
     from parallelcnn.optimizers import AdamW as AdamW
     from parallelcnn.optimizers import Lion as Lion
     from parallelcnn.optimizers import Optimizer as Optimizer
     from parallelcnn.optimizers import RMSprop as RMSprop
-    from parallelcnn.optimizers import SGD as SGD
     from parallelcnn.profiling import Profiler as Profiler
     from parallelcnn.resilience.world import world as world
     from parallelcnn.schedules import Constant as Constant
@@ -106,15 +106,53 @@ _MODULES = {
     "comm": ["Serial"],
     "resilience.world": ["world"],
     "data": ["Dataset", "load_data", "load_digits", "load_idx_folder", "load_mnist"],
-    "errors": ["CheckpointError", "DataError", "DivergenceError", "GradientError", "InputError", "LaunchError", "ParallelCNNError", "ReplicaMismatchError", "ShapeError", "TrainingWarning"],
+    "errors": [
+        "CheckpointError",
+        "DataError",
+        "DivergenceError",
+        "GradientError",
+        "InputError",
+        "LaunchError",
+        "ParallelCNNError",
+        "ReplicaMismatchError",
+        "ShapeError",
+        "TrainingWarning",
+    ],
     "training.evaluation": ["Evaluation"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
-    "layers": ["Activation", "BatchNorm", "Buffer", "Concat", "Conv2D", "Dense", "DepthwiseConv2D", "Flatten", "GroupNorm", "Layer", "LayerNorm", "MaxPool2D", "Parameter", "Residual", "Sequential"],
+    "layers": [
+        "Activation",
+        "BatchNorm",
+        "Buffer",
+        "Concat",
+        "Conv2D",
+        "Dense",
+        "DepthwiseConv2D",
+        "Flatten",
+        "GroupNorm",
+        "Layer",
+        "LayerNorm",
+        "MaxPool2D",
+        "Parameter",
+        "Residual",
+        "Sequential",
+    ],
     "losses": ["AbsoluteError", "BinaryCrossEntropy", "HuberLoss", "MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "mobilenet_small", "paper", "resnet20", "resnet8", "vgg_small"],
     "network": ["NetworkHandler"],
-    "metrics": ["Accuracy", "BinaryAccuracy", "ClassScore", "ConfusionMatrix", "F1", "MeanAbsoluteError", "Metric", "Precision", "Recall", "TopK"],
+    "metrics": [
+        "Accuracy",
+        "BinaryAccuracy",
+        "ClassScore",
+        "ConfusionMatrix",
+        "F1",
+        "MeanAbsoluteError",
+        "Metric",
+        "Precision",
+        "Recall",
+        "TopK",
+    ],
     "optimizers": ["Adam", "AdamW", "Lion", "Optimizer", "RMSprop", "SGD"],
     "profiling": ["Profiler"],
     "schedules": ["Constant", "Cosine", "Exponential", "MultiStep", "OneCycle", "Polynomial", "Schedule", "Step"],

@@ -1,47 +1,71 @@
 """Layer fusion: a fused layer computes several neighbouring layers faster. A network fuses layers automatically.
 
-Fused layers replace layers before the tape is recorded. They use the parameters of the layers that they replace.
+Fused layers replace layers before the tape is recorded. They use the parameters and buffers of the layers that they
+replace: those of the first one by their names, those of the next one as "1.weight", and so on.
 """
 
 import math
+from copy import copy
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
 
 from parallelcnn.activations import find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import conv2d as kernels
 from parallelcnn.kernels import maxpool2d as pooling_kernels
+from parallelcnn.kernels.batch_norm import fold
 from parallelcnn.layers.base import Array, Layer, Parameter, Shape, Step
-from parallelcnn.layers.composite import Composite, Layers, Sequential
+from parallelcnn.layers.batch_norm import BatchNorm
+from parallelcnn.layers.composite import Composite, Layers, Replaced, Sequential
 from parallelcnn.layers.concat import Concat
 from parallelcnn.layers.conv2d import Conv2D, windows_of
 from parallelcnn.layers.conv_algorithms import NO_BIAS, Algorithm, Direct, as_rows, select
+from parallelcnn.layers.depthwise_conv2d import DepthwiseConv2D
 from parallelcnn.layers.maxpool2d import MaxPool2D, argmax_type, window_and_stride
 from parallelcnn.layers.residual import Residual
 
-_COMPOSITES = (Sequential, Residual, Concat)  # a subclass may behave differently
+# Only this library's own classes: a subclass may behave differently.
+_COMPOSITES = (Sequential, Residual, Concat)
+_CONVOLUTIONS = (Conv2D, DepthwiseConv2D)
 
 
-def fuse(layers: tuple[Layer, ...]) -> dict[int, Layer]:
-    """The layers that run. Each key is the index in `layers` of the layer whose parameters are used."""
-    running = {i: _fused_inside(layer) for i, layer in enumerate(layers)}
-    for i, (layer, after) in enumerate(pairwise(layers)):
-        # Only this library's own classes: a subclass may behave differently.
-        if type(layer) is Conv2D and type(after) is MaxPool2D and _can_be_pooled(layer, after):
-            pooling = replace(after, activation=layer.activation)
-            running[i] = PooledConv2D(replace(layer, activation="identity"), pooling)
-            del running[i + 1]
+def fuse(layers: Layers, *, training: bool) -> dict[int, Layer]:
+    """The layers that run, in training or in prediction. Each key is the index of the first layer that is replaced; the
+    others are those up to the next key.
+    """
+    running: dict[int, Layer] = {}
+    i = 0
+    while i < len(layers):
+        running[i], replaced = _fuse_first(*layers[i:], training=training)
+        i += replaced
     return running
 
 
-def _fused_inside(layer: Layer) -> Layer:
-    """A composite of fused layers. Their parameters keep their names."""
-    return layer.map_rows(_fuse_row) if isinstance(layer, Composite) and type(layer) in _COMPOSITES else layer
+def _fuse_first(layer: Layer, *others: Layer, training: bool) -> tuple[Layer, int]:
+    """The layer that runs in place of the first ones, and how many it replaces."""
+    if isinstance(layer, Composite) and type(layer) in _COMPOSITES:
+        return layer.map_rows(partial(_fuse_row, training=training)), 1
+    if not isinstance(layer, Conv2D | DepthwiseConv2D) or type(layer) not in _CONVOLUTIONS:
+        return layer, 1
+    after = others[0] if others else None
+    if training or layer.activation != "identity" or type(after) is not BatchNorm:
+        return _pool_first(layer, *others)
+    folded, replaced = _pool_first(replace(layer, activation=after.activation, bias=True), *others[1:])
+    return FoldedConv2D(folded, after.epsilon), replaced + 1
 
 
-def _fuse_row(layers: Layers) -> Layers:
-    running = fuse(layers)
-    return tuple(running.get(i, FusedBefore()) for i in range(len(layers)))
+def _fuse_row(layers: Layers, *, training: bool) -> Layers:
+    """As `fuse`, for a row of layers inside another layer. The layers keep their places, and so their names."""
+    running = fuse(layers, training=training)
+    return tuple(running.get(i, Replaced()) for i in range(len(layers)))
+
+
+def _pool_first(layer: Conv2D | DepthwiseConv2D, *others: Layer) -> "tuple[Convolution, int]":
+    """As `_fuse_first`, for a convolution and the pooling that may follow."""
+    after = others[0] if others else None
+    if type(after) is not MaxPool2D or type(layer) is not Conv2D or not _can_be_pooled(layer, after):
+        return layer, 1
+    return PooledConv2D(replace(layer, activation="identity"), replace(after, activation=layer.activation)), 2
 
 
 def _can_be_pooled(convolution: Conv2D, pooling: MaxPool2D) -> bool:
@@ -58,20 +82,6 @@ def _can_be_pooled(convolution: Conv2D, pooling: MaxPool2D) -> bool:
         and pooling.activation == "identity"
         and pooling_kernels.is_tiled(*window)
     )
-
-
-@dataclass(frozen=True, repr=False)
-class FusedBefore(Layer):
-    """Takes the place of a layer that is fused with the one before it. So the later layers keep their names: y = x."""
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        return input_shape
-
-    def forward(self, step: Step, x: Array) -> Array:
-        return x
-
-    def backward(self, step: Step, dy: Array) -> Array | None:
-        return dy
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,3 +179,39 @@ class PooledConv2D(Layer):
     def _window(self) -> tuple[int, int]:
         size = self.convolution.kernel_size
         return size if isinstance(size, tuple) else (size, size)
+
+
+Convolution = Conv2D | DepthwiseConv2D | PooledConv2D
+
+
+@dataclass(frozen=True, repr=False)
+class FoldedConv2D(Layer):
+    """A convolution and a `BatchNorm` in prediction: one convolution, with weights computed from those of both.
+
+    With running statistics, batch normalisation is a linear function of each channel. Computing the weights takes one
+    multiplication for each.
+
+    Args:
+        convolution: the convolution, with a bias and the activation of the batch normalisation; it may be pooled.
+        epsilon: that of the batch normalisation.
+    """
+
+    convolution: Convolution
+    epsilon: float
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return self.convolution.output_shape(input_shape)
+
+    def forward(self, step: Step, x: Array) -> Array:
+        weight, bias = step.params["weight"], step.params.get("bias", NO_BIAS[step.dtype])
+        folded = copy(step)
+        folded.params = {"weight": step.scratch(weight.shape), "bias": step.scratch(weight.shape[:1])}
+        rows = len(weight), math.prod(weight.shape[1:])
+        scale = step.params["1.weight"], step.params["1.bias"], float(self.epsilon)
+        statistics = step.buffers["1.running_mean"], step.buffers["1.running_var"]
+        written = folded.params["weight"].reshape(rows), folded.params["bias"]
+        step.call(fold, weight.reshape(rows), bias, *scale, *statistics, *written)
+        return self.convolution.forward(folded, x)
+
+    def backward(self, step: Step, dy: Array) -> Array | None:
+        raise NotImplementedError(f"{self} has no backward pass: it runs in prediction only")

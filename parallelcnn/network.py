@@ -92,7 +92,8 @@ class NetworkHandler:
         self.prediction = "softmax"
         self.input_range: tuple[float, float] | None = None
         self._optimizer_state: dict[str, Array] = {}
-        self._running = fuse(self.layers)
+        self._running = fuse(self.layers, training=True)
+        self._predicting = fuse(self.layers, training=False)
         self._idle: list[Replica] = []  # for predictions; append and pop of a list are thread-safe
         self._training_thread: int | None = None
         self._replicas = [self.new_replica()]
@@ -152,7 +153,7 @@ class NetworkHandler:
 
     @property
     def fused_layers(self) -> list[tuple[Layer, Shape]]:
-        """The layers that run, each with its input shape. A fused layer replaces two of `layers`."""
+        """The layers that run in training, each with its input shape. A fused layer replaces two of `layers`."""
         return [(layer, self.shapes[place]) for place, layer in self._running.items()]
 
     @property
@@ -190,7 +191,8 @@ class NetworkHandler:
     def new_replica(self) -> Replica:
         """Create another replica."""
         layouts = self.layout, self.buffer_layout
-        return Replica(self._running, self.input_shape, layouts, self._params, self._buffers, self.dtype)
+        arrays = self._params, self._buffers
+        return Replica(self._running, self.input_shape, layouts, *arrays, self.dtype, self._predicting)
 
     @contextmanager
     def idle_replicas(self, count: int) -> Iterator[list[Replica]]:

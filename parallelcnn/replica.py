@@ -11,6 +11,7 @@ from parallelcnn.kernels.load import all_within
 from parallelcnn.kernels.load import load as load_kernel
 from parallelcnn.kernels.random import sample_keys
 from parallelcnn.layers.base import Array, Call, Layer, Shape
+from parallelcnn.layers.step import merged
 from parallelcnn.parameters import ArrayLayout
 from parallelcnn.resources import check_memory
 from parallelcnn.tape import LayerArrays, Recordable, Tape, aligned, plan_tape
@@ -24,11 +25,13 @@ class Replica:
     """The activations, gradients and reduction buffer of one thread. All replicas of a network share its parameters.
 
     Args:
-        layers: the layers that run. Each key is the index of the layer's parameters in the layout.
+        layers: the layers that run in training. Each key is the index, in the layout, of the first layer that it stands
+            for; the others are those up to the next key. See `fusions`.
         input_shape: shape of one sample.
         layouts: layouts of the parameters and of the buffers.
         params, buffers: for each index of the layout, the arrays by name.
         dtype: type of all arrays.
+        predicting: the layers that run in prediction; None: those of training.
 
     Attributes:
         reduction_buffer: the vector that is summed over replicas and ranks: gradients, statistics, the loss at index
@@ -48,24 +51,21 @@ class Replica:
         params: Sequence[dict[str, Array]],
         buffers: Sequence[dict[str, Array]],
         dtype: np.dtype,
+        predicting: dict[int, Layer] | None = None,
     ) -> None:
         n_params, n_statistics = (layout.size for layout in layouts)
         self.reduction_buffer = np.zeros(n_params + n_statistics + 2, dtype)
         self.gradients = self.reduction_buffer[:n_params]
         self.statistics = self.reduction_buffer[n_params:LOSS]
         grads, statistics = layouts[0].views(self.gradients), layouts[1].views(self.statistics)
-        shapes = [input_shape]
-        for layer in layers.values():
-            shapes.append(layer.output_shape(shapes[-1]))
-        arrays = [LayerArrays(params[i], grads[i], buffers[i], statistics[i]) for i in layers]
-        trained = [i for i, one in enumerate(arrays) if one.params]
-        ends_at = trained[0] if trained else len(layers)
-        self._recordable = Recordable(tuple(layers.values()), tuple(layers), shapes, arrays, ends_at, dtype)
+        kept = tuple(map(LayerArrays, params, grads, buffers, statistics))
+        self._recordable = _recordable(layers, input_shape, kept, dtype)
+        self._predicting = self._recordable if predicting is None else _recordable(predicting, input_shape, kept, dtype)
         self._memory = aligned(0)
         self._tapes: dict[tuple[int, bool], Tape] = {}
         self._labels = np.empty(0)
         self._mixes_samples = any(layer.mixes_samples for layer in layers.values())
-        self.block_size = _block_size(shapes, dtype)
+        self.block_size = _block_size(self._recordable.shapes, dtype)
         self._sum: Array | None = None
 
     @property
@@ -81,12 +81,13 @@ class Replica:
         """
         tape = self._tapes.get((n, training))
         if tape is None:
-            plan = plan_tape(self._recordable, n, training=training)
+            recordable = self._recordable if training else self._predicting
+            plan = plan_tape(recordable, n, training=training)
             if plan.size > self._memory.nbytes:
                 check_memory(f"the network's activations for {n} samples", plan.size)
                 self._tapes.clear()  # they would keep the old memory alive
                 self._memory = aligned(plan.size)
-            tape = Tape(self._recordable, n, plan, self._memory, training=training)
+            tape = Tape(recordable, n, plan, self._memory, training=training)
             self._tapes[n, training] = tape
         return tape
 
@@ -214,6 +215,20 @@ class Replica:
 
     def _plan_size(self) -> int:
         return plan_tape(self._recordable, self.block_size, training=True).size
+
+
+def _recordable(
+    layers: dict[int, Layer], input_shape: Shape, kept: Sequence[LayerArrays], dtype: np.dtype
+) -> Recordable:
+    """The layers that run, with their shapes and the arrays of all layers that each stands for."""
+    shapes = [input_shape]
+    for layer in layers.values():
+        shapes.append(layer.output_shape(shapes[-1]))
+    neighbours = [kept[start:stop] for start, stop in pairwise([*layers, len(kept)])]
+    arrays = [LayerArrays(*map(merged, zip(*some, strict=True))) for some in neighbours]
+    trained = [i for i, one in enumerate(arrays) if one.params]
+    ends_at = trained[0] if trained else len(layers)
+    return Recordable(tuple(layers.values()), tuple(layers), shapes, arrays, ends_at, dtype)
 
 
 def _block_size(shapes: Sequence[Shape], dtype: np.dtype) -> int:

@@ -255,6 +255,53 @@ def test_a_step_with_batch_normalisation_allocates_no_memory_for_numbers():
     assert steps.peak <= 4096
 
 
+class Unfolded(pc.BatchNorm):
+    """Not folded: a subclass may behave differently."""
+
+
+FOLDED = {
+    "alone": (pc.Conv2D(5, 3, stride=2, padding=1), pc.BatchNorm(epsilon=0.01, activation="gelu"), pc.Flatten()),
+    "pooled": (pc.Conv2D(6, 3, bias=False), pc.BatchNorm(activation="relu"), pc.MaxPool2D(2), pc.Activation("tanh")),
+    "not pooled": (pc.Conv2D(3, 2), pc.BatchNorm(activation="swish"), pc.MaxPool2D(2)),
+    "at the end": (pc.BatchNorm(), pc.Conv2D(4, 1), pc.BatchNorm()),
+    "twice": (pc.Conv2D(4, 3), pc.BatchNorm(), pc.BatchNorm(0.5), pc.Conv2D(2, 2), pc.BatchNorm()),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_a_convolution_with_folded_weights_predicts_as_two_layers(name, rng):
+    """Within 1e-12 in float64, and 1e-5 in float32, also after the parameters and statistics have changed."""
+    layers = FOLDED[name]
+    apart = tuple(Unfolded(*vars(one).values()) if isinstance(one, pc.BatchNorm) else one for one in layers)
+    for dtype, bound in ((np.float64, 1e-12), (np.float32, 1e-5)):
+        network, other = (pc.NetworkHandler(some, (3, 9, 8), seed=1, dtype=dtype) for some in (layers, apart))
+        x = rng.normal(size=(3, 9, 8, 7)).astype(dtype)
+        for _ in range(2):
+            network.params += rng.normal(scale=0.3, size=network.params.size).astype(dtype)
+            network.buffers += rng.random(network.buffers.size).astype(dtype)
+            other.params, other.buffers = network.params, network.buffers
+            np.testing.assert_allclose(network.forward(x), other.forward(x), rtol=bound, atol=bound)
+            dy = rng.normal(size=(*network.output_shape, 7)).astype(dtype)
+            for one in (network, other):
+                one.forward(x, training=True)
+                one.backward(dy.copy())
+            np.testing.assert_array_equal(network.gradients, other.gradients)
+
+
+def test_only_predictions_fold_and_pool_and_only_convolutions_without_an_activation():
+    def running(*layers):
+        replica = pc.NetworkHandler(layers, (2, 8, 8)).replica
+        return [len(replica.tape(3, training=training).forward_parts) for training in (True, False)]
+
+    norm, pool = pc.BatchNorm(activation="relu"), pc.MaxPool2D(2)
+    assert running(pc.Conv2D(2, 3), norm) == [2, 1]
+    assert running(pc.Conv2D(2, 3), norm, pool) == [3, 1]
+    assert running(pc.Conv2D(2, 3), pc.BatchNorm(activation="gelu"), pool) == [3, 2]
+    assert running(pc.Conv2D(2, 3, activation="relu"), pool, norm) == [2, 2]
+    assert running(pc.Conv2D(2, 3, activation="relu"), norm) == [2, 2]
+    assert running(norm, pc.Conv2D(2, 3)) == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -38,9 +38,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
+    from parallelcnn.cli.models import find_model
     from parallelcnn.comm import run_together
     from parallelcnn.doctor import examine, some_images
-    from parallelcnn.cli.models import find_model
     from parallelcnn.network import NetworkHandler
     from parallelcnn.resilience.launch import launched_rank
     from parallelcnn.training.preparation import check_fit, check_numbers

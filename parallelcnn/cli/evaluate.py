@@ -46,11 +46,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
+    from parallelcnn.cli.models import find_model
     from parallelcnn.comm import Serial, run_together
     from parallelcnn.data import Dataset
     from parallelcnn.files.archive import open_npz
     from parallelcnn.files.model import load_model
-    from parallelcnn.cli.models import find_model
     from parallelcnn.trainer import evaluate
     from parallelcnn.training.compilation import compile_in_turns
     from parallelcnn.training.preparation import check_fit

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from parallelcnn.cli.models import find_model
 from parallelcnn.cli.options import load_data_sets, warn_of_too_many_threads
 from parallelcnn.cli.output import say
 from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, RunReporter
@@ -18,7 +19,6 @@ from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.files.model import save_model
-from parallelcnn.cli.models import find_model
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.profiling import Profiler

@@ -7,6 +7,7 @@ composites can be nested to any depth.
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from parallelcnn.errors import ShapeError
@@ -94,7 +95,9 @@ class Sequential(Composite):
     def forward(self, step: Step, x: Array) -> Array:
         needs_input_gradient = step.needs_input_gradient
         for i, layer in enumerate(self.layers):
-            x = step.forward(str(i), layer, x, needs_input_gradient=needs_input_gradient)
+            replaced = takewhile(lambda j: isinstance(self.layers[j], Replaced), range(i + 1, len(self.layers)))
+            also = [str(j) for j in replaced]
+            x = step.forward(str(i), layer, x, needs_input_gradient=needs_input_gradient, also=also)
             needs_input_gradient = needs_input_gradient or step.trains(str(i))
         return x
 
@@ -112,6 +115,20 @@ class Sequential(Composite):
             place = f"layer {i} of {len(self.layers)} in a {type(self).__name__}"
             shapes.append(output_shape_in(place, layer, shapes[-1]))
         return shapes
+
+
+@dataclass(frozen=True, repr=False)
+class Replaced(Layer):
+    """Takes the place of a layer whose work the layer before it does: y = x; see `fusions`."""
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+    def forward(self, step: Step, x: Array) -> Array:
+        return x
+
+    def backward(self, step: Step, dy: Array) -> Array | None:
+        return dy
 
 
 def as_row(owner: Layer, rule: str, value: Any, at_least: int = 0) -> Layers:

@@ -4,7 +4,7 @@ A network is recorded once for each number of samples. The calls then run in eve
 addresses. So a training step allocates nothing and looks nothing up.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -105,14 +105,18 @@ class Step:
         """Keep arrays or other values for backward, which finds them in `saved`."""
         self.saved = values
 
-    def forward(self, name: str, layer: "Layer", x: Array, *, needs_input_gradient: bool = True) -> Array:
+    def forward(
+        self, name: str, layer: "Layer", x: Array, *, needs_input_gradient: bool = True, also: Sequence[str] = ()
+    ) -> Array:
         """Record the forward pass of a layer inside this one; returns its output.
 
         Args:
             name: name of the inner layer. Its parameters and buffers are this layer's "NAME.weight", ...
             needs_input_gradient: whether any layer before it, inside this layer or outside, is trained; see `trains`.
+            also: names of further inner layers whose arrays it uses, as "1.weight", ...; see `fusions`.
         """
-        arrays = tuple(_below(name, part) for part in (self.params, self.grads, self.buffers, self.statistics))
+        mine = self.params, self.grads, self.buffers, self.statistics
+        arrays = tuple(merged([_below(one, part) for one in (name, *also)]) for part in mine)
         # The numbers of inner layers differ between containers, and from those of the network's own layers.
         number = ((self.number + 1) * _LAYERS_INSIDE + len(self._inner)) % _NUMBERS
         inner = Step(self._recorder, arrays, needs_input_gradient, number)  # type: ignore[arg-type]
@@ -156,6 +160,11 @@ def check_returned(layer: "Layer", name: str, found: Any, shape: Shape) -> None:
             f"{layer}: {name} must return a contiguous array, got one with strides of {found.strides} bytes: record a "
             f"copy into step.array(...)"
         )
+
+
+def merged(some: Sequence[Arrays]) -> Arrays:
+    """The arrays of neighbouring layers: those of the first by their names, those of the next as "1.weight", ..."""
+    return {f"{i}.{name}" if i else name: array for i, named in enumerate(some) for name, array in named.items()}
 
 
 def _below(name: str, arrays: Arrays) -> Arrays:

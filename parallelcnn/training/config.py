@@ -74,7 +74,8 @@ class TrainConfig:
         "paper",
         NETWORK,
         "NAME|FILE.py:FUNCTION",
-        f"the network: {', '.join(MODELS)}, or your own function that returns the layers",
+        "the network: paper, lenet5, resnet8, resnet20, vgg-small, mobilenet-small, or your own function that returns "
+        "the layers",
     )
     data: str = _path("digits", NETWORK, "NAME|DIR", "digits, mnist, or a directory with the four IDX files")
     data_dir: str | None = _path(
