@@ -51,6 +51,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.models import lenet5 as lenet5
     from parallelcnn.models import paper as paper
     from parallelcnn.network import NetworkHandler as NetworkHandler
+    from parallelcnn.optimizers import EMA as EMA
     from parallelcnn.optimizers import SGD as SGD
     from parallelcnn.optimizers import Adam as Adam
     from parallelcnn.optimizers import AdamW as AdamW
@@ -102,7 +103,7 @@ _MODULES = {
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],
     "metrics": ["Accuracy", "MeanAbsoluteError", "Metric"],
-    "optimizers": ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop"],
+    "optimizers": ["EMA", "SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop"],
     "profiling": ["Profiler"],
     "schedules": ["Constant", "Cosine", "OneCycle", "Schedule"],
     "trainer": ["evaluate", "train"],

@@ -22,7 +22,7 @@ from parallelcnn.wording import plural
 
 _SETTINGS = [
     *("model", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "warmup"),
-    *("momentum", "nesterov", "weight_decay", "clip_norm", "clip_value", "seed"),
+    *("momentum", "nesterov", "weight_decay", "clip_norm", "clip_value", "ema", "seed"),
 ]
 
 

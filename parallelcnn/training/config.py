@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from parallelcnn.errors import InputError, nearest_name
 
 if TYPE_CHECKING:
-    from parallelcnn.optimizers import KernelOptimizer
+    from parallelcnn.optimizers import KernelOptimizer, Optimizer
 
 NETWORK, TRAINING, RANKS = "network and data", "training", "ranks and threads"
 RESULTS, CHECKPOINTS = "results", "checkpoints, saved after every epoch, and resuming from them"
@@ -106,6 +106,9 @@ class TrainConfig:
         None, TRAINING, "shorten gradients to this L2 norm over all parameters", at_least=0
     )
     clip_value: float | None = _setting(None, TRAINING, "limit every number of the gradients to [-X, X]", at_least=0)
+    ema: float | None = _setting(
+        None, TRAINING, "average the parameters with this decay, such as 0.999, to evaluate them", at_least=0
+    )
     seed: int = _setting(0, TRAINING, "seed of initial weights and sample order", at_least=0)
     evaluate_every: int | None = _setting(
         None, TRAINING, "evaluate after every K minibatches as well as every epoch", metavar="K", at_least=1
@@ -179,8 +182,9 @@ class TrainConfig:
             raise InputError("--resume takes the run directory, --out DIR, or a checkpoint, --resume FILE")
         self.build_optimizer()
 
-    def build_optimizer(self) -> "KernelOptimizer":
+    def build_optimizer(self) -> "Optimizer":
         """The optimiser that these settings describe."""
+        from parallelcnn.optimizers import EMA
         from parallelcnn.schedules import Constant, Cosine, OneCycle
 
         optimizer: Any = self.optimizer_of_constant_rate()
@@ -193,10 +197,11 @@ class TrainConfig:
             rate = OneCycle(rate)
         elif self.warmup:
             rate = Constant(rate, self.warmup)
-        return replace(optimizer, learning_rate=rate)
+        optimizer = replace(optimizer, learning_rate=rate)
+        return optimizer if self.ema is None else EMA(optimizer, self.ema)
 
     def optimizer_of_constant_rate(self) -> "KernelOptimizer":
-        """As `build_optimizer`, without a schedule. What is not given has the optimiser's default.
+        """As `build_optimizer`, without a schedule and an average. What is not given has the optimiser's default.
 
         Raises:
             InputError: if a setting is given that the optimiser does not have, or does not accept.
