@@ -71,6 +71,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.models import resnet20 as resnet20
     from parallelcnn.models import vgg_small as vgg_small
     from parallelcnn.network import NetworkHandler as NetworkHandler
+    from parallelcnn.optimizers import EMA as EMA
     from parallelcnn.optimizers import SGD as SGD
     from parallelcnn.optimizers import Adam as Adam
     from parallelcnn.optimizers import AdamW as AdamW
@@ -153,7 +154,7 @@ _MODULES = {
         "Recall",
         "TopK",
     ],
-    "optimizers": ["Adam", "AdamW", "Lion", "Optimizer", "RMSprop", "SGD"],
+    "optimizers": ["Adam", "AdamW", "EMA", "Lion", "Optimizer", "RMSprop", "SGD"],
     "profiling": ["Profiler"],
     "schedules": ["Constant", "Cosine", "Exponential", "MultiStep", "OneCycle", "Polynomial", "Schedule", "Step"],
     "trainer": ["evaluate", "train"],

@@ -241,6 +241,25 @@ class NetworkHandler:
         if self.buffers.size:
             moving_average(self.buffers, self.replica.statistics, self._momentum, samples)
 
+    @contextmanager
+    def averaged(self, optimizer: Optimizer) -> Iterator[None]:
+        """Context in which `params` are the optimiser's averaged parameters, if it keeps any; see `EMA`."""
+        if optimizer.average(self._optimizer_state) is None:
+            yield
+            return
+        params = self.params.copy()
+        self.take_average(optimizer)
+        try:
+            yield
+        finally:
+            self.params[...] = params
+
+    def take_average(self, optimizer: Optimizer) -> None:
+        """Copy the optimiser's averaged parameters, if it keeps any, into `params`."""
+        average = optimizer.average(self._optimizer_state)
+        if average is not None:
+            self.params[...] = average
+
     def decay_argument(self, optimizer: Optimizer) -> dict[str, Any]:
         """The argument `parts` of the `update` of an optimiser with weight decay; see `Optimizer`."""
         return {"parts": self._decay_parts} if getattr(optimizer, "weight_decay", 0) else {}

@@ -29,7 +29,7 @@ def test_a_config_is_written_and_read_again(tmp_path):
     assert again.data.startswith("/")
     values = tomllib.loads(file.read_text())
     assert {one.name for one in fields(TrainConfig)} - set(values) == {
-        *("data_dir", "weight_decay", "clip_norm", "clip_value", "evaluate_every", "threads", "verify"),
+        *("data_dir", "weight_decay", "clip_norm", "clip_value", "ema", "evaluate_every", "threads", "verify"),
         *("decay_every", "decay_factor"),
         *("checkpoint_every", "checkpoint_seconds", "out", "resume"),
     }

@@ -221,7 +221,7 @@ def test_adam_refuses_a_second_step_0_whose_bias_correction_would_be_wrong():
     network.update(pc.AdamW())
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", [*ALL, lambda *rate, **options: pc.EMA(pc.Adam(*rate, **options))])
 def test_a_step_allocates_no_memory_for_numbers(kind):
     network = pc.NetworkHandler((pc.Dense(50),), (100,))
     network.gradients[:] = 0.1

@@ -22,7 +22,7 @@ from parallelcnn.wording import plural
 
 _SETTINGS = [
     *("model", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "warmup"),
-    *("decay_every", "decay_factor", "momentum", "nesterov", "weight_decay", "clip_norm", "clip_value"),
+    *("decay_every", "decay_factor", "momentum", "nesterov", "weight_decay", "clip_norm", "clip_value", "ema"),
     *("label_smoothing", "seed"),
 ]
 

@@ -46,6 +46,13 @@ class Optimizer(ABC):
         """The learning rate of a step."""
         return rate_at(getattr(self, "learning_rate", math.nan), step, steps)
 
+    def average(self, state: dict[str, Array]) -> Array | None:
+        """The state vector that is evaluated in place of the parameters, and that replaces them at the end of training.
+
+        None, the default: the parameters are evaluated.
+        """
+        return None
+
 
 class KernelOptimizer(Optimizer):
     """An optimiser whose step is one kernel: checks its fields and clips the gradients. Subclasses are frozen

@@ -16,7 +16,7 @@ from parallelcnn.errors import InputError, nearest_name
 
 if TYPE_CHECKING:
     from parallelcnn.losses import Loss
-    from parallelcnn.optimizers import KernelOptimizer
+    from parallelcnn.optimizers import KernelOptimizer, Optimizer
     from parallelcnn.schedules import Schedule
 
 NETWORK, TRAINING, RANKS = "network and data", "training", "ranks and threads"
@@ -118,6 +118,9 @@ class TrainConfig:
     label_smoothing: float = _setting(
         0.0, TRAINING, "part of each label that all classes share, of the softmax cross-entropy, up to 1", at_least=0
     )
+    ema: float | None = _setting(
+        None, TRAINING, "average the parameters with this decay, such as 0.999, to evaluate them", at_least=0
+    )
     seed: int = _setting(0, TRAINING, "seed of initial weights and sample order", at_least=0)
     evaluate_every: int | None = _setting(
         None, TRAINING, "evaluate after every K minibatches as well as every epoch", metavar="K", at_least=1
@@ -192,13 +195,16 @@ class TrainConfig:
         self.build_optimizer()
         self.build_loss()
 
-    def build_optimizer(self) -> "KernelOptimizer":
+    def build_optimizer(self) -> "Optimizer":
         """The optimiser that these settings describe."""
+        from parallelcnn.optimizers import EMA
+
         optimizer: Any = self.optimizer_of_constant_rate()
-        return replace(optimizer, learning_rate=self._scheduled(optimizer.learning_rate))
+        optimizer = replace(optimizer, learning_rate=self._scheduled(optimizer.learning_rate))
+        return optimizer if self.ema is None else EMA(optimizer, self.ema)
 
     def optimizer_of_constant_rate(self) -> "KernelOptimizer":
-        """As `build_optimizer`, without a schedule. What is not given has the optimiser's default.
+        """As `build_optimizer`, without a schedule and an average. What is not given has the optimiser's default.
 
         Raises:
             InputError: if a setting is given that the optimiser does not have, or does not accept.

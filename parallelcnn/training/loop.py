@@ -100,6 +100,7 @@ class Loop:
                     raise
                 self.safeguard.recover()
                 self.callbacks.resumed()
+        self.network.take_average(self.optimizer)
         self.callbacks.train_end()
 
     def step(self) -> None:
@@ -128,7 +129,8 @@ class Loop:
         epoch_ended = history.samples_seen == self.sampler.samples_in(self._epoch)
         evaluated = self._evaluation_is_due(epoch_ended)
         if evaluated:
-            result = evaluate_by(self.pool, self.test_set, self.comm, self.loss, self.metrics)
+            with self.network.averaged(self.optimizer):
+                result = evaluate_by(self.pool, self.test_set, self.comm, self.loss, self.metrics)
             self._record_evaluation(result, epoch_ended=epoch_ended)
         began = time.perf_counter()
         if evaluated:

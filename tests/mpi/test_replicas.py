@@ -50,7 +50,8 @@ def test_with_reproducible_sums_the_bits_are_those_of_one_process(comm, reproduc
 
 
 @pytest.mark.parametrize(
-    "optimizer", [pc.AdamW(pc.Cosine(0.01, warmup=5), clip_norm=1.0), pc.RMSprop(momentum=0.5), pc.Lion(0.001)]
+    "optimizer",
+    [pc.EMA(pc.AdamW(pc.Cosine(0.01, warmup=5), clip_norm=1.0)), pc.RMSprop(momentum=0.5), pc.Lion(0.001)],
 )
 def test_with_reproducible_sums_every_optimiser_ends_with_the_state_of_one_process(comm, optimizer):
     networks = [small.network(), small.network()]
