@@ -10,7 +10,7 @@ from parallelcnn.arguments import check_callable
 from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.network import NetworkHandler
-from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.evaluation import Evaluation, test_logs
 from parallelcnn.training.history import History
 
 Logs = Mapping[str, Any]
@@ -95,16 +95,6 @@ class LambdaCallback:
             check_callable(f"LambdaCallback: {name}", function)
             if function is not None:
                 setattr(self, name, function)
-
-
-def test_logs(step: int, epoch: int, result: Evaluation) -> dict[str, Any]:
-    """The logs of `on_test_end`: numbers, and an array for each metric whose result is one."""
-    accuracy = {} if result.accuracy is None else {"test_accuracy": result.accuracy}
-    others = {f"test_{name}": result[name] for name, _ in result.others}
-    return {"step": step, "epoch": epoch, "test_loss": result.loss, **accuracy, **others}
-
-
-test_logs.__test__ = False  # type: ignore[attr-defined]  # for pytest, which would take it for a test
 
 
 class Callbacks:

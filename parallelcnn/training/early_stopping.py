@@ -9,7 +9,8 @@ import numpy as np
 from parallelcnn.arguments import check_integer
 from parallelcnn.errors import InputError, TrainingWarning, nearest_name
 from parallelcnn.layers.base import Array
-from parallelcnn.training.callbacks import Callback, Logs, test_logs
+from parallelcnn.training.callbacks import Callback, Logs
+from parallelcnn.training.evaluation import test_logs
 
 _LARGER_IS_BETTER = ("accuracy", "precision", "recall", "f1")
 
