@@ -91,18 +91,23 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.trainer import evaluate as evaluate
     from parallelcnn.trainer import train as train
     from parallelcnn.training.callbacks import Callback as Callback
-    from parallelcnn.training.callbacks import EarlyStopping as EarlyStopping
+    from parallelcnn.training.callbacks import LambdaCallback as LambdaCallback
     from parallelcnn.training.checkpoint import Checkpoint as Checkpoint
     from parallelcnn.training.checkpoint import CheckpointFolder as CheckpointFolder
     from parallelcnn.training.checkpoint import load_checkpoint as load_checkpoint
+    from parallelcnn.training.early_stopping import EarlyStopping as EarlyStopping
     from parallelcnn.training.evaluation import Evaluation as Evaluation
     from parallelcnn.training.history import History as History
+    from parallelcnn.training.loggers import CSVLogger as CSVLogger
+    from parallelcnn.training.loggers import TensorBoard as TensorBoard
 
 # The same names for the interpreter; a test compares the two lists.
 _MODULES = {
     "activations": ["ActivationFunction"],
     "files.model": ["load_model", "save_model"],
-    "training.callbacks": ["Callback", "EarlyStopping"],
+    "training.callbacks": ["Callback", "LambdaCallback"],
+    "training.early_stopping": ["EarlyStopping"],
+    "training.loggers": ["CSVLogger", "TensorBoard"],
     "training.checkpoint": ["Checkpoint", "CheckpointFolder", "load_checkpoint"],
     "comm": ["Serial"],
     "resilience.world": ["world"],

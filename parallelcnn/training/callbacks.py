@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from parallelcnn.arguments import check_integer
+from parallelcnn.arguments import check_callable
 from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.network import NetworkHandler
-from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.evaluation import Evaluation, test_logs
 from parallelcnn.training.history import History
 
 Logs = Mapping[str, Any]
@@ -72,55 +72,29 @@ class Callback:
         """Training has ended without an error. logs: those of the last `on_test_end`."""
 
 
-_NAMES = [name for name in vars(Callback) if name.startswith("on_")]
+METHODS = [name for name in vars(Callback) if name.startswith("on_")]
 
 
-@dataclass
-class EarlyStopping(Callback):
-    """Stop training when a value no longer improves.
+class LambdaCallback:
+    """A callback of functions.
 
     Args:
-        monitor: a name in the logs of `on_epoch_end`, such as "test_loss" or "test_accuracy".
-        patience: number of epochs without an improvement that are accepted.
-        min_delta: only a change by more than this counts as an improvement.
-        mode: "min" or "max": which values are better. "auto": "max" for names that end in accuracy.
+        functions: a function for each method that training should call, by the method's name; see `Callback`.
 
     Raises:
-        InputError: if an argument is outside its range; in training, if the logs have no such name.
+        InputError: if training calls no such method, or it is not a function.
+
+    Example:
+        >>> show = LambdaCallback(on_epoch_end=lambda epoch, logs: print(epoch, logs["test_loss"]))
     """
 
-    monitor: str = "test_loss"
-    patience: int = 3
-    min_delta: float = 0.0
-    mode: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_integer("EarlyStopping: patience", self.patience, 0)
-        if self.mode not in ("auto", "min", "max"):
-            raise InputError(f"EarlyStopping: mode must be auto, min or max, got {self.mode!r}")
-
-    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        is_better_when_larger = self.mode == "max" or (self.mode == "auto" and self.monitor.endswith("accuracy"))
-        sign = -1.0 if is_better_when_larger else 1.0
-        best, waited = math.inf, 0
-        for value in self._values():
-            if sign * value < best - self.min_delta:
-                best, waited = sign * value, 0
-            else:
-                waited += 1
-        if waited > self.patience:
-            self.training.stop()
-
-    def _values(self) -> list[float]:
-        """The value after each epoch, taken from the history, so that a resume needs no other state."""
-        evaluations = self.training.history.evaluations
-        last_of_epoch = {epoch: test_logs(step, epoch, result) for step, epoch, result in evaluations}
-        if any(self.monitor not in logs for logs in last_of_epoch.values()):
-            known = [name for name in next(iter(last_of_epoch.values())) if name.startswith("test_")]
-            raise InputError(
-                f"EarlyStopping: no value {self.monitor!r} to monitor: {nearest_name(self.monitor, known)}"
-            )
-        return [logs[self.monitor] for logs in last_of_epoch.values()]
+    def __init__(self, **functions: Callable[..., None]) -> None:
+        for name, function in functions.items():
+            if name not in METHODS:
+                raise InputError(f"LambdaCallback: training calls no {name}: {nearest_name(name, METHODS)}")
+            check_callable(f"LambdaCallback: {name}", function)
+            if function is not None:
+                setattr(self, name, function)
 
 
 class _Reporter(Callback):
@@ -145,16 +119,6 @@ def reporter_as_callbacks(reporter: Any) -> list[Callback]:
     return [] if reporter is None else [_Reporter(reporter)]
 
 
-def test_logs(step: int, epoch: int, result: Evaluation) -> dict[str, Any]:
-    """The logs of `on_test_end`: numbers, and an array for each metric whose result is one."""
-    accuracy = {} if result.accuracy is None else {"test_accuracy": result.accuracy}
-    others = {f"test_{name}": result[name] for name, _ in result.others}
-    return {"step": step, "epoch": epoch, "test_loss": result.loss, **accuracy, **others}
-
-
-test_logs.__test__ = False  # type: ignore[attr-defined]  # for pytest, which would take it for a test
-
-
 class Callbacks:
     """Calls the callbacks of a training. A method that no callback overrides costs nothing."""
 
@@ -163,7 +127,7 @@ class Callbacks:
         for callback in callbacks:
             with contextlib.suppress(AttributeError):  # a user's object may not accept new attributes
                 callback.training = training
-        self._methods = {name: _overridden(callbacks, name) for name in _NAMES}
+        self._methods = {name: _overridden(callbacks, name) for name in METHODS}
         self._batch_end = self._methods["on_batch_end"]
         self._loss_sum, self._samples = 0.0, 0
         self._last: dict[str, Any] = {}
@@ -210,11 +174,11 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
         if isinstance(callback, type):
             raise InputError(f"callbacks must be objects: write {callback.__name__}(...)")
         names = [name for name in dir(callback) if name.startswith("on_")]
-        unknown = [name for name in names if name not in _NAMES]
+        unknown = [name for name in names if name not in METHODS]
         if unknown:
-            raise InputError(f"{callback!r}: training calls no {unknown[0]}: {nearest_name(unknown[0], _NAMES)}")
+            raise InputError(f"{callback!r}: training calls no {unknown[0]}: {nearest_name(unknown[0], METHODS)}")
         if not names:
-            raise InputError(f"callbacks must have at least one of {', '.join(_NAMES)}, got {callback!r}")
+            raise InputError(f"callbacks must have at least one of {', '.join(METHODS)}, got {callback!r}")
 
 
 def _overridden(callbacks: Sequence[Any], name: str) -> list[Callable[..., None]]:

@@ -53,6 +53,16 @@ def as_value(result: Any) -> Value:
     return tuple(map(as_value, result)) if isinstance(result, list | tuple) else result
 
 
+def test_logs(step: int, epoch: int, result: Evaluation) -> dict[str, Any]:
+    """The logs of `on_test_end`: numbers, and an array for each metric whose result is one."""
+    accuracy = {} if result.accuracy is None else {"test_accuracy": result.accuracy}
+    others = {f"test_{name}": result[name] for name, _ in result.others}
+    return {"step": step, "epoch": epoch, "test_loss": result.loss, **accuracy, **others}
+
+
+test_logs.__test__ = False  # type: ignore[attr-defined]  # for pytest, which would take it for a test
+
+
 def default_metrics(network: NetworkHandler, dataset: Dataset, loss: Loss) -> tuple[Metric, ...]:
     """Accuracy, if the labels are classes and the network ends in a vector, or if the loss is binary."""
     if getattr(loss, "prediction", "output") == "sigmoid":

@@ -1,14 +1,30 @@
 """The history of a training run."""
 
+import html
 import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
-from parallelcnn.training.evaluation import Evaluation
+import numpy as np
+
+from parallelcnn.errors import InputError, nearest_name
+from parallelcnn.layers.base import Array
+from parallelcnn.plotting import new_axes
+from parallelcnn.training.evaluation import Evaluation, test_logs
 
 
 @dataclass
 class History:
     """The history of a training run, the same on every rank. After a resume it includes all earlier steps.
+
+    `history["loss"]` is an array with the loss of every minibatch. `history["test_loss"]`, `history["test_accuracy"]`,
+    and `history["test_NAME"]` of other metrics, hold a value for every evaluation; `history["step"]` and
+    `history["epoch"]` its minibatches done and its epoch.
+
+    Example:
+        >>> history = pc.train(network, train_set, test_set, optimizer, epochs=3, batch_size=100)
+        >>> history["test_accuracy"].max(), history["epoch"][history["test_loss"].argmin()]
+        >>> history.plot()
 
     Attributes:
         losses: loss of every minibatch, before its step.
@@ -40,3 +56,57 @@ class History:
     def steps(self) -> int:
         """Minibatches done."""
         return len(self.losses)
+
+    def __getitem__(self, name: str) -> Array:
+        if name == "loss":
+            return np.array(self.losses, np.float64)
+        logs = [test_logs(*evaluation) for evaluation in self.evaluations]
+        # After a resume with other metrics, only what every evaluation has is a series.
+        known = [name for name in (logs[0] if logs else ()) if all(name in one for one in logs)]
+        if name not in known:
+            raise InputError(f"the history has no series {name!r}: {nearest_name(name, ['loss', *known])}")
+        return np.array([one[name] for one in logs])
+
+    def plot(self, axes: Any = None) -> Any:
+        """Plot the training loss over minibatches, raw (faint) and smoothed, and the test loss as dots.
+
+        Args:
+            axes: where to plot. None: the axes of a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InputError: if matplotlib is not installed, or the history is empty.
+        """
+        if not self.losses:
+            raise InputError("history.plot takes the history of at least one minibatch, got none")
+        axes = new_axes("history.plot") if axes is None else axes
+        losses, tests = self["loss"], [result.loss for _, _, result in self.evaluations]
+        window = max(1, len(losses) // 50)
+        smooth = np.convolve(losses, np.full(window, 1 / window), mode="valid")
+        axes.plot(np.arange(1, len(losses) + 1), losses, color="tab:blue", alpha=0.25, linewidth=0.7)
+        middle = np.arange(len(smooth)) + (window + 1) / 2
+        axes.plot(middle, smooth, color="tab:blue", label=f"training loss (and its mean over {window} minibatches)")
+        axes.plot([step for step, _, _ in self.evaluations], tests, "o", color="tab:red", label="test loss")
+        if min([losses.min(), *tests]) > 0:
+            axes.set_yscale("log")
+        axes.set(xlabel="minibatch", ylabel="loss")
+        axes.legend()
+        axes.grid(alpha=0.3)
+        return axes
+
+    def _repr_html_(self) -> str:
+        """A table of the evaluations, for notebooks. Metrics that are arrays are left out."""
+        logs = [test_logs(*evaluation) for evaluation in self.evaluations]
+        names = ["epoch", "step", *dict.fromkeys(name for one in logs for name in one if name.startswith("test_"))]
+        names = [name for name in names if not any(np.ndim(one.get(name, 0)) for one in logs)]
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        rows = ["".join(f"<td>{_cell(one.get(name))}</td>" for name in names) for one in logs]
+        body = "".join(f"<tr>{cells}</tr>" for cells in rows)
+        caption = f"{self.steps:,} minibatches in {self.train_seconds:.2f} s"
+        return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
