@@ -198,8 +198,10 @@ def test_compiled_and_builtin_functions_are_activations_too():
 
 
 def test_an_activation_without_functions_is_refused():
-    with pytest.raises(InputError, match="activation 'none': derivative must be a function, got None"):
-        ActivationFunction("none", lambda x: x, None)
+    with pytest.raises(InputError, match=r"activation 'none': derivative must be a function, got 1\.0"):
+        ActivationFunction("none", lambda x: x, 1.0)
+    with pytest.raises(InputError, match="activation 'none': derivative_of_output=True needs a derivative, got None"):
+        ActivationFunction("none", lambda x: x, derivative_of_output=True)
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,17 +1,21 @@
 """Activation functions with their derivatives, and the loops that apply them.
 
 The functions are scalar, x -> f(x). A derivative named `..._of_output` takes y = f(x) instead of x, so that x need not
-be kept. They are marked for numba but stay plain Python functions. Only then does numba's cache recognise, in the next
-process, the loops that close over them.
+be kept. Where there is no derivative, the loop differentiates the function with dual numbers. The functions are marked
+for numba but stay plain Python functions. Only then does numba's cache recognise, in the next process, the loops that
+close over them.
 """
 
 import math
 from collections.abc import Callable
 from functools import cache
 
+from numba import config
 from numba.extending import register_jitable
 
+from ._dual_type import slope, variable
 from ._jit import inlined, kernel, kernel_uncached
+from ._rebinding import for_numba, for_python
 
 _SQRT_HALF = math.sqrt(0.5)
 _DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)  # of the normal distribution
@@ -102,26 +106,37 @@ def _loops(function, derivative, kernel):
         for i in range(y.size):
             y[i] = function(y[i])
 
-    @kernel
-    def activation_backward(x_or_y, dy):
-        """dy[i] = dy[i] f', both flat."""
-        for i in range(dy.size):
-            dy[i] *= derivative(x_or_y[i])
+    if derivative is None:
+        function_of_dual = for_python(function) if config.DISABLE_JIT else function
+
+        @kernel
+        def activation_backward(x, dy):
+            """dy[i] = dy[i] f'(x[i]), both flat."""
+            for i in range(dy.size):
+                dy[i] *= slope(function_of_dual(variable(x[i])))
+    else:
+
+        @kernel
+        def activation_backward(x_or_y, dy):
+            """dy[i] = dy[i] f', both flat."""
+            for i in range(dy.size):
+                dy[i] *= derivative(x_or_y[i])
 
     return activation_forward, activation_backward
 
 
 @cache
 def builtin_kernels(
-    function: Callable[[float], float], derivative: Callable[[float], float]
+    function: Callable[[float], float], derivative: Callable[[float], float] | None
 ) -> tuple[Callable[..., None], Callable[..., None]]:
-    """The forward and the backward loop for two functions of this file."""
+    """The forward and the backward loop for functions of this file. Without a derivative: by dual numbers."""
     return _loops(function, derivative, kernel)
 
 
 @cache
 def user_kernels(
-    function: Callable[[float], float], derivative: Callable[[float], float]
+    function: Callable[[float], float], derivative: Callable[[float], float] | None
 ) -> tuple[Callable[..., None], Callable[..., None]]:
     """As `builtin_kernels`, for user-defined functions."""
-    return _loops(inlined(function), inlined(derivative), kernel_uncached)
+    compiled = None if derivative is None else inlined(for_numba(derivative))
+    return _loops(inlined(for_numba(function)), compiled, kernel_uncached)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-from parallelcnn.activations import ActivationFunction, find_activation
+from parallelcnn.activations import AnyActivation, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels.conv2d import conv2d_backward_bias
 
@@ -23,7 +23,7 @@ class Conv2D(Layer):
         padding: "valid": no padding. "same": zeros around the image such that stride 1 keeps the image size, and stride
             s gives ceil(size / s); an odd zero goes below and to the right, as in Keras. A number, or (rows, columns):
             that many zeros on each side.
-        activation: name or `ActivationFunction` applied to the output.
+        activation: name, function of one number, or `ActivationFunction`, applied to the output.
         bias: whether to add a trainable bias to each output channel.
 
     Shapes: (C, H, W) -> (filters, P, Q) with P = (H + zeros above and below - R) div stride + 1, and Q likewise.
@@ -33,7 +33,7 @@ class Conv2D(Layer):
     kernel_size: int | tuple[int, int]
     stride: int | tuple[int, int] = 1
     padding: str | int | tuple[int, int] = "valid"
-    activation: str | ActivationFunction = "identity"
+    activation: AnyActivation = "identity"
     bias: bool = True
 
     def __post_init__(self) -> None:
