@@ -42,6 +42,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import Layer as Layer
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
+    from parallelcnn.layers import PReLU as PReLU
     from parallelcnn.layers import Residual as Residual
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
     from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
@@ -93,7 +94,18 @@ _MODULES = {
     "training.evaluation": ["Evaluation"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
-    "layers": ["Activation", "Buffer", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D", "Parameter", "Residual"],
+    "layers": [
+        "Activation",
+        "Buffer",
+        "Conv2D",
+        "Dense",
+        "Flatten",
+        "Layer",
+        "MaxPool2D",
+        "Parameter",
+        "PReLU",
+        "Residual",
+    ],
     "losses": ["MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],

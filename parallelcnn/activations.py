@@ -92,18 +92,13 @@ class ActivationFunction:
 
     def kernels(self) -> tuple[Callable[..., None], Callable[..., None]]:
         """Two functions of flat arrays: (y) sets y = f(y); (x or y, dy) multiplies dy by the derivative."""
-        if self.is_builtin:
+        if all(part is None or _is_in_kernels(part) for part in (self.function, self.derivative)):
             return kernels.builtin_kernels(self.function, self.derivative)
         return partial(self._run, 0), partial(self._run, 1)
 
-    @property
-    def is_builtin(self) -> bool:
-        """Whether it is one of this library's own."""
-        return ACTIVATIONS.get(self.name) == self
-
     def check(self) -> None:
         """Raise InputError unless function and derivative are finite and agree; see `check_derivative`."""
-        if not self.is_builtin:
+        if ACTIVATIONS.get(self.name) != self:
             _check(self)
 
     def _run(self, direction: int, *arrays: Array) -> None:
@@ -119,6 +114,10 @@ class ActivationFunction:
             if "where" in names:
                 reason = "np.where makes an array: write `a if condition else b`, x is one number"
             raise InputError(f"activation {self.name!r}: numba cannot compile its {which}: {reason}") from error
+
+
+def _is_in_kernels(function: Callable[[float], float]) -> bool:
+    return getattr(function, "__module__", None) == kernels.__name__
 
 
 @cache
@@ -176,11 +175,37 @@ ACTIVATIONS: dict[str, ActivationFunction] = {
     "tanh": ActivationFunction(
         "tanh", kernels.tanh, kernels.tanh_derivative_of_output, derivative_of_output=True, monotonic=True
     ),
-    "softplus": ActivationFunction(
-        "softplus", kernels.softplus, kernels.softplus_derivative, relu_like=True, monotonic=True
+    "softplus": ActivationFunction("softplus", kernels.softplus, relu_like=True, monotonic=True),
+    "gelu": ActivationFunction("gelu", kernels.gelu, relu_like=True),
+    "swish": ActivationFunction("swish", kernels.swish, relu_like=True),
+    "mish": ActivationFunction("mish", kernels.mish, relu_like=True),
+    "relu6": ActivationFunction(
+        "relu6",
+        kernels.relu6,
+        kernels.relu6_derivative_of_output,
+        derivative_of_output=True,
+        relu_like=True,
+        monotonic=True,
     ),
-    "gelu": ActivationFunction("gelu", kernels.gelu, kernels.gelu_derivative, relu_like=True),
-    "swish": ActivationFunction("swish", kernels.swish, kernels.swish_derivative, relu_like=True),
+    "elu": ActivationFunction(
+        "elu",
+        kernels.elu,
+        kernels.elu_derivative_of_output,
+        derivative_of_output=True,
+        relu_like=True,
+        monotonic=True,
+    ),
+    "selu": ActivationFunction(
+        "selu", kernels.selu, kernels.selu_derivative_of_output, derivative_of_output=True, monotonic=True
+    ),
+    "hard_sigmoid": ActivationFunction(
+        "hard_sigmoid",
+        kernels.hard_sigmoid,
+        kernels.hard_sigmoid_derivative_of_output,
+        derivative_of_output=True,
+        monotonic=True,
+    ),
+    "hard_swish": ActivationFunction("hard_swish", kernels.hard_swish, kernels.hard_swish_derivative, relu_like=True),
 }
 
 

@@ -18,6 +18,7 @@ from parallelcnn import (
     Layer,
     MaxPool2D,
     Parameter,
+    PReLU,
     Residual,
     gradient_check,
 )
@@ -55,6 +56,7 @@ def test_a_layer_is_a_value_that_prints_as_its_constructor_call(layer, input_sha
         (Flatten(), (16, 5, 5), (400,)),
         (Dense(10), (400,), (10,)),
         (Activation("relu"), (3, 4, 5), (3, 4, 5)),
+        (PReLU(), (3, 4, 5), (3, 4, 5)),
     ],
     ids=name_of,
 )

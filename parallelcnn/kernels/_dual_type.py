@@ -1,10 +1,9 @@
-"""The type of dual numbers in compiled code: a pair of float32 or float64, without any Python object.
+"""The type of dual numbers in compiled code: two numbers, without any Python object.
 
 LLVM inlines the rules of `_dual.py` into the loop that calls a function: the derivative of x + abs(x) / 2 costs as much
 as a hand-written one.
 """
 
-import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.core.typeconv import Conversion
@@ -24,7 +23,11 @@ _PLAIN = (types.Integer, types.Float, types.Boolean)
 
 
 class DualType(types.Type):
-    """numba's type of a dual number. A branch may return a dual number, and another one a plain number."""
+    """numba's type of a dual number. A branch may return a dual number, and another one a plain number.
+
+    The value has the type that it would have without a slope, so that float32 functions stay as fast and exact as they
+    are. The slope is a float64, since literals are.
+    """
 
     def __init__(self, part):
         self.part = part
@@ -46,7 +49,7 @@ class DualType(types.Type):
 @register_model(DualType)
 class _Model(models.StructModel):
     def __init__(self, manager, kind):
-        super().__init__(manager, kind, [("value", kind.part), ("slope", kind.part)])
+        super().__init__(manager, kind, [("value", kind.part), ("slope", types.float64)])
 
 
 make_attribute_wrapper(DualType, "value", "value")
@@ -56,15 +59,15 @@ make_attribute_wrapper(DualType, "slope", "slope")
 def _build(context, builder, kind, value, slope):
     """A dual number of (LLVM value, numba type) pairs."""
     built = cgutils.create_struct_proxy(kind)(context, builder)
-    built.value, built.slope = (context.cast(builder, number, of, kind.part) for number, of in (value, slope))
+    built.value = context.cast(builder, *value, kind.part)
+    built.slope = context.cast(builder, *slope, types.float64)
     return built._getvalue()
 
 
 @type_callable(Dual)
 def _type_of_dual(context):
     def type_of(value, slope):
-        both = value == slope == types.float32
-        return DualType(types.float32 if both else types.float64)
+        return DualType(types.float32 if value == types.float32 else types.float64)
 
     return type_of
 
@@ -78,20 +81,19 @@ def _new(context, builder, signature, arguments):
 @lower_cast(types.Float, DualType)
 @lower_cast(types.Boolean, DualType)
 def _from_plain(context, builder, from_type, to_type, value):
-    zero = context.get_constant(to_type.part, 0.0)
-    return _build(context, builder, to_type, (value, from_type), (zero, to_type.part))
+    zero = context.get_constant(types.float64, 0.0)
+    return _build(context, builder, to_type, (value, from_type), (zero, types.float64))
 
 
 @lower_cast(DualType, DualType)
 def _widen(context, builder, from_type, to_type, value):
     narrow = cgutils.create_struct_proxy(from_type)(context, builder, value)
-    return _build(context, builder, to_type, (narrow.value, from_type.part), (narrow.slope, from_type.part))
+    return _build(context, builder, to_type, (narrow.value, from_type.part), (narrow.slope, types.float64))
 
 
 @overload(variable)
 def _variable(x):
-    one = np.float32(1) if x == types.float32 else 1.0
-    return lambda x: Dual(x, one)
+    return lambda x: Dual(x, 1.0)
 
 
 @overload(slope)

@@ -8,4 +8,5 @@ from parallelcnn.layers.conv2d import Conv2D as Conv2D
 from parallelcnn.layers.dense import Dense as Dense
 from parallelcnn.layers.flatten import Flatten as Flatten
 from parallelcnn.layers.maxpool2d import MaxPool2D as MaxPool2D
+from parallelcnn.layers.prelu import PReLU as PReLU
 from parallelcnn.layers.residual import Residual as Residual
