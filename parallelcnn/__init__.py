@@ -47,6 +47,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import LayerNorm as LayerNorm
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
+    from parallelcnn.layers import PReLU as PReLU
     from parallelcnn.layers import Residual as Residual
     from parallelcnn.layers import Sequential as Sequential
     from parallelcnn.losses import AbsoluteError as AbsoluteError
@@ -140,6 +141,7 @@ _MODULES = {
         "Layer",
         "LayerNorm",
         "MaxPool2D",
+        "PReLU",
         "Parameter",
         "Residual",
         "Sequential",

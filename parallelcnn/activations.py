@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numba.core.errors import NumbaError
 
+from parallelcnn.autodiff.dual import check_derivative
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.kernels import activations as kernels
+from parallelcnn.kernels._dual import NotDifferentiable
 from parallelcnn.kernels.copying import copy
 
 Array = np.ndarray
@@ -31,27 +33,32 @@ class Recording(Protocol):
 class ActivationFunction:
     """An element-wise function and its derivative.
 
+    When a network is built, the derivative is compared with differences of the function; see `autodiff.dual`.
+
     Args:
         name: the name that layers print.
         function: x -> f(x) for one number, in Python that numba can compile (`math` and `numpy` functions).
-        derivative: x -> f'(x), likewise; or y -> f'(x) with y = f(x) if `derivative_of_output`.
+        derivative: x -> f'(x), likewise; or y -> f'(x) with y = f(x) if `derivative_of_output`. None: the compiled loop
+            differentiates the function with dual numbers.
         derivative_of_output: the derivative is a function of the output, so x is not kept.
         relu_like: use He initialisation of the weights (Glorot otherwise).
         monotonic: f never decreases, so it may be applied after max-pooling instead of before.
 
     Example:
-        >>> bent = ActivationFunction("bent", lambda x: x + abs(x) / 2, lambda x: 1.5 if x > 0 else 0.5)
+        >>> bent = ActivationFunction("bent", lambda x: x + abs(x) / 2, monotonic=True)
     """
 
     name: str
     function: Callable[[float], float]
-    derivative: Callable[[float], float]
+    derivative: Callable[[float], float] | None = None
     derivative_of_output: bool = False
     relu_like: bool = False
     monotonic: bool = False
 
     def __post_init__(self) -> None:
-        for part in ("function", "derivative"):
+        if self.derivative is None and self.derivative_of_output:
+            raise InputError(f"activation {self.name!r}: derivative_of_output=True needs a derivative, got None")
+        for part in ("function",) if self.derivative is None else ("function", "derivative"):
             if not callable(getattr(self, part)):
                 raise InputError(f"activation {self.name!r}: {part} must be a function, got {getattr(self, part)!r}")
             try:
@@ -85,22 +92,38 @@ class ActivationFunction:
 
     def kernels(self) -> tuple[Callable[..., None], Callable[..., None]]:
         """Two functions of flat arrays: (y) sets y = f(y); (x or y, dy) multiplies dy by the derivative."""
-        if getattr(self.function, "__module__", None) == kernels.__name__:
+        if all(part is None or _is_in_kernels(part) for part in (self.function, self.derivative)):
             return kernels.builtin_kernels(self.function, self.derivative)
         return partial(self._run, 0), partial(self._run, 1)
 
+    def check(self) -> None:
+        """Raise InputError unless function and derivative are finite and agree; see `check_derivative`."""
+        if ACTIVATIONS.get(self.name) != self:
+            _check(self)
+
     def _run(self, direction: int, *arrays: Array) -> None:
         """Apply a user's function or derivative."""
+        parts = [None if part is None else _plain(part) for part in (self.function, self.derivative)]
+        which = "derivative" if direction == 1 and self.derivative is not None else "function"
         try:
-            kernels.user_kernels(_plain(self.function), _plain(self.derivative))[direction](*arrays)
-        except NumbaError as error:
-            which = ("function", "derivative")[direction]
+            kernels.user_kernels(*parts)[direction](*arrays)
+        except (NumbaError, NotDifferentiable) as error:
             lines = [line.strip() for line in str(error).splitlines()]
             reason = next((line for line in lines if line and not line.startswith(_NO_REASON)), type(error).__name__)
-            names = getattr(getattr((self.function, self.derivative)[direction], "__code__", None), "co_names", ())
+            names = getattr(getattr(getattr(self, which), "__code__", None), "co_names", ())
             if "where" in names:
                 reason = "np.where makes an array: write `a if condition else b`, x is one number"
             raise InputError(f"activation {self.name!r}: numba cannot compile its {which}: {reason}") from error
+
+
+def _is_in_kernels(function: Callable[[float], float]) -> bool:
+    return getattr(function, "__module__", None) == kernels.__name__
+
+
+@cache
+def _check(activation: ActivationFunction) -> None:
+    what, derivative = f"activation {activation.name!r}", activation.derivative
+    check_derivative(what, activation.function, derivative, activation.derivative_of_output)
 
 
 # Lines of numba's errors that begin so do not say what is wrong.
@@ -152,25 +175,57 @@ ACTIVATIONS: dict[str, ActivationFunction] = {
     "tanh": ActivationFunction(
         "tanh", kernels.tanh, kernels.tanh_derivative_of_output, derivative_of_output=True, monotonic=True
     ),
-    "softplus": ActivationFunction(
-        "softplus", kernels.softplus, kernels.softplus_derivative, relu_like=True, monotonic=True
+    "softplus": ActivationFunction("softplus", kernels.softplus, relu_like=True, monotonic=True),
+    "gelu": ActivationFunction("gelu", kernels.gelu, relu_like=True),
+    "swish": ActivationFunction("swish", kernels.swish, relu_like=True),
+    "mish": ActivationFunction("mish", kernels.mish, relu_like=True),
+    "relu6": ActivationFunction(
+        "relu6",
+        kernels.relu6,
+        kernels.relu6_derivative_of_output,
+        derivative_of_output=True,
+        relu_like=True,
+        monotonic=True,
     ),
-    "gelu": ActivationFunction("gelu", kernels.gelu, kernels.gelu_derivative, relu_like=True),
-    "swish": ActivationFunction("swish", kernels.swish, kernels.swish_derivative, relu_like=True),
+    "elu": ActivationFunction(
+        "elu",
+        kernels.elu,
+        kernels.elu_derivative_of_output,
+        derivative_of_output=True,
+        relu_like=True,
+        monotonic=True,
+    ),
+    "selu": ActivationFunction(
+        "selu", kernels.selu, kernels.selu_derivative_of_output, derivative_of_output=True, monotonic=True
+    ),
+    "hard_sigmoid": ActivationFunction(
+        "hard_sigmoid",
+        kernels.hard_sigmoid,
+        kernels.hard_sigmoid_derivative_of_output,
+        derivative_of_output=True,
+        monotonic=True,
+    ),
+    "hard_swish": ActivationFunction("hard_swish", kernels.hard_swish, kernels.hard_swish_derivative, relu_like=True),
 }
 
 
-def find_activation(activation: str | ActivationFunction) -> ActivationFunction:
-    """The activation function of that name; an `ActivationFunction` is returned as it is.
+# A name, a function of one number, or an `ActivationFunction`.
+AnyActivation = str | Callable[[float], float] | ActivationFunction
+
+
+def find_activation(activation: AnyActivation) -> ActivationFunction:
+    """The activation function of that name, or of a plain function; an `ActivationFunction` is returned as it is.
 
     Raises:
-        InputError: if the name is not known.
+        InputError: if the name is not known, or the function is not hashable.
     """
     if isinstance(activation, ActivationFunction):
         return activation
-    if callable(activation):
+    if callable(activation) and not isinstance(activation, type):
+        return ActivationFunction(getattr(activation, "__name__", type(activation).__name__), activation)
+    if isinstance(activation, type):
         raise InputError(
-            f"an activation must be a name or an ActivationFunction(name, function, derivative), got {activation!r}"
+            f"an activation must be a name, a function of one number or an ActivationFunction, got {activation}"
         )
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise InputError(f"no activation {activation!r}: {nearest_name(str(activation), list(ACTIVATIONS))}")

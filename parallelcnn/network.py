@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.arguments import described
 from parallelcnn.data.numbers import check_images
 from parallelcnn.errors import InputError, ShapeError
@@ -69,6 +70,8 @@ class NetworkHandler:
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise InputError(f"seed must be an integer of at least 0, got {seed!r}")
         self.shapes = chain_shapes(self.layers, input_shape)
+        for layer, shape in zip(self.layers, self.shapes[:-1], strict=True):
+            _check_activations(layer, shape)
         self.input_shape = self.shapes[0]
         declared, self.layout, self.buffer_layout = declare(self.layers, self.shapes)
         check_memory("the network's parameters and gradients", 2 * self.layout.size * self.dtype.itemsize)
@@ -379,6 +382,16 @@ def _rebuild(
     network.set_state(state)
     network.prediction, network.input_range = prediction, input_range
     return network
+
+
+def _check_activations(layer: Layer, input_shape: Shape) -> None:
+    """Check the functions of the user's own in a layer, and in layers inside it; see `ActivationFunction.check`."""
+    activation = getattr(layer, "activation", None)
+    is_ours = type(layer).__module__.startswith("parallelcnn.")  # a user's layer may call anything its activation
+    if isinstance(activation, ActivationFunction) or (is_ours and activation is not None):
+        find_activation(activation).check()
+    for inner, shape in layer.inner_layers(input_shape):
+        _check_activations(inner, shape)
 
 
 def _checked(values: Any, like: Array, name: str) -> Array:

@@ -11,6 +11,7 @@ from parallelcnn import (
     GroupNorm,
     LayerNorm,
     MaxPool2D,
+    PReLU,
     Residual,
     Sequential,
 )
@@ -115,10 +116,14 @@ OTHERS = [
     (Dense(3, bias=False), (5,)),
     (Flatten(), (2, 3, 4)),
     (Flatten(), (5,)),
+    (PReLU(), (3, 4, 5)),
+    (PReLU(), (7,)),
 ]
 
 _NAMES = ("identity", "relu", "leaky_relu", "sigmoid", "tanh", "softplus", "gelu", "swish")
+_MORE_NAMES = ("mish", "relu6", "elu", "selu", "hard_sigmoid", "hard_swish")
 ACTIVATED = [
+    *((Activation(name), (2, 3, 4)) for name in _MORE_NAMES),
     *((Activation(name), (2, 3, 4)) for name in _NAMES),
     *((Conv2D(3, 2, activation=name), (2, 4, 4)) for name in _NAMES),
     *((Dense(4, activation=name), (5,)) for name in _NAMES),

@@ -116,4 +116,10 @@ def activation(name, x):
         "softplus": np.log1p(np.exp(x)),
         "gelu": 0.5 * x * (1 + erf(x / np.sqrt(2))),
         "swish": x * sigmoid,
+        "mish": x * np.tanh(np.log1p(np.exp(x))),
+        "relu6": np.clip(x, 0, 6),
+        "elu": np.where(x > 0, x, np.expm1(x)),
+        "selu": 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x)),
+        "hard_sigmoid": np.clip(x + 3, 0, 6) / 6,
+        "hard_swish": x * np.clip(x + 3, 0, 6) / 6,
     }[name]

@@ -169,16 +169,16 @@ CASES = {
         r"layer 1 .* must be a Layer, .*: write Flatten\(...\)$",
     ),
     "a word for dtype": (lambda: pc.NetworkHandler(LAYERS, (1, 4, 5), dtype="many"), "float32 or float64, got 'many'$"),
-    "a function for an activation": (
-        lambda: new((pc.Flatten(), pc.Dense(3, activation=np.tanh))),
-        r"must be a name or an ActivationFunction\(name, function, derivative\), got <ufunc 'tanh'>$",
+    "a class for an activation": (
+        lambda: new((pc.Flatten(), pc.Dense(3, activation=pc.Dense))),
+        r"must be a name, a function of one number or an ActivationFunction, got <class .*Dense'>$",
     ),
     "an activation without a hash": (
         lambda: raised_by_activation(Leaky(0.1), abs),
         r"^activation 'own': function must be hashable, and Leaky\(slope=0.1\) is not: write a function",
     ),
     "np.where in an activation": (
-        lambda: raised_by_activation(lambda x: x, lambda x: np.where(x > 0, 1.0, 0.0)),
+        lambda: raised_by_activation(lambda x: max(x, 0.0), lambda x: np.where(x > 0, 1.0, 0.0)),
         "^activation 'own': numba cannot compile its derivative: np.where .* write `a if condition else b`",
     ),
 }

@@ -17,7 +17,7 @@ PACKAGE = Path(parallelcnn.__file__).parent
 # From the lowest level up. A module imports from lower levels, or from modules of its own level.
 LEVELS = [
     {"_version", "arguments", "errors", "plotting", "resources", "kernels", "wording"},
-    {"activations", "layers", "losses", "metrics", "schedules"},
+    {"activations", "autodiff.dual", "layers", "losses", "metrics", "schedules"},
     {
         "autodiff",
         "call_list",
@@ -38,9 +38,14 @@ LEVELS = [
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 
+def unit_of(name):
+    """The module or package in LEVELS that a module, named relative to `parallelcnn`, belongs to."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in LEVEL_OF else parts[0]
+
+
 def name_of(path):
-    """The module's, or package's, name directly below `parallelcnn`."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return unit_of(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
 
 
 def imports_of(path):
@@ -63,14 +68,16 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__in
 def test_a_module_imports_only_from_its_own_level_and_lower_ones(path):
     for name in imports_of(path):
         if name.startswith("parallelcnn."):
-            imported = name.split(".")[1]
+            imported = unit_of(name.removeprefix("parallelcnn."))
             assert LEVEL_OF[imported] <= LEVEL_OF[name_of(path)], f"{path.name} imports {name}"
 
 
 def test_packages_of_one_level_do_not_import_each_other_in_a_circle():
     neighbours = {name: set() for name in LEVEL_OF}
     for path in FILES:
-        imported = {name.split(".")[1] for name in imports_of(path) if name.startswith("parallelcnn.")}
+        imported = {
+            unit_of(name.removeprefix("parallelcnn.")) for name in imports_of(path) if name.startswith("parallelcnn.")
+        }
         neighbours[name_of(path)] |= {name for name in imported if LEVEL_OF[name] == LEVEL_OF[name_of(path)]}
         neighbours[name_of(path)].discard(name_of(path))
     tuple(graphlib.TopologicalSorter(neighbours).static_order())  # raises CycleError

@@ -19,6 +19,7 @@ from parallelcnn import (
     Layer,
     MaxPool2D,
     Parameter,
+    PReLU,
     Residual,
     Sequential,
     gradient_check,
@@ -61,6 +62,7 @@ def test_a_layer_is_a_value_that_prints_as_its_constructor_call(layer, input_sha
         (Sequential((Conv2D(6, 3), MaxPool2D(2))), (1, 8, 8), (6, 3, 3)),
         (Residual((Conv2D(6, 3),), shortcut=Conv2D(6, 3)), (1, 8, 8), (6, 6, 6)),
         (Concat((Conv2D(6, 1), (), MaxPool2D(1))), (2, 8, 7), (10, 8, 7)),
+        (PReLU(), (3, 4, 5), (3, 4, 5)),
     ],
     ids=name_of,
 )
@@ -235,8 +237,10 @@ def test_compiled_and_builtin_functions_are_activations_too():
 
 
 def test_an_activation_without_functions_is_refused():
-    with pytest.raises(InputError, match="activation 'none': derivative must be a function, got None"):
-        ActivationFunction("none", lambda x: x, None)
+    with pytest.raises(InputError, match=r"activation 'none': derivative must be a function, got 1\.0"):
+        ActivationFunction("none", lambda x: x, 1.0)
+    with pytest.raises(InputError, match="activation 'none': derivative_of_output=True needs a derivative, got None"):
+        ActivationFunction("none", lambda x: x, derivative_of_output=True)
 
 
 @dataclass(frozen=True, repr=False)

@@ -100,7 +100,7 @@ def test_layers_of_the_users_own_are_asked_for_and_taken(tmp_path):
 
 
 def bent(slope):
-    return pc.ActivationFunction("bent", lambda x: slope * x, lambda x: 1.0)
+    return pc.ActivationFunction("bent", lambda x: slope * x)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from parallelcnn.errors import CheckpointError, InputError, shown
 from parallelcnn.files.archive import Archive, naming_damage, read_archive, write_archive
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.layers import Layer
+from parallelcnn.layers.base import written
 from parallelcnn.network import NetworkHandler, as_layers, chain_shapes, declare
 from parallelcnn.parameters import Slot
 
@@ -114,7 +115,7 @@ def _as_plain(value: Any) -> Any:
         return _constructor_call(value)
     if isinstance(value, np.integer):
         return operator.index(value)
-    return value if value is None or isinstance(value, str | int | float) else {"not stored": repr(value)}
+    return value if value is None or isinstance(value, str | int | float) else {"not stored": written(value)}
 
 
 class _Parsed(NamedTuple):

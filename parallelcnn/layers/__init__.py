@@ -14,4 +14,5 @@ from parallelcnn.layers.flatten import Flatten as Flatten
 from parallelcnn.layers.group_norm import GroupNorm as GroupNorm
 from parallelcnn.layers.group_norm import LayerNorm as LayerNorm
 from parallelcnn.layers.maxpool2d import MaxPool2D as MaxPool2D
+from parallelcnn.layers.prelu import PReLU as PReLU
 from parallelcnn.layers.residual import Residual as Residual

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from parallelcnn.activations import ActivationFunction, find_activation
+from parallelcnn.activations import AnyActivation, find_activation
 from parallelcnn.kernels.copying import copy
 
 from .base import Array, Layer, Shape, Step
@@ -13,12 +13,12 @@ class Activation(Layer):
     """Apply an activation function element by element: y = f(x).
 
     Args:
-        activation: name or `ActivationFunction`.
+        activation: name, function of one number, or `ActivationFunction`.
 
     Shapes: any -> the same.
     """
 
-    activation: str | ActivationFunction
+    activation: AnyActivation
 
     def __post_init__(self) -> None:
         find_activation(self.activation)

@@ -7,6 +7,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -124,9 +125,9 @@ class Layer(ABC):
         for name in [*described, *(name for name in vars(self) if name not in described)]:
             value, default = getattr(self, name), described.get(name, MISSING)
             if name in described and default is MISSING:
-                arguments.append(_written(value))
+                arguments.append(written(value))
             elif not _is_same(value, default):
-                arguments.append(f"{name}={_written(value)}")
+                arguments.append(f"{name}={written(value)}")
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
@@ -136,11 +137,15 @@ def _is_same(value: Any, default: Any) -> bool:
     return bool(value == default)
 
 
-def _written(value: Any) -> str:
-    """A value as Python code: numpy integers would print as np.int64(3), and arrays on many lines."""
+def written(value: Any) -> str:
+    """A value as Python code. numpy integers would print as np.int64(3), arrays on many lines, and functions with their
+    address, which differs between ranks.
+    """
+    if isinstance(value, FunctionType):
+        return value.__name__ if value.__name__ == "<lambda>" else f"<{value.__name__}>"
     if isinstance(value, tuple):
         comma = "," if len(value) == 1 else ""
-        return f"({', '.join(map(_written, value))}{comma})"
+        return f"({', '.join(map(written, value))}{comma})"
     if isinstance(value, np.ndarray) and value.ndim > 0:
         return f"<{value.dtype} array of shape {value.shape}>"
     return repr(value.item() if isinstance(value, np.generic | np.ndarray) else value)

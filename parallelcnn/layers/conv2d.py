@@ -4,7 +4,7 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from functools import cache
 
-from parallelcnn.activations import ActivationFunction, find_activation
+from parallelcnn.activations import AnyActivation, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels.conv2d import conv2d_backward_bias
 
@@ -25,7 +25,7 @@ class Conv2D(Layer):
         padding: "valid": no padding. "same": zeros around the image such that stride 1 keeps the image size, and stride
             s gives ceil(size / s); an odd zero goes below and to the right, as in Keras. A number, or (rows, columns):
             that many zeros on each side.
-        activation: name or `ActivationFunction` applied to the output.
+        activation: name, function of one number, or `ActivationFunction`, applied to the output.
         bias: whether to add a trainable bias to each output channel.
         groups: the input channels, and the filters, are cut into so many groups; a filter sees the channels of its own
             group (as in AlexNet, Krizhevsky et al. 2012, section 3.5). Both numbers must be divisible by it.
@@ -41,7 +41,7 @@ class Conv2D(Layer):
     _: KW_ONLY  # Conv2D(3, 8, 3), as PyTorch users write it, is refused
     stride: int | tuple[int, int] = 1
     padding: str | int | tuple[int, int] = "valid"
-    activation: str | ActivationFunction = "identity"
+    activation: AnyActivation = "identity"
     bias: bool = True
     groups: int = 1
     dilation: int | tuple[int, int] = 1

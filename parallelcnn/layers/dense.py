@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parallelcnn.activations import ActivationFunction, find_activation
+from parallelcnn.activations import AnyActivation, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import dense as kernels
 
@@ -27,14 +27,14 @@ class Dense(Layer):
 
     Args:
         units: number of outputs.
-        activation: name or `ActivationFunction` applied to the output.
+        activation: name, function of one number, or `ActivationFunction`, applied to the output.
         bias: whether to add a trainable bias to each output.
 
     Shapes: (features,) -> (units,).
     """
 
     units: int
-    activation: str | ActivationFunction = "identity"
+    activation: AnyActivation = "identity"
     bias: bool = True
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from parallelcnn.activations import ActivationFunction, find_activation
+from parallelcnn.activations import AnyActivation, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import maxpool2d as kernels
 
@@ -19,7 +19,7 @@ class MaxPool2D(Layer):
     Args:
         pool_size: rows and columns of the window, (R, S), or one number for both.
         stride: step between windows, (rows, columns) or one number for both; None: the window's size.
-        activation: name or `ActivationFunction` applied to the output.
+        activation: name, function of one number, or `ActivationFunction`, applied to the output.
 
     Shapes: (C, H, W) -> (C, (H - R) div stride + 1, (W - S) div stride + 1). Rows and columns that no whole window
     covers are ignored.
@@ -27,7 +27,7 @@ class MaxPool2D(Layer):
 
     pool_size: int | tuple[int, int] = 2
     stride: int | tuple[int, int] | None = None
-    activation: str | ActivationFunction = "identity"
+    activation: AnyActivation = "identity"
 
     def __post_init__(self) -> None:
         pair(self, "pool_size", self.pool_size)

@@ -1,0 +1,308 @@
+"""Derivatives of scalar functions by dual numbers: rules, kinks, what is refused, activations and losses from them."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numba import njit
+
+import parallelcnn as pc
+from parallelcnn.activations import find_activation
+from parallelcnn.autodiff.dual import check_derivative
+from parallelcnn.errors import CheckpointError, InputError
+from parallelcnn.files.fingerprint import fingerprint
+from parallelcnn.kernels._dual import slope, variable
+from parallelcnn.kernels._rebinding import for_python
+from parallelcnn.kernels.activations import user_kernels
+
+compiled_only = pytest.mark.skipif("NUMBA_DISABLE_JIT" in os.environ, reason="nothing is compiled")
+
+FACTOR = 3
+
+
+def half_square(x):
+    return square(x) / 2
+
+
+def square(x):
+    return x * x
+
+
+def twice(x, factor=2):
+    return factor * x
+
+
+def power_by_loop(x):
+    y = 1.0
+    for _ in range(3):
+        y *= x
+        y += 0.5
+    return y
+
+
+def staircase(x):
+    if x < -2:
+        return -2
+    elif x < 0:
+        return x / 2
+    return x * x if x < 1 else 2 * x - 1
+
+
+def closure(n):
+    return lambda x: x**n + n
+
+
+def in_python(function, xs):
+    """Slopes by Python's dual numbers."""
+    with np.errstate(all="ignore"):
+        return np.array([float(slope(for_python(function)(variable(np.float64(x))))) for x in xs])
+
+
+def compiled(function, xs, dtype=np.float64):
+    """Slopes by the compiled loop."""
+    dy = np.ones(len(xs), dtype)
+    user_kernels(function, None)[1](np.array(xs, dtype), dy)
+    return dy
+
+
+SMOOTH = [-2.7, -1.3, -0.4, 0.3, 0.9, 1.7, 3.3]
+FUNCTIONS = {
+    "arithmetic": lambda x: (1 - x) * 3 / (x * x + 2) - x / 4 + 2 / (5 + x) - (-x) * (+x),
+    "powers": lambda x: x**3 - 2 * x**2 + 1.5 ** (x / 3) + abs(x) ** 1.5 + (x * x + 1) ** x + pow(x, 2),
+    "math": lambda x: math.exp(x / 3) + math.log(x * x + 1) + math.sqrt(x * x + 1) + math.erf(x) + math.tanh(x),
+    "numpy": lambda x: np.exp(x / 3) + np.log1p(x * x) + np.sqrt(np.square(x) + 1) + np.sin(x) * np.cos(x) + np.tanh(x),
+    "more": lambda x: math.expm1(x) + math.atan(x) + math.asinh(x) + math.sinh(x) - math.cosh(x) + math.erfc(x),
+    "logarithms": lambda x: math.log2(x * x + 1) + np.log10(x * x + 1) + math.fabs(x) + float(x),
+    "numbers at the left": lambda x: 1 + x - (2 - x) + 3 * x + 4 / (7 + x) + 2**x,
+    "two variables": lambda x: (
+        max(x, 1 - x) + min(x * x, 1 - x) + np.maximum(x / 2, -x) + x // 3 + x % 1.5 + 5 % (x * x)
+    ),
+    "a helper that calls one": half_square,
+    "a helper with a default": lambda x: twice(x) + twice(x, 5) + twice(x, factor=0.5),
+    "a global number": lambda x: FACTOR * x + FACTOR**2,
+    "a closure": closure(3),
+    "a loop with augmented assignments": power_by_loop,
+    "branches that return integers": staircase,
+    "conditions": lambda x: (x if x > 1 or x < -1 else x * x) if -3 < x <= 2 and x != 0 else 0,
+    "a local function": lambda x: (lambda z: z * z)(x) + x,
+    "a constant": lambda x: 3,
+    "a compiled function": njit(lambda x: x * x),
+}
+
+
+def differences(function, xs):
+    return np.array([(function(np.float64(x + 1e-6)) - function(np.float64(x - 1e-6))) / 2e-6 for x in xs])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_slopes_are_differences_in_python_and_compiled(name):
+    function = FUNCTIONS[name]
+    wanted = differences(getattr(function, "py_func", function), SMOOTH)
+    np.testing.assert_allclose(in_python(function, SMOOTH), wanted, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(compiled(function, SMOOTH), wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_float32_arrays_are_differentiated_to_their_resolution():
+    function = FUNCTIONS["math"]
+    found = compiled(function, SMOOTH, np.float32)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, differences(function, SMOOTH), rtol=1e-5)
+
+
+# (function, x, slope)
+CONVENTIONS = {
+    "|0|": (abs, 0, 0),
+    "numpy's |0|": (lambda x: np.abs(x), 0, 0),
+    "max(x, 0) at 0": (lambda x: max(x, 0), 0, 0),
+    "max(0.0, x) at 0": (lambda x: max(0.0, x), 0, 0),
+    "min(x, 6) at 6": (lambda x: min(x, 6), 6, 0),
+    "np.minimum(6, x) at 6": (lambda x: np.minimum(6, x), 6, 0),
+    "the first of two equal variables, max": (lambda x: max(2 * x, 3 * x), 0, 2),
+    "the first of two equal variables, min": (lambda x: min(2 * x, 3 * x), 0, 2),
+    "relu by branch": (lambda x: x if x > 0 else 0.0, 0, 0),
+    "x**0": (lambda x: x**0, 0, 0),
+    "x**0 elsewhere": (lambda x: x**0, -2.5, 0),
+    "x**1 at 0": (lambda x: x**1, 0, 1),
+    "x**2 at 0": (lambda x: x**2, 0, 0),
+    "x**2.0 of a negative number": (lambda x: x**2.0, -3, -6),
+    "x**-1": (lambda x: x**-1, 2, -0.25),
+    "0**x": (lambda x: 0**x, 2, 0),
+    "math.floor": (lambda x: math.floor(x), 1.5, 0),
+    "np.ceil": (lambda x: np.ceil(x), 1.5, 0),
+    "round": (lambda x: round(x), 1.2, 0),
+    "np.sign": (lambda x: np.sign(x), -1, 0),
+    "np.rint": (lambda x: x - np.rint(x), 0.2, 1),
+    "floor division": (lambda x: x // 2, 1.5, 0),
+    "x % 2": (lambda x: x % 2, 3.5, 1),
+    "a constant": (lambda x: 1, 2, 0),
+    "a branch not taken": (lambda x: math.log(x) if x > 0 else 0.0, -1, 0),
+    "sigmoid where exp overflows": (lambda x: 1 / (1 + math.exp(-x)), -800, 0),
+    "swish where exp overflows": (lambda x: x / (1 + math.exp(-x)), -800, 0),
+}
+
+
+def test_kinks_ties_and_steps_have_the_slopes_of_the_conventions():
+    for name, (function, x, wanted) in CONVENTIONS.items():
+        assert in_python(function, [x]) == wanted, name
+
+
+@compiled_only
+@pytest.mark.parametrize("name", ["max(x, 0) at 0", "min(x, 6) at 6", "x**0", "swish where exp overflows", "round"])
+def test_compiled_kinks_have_the_same_slopes(name):
+    function, x, wanted = CONVENTIONS[name]
+    for dtype in (np.float32, np.float64):
+        assert compiled(function, [x], dtype) == wanted
+
+
+def refused(function, message, derivative=None, **options):
+    with pytest.raises(InputError, match=message):
+        check_derivative("activation 'f'", function, derivative, **options)
+
+
+def recursive(x):
+    return x if x < 1 else recursive(x / 2)
+
+
+def test_an_unstable_formula_is_refused_and_the_error_names_x():
+    refused(
+        lambda x: 1 / math.cosh(x), r"^activation 'f': its derivative must be finite .* is nan at x = 754\.312: write"
+    )
+    refused(lambda x: math.log(1 + math.exp(x)), r"it must be finite for x from -1000 to 1000, and is inf at x = 754")
+    refused(lambda x: math.exp(x) / (1 + math.exp(x)), r"it must be finite .* nan at x = 754")
+    refused(lambda x: math.sqrt(abs(x)), r"its derivative must be finite .* nan at x = 0:")
+    refused(lambda x: math.log(x), "it must be finite .* -inf at x = 0")
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda x: x - int(x), r"int\(x\)"),
+        (lambda x: math.gamma(x), r"math.gamma\(x\)"),
+        (lambda x: np.clip(x, 0, 1), r"numpy.clip\(x\)"),
+        (lambda x: max(x, 0, 1), "max with 3 arguments"),
+        (lambda x: round(x, 1), "round with 2 arguments"),
+        (lambda x: 1.0 if x else 0.0, r"bool\(x\)"),
+        (recursive, r"recursive\(x\), which calls itself,"),
+    ],
+)
+def test_a_call_without_a_rule_is_refused_by_name_when_the_network_is_built(function, name):
+    with pytest.raises(InputError, match=f"^activation '.*': {name} cannot be differentiated: write .* give a deriv"):
+        pc.NetworkHandler((pc.Residual((pc.Dense(2, activation=function),)),), (2,))
+
+
+def test_functions_that_are_in_order_pass_the_check():
+    functions = (
+        *(lambda x: x / (1 + math.exp(-x)), lambda x: 1 / (1 + math.exp(-x)), lambda x: max(x, 0.1 * x)),
+        *(lambda x: x * math.tanh(math.log1p(math.exp(x))), lambda x: math.sin(50 * x), lambda x: x - math.floor(x)),
+        *(staircase, math.tanh, np.tanh, np.sign, lambda x: 2, lambda x: x * min(max(x + 3, 0), 6) / 6),
+    )
+    for function in functions:
+        check_derivative("activation 'f'", function, None)
+
+
+def test_a_hand_written_derivative_is_checked():
+    check_derivative("activation 'f'", np.tanh, lambda y: 1 - y * y, of_output=True)
+    check_derivative("activation 'f'", abs, lambda x: 1.0 if x >= 0 else -1.0)  # another number at the kink
+    check_derivative("activation 'f'", lambda x: math.lgamma(x * x + 1), lambda x: 0.0 if x == 0 else _digamma_like(x))
+    wrong = (
+        r"its derivative must be the slope of the function: at x = 0\.0\d+ it is 3\.5\d+e-06, but differences give 5"
+    )
+    refused(lambda x: x**3, wrong, lambda x: 2 * x * x)
+    refused(lambda x: x * x, r"at x = 0\.001 it is 1\.002, but", lambda x: 2 * x + 1)
+    refused(np.tanh, r"its derivative must be .* at x = -?\d.* but", lambda y: 1 - y, of_output=True)
+    refused(np.tanh, r"its derivative must be finite .* inf at x = 0:", lambda y: 1 / y, of_output=True)
+    refused(lambda x: math.lgamma(x * x + 1), r"at x = 0\.001 it is 1, but differences give", lambda x: 1.0)
+    half = pc.ActivationFunction("half", lambda x: x / 2, lambda x: 1.0)
+    with pytest.raises(InputError, match="activation 'half': its derivative must be the slope"):
+        pc.NetworkHandler((pc.Flatten(), pc.Activation(half)), (2,))
+
+
+def _digamma_like(x):
+    h = 1e-5 * abs(x)
+    return (math.lgamma((x + h) ** 2 + 1) - math.lgamma((x - h) ** 2 + 1)) / (2 * h)
+
+
+def test_lambdas_made_in_a_loop_keep_their_own_values():
+    functions = [lambda x, n=n: n * x for n in (1, 2)] + [closure(n) for n in (1, 3)]
+    assert [in_python(function, [2.0]) for function in functions] == [1, 2, 1, 12]
+    assert compiled(functions[1], [2.0]) == 2
+    assert compiled(functions[3], [2.0]) == 12
+
+
+def swish(x):
+    return x / (1 + math.exp(-x))
+
+
+def test_a_plain_function_is_an_activation_of_every_layer():
+    for layer, shape in (
+        (pc.Dense(3, activation=swish), (4,)),
+        (pc.Conv2D(2, 2, activation=swish), (1, 3, 3)),
+        (pc.MaxPool2D(2, activation=swish), (1, 4, 4)),
+        (pc.Activation(swish), (3,)),
+    ):
+        assert pc.gradient_check(layer, shape, n=3).largest_difference < 1e-8
+    assert find_activation(swish) == pc.ActivationFunction("swish", swish)
+
+
+def test_a_layer_with_a_function_is_a_value_as_others_are():
+    layer, lambda_layer = pc.Dense(3, activation=swish), pc.Dense(3, activation=lambda x: x * x)
+    assert repr(layer) == "Dense(3, activation=<swish>)"
+    assert repr(lambda_layer) == "Dense(3, activation=<lambda>)"
+    assert layer == pc.Dense(3, activation=swish) == copy.deepcopy(layer)
+    assert hash(layer) == hash(pc.Dense(3, activation=swish))
+    assert layer != lambda_layer
+    assert fingerprint(closure_layer(2)) == fingerprint(closure_layer(2)) != fingerprint(closure_layer(3))
+
+
+def closure_layer(n):
+    return pc.Dense(3, activation=closure(n))
+
+
+def test_a_model_with_a_function_is_saved_and_needs_its_layers_again(tmp_path):
+    path, layers = tmp_path / "model.npz", (pc.Dense(3, activation=closure(2)),)
+    network = pc.NetworkHandler(layers, (4,))
+    pc.save_model(path, network)
+    with np.load(path) as arrays:
+        assert " at 0x" not in str(arrays["description"])
+    assert pc.load_model(path, layers).parameters_sha256() == network.parameters_sha256()
+    with pytest.raises(CheckpointError, match=r"holds Dense\(3, activation=<lambda>\), which is not .* --model FILE"):
+        pc.load_model(path)
+    with pytest.raises(CheckpointError, match="other values"):
+        pc.load_model(path, (pc.Dense(3, activation=closure(3)),))
+
+
+def test_what_is_no_function_is_refused():
+    with pytest.raises(InputError, match=r"must be a name, a function of one number or .* got <class 'float'>"):
+        pc.Dense(3, activation=float)
+    with pytest.raises(InputError, match="function must be hashable"):
+        pc.Dense(3, activation=Unhashable())
+
+
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, x):
+        return x
+
+
+_WITHOUT_NUMBA = """
+import math
+import numpy as np
+import parallelcnn as pc
+assert pc.gradient_check(pc.Dense(2, activation=lambda x: x / (1 + math.exp(-x))), (3,)).largest_difference < 1e-8
+assert pc.gradient_check(pc.Activation(lambda x: max(np.tanh(x), 0.1 * x)), (4,)).largest_difference < 1e-8
+network = pc.NetworkHandler((pc.Dense(2, activation=lambda x: abs(x) + x**3),), (3,))
+network.forward(network.load(np.ones((2, 3), np.float32)), training=True)
+network.output_gradient(2)[...] = 1
+network.backward(network.output_gradient(2))
+assert np.isfinite(network.gradients).all() and network.gradients.any()
+"""
+
+
+def test_functions_are_differentiated_without_numba():
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    subprocess.run([sys.executable, "-W", "error", "-c", _WITHOUT_NUMBA], check=True, timeout=60, env=environment)
