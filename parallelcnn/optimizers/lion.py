@@ -17,7 +17,7 @@ class Lion(KernelOptimizer):
         mean = beta2 * mean + (1 - beta2) * gradient
 
     Every parameter moves by the learning rate. The paper recommends a learning rate 3 to 10 times smaller than AdamW's,
-    and a weight decay 3 to 10 times larger (section 5).
+    and a weight decay 3 to 10 times larger (section 5). The default learning rate is that of the authors' code.
 
     Args:
         learning_rate: a number, or a schedule.
