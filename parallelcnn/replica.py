@@ -224,8 +224,7 @@ def _recordable(
     for layer in layers.values():
         shapes.append(layer.output_shape(shapes[-1]))
     arrays = [_merged(kept[start:stop]) for start, stop in pairwise([*layers, len(kept)])]
-    trained = [i for i, one in enumerate(arrays) if one.params]
-    ends_at = trained[0] if trained else len(layers)
+    ends_at = next((i for i, one in enumerate(arrays) if one.grads), len(layers))
     return Recordable(tuple(layers.values()), tuple(layers), shapes, arrays, ends_at, dtype)
 
 
