@@ -226,8 +226,7 @@ def _recordable(
         shapes.append(layer.output_shape(shapes[-1]))
     neighbours = [kept[start:stop] for start, stop in pairwise([*layers, len(kept)])]
     arrays = [LayerArrays(*map(merged, zip(*some, strict=True))) for some in neighbours]
-    trained = [i for i, one in enumerate(arrays) if one.params]
-    ends_at = trained[0] if trained else len(layers)
+    ends_at = next((i for i, one in enumerate(arrays) if one.grads), len(layers))
     return Recordable(tuple(layers.values()), tuple(layers), shapes, arrays, ends_at, dtype)
 
 
