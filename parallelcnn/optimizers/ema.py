@@ -13,8 +13,8 @@ from .base import Array, Optimizer
 
 @dataclass(frozen=True)
 class EMA(Optimizer):
-    """Take the steps of another optimiser, and keep an exponential moving average of the parameters (Tarvainen & Valpola
-    2017, "Mean teachers are better role models", arXiv:1703.01780, section 2):
+    """Take the steps of another optimiser, and keep an exponential moving average of the parameters (Tarvainen &
+    Valpola 2017, "Mean teachers are better role models", arXiv:1703.01780, section 2):
 
         d = min(decay, (1 + t) / (10 + t))
         average = d * average + (1 - d) * parameter
