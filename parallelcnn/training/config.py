@@ -149,7 +149,7 @@ class TrainConfig:
     verify: int | None = _setting(
         None,
         RANKS,
-        "first train K minibatches (20) on all ranks and on one alone, and compare the parameters",
+        "first train K minibatches (20), and compare the gradients of all ranks with those of one alone",
         metavar="K",
         at_least=1,
         alone=20,
