@@ -40,6 +40,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import Conv2D as Conv2D
     from parallelcnn.layers import Dense as Dense
     from parallelcnn.layers import Flatten as Flatten
+    from parallelcnn.layers import Frozen as Frozen
     from parallelcnn.layers import Layer as Layer
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
@@ -102,6 +103,7 @@ _MODULES = {
         "Conv2D",
         "Dense",
         "Flatten",
+        "Frozen",
         "Layer",
         "MaxPool2D",
         "Parameter",

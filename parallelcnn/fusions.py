@@ -16,6 +16,7 @@ from parallelcnn.layers.composite import Composite, Layers, Sequential
 from parallelcnn.layers.concat import Concat
 from parallelcnn.layers.conv2d import Conv2D, windows_of
 from parallelcnn.layers.conv_algorithms import NO_BIAS, Algorithm, Direct, as_rows, select
+from parallelcnn.layers.frozen import Frozen
 from parallelcnn.layers.maxpool2d import MaxPool2D, argmax_type, window_and_stride
 from parallelcnn.layers.residual import Residual
 
@@ -25,7 +26,7 @@ _COMPOSITES = (Sequential, Residual, Concat)  # a subclass may behave differentl
 def fuse(layers: tuple[Layer, ...]) -> dict[int, Layer]:
     """The layers that run. Each key is the index in `layers` of the layer whose parameters are used."""
     running = {i: _fused_inside(layer) for i, layer in enumerate(layers)}
-    for i, (layer, after) in enumerate(pairwise(layers)):
+    for i, (layer, after) in enumerate(pairwise(map(_thawed, layers))):
         # Only this library's own classes: a subclass may behave differently.
         if type(layer) is Conv2D and type(after) is MaxPool2D and _can_be_pooled(layer, after):
             pooling = replace(after, activation=layer.activation)
@@ -36,7 +37,14 @@ def fuse(layers: tuple[Layer, ...]) -> dict[int, Layer]:
 
 def _fused_inside(layer: Layer) -> Layer:
     """A composite of fused layers. Their parameters keep their names."""
+    if type(layer) is Frozen:
+        return Frozen(_fused_inside(layer.layer))
     return layer.map_rows(_fuse_row) if isinstance(layer, Composite) and type(layer) in _COMPOSITES else layer
+
+
+def _thawed(layer: Layer) -> Layer:
+    """The layer that is frozen: the tape knows which parameters are trained, whatever layer runs."""
+    return layer.layer if type(layer) is Frozen else layer
 
 
 def _fuse_row(layers: Layers) -> Layers:

@@ -75,6 +75,7 @@ class NetworkHandler:
 
         self._vector = np.zeros(self.layout.size, self.dtype)
         self._buffer_vector = np.zeros(self.buffer_layout.size, self.dtype)
+        self._trained_params = self._vector[: self.layout.trained.size]
         self._params = self.layout.views(self._vector)
         self._buffers = self.buffer_layout.views(self._buffer_vector)
         rng = np.random.default_rng(seed)
@@ -107,12 +108,17 @@ class NetworkHandler:
 
     @property
     def params(self) -> Array:
-        """All parameters in one flat vector. Assignment copies the numbers into it."""
+        """All parameters in one flat vector, frozen ones last. Assignment copies the numbers into it."""
         return self._vector
 
     @params.setter
     def params(self, values: Any) -> None:
         self._vector[...] = _checked(values, self._vector, "params")
+
+    @property
+    def trained_params(self) -> Array:
+        """The parameters that training changes: the beginning of `params`; see `Frozen`."""
+        return self._trained_params
 
     @property
     def buffers(self) -> Array:
@@ -130,7 +136,7 @@ class NetworkHandler:
 
     @property
     def gradients(self) -> Array:
-        """Gradients of all parameters in one flat vector. `backward` overwrites it."""
+        """Gradients of `trained_params` in one flat vector. `backward` overwrites it."""
         return self.replica.gradients
 
     @property
@@ -233,7 +239,7 @@ class NetworkHandler:
             step: number of steps done before.
             steps: number of steps of the whole training.
         """
-        optimizer.update(self.params, self.gradients, self._optimizer_state, step, steps)
+        optimizer.update(self.trained_params, self.gradients, self._optimizer_state, step, steps)
         if self.buffers.size:
             moving_average(self.buffers, self.replica.statistics, self._momentum, samples)
 
@@ -273,7 +279,7 @@ class NetworkHandler:
             if name not in state:
                 raise ShapeError(f"{name} must be there, got {', '.join(state)}")
         for name, vector in state.items():
-            wanted = self.buffers if name == "buffers" else self.params
+            wanted = {"params": self.params, "buffers": self.buffers}.get(name, self.trained_params)
             if vector.shape != wanted.shape or vector.dtype != self.dtype:
                 raise ShapeError(
                     f"{name} must be {self.dtype} of shape {wanted.shape}, got {vector.dtype} of {vector.shape}"
@@ -322,6 +328,8 @@ class NetworkHandler:
         rule = "-" * len(lines[0])
         size = self.layout.size * self.dtype.itemsize / 1024
         total = f"{self.layout.size:,} parameters, {size:,.1f} KiB"
+        if self.layout.frozen:
+            total += f", {self.trained_params.size:,} of them trained"
         return "\n".join([rule, lines[0], rule, *lines[1:], rule, total])
 
     def parameters_sha256(self) -> str:
@@ -366,7 +374,7 @@ def declare(layers: tuple[Layer, ...], shapes: tuple[Shape, ...]) -> tuple[Decla
     """The parameters and buffers that the layers declare, and their layouts. Allocates nothing."""
     inputs = zip(layers, shapes[:-1], strict=True)
     declared = [(layer.parameters(shape), layer.buffers(shape)) for layer, shape in inputs]
-    parameters = ArrayLayout(tuple({name: one.shape for name, one in some.items()} for some, _ in declared))
+    parameters = ArrayLayout.of(some for some, _ in declared)
     buffers = ArrayLayout(tuple({name: one.shape for name, one in some.items()} for _, some in declared))
     return declared, parameters, buffers
 

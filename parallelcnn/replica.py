@@ -33,7 +33,7 @@ class Replica:
     Attributes:
         reduction_buffer: the vector that is summed over replicas and ranks: gradients, statistics, the loss at index
             LOSS, and at index STOP the number of ranks that were asked to stop.
-        gradients: gradients of the parameters, one flat vector; a view into `reduction_buffer`.
+        gradients: gradients of the trained parameters, one flat vector; a view into `reduction_buffer`.
         statistics: sums that layers with buffers write, one flat vector; a view into `reduction_buffer`.
         block_size: number of samples to run at once; see `blocks`.
     """
@@ -49,17 +49,17 @@ class Replica:
         buffers: Sequence[dict[str, Array]],
         dtype: np.dtype,
     ) -> None:
-        n_params, n_statistics = (layout.size for layout in layouts)
+        trained = layouts[0].trained
+        n_params, n_statistics = trained.size, layouts[1].size
         self.reduction_buffer = np.zeros(n_params + n_statistics + 2, dtype)
         self.gradients = self.reduction_buffer[:n_params]
         self.statistics = self.reduction_buffer[n_params:LOSS]
-        grads, statistics = layouts[0].views(self.gradients), layouts[1].views(self.statistics)
+        grads, statistics = trained.views(self.gradients), layouts[1].views(self.statistics)
         shapes = [input_shape]
         for layer in layers.values():
             shapes.append(layer.output_shape(shapes[-1]))
         arrays = [LayerArrays(params[i], grads[i], buffers[i], statistics[i]) for i in layers]
-        trained = [i for i, one in enumerate(arrays) if one.params]
-        ends_at = trained[0] if trained else len(layers)
+        ends_at = next((i for i, one in enumerate(arrays) if one.grads), len(layers))
         self._recordable = Recordable(tuple(layers.values()), tuple(layers), shapes, arrays, ends_at, dtype)
         self._memory = aligned(0)
         self._tapes: dict[tuple[int, bool], Tape] = {}

@@ -1,6 +1,6 @@
 """Layers with inputs they take: the one list that every test of layers walks over."""
 
-from parallelcnn import Activation, Concat, Conv2D, Dense, Flatten, MaxPool2D, Residual, Sequential
+from parallelcnn import Activation, Concat, Conv2D, Dense, Flatten, Frozen, MaxPool2D, Residual, Sequential
 from parallelcnn.fusions import PooledConv2D
 
 CONVOLUTIONS = [
@@ -125,10 +125,15 @@ COMPOSITES = [
     (Concat(((), Activation("tanh"), ())), (3,)),
     (Concat((Dense(3, activation="tanh"),)), (4,)),
     (Sequential((Concat(((Residual((Dense(3),)), Dense(2)), Sequential((Dense(4),)))), Activation("tanh"))), (3,)),
-    (Concat((Sequential((Sequential((Dense(2), Dense(3))),)), (Sequential((Dense(1), Sequential(()))),))), (3,)),
 ]
 
-LAYERS = [*CONVOLUTIONS, *POOLINGS, *OTHERS, *ACTIVATED, *RESIDUALS, *COMPOSITES]
+FROZEN = [
+    (Frozen(Conv2D(3, 2, activation="tanh")), (2, 4, 5)),
+    (Sequential((Dense(4, activation="swish"), Frozen(Dense(3, activation="tanh")), Dense(2))), (3,)),
+    (Concat((Frozen(Sequential((Dense(2), Activation("tanh")))), Dense(3))), (4,)),
+]
+
+LAYERS = [*CONVOLUTIONS, *POOLINGS, *OTHERS, *ACTIVATED, *RESIDUALS, *COMPOSITES, *FROZEN]
 
 
 def name_of(value: object) -> str:

@@ -9,5 +9,6 @@ from parallelcnn.layers.concat import Concat as Concat
 from parallelcnn.layers.conv2d import Conv2D as Conv2D
 from parallelcnn.layers.dense import Dense as Dense
 from parallelcnn.layers.flatten import Flatten as Flatten
+from parallelcnn.layers.frozen import Frozen as Frozen
 from parallelcnn.layers.maxpool2d import MaxPool2D as MaxPool2D
 from parallelcnn.layers.residual import Residual as Residual
