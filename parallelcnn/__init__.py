@@ -42,6 +42,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import Dense as Dense
     from parallelcnn.layers import DepthwiseConv2D as DepthwiseConv2D
     from parallelcnn.layers import Flatten as Flatten
+    from parallelcnn.layers import Frozen as Frozen
     from parallelcnn.layers import GroupNorm as GroupNorm
     from parallelcnn.layers import Layer as Layer
     from parallelcnn.layers import LayerNorm as LayerNorm
@@ -137,6 +138,7 @@ _MODULES = {
         "Dense",
         "DepthwiseConv2D",
         "Flatten",
+        "Frozen",
         "GroupNorm",
         "Layer",
         "LayerNorm",

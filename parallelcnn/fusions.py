@@ -21,6 +21,7 @@ from parallelcnn.layers.concat import Concat
 from parallelcnn.layers.conv2d import Conv2D, windows_of
 from parallelcnn.layers.conv_algorithms import NO_BIAS, Algorithm, Direct, as_rows, select
 from parallelcnn.layers.depthwise_conv2d import DepthwiseConv2D
+from parallelcnn.layers.frozen import Frozen
 from parallelcnn.layers.maxpool2d import MaxPool2D, argmax_type, window_and_stride
 from parallelcnn.layers.residual import Residual
 
@@ -34,11 +35,17 @@ def fuse(layers: Layers, *, training: bool) -> dict[int, Layer]:
     others are those up to the next key.
     """
     running: dict[int, Layer] = {}
+    thawed = tuple(map(_thawed, layers))
     i = 0
     while i < len(layers):
-        running[i], replaced = _fuse_first(*layers[i:], training=training)
+        running[i], replaced = _fuse_first(*thawed[i:], training=training)
         i += replaced
     return running
+
+
+def _thawed(layer: Layer) -> Layer:
+    """The layer that is frozen: the tape knows which parameters are trained, whatever layer runs."""
+    return _thawed(layer.layer) if type(layer) is Frozen else layer
 
 
 def _fuse_first(layer: Layer, *others: Layer, training: bool) -> tuple[Layer, int]:

@@ -78,9 +78,10 @@ class NetworkHandler:
 
         self._vector = np.zeros(self.layout.size, self.dtype)
         self._buffer_vector = np.zeros(self.buffer_layout.size, self.dtype)
+        self._trained_params = self._vector[: self.layout.trained.size]
         self._params = self.layout.views(self._vector)
         self._buffers = self.buffer_layout.views(self._buffer_vector)
-        self._decay_parts = decay_parts(one for parameters, _ in declared for one in parameters.values())
+        self._decay_parts = decay_parts(one for some, _ in declared for one in some.values())
         rng = np.random.default_rng(seed)
         for arrays, (parameters, _) in zip(self._params, declared, strict=True):
             for name, parameter in parameters.items():
@@ -112,12 +113,17 @@ class NetworkHandler:
 
     @property
     def params(self) -> Array:
-        """All parameters in one flat vector. Assignment copies the numbers into it."""
+        """All parameters in one flat vector, frozen ones last. Assignment copies the numbers into it."""
         return self._vector
 
     @params.setter
     def params(self, values: Any) -> None:
         self._vector[...] = _checked(values, self._vector, "params")
+
+    @property
+    def trained_params(self) -> Array:
+        """The parameters that training changes: the beginning of `params`; see `Frozen`."""
+        return self._trained_params
 
     @property
     def buffers(self) -> Array:
@@ -135,7 +141,7 @@ class NetworkHandler:
 
     @property
     def gradients(self) -> Array:
-        """Gradients of all parameters in one flat vector. `backward` overwrites it."""
+        """Gradients of `trained_params` in one flat vector. `backward` overwrites it."""
         return self.replica.gradients
 
     @property
@@ -240,7 +246,7 @@ class NetworkHandler:
             steps: number of steps of the whole training.
         """
         decay = self.decay_argument(optimizer)
-        optimizer.update(self.params, self.gradients, self._optimizer_state, step, steps, **decay)
+        optimizer.update(self.trained_params, self.gradients, self._optimizer_state, step, steps, **decay)
         if self.buffers.size:
             moving_average(self.buffers, self.replica.statistics, self._momentum, samples)
 
@@ -250,18 +256,18 @@ class NetworkHandler:
         if optimizer.average(self._optimizer_state) is None:
             yield
             return
-        params = self.params.copy()
+        params = self.trained_params.copy()
         self.take_average(optimizer)
         try:
             yield
         finally:
-            self.params[...] = params
+            self.trained_params[...] = params
 
     def take_average(self, optimizer: Optimizer) -> None:
         """Copy the optimiser's averaged parameters, if it keeps any, into `params`."""
         average = optimizer.average(self._optimizer_state)
         if average is not None:
-            self.params[...] = average
+            self.trained_params[...] = average
 
     def decay_argument(self, optimizer: Optimizer) -> dict[str, Any]:
         """The argument `parts` of the `update` of an optimiser with weight decay; see `Optimizer`."""
@@ -303,7 +309,7 @@ class NetworkHandler:
             if name not in state:
                 raise ShapeError(f"{name} must be there, got {', '.join(state)}")
         for name, vector in state.items():
-            wanted = self.buffers if name == "buffers" else self.params
+            wanted = {"params": self.params, "buffers": self.buffers}.get(name, self.trained_params)
             if vector.shape != wanted.shape or vector.dtype != self.dtype:
                 raise ShapeError(
                     f"{name} must be {self.dtype} of shape {wanted.shape}, got {vector.dtype} of {vector.shape}"
@@ -354,6 +360,8 @@ class NetworkHandler:
         rule = "-" * len(lines[0])
         size = self.layout.size * self.dtype.itemsize / 1024
         total = f"{self.layout.size:,} parameters, {size:,.1f} KiB"
+        if self.layout.frozen:
+            total += f", {self.trained_params.size:,} of them trained"
         return "\n".join([rule, lines[0], rule, *lines[1:], rule, total])
 
     def parameters_sha256(self) -> str:
@@ -408,7 +416,7 @@ def declare(layers: tuple[Layer, ...], shapes: tuple[Shape, ...]) -> tuple[Decla
     """The parameters and buffers that the layers declare, and their layouts. Allocates nothing."""
     inputs = zip(layers, shapes[:-1], strict=True)
     declared = [(layer.parameters(shape), layer.buffers(shape)) for layer, shape in inputs]
-    parameters = ArrayLayout(tuple({name: one.shape for name, one in some.items()} for some, _ in declared))
+    parameters = ArrayLayout.of(some for some, _ in declared)
     buffers = ArrayLayout(tuple({name: one.shape for name, one in some.items()} for _, some in declared))
     return declared, parameters, buffers
 

@@ -1,11 +1,11 @@
 """The layout of arrays in one flat vector: their names, shapes and positions.
 
-All parameters lie in one vector, and their gradients in another with the same layout. So one Allreduce, one update and
-one check serve all layers. Layers use named views.
+All parameters lie in one vector, those that are trained first. Their gradients lie in another vector with the same
+layout. So one Allreduce, one update and one check serve all layers. Layers use named views.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,19 +38,42 @@ class ArrayLayout:
 
     Args:
         shapes: for each layer, the shape of each array by name.
+        frozen: (layer, name) of each array that is not trained. They come last in the vector.
     """
 
     shapes: tuple[dict[str, Shape], ...]
+    frozen: frozenset[tuple[int, str]] = frozenset()
+
+    @staticmethod
+    def of(parameters: Iterable[Mapping[str, Parameter]]) -> "ArrayLayout":
+        """The layout of the parameters that each layer declares."""
+        parameters = list(parameters)
+        return ArrayLayout(
+            tuple({name: one.shape for name, one in some.items()} for some in parameters),
+            frozenset(
+                (i, name) for i, some in enumerate(parameters) for name, one in some.items() if not one.trainable
+            ),
+        )
+
+    @property
+    def trained(self) -> "ArrayLayout":
+        """The layout of the arrays that are trained: the beginning of this one."""
+        return ArrayLayout(
+            tuple(
+                {name: shape for name, shape in shapes.items() if (layer, name) not in self.frozen}
+                for layer, shapes in enumerate(self.shapes)
+            )
+        )
 
     @property
     def slots(self) -> list[Slot]:
         """The slots of all arrays, in the order of the vector."""
         slots: list[Slot] = []
         start = 0
-        for layer, shapes in enumerate(self.shapes):
-            for name, shape in shapes.items():
-                slots.append(Slot(layer, name, shape, start))
-                start = slots[-1].stop
+        keys = [(layer, name) for layer, shapes in enumerate(self.shapes) for name in shapes]
+        for layer, name in sorted(keys, key=self.frozen.__contains__):
+            slots.append(Slot(layer, name, self.shapes[layer][name], start))
+            start = slots[-1].stop
         return slots
 
     @property
@@ -71,17 +94,17 @@ class ArrayLayout:
 
 
 def decay_parts(parameters: Iterable[Parameter]) -> Array:
-    """The parts of the vector to which weight decay applies or not, as optimisers take them.
+    """The parts of the vector of trained parameters to which weight decay applies or not, as optimisers take them.
 
     Args:
-        parameters: all parameters, in the order of the vector.
+        parameters: all parameters, in the order of the layers.
 
     Returns:
         (parts, 3), int64: rows (start, stop, decays) that cover the vector, with decays 1 or 0.
     """
     parts: list[list[int]] = []
     start = 0
-    for parameter in parameters:
+    for parameter in (one for one in parameters if one.trainable):
         stop, decays = start + math.prod(parameter.shape), int(parameter.weight_decay)
         if parts and parts[-1][2] == decays:
             parts[-1][1] = stop

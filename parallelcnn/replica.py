@@ -36,7 +36,7 @@ class Replica:
     Attributes:
         reduction_buffer: the vector that is summed over replicas and ranks: gradients, statistics, the loss at index
             LOSS, and at index STOP the number of ranks that were asked to stop.
-        gradients: gradients of the parameters, one flat vector; a view into `reduction_buffer`.
+        gradients: gradients of the trained parameters, one flat vector; a view into `reduction_buffer`.
         statistics: sums that layers with buffers write, one flat vector; a view into `reduction_buffer`.
         block_size: number of samples to run at once; see `blocks`.
     """
@@ -53,11 +53,12 @@ class Replica:
         dtype: np.dtype,
         predicting: dict[int, Layer] | None = None,
     ) -> None:
-        n_params, n_statistics = (layout.size for layout in layouts)
+        trained = layouts[0].trained
+        n_params, n_statistics = trained.size, layouts[1].size
         self.reduction_buffer = np.zeros(n_params + n_statistics + 2, dtype)
         self.gradients = self.reduction_buffer[:n_params]
         self.statistics = self.reduction_buffer[n_params:LOSS]
-        grads, statistics = layouts[0].views(self.gradients), layouts[1].views(self.statistics)
+        grads, statistics = trained.views(self.gradients), layouts[1].views(self.statistics)
         kept = tuple(map(LayerArrays, params, grads, buffers, statistics))
         self._recordable = _recordable(layers, input_shape, kept, dtype)
         self._predicting = self._recordable if predicting is None else _recordable(predicting, input_shape, kept, dtype)

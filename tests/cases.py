@@ -8,6 +8,7 @@ from parallelcnn import (
     Dense,
     DepthwiseConv2D,
     Flatten,
+    Frozen,
     GroupNorm,
     LayerNorm,
     MaxPool2D,
@@ -167,13 +168,19 @@ COMPOSITES = [
     (Concat(((), Activation("tanh"), ())), (3,)),
     (Concat((Dense(3, activation="tanh"),)), (4,)),
     (Sequential((Concat(((Residual((Dense(3),)), Dense(2)), Sequential((Dense(4),)))), Activation("tanh"))), (3,)),
-    (Concat((Sequential((Sequential((Dense(2), Dense(3))),)), (Sequential((Dense(1), Sequential(()))),))), (3,)),
+]
+
+FROZEN = [
+    (Frozen(Conv2D(3, 2, activation="tanh")), (2, 4, 5)),
+    (Sequential((Dense(4, activation="swish"), Frozen(Dense(3, activation="tanh")), Dense(2))), (3,)),
+    (Concat((Frozen(Sequential((Dense(2), Activation("tanh")))), Dense(3))), (4,)),
 ]
 
 LAYERS = [
     *ACTIVATED,
     *COMPOSITES,
     *CONVOLUTIONS,
+    *FROZEN,
     *GROUPED_CONVOLUTIONS,
     *NORMALISATIONS,
     *OTHERS,

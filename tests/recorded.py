@@ -10,9 +10,9 @@ from parallelcnn.tape import LayerArrays, Recordable, Tape, aligned, plan_tape
 
 def record(layer, input_shape, n, dtype=np.float64, needs_dx=True, shared=False):
     """A layer's tape with the arrays around it, all filled with sevens."""
-    layout = ArrayLayout(({name: one.shape for name, one in layer.parameters(input_shape).items()},))
-    flat_params, flat_grads = np.full(layout.size, 7, dtype), np.full(layout.size, 7, dtype)
-    (params,), (grads,) = layout.views(flat_params), layout.views(flat_grads)
+    layout = ArrayLayout.of([layer.parameters(input_shape)])
+    flat_params, flat_grads = np.full(layout.size, 7, dtype), np.full(layout.trained.size, 7, dtype)
+    (params,), (grads,) = layout.views(flat_params), layout.trained.views(flat_grads)
     buffers = {name: np.full(one.shape, one.initial, dtype) for name, one in layer.buffers(input_shape).items()}
     statistics = {name: np.full_like(array, 7) for name, array in buffers.items()}
     arrays = LayerArrays(params, grads, buffers, statistics)

@@ -104,7 +104,7 @@ def test_a_network_trained_on_any_number_of_threads_has_the_same_bits_and_comes_
     found = train(1, checkpoints=folder)
     assert len({one.state_sha256() for one in (found, train(2), train(3))}) == 1
     names = list(found.named_arrays)
-    assert {"1.0.1.0.weight", "1.1.0.1.0.bias", "2.0.weight", "2.shortcut.1.weight", "1.0.1.1.mean"} < set(names)
+    assert {"1.0.1.0.weight", "1.1.0.0.1.0.bias", "2.0.weight", "2.shortcut.1.weight", "1.0.1.1.mean"} < set(names)
     images = small.dataset(20, seed=3).images
     pc.save_model(tmp_path / "model.npz", found)
     for again in (pc.load_model(tmp_path / "model.npz", DEEP), copy.deepcopy(found)):

@@ -16,6 +16,7 @@ from parallelcnn import (
     Conv2D,
     Dense,
     Flatten,
+    Frozen,
     Layer,
     MaxPool2D,
     Parameter,
@@ -101,6 +102,10 @@ def test_output_shapes_are_those_of_keras(layer, input_shape, output_shape):
         (lambda: Residual((Dense(3),), activation="rleu"), "no activation 'rleu': did you mean 'relu'?"),
         (lambda: Sequential(Dense(3)), r"Sequential takes a tuple of layers, got Dense\(3\)"),
         (lambda: Sequential((Dense(3), 5)), r"Sequential takes a tuple of layers, got \(Dense\(3\), 5\)"),
+        (
+            lambda: Frozen((Dense(3),)),
+            r"Frozen takes a layer, got \(Dense\(3\),\): to freeze several, map\(Frozen, layers\)",
+        ),
         (lambda: Concat(()), r"Concat takes a tuple of at least one branch, .* got \(\)"),
         (lambda: Concat(Dense(3)), r"Concat takes a tuple of at least one branch, .* got Dense\(3\)"),
         (lambda: Concat((Dense(3), None)), "Concat takes .*, each a layer or a tuple of layers, got None"),

@@ -27,10 +27,10 @@ def gradient_check(
 ) -> GradientCheck:
     """Compare a layer's backward pass with central differences of its forward pass, in float64.
 
-    The loss is sum(dy * forward(x)) for a random dy, in training. The check covers the gradients of all parameters and
-    of x. It also checks that backward overwrites earlier gradients; that the passes change neither parameters nor x;
-    that backward gives the same gradients if dx is not needed, and if arrays share memory; that the passes read no
-    memory before they write it; and that both work without samples.
+    The loss is sum(dy * forward(x)) for a random dy, in training. The check covers the gradients of x and of
+    trained parameters. It also checks that backward overwrites earlier gradients; that the passes change neither
+    parameters nor x; that backward gives the same gradients if dx is not needed, and if arrays share memory; that the
+    passes read no memory before they write it; and that both work without samples.
 
     Args:
         layer: any `Layer`. The functions that it calls must work in float64.
@@ -95,10 +95,10 @@ class _Subject:
         self._layer, self._n = layer, n
         self._shapes = (input_shape, layer.output_shape(input_shape))
         parameters, buffers = layer.parameters(input_shape), layer.buffers(input_shape)
-        self.layout = ArrayLayout(({name: one.shape for name, one in parameters.items()},))
+        self.layout = ArrayLayout.of([parameters])
         self.params = rng.normal(size=self.layout.size)
-        self.gradients = np.empty(self.layout.size)
-        (self._params,), (self._grads,) = self.layout.views(self.params), self.layout.views(self.gradients)
+        self.gradients = np.empty(self.layout.trained.size)
+        (self._params,), (self._grads,) = self.layout.views(self.params), self.layout.trained.views(self.gradients)
         self._buffers = {name: np.full(one.shape, one.initial, np.float64) for name, one in buffers.items()}
         self.x = rng.normal(size=(*input_shape, n))
         self.dy = rng.normal(size=(*self._shapes[1], n))
@@ -137,9 +137,9 @@ class _Subject:
         return tape.y
 
     def named(self, gradients: Array) -> list[tuple[str, Array, Array]]:
-        """(name, parameter, its gradient) of every parameter."""
-        (gradient_views,) = self.layout.views(gradients)
-        return [(name, self._params[name], gradient_views[name]) for name in self._params]
+        """(name, parameter, its gradient) of every trained parameter."""
+        (gradient_views,) = self.layout.trained.views(gradients)
+        return [(name, self._params[name], gradient) for name, gradient in gradient_views.items()]
 
     def differentiate(self, numbers: Array) -> Array:
         """The gradient of the loss with respect to `numbers`, an array that forward reads, by central differences."""

@@ -11,6 +11,7 @@ from parallelcnn.layers.conv2d import Conv2D as Conv2D
 from parallelcnn.layers.dense import Dense as Dense
 from parallelcnn.layers.depthwise_conv2d import DepthwiseConv2D as DepthwiseConv2D
 from parallelcnn.layers.flatten import Flatten as Flatten
+from parallelcnn.layers.frozen import Frozen as Frozen
 from parallelcnn.layers.group_norm import GroupNorm as GroupNorm
 from parallelcnn.layers.group_norm import LayerNorm as LayerNorm
 from parallelcnn.layers.maxpool2d import MaxPool2D as MaxPool2D

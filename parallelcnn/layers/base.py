@@ -33,11 +33,13 @@ class Parameter:
         shape: shape of the array.
         initial: the initial value of every element; or a function (rng, shape) -> array.
         weight_decay: whether an optimiser's weight decay applies.
+        trainable: whether training changes it; see `Frozen`.
     """
 
     shape: Shape
     initial: float | Initialiser = 0.0
     weight_decay: bool = True
+    trainable: bool = True
 
 
 @dataclass(frozen=True)

@@ -141,14 +141,8 @@ def as_row(owner: Layer, rule: str, value: Any, at_least: int = 0) -> Layers:
 
 
 def as_branch(owner: Layer, rule: str, value: Any) -> LayerOrLayers:
-    """As `as_row`, for a layer or a tuple of layers.
-
-    So that equal branches compare and print alike, a Sequential becomes the tuple of its layers, and a tuple of one
-    layer becomes the layer.
-    """
+    """As `as_row`, for a layer or a tuple of layers. A tuple of one layer becomes the layer: it is the same branch."""
     layers = as_row(owner, rule, (value,) if isinstance(value, Layer) else value)
-    while len(layers) == 1 and type(layers[0]) is Sequential:
-        layers = layers[0].layers
     return layers[0] if len(layers) == 1 else layers
 
 

@@ -90,7 +90,7 @@ class Conv2D(Layer):
     def backward(self, step: Step, dy: Array) -> Array | None:
         x, image, kept = step.saved
         find_activation(self.activation).record_backward(step, kept, dy)
-        if self.bias:
+        if "bias" in step.grads:
             step.call(conv2d_backward_bias, as_rows(dy), step.grads["bias"])
         return self.record_gradients(step, x, image, dy)
 
@@ -98,7 +98,8 @@ class Conv2D(Layer):
         """Record the gradients of the weights, bias and input, given dy before the activation."""
         weight, windows = step.params["weight"], windows_of(self, x.shape[:-1])
         shapes = weight.shape, x.shape, dy.shape
-        select(windows, *shapes, computed=dy.shape).weight_gradient(step, image, dy, step.grads["weight"])
+        if "weight" in step.grads:
+            select(windows, *shapes, computed=dy.shape).weight_gradient(step, image, dy, step.grads["weight"])
         if not step.needs_input_gradient:
             return None
         dx = step.array(x.shape[:-1])

@@ -71,7 +71,8 @@ class Dense(Layer):
         weight, grads = step.params["weight"], step.grads
         find_activation(self.activation).record_backward(step, kept, dy)
         panel = step.scratch((step.n, kernels.PANEL))
-        step.call(kernels.dense_backward_params, dy, x, panel, grads["weight"], grads.get("bias"))
+        if grads:
+            step.call(kernels.dense_backward_params, dy, x, panel, grads["weight"], grads.get("bias"))
         if not step.needs_input_gradient:
             return None
         dx = step.array(x.shape[:-1])

@@ -41,7 +41,8 @@ class Step:
 
     Attributes:
         params: the layer's parameters, by name.
-        grads: arrays of the parameters' shapes. Backward overwrites them with the gradients.
+        grads: arrays of the parameters' shapes. Backward overwrites them with the gradients. A frozen parameter is not
+            in `grads`; a layer that asks for its array all the same gets one that nobody reads.
         buffers: the layer's buffers, by name; read-only.
         statistics: arrays of the buffers' shapes. Forward overwrites them in training; see `Buffer`.
         needs_input_gradient: whether backward must return the gradient with respect to x.
@@ -57,7 +58,8 @@ class Step:
         number: int,
     ) -> None:
         self._recorder = recorder
-        self.params, self.grads, self.buffers, self.statistics = arrays
+        self.params, grads, self.buffers, self.statistics = arrays
+        self.grads = _Gradients(self, grads)
         self.needs_input_gradient = needs_input_gradient
         self.number = number
         self.saved: tuple[Any, ...] = ()
@@ -141,6 +143,20 @@ class Step:
         if inner.needs_input_gradient:
             check_returned(layer, "backward", dx, shape)
         return dx
+
+
+class _Gradients(Arrays):
+    """The gradients of a step, by name, without those of frozen parameters."""
+
+    def __init__(self, step: Step, arrays: Arrays) -> None:
+        super().__init__(arrays)
+        self._step = step
+        self._unread: Arrays = {}
+
+    def __missing__(self, name: str) -> Array:
+        if name not in self._unread:
+            self._unread[name] = self._step.scratch(self._step.params[name].shape)
+        return self._unread[name]
 
 
 _LAYERS_INSIDE = 1000  # largest number of layers inside one layer

@@ -33,7 +33,7 @@ from parallelcnn.training.history import History
 
 _FILE = "step-{:09}.npz"
 _STATE = "state."
-_NETWORK = ("input_shape", "dtype", "prediction", "input_range", "layers", "parameters", "buffers")
+_NETWORK = ("input_shape", "dtype", "prediction", "input_range", "layers", "parameters", "trained", "buffers")
 _CUT = {"params": "parameters", "buffers": "buffers"}  # vectors stored as named arrays, and the key of their names
 
 
@@ -304,7 +304,7 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
     params = state["params"]
     _require(params.dtype in (np.float32, np.float64), "parameters are of another type")
     for name, vector in state.items():
-        size = vector.size if name == "buffers" else params.size
+        size = vector.size if name in ("params", "buffers") else description.get("trained", params.size)
         _require(vector.dtype == params.dtype and vector.shape == (size,), "vectors are not of one length and type")
         _require(np.isfinite(vector).all(), "vectors hold numbers that are not finite")
 

@@ -37,7 +37,7 @@ def check_test_loss(loss: float, step: int, epoch: int) -> None:
 
 def _where(network: NetworkHandler) -> str:
     """Name the gradient that became non-finite first. Gradients are computed from the last layer to the first."""
-    for slot in reversed(network.layout.slots):
+    for slot in reversed(network.layout.trained.slots):
         if not np.isfinite(network.gradients[slot.start : slot.stop]).all():
             return f", first in the {slot.name} gradient of layer {slot.layer + 1}, {network.layers[slot.layer]!r}"
     return ""

@@ -196,11 +196,11 @@ class _Sums:
 
 def segment_starts(network: NetworkHandler) -> Array:
     """Start of each segment of the reduction buffer that has its own exponent, and the end of the last one. Segments
-    are each parameter, each statistic, and the loss.
+    are each trained parameter, each statistic, and the loss.
     """
-    parameters, statistics = network.layout.slots, network.buffer_layout.slots
-    starts = [slot.start for slot in parameters] + [network.layout.size + slot.start for slot in statistics]
-    end = network.layout.size + network.buffer_layout.size
+    parameters, statistics = network.layout.trained, network.buffer_layout
+    starts = [slot.start for slot in parameters.slots] + [parameters.size + slot.start for slot in statistics.slots]
+    end = parameters.size + statistics.size
     return np.array([*starts, end, end + 1], np.int64)
 
 

@@ -1,0 +1,69 @@
+"""Layers whose parameters training does not change."""
+
+from dataclasses import dataclass, replace
+
+from parallelcnn.errors import ShapeError
+
+from .base import Array, Buffer, Layer, Parameter, Shape, Step
+
+
+@dataclass(frozen=True, repr=False)
+class Frozen(Layer):
+    """A layer whose parameters training does not change, as with `trainable = False` in Keras.
+
+    The gradients of its parameters are neither computed nor sent, and no optimiser sees them. The backward pass ends at
+    the first layer that is trained. The parameters keep their names, and are in model files, in checkpoints and in
+    `network.params`, where they come last.
+
+    It is a wrapper, because a layer is a value that cannot be changed, and because it freezes any layer in this way: a
+    composite, or one of your own that knows nothing of it. Moving averages inside are still updated, and random numbers
+    drawn, as in PyTorch with `requires_grad=False`.
+
+    Args:
+        layer: any layer.
+
+    Shapes: those of the layer.
+
+    Example:
+        A model's layers but the last are frozen, and the last one is replaced:
+
+        >>> old = NetworkHandler((Conv2D(8, 3, activation="relu"), Flatten(), Dense(10)), (1, 8, 8))
+        >>> new = NetworkHandler((*map(Frozen, old.layers[:-1]), Dense(3)), old.input_shape)
+        >>> for name, array in new.named_arrays.items():
+        ...     if not name.startswith("2."):
+        ...         array[...] = old.named_arrays[name]
+        >>> new.trained_params.size
+        867
+    """
+
+    layer: Layer
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, Layer):
+            raise ShapeError(f"Frozen takes a layer, got {self.layer!r}: to freeze several, map(Frozen, layers)")
+
+    @property
+    def mixes_samples(self) -> bool:  # type: ignore[override]
+        return self.layer.mixes_samples
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return self.layer.output_shape(input_shape)
+
+    def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
+        parameters = self.layer.parameters(input_shape)
+        return {name: replace(parameter, trainable=False) for name, parameter in parameters.items()}
+
+    def buffers(self, input_shape: Shape) -> dict[str, Buffer]:
+        return self.layer.buffers(input_shape)
+
+    def inner_layers(self, input_shape: Shape) -> list[tuple[Layer, Shape]]:
+        return self.layer.inner_layers(input_shape)
+
+    def multiply_adds(self, input_shape: Shape) -> int:
+        return self.layer.multiply_adds(input_shape)
+
+    def forward(self, step: Step, x: Array) -> Array:
+        return self.layer.forward(step, x)
+
+    def backward(self, step: Step, dy: Array) -> Array | None:
+        return self.layer.backward(step, dy)
