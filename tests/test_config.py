@@ -30,7 +30,7 @@ def test_a_config_is_written_and_read_again(tmp_path):
     values = tomllib.loads(file.read_text())
     assert {one.name for one in fields(TrainConfig)} - set(values) == {
         *("data_dir", "weight_decay", "clip_norm", "clip_value", "ema", "evaluate_every", "threads", "verify"),
-        *("decay_every", "decay_factor"),
+        *("decay_every", "decay_factor", "validation_split"),
         *("checkpoint_every", "checkpoint_seconds", "out", "resume"),
     }
 
@@ -65,6 +65,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         ("schedule = 'exponential'", "the schedule exponential needs decay_factor"),
         ("decay_factor = 0.5", "decay_factor is for the schedule step or exponential, got 0.5 with constant"),
         ("schedule = 'exponential'\ndecay_every = 5", "decay_every is for the schedule step, got 5 with exponential"),
+        ("validation_split = 1", "validation_split must be above 0 and below 1, got 1.0"),
         ("label_smoothing = 2", "label_smoothing must be at most 1, got 2.0"),
         ("repair = 'all'", "repair must be one of stop, majority, checkpoint, got 'all'"),
         ("schedule = 'one-cycle'\nwarmup = 5", "warmup must be 0 with the schedule one-cycle"),

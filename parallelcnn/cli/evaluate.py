@@ -82,7 +82,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
         if trained_on == "mnist" and options.data_dir is None:
             options.data_dir = directory
     with show_compilation(comm, sys.stderr):
-        _, test_set = load_data_sets(options, comm)
+        *_, test_set = load_data_sets(options, comm)
 
     def load() -> "NetworkHandler":
         layers = None if options.model is None else find_model(options.model, test_set.classes)

@@ -28,16 +28,16 @@ def loss_row(step: int, epoch: int, loss: float) -> str:
 
 
 def evaluation_row(step: int, epoch: int, result: Evaluation) -> str:
-    others = {f"test_{name}": _as_json(value) for name, value in result.others}
-    row = {"step": step, "epoch": epoch, "test_loss": _as_json(result.loss), "test_accuracy": result.accuracy, **others}
+    values = {"loss": result.loss, "accuracy": result.accuracy, **dict(result.others)}
+    row = {"step": step, "epoch": epoch, **{f"{result.role}_{name}": _as_json(one) for name, one in values.items()}}
     return json.dumps(row) + "\n"
 
 
-def _as_json(value: Value) -> Any:
+def _as_json(value: Value | None) -> Any:
     """The value of a metric as JSON, which has no NaN: null."""
     if isinstance(value, tuple):
         return list(map(_as_json, value))
-    return value if math.isfinite(value) else None
+    return None if value is None or not math.isfinite(value) else value
 
 
 def rows_of(history: History, epoch_samples: int) -> Iterator[str]:

@@ -18,6 +18,7 @@ from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, Run
 from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
+from parallelcnn.data.dataset import Dataset
 from parallelcnn.files.model import save_model
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
@@ -53,7 +54,7 @@ class Run:
         # All input is checked before the first file is written.
         self._optimizer = run_together(self._comm, self._check_options)
         with show_compilation(self._comm):
-            self._train_set, self._test_set = load_data_sets(self._options, self._comm)
+            self._train_set, self._evaluated, self._test_set = load_data_sets(self._options, self._comm)
             self._comm.status = "building the network"
             self._network = run_together(self._comm, self._build)
             self._resume = run_together(self._comm, self._named_checkpoint)
@@ -81,8 +82,8 @@ class Run:
         layers = find_model(options.model, self._train_set.classes)
         network = NetworkHandler(layers, self._train_set.input_shape, options.seed)
         check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every, self._train_set)
-        check_fit(network, self._train_set, self._loss)
-        check_fit(network, self._test_set, self._loss)
+        for dataset in (self._train_set, self._evaluated, self._test_set):
+            check_fit(network, dataset, self._loss)
         return network
 
     def _named_checkpoint(self) -> Checkpoint | None:
@@ -156,7 +157,7 @@ class Run:
             say(f"resumed after minibatch {self._resume.history.steps:,}")
         elif options.resume is not None:
             say(f"no checkpoint in {directory.checkpoints} yet: starting from the beginning")
-        data = self._train_set, self._test_set
+        data = self._train_set, self._evaluated, self._test_set
         say(describe_run(options, all_hosts, all_threads, self._network, *data, self._optimizer))
 
     def _take_directory(self) -> RunDirectory | None:
@@ -189,7 +190,7 @@ class Run:
     def _checked(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
         """The checkpoint; CheckpointError if this training cannot continue from it."""
         if checkpoint is not None:
-            options, sets = self._options, (self._train_set, self._test_set)
+            options, sets = self._options, (self._train_set, self._evaluated)
             facts = facts_of(*sets, self._network, loss=self._loss, seed=options.seed)
             check_resume(checkpoint, self._network, facts, options.epochs * len(self._train_set))
         return checkpoint
@@ -204,7 +205,7 @@ class Run:
         return train(
             self._network,
             self._train_set,
-            self._test_set,
+            self._evaluated,
             self._optimizer,
             options.epochs,
             options.batch_size,
@@ -235,16 +236,21 @@ class Run:
         return 128 + number
 
     def _finish(self, history: History) -> None:
-        """Evaluate on the training set as well, and write the results."""
+        """Evaluate on the training set, and the test set if that is still to do, and write the results."""
         comm = self._comm
-        on_train_set = evaluate(self._network, self._train_set, comm, loss=self._loss, threads=self._threads)
+
+        def on(dataset: Dataset) -> Evaluation:
+            return evaluate(self._network, dataset, comm, loss=self._loss, threads=self._threads)
+
+        last = history.evaluations[-1][2]
+        results = on(self._train_set), last if self._test_set is self._evaluated else on(self._test_set)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # KiB on Linux
         everyone = comm.allgather((this_host(), self._threads, peak))
         comm.status = "writing the results"
-        run_together(comm, lambda: self._write_results(history, on_train_set, everyone))
+        run_together(comm, lambda: self._write_results(history, results, everyone))
 
     def _write_results(
-        self, history: History, on_train_set: Evaluation, everyone: Sequence[tuple[str, int, int]]
+        self, history: History, results: tuple[Evaluation, Evaluation], everyone: Sequence[tuple[str, int, int]]
     ) -> None:
         if self._comm.rank != 0:
             return
@@ -253,7 +259,7 @@ class Run:
         save_model(directory.path / "model.npz", self._network)
         all_hosts, all_threads, peaks = zip(*everyone, strict=True)
         options, network = self._options, self._network
-        summary = summarize(options, all_hosts, all_threads, network, self._train_set, history, on_train_set)
+        summary = summarize(options, all_hosts, all_threads, network, self._train_set, history, *results)
         summary["compile_seconds"] += self._compile_seconds
         summary["peak_rss_bytes"] = max(peaks)
         summary["wall_seconds"] = _seconds_since_start()

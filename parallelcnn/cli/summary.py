@@ -23,7 +23,7 @@ from parallelcnn.wording import plural
 _SETTINGS = [
     *("model", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "warmup"),
     *("decay_every", "decay_factor", "momentum", "nesterov", "weight_decay", "clip_norm", "clip_value", "ema"),
-    *("label_smoothing", "seed"),
+    *("label_smoothing", "validation_split", "seed"),
 ]
 
 
@@ -33,6 +33,7 @@ def describe_run(
     threads: Sequence[int],
     network: NetworkHandler,
     train_set: Dataset,
+    evaluated: Dataset,
     test_set: Dataset,
     optimizer: Optimizer,
 ) -> str:
@@ -47,12 +48,14 @@ def describe_run(
         low, high = min(shards), max(shards)
         sizes = f"{len(shards)} x {low}" if low == high else f"{len(shards)} shards of {low} or {high}"
     classes = "" if train_set.classes is None else f", {train_set.classes} classes"
+    to_validate = "" if evaluated is test_set else f"{len(evaluated):,} to validate on, "
     steps = -(-len(train_set) // options.batch_size)
     return "\n".join(
         [
             network.summary(),
             f"network    {options.model}",
-            f"data       {train_set.name}: {len(train_set):,} to train on, {len(test_set):,} to test on{classes}",
+            f"data       {train_set.name}: {len(train_set):,} to train on, {to_validate}"
+            f"{len(test_set):,} to test on{classes}",
             f"ranks      {len(hosts)} on {ranks}, {plural(threads, 'thread')} each",
             f"minibatch  {options.batch_size} = {sizes}",
             f"training   {plural(options.epochs, 'epoch')} of {steps:,} minibatches, {optimizer}",
@@ -68,10 +71,12 @@ def summarize(
     train_set: Dataset,
     history: History,
     on_train_set: Evaluation,
+    on_test_set: Evaluation,
 ) -> dict[str, Any]:
     """The content of `summary.json`: the settings of a run and its results."""
-    on_test_set = history.evaluations[-1][2]
     of_optimizer = vars(options.optimizer_of_constant_rate())  # with the defaults of what the options leave open
+    last = history.evaluations[-1][2]
+    validated = last.role == "val"
     return {
         "version": __version__,
         **{name: of_optimizer.get(name, getattr(options, name)) for name in _SETTINGS},
@@ -90,6 +95,8 @@ def summarize(
         "compile_seconds": history.compile_seconds,
         "train_accuracy": on_train_set.accuracy,
         "train_loss": on_train_set.loss,
+        "validation_accuracy": last.accuracy if validated else None,
+        "validation_loss": last.loss if validated else None,
         "test_accuracy": on_test_set.accuracy,
         "test_loss": on_test_set.loss,
         "parameters_sha256": network.parameters_sha256(),

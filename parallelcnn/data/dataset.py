@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from parallelcnn.arguments import as_array, described
+from parallelcnn.arguments import as_array, check_integer, described
 from parallelcnn.data.numbers import Range, check_finite, dtype_hint, range_of
-from parallelcnn.errors import DataError
+from parallelcnn.errors import DataError, InputError
 
 Array = np.ndarray
 
@@ -25,6 +25,7 @@ class Dataset:
         labels: (N,) integers in [0, classes), stored as int64; for regression, floats of shape (N,) or (N, outputs).
         classes: number of classes; None for regression.
         name: name of the data set in reports.
+        role: "test", or "val" for a validation set: what the names of its evaluations during training begin with.
 
     Raises:
         InputError: if images or labels are not such arrays, or do not fit together.
@@ -34,6 +35,7 @@ class Dataset:
     labels: Array
     classes: int | None
     name: str = "data"
+    role: str = "test"
 
     def __post_init__(self) -> None:
         images = as_array(f"{self.name}: images", self.images, "an array of numbers, samples first")
@@ -51,6 +53,8 @@ class Dataset:
             raise DataError(f"{self.name}: {len(images)} images but {len(labels)} labels")
         if len(images) == 0:
             raise DataError(f"{self.name}: holds no samples")
+        if self.role not in ("test", "val"):
+            raise DataError(f"{self.name}: role must be test or val, got {described(self.role)}")
         if self.classes is not None:
             classes: Any = self.classes
             if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or classes < 1:
@@ -93,6 +97,46 @@ class Dataset:
             check_finite(f"{role} {self.name!r}: image", self.images)
             check_finite(f"{role} {self.name!r}: the label of sample", self.labels)
             object.__setattr__(self, "_checked", True)
+
+    def split(self, fraction: float, seed: int = 0) -> "tuple[Dataset, Dataset]":
+        """Split off a validation set, to choose settings without looking at the test set.
+
+        The samples are drawn at random, from each class in proportion to its size, and keep their order. The same seed
+        gives the same split on every rank and machine.
+
+        Args:
+            fraction: size of the validation set as a fraction of this data set, above 0 and below 1.
+            seed: seed of the random choice.
+
+        Returns:
+            The rest, to train on, and the validation set, whose `role` is "val".
+
+        Raises:
+            InputError: if an argument is outside its range, or one of the two sets would be empty.
+
+        Example:
+            >>> train_part, validation_set = train_set.split(0.1)
+            >>> history = pc.train(network, train_part, validation_set, optimizer, epochs=3, batch_size=100)
+            >>> history["val_accuracy"][-1], pc.evaluate(network, test_set).accuracy
+        """
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float | np.number) or not 0 < fraction < 1:
+            raise InputError(f"fraction must be a number above 0 and below 1, got {described(fraction)}")
+        check_integer("seed", seed, 0)
+        count = round(float(fraction) * len(self))
+        if not 0 < count < len(self):
+            raise InputError(f"{self.name}: a fraction of {fraction} of {len(self)} samples leaves one part empty")
+        order = np.random.default_rng(seed).permutation(len(self))
+        # The samples of each class, in random order, at equal distances in [0, 1]. The first `count` hold the same
+        # fraction of every class, up to one sample.
+        position = np.empty(len(self))
+        labels = np.zeros(len(self), np.int64) if self.classes is None else self.labels
+        for label in np.unique(labels):
+            of_class = order[labels[order] == label]
+            position[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+        chosen = np.zeros(len(self), bool)
+        chosen[order[np.argsort(position[order], kind="stable")[:count]]] = True
+        rest = Dataset(self.images[~chosen], self.labels[~chosen], self.classes, self.name, self.role)
+        return rest, Dataset(self.images[chosen], self.labels[chosen], self.classes, f"{self.name}-validation", "val")
 
     def balanced_class_weight(self) -> tuple[float, ...]:
         """Class weights for `SoftmaxCrossEntropy` that give all classes the same influence.

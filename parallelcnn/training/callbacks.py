@@ -56,7 +56,9 @@ class Callback:
         """Minibatch `step` is done, counted from 1 over all epochs. logs: epoch, loss, samples."""
 
     def on_test_end(self, logs: Logs) -> None:
-        """The network was evaluated on the test set. logs: step, epoch, test_loss, and test_NAME of each metric."""
+        """The network was evaluated on the test set. logs: step, epoch, test_loss, and test_NAME of each metric; for a
+        validation set (see `Dataset.split`) val_loss and val_NAME.
+        """
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """An epoch is done. logs: those of `on_test_end`, and loss, the mean over the epoch's samples; after a resume

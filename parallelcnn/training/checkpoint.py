@@ -79,6 +79,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "train_seconds": history.train_seconds,
         "lost_ranks": history.lost_ranks,
         "exponents": history.exponents,
+        "evaluated_on": [result.role for _, _, result in history.evaluations],
         "other_metrics": [result.others for _, _, result in history.evaluations],
     }
     path = as_path("path", path)
@@ -280,6 +281,7 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
     exponents = description.get("exponents", [])
     others = description.get("other_metrics", [[]] * len(evaluations))
     others = [tuple((name, as_value(value)) for name, value in some) for some in others]
+    roles = description.get("evaluated_on", ["test"] * len(evaluations))
     stored = [name.removeprefix(_STATE) for name in arrays if name.startswith(_STATE)]
     state = {name: _joined(name, description, arrays) for name in description.get("state", stored)}
 
@@ -293,6 +295,8 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
     _require((np.isnan(accuracies) | (accuracies >= 0) & (accuracies <= 1)).all(), "evaluations hold no accuracies")
     for name, value in (one for some in others for one in some):
         _require(isinstance(name, str) and _is_value(value), "other metrics are not names and numbers")
+    for role in roles:
+        _require(role in ("test", "val"), "evaluations are on neither a test set nor a validation set")
     for count in (seen, lost):
         _require(type(count) is int and 0 <= count < 2**53, "samples seen and ranks lost are not counts")
     for exponent in exponents:
@@ -309,8 +313,8 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
         _require(np.isfinite(vector).all(), "vectors hold numbers that are not finite")
 
     tests = [
-        (int(step), int(epoch), Evaluation(loss, None if math.isnan(accuracy) else accuracy, int(n), some))
-        for (step, epoch, loss, accuracy, n), some in zip(evaluations.tolist(), others, strict=True)
+        (int(step), int(epoch), Evaluation(loss, None if math.isnan(accuracy) else accuracy, int(n), some, role))
+        for (step, epoch, loss, accuracy, n), some, role in zip(evaluations.tolist(), others, roles, strict=True)
     ]
     history = History(losses.tolist(), tests, seen, float(seconds), lost_ranks=lost, exponents=exponents)
     return Checkpoint(facts, state, history, {name: description[name] for name in _NETWORK if name in description})

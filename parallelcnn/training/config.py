@@ -122,6 +122,12 @@ class TrainConfig:
         None, TRAINING, "average the parameters with this decay, such as 0.999, to evaluate them", at_least=0
     )
     seed: int = _setting(0, TRAINING, "seed of initial weights and sample order", at_least=0)
+    validation_split: float | None = _setting(
+        None,
+        TRAINING,
+        "evaluate on this fraction of the training set during training, and on the test set once, at the end",
+        at_least=0,
+    )
     evaluate_every: int | None = _setting(
         None, TRAINING, "evaluate after every K minibatches as well as every epoch", metavar="K", at_least=1
     )
@@ -188,6 +194,8 @@ class TrainConfig:
             value = getattr(self, one.name)
             if value is not None or one.default is not None:
                 object.__setattr__(self, one.name, _checked(one.name, value, setting))
+        if self.validation_split is not None and not 0 < self.validation_split < 1:
+            raise InputError(f"validation_split must be above 0 and below 1, got {self.validation_split!r}")
         if self.out == "":
             raise InputError("out must name a directory, got ''")
         if self.resume == "auto" and self.out is None:

@@ -20,7 +20,8 @@ class EarlyStopping(Callback):
     """Stop training when a value no longer improves.
 
     Args:
-        monitor: the name of a number in the logs of `on_epoch_end`, such as "test_loss" or "test_accuracy".
+        monitor: the name of a number in the logs of `on_epoch_end`, such as "test_accuracy", or "val_accuracy" for a
+            validation set. None: the loss of that set.
         patience: number of epochs without an improvement that are accepted.
         min_delta: only a change by more than this counts as an improvement.
         mode: "min" or "max": which values are better. "auto": "max" for names that end in accuracy, precision, recall
@@ -38,7 +39,7 @@ class EarlyStopping(Callback):
         >>> pc.train(network, train_set, test_set, optimizer, 100, 100, callbacks=[best])
     """
 
-    monitor: str = "test_loss"
+    monitor: str | None = None
     patience: int = 3
     min_delta: float = 0.0
     mode: str = "auto"
@@ -97,7 +98,8 @@ class EarlyStopping(Callback):
 
     def _best(self, values: list[tuple[int, float]]) -> tuple[int, int]:
         """(minibatch of the last improvement, 0 if there was none; number of epochs since)."""
-        is_better_when_larger = self.mode == "max" or (self.mode == "auto" and self.monitor.endswith(_LARGER_IS_BETTER))
+        large = self.monitor is not None and self.monitor.endswith(_LARGER_IS_BETTER)
+        is_better_when_larger = self.mode == "max" or (self.mode == "auto" and large)
         sign = -1.0 if is_better_when_larger else 1.0
         best, best_step, waited = math.inf, 0, 0
         for step, value in values:
@@ -114,13 +116,13 @@ class EarlyStopping(Callback):
             without: an epoch that has not ended, if there is one.
         """
         evaluations = self.training.history.evaluations
-        last_of_epoch = {
-            epoch: test_logs(step, epoch, result) for step, epoch, result in evaluations if epoch != without
-        }
-        for logs in last_of_epoch.values():
-            if np.ndim(logs.get(self.monitor, ())) > 0:
-                known = [name for name in logs if name.startswith("test_") and np.ndim(logs[name]) == 0]
-                raise InputError(
-                    f"EarlyStopping: no value {self.monitor!r} to monitor: {nearest_name(self.monitor, known)}"
-                )
-        return [(logs["step"], logs[self.monitor]) for logs in last_of_epoch.values()]
+        last_of_epoch = {epoch: (step, result) for step, epoch, result in evaluations if epoch != without}
+        values = []
+        for epoch, (step, result) in last_of_epoch.items():
+            logs = test_logs(step, epoch, result)
+            monitor = f"{result.role}_loss" if self.monitor is None else self.monitor
+            if np.ndim(logs.get(monitor, ())) > 0:
+                known = [name for name in logs if name not in ("step", "epoch") and np.ndim(logs[name]) == 0]
+                raise InputError(f"EarlyStopping: no value {monitor!r} to monitor: {nearest_name(monitor, known)}")
+            values.append((step, logs[monitor]))
+        return values

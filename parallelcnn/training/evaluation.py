@@ -32,12 +32,19 @@ class Evaluation:
         accuracy: fraction of correctly classified samples, in [0, 1]; None if it was not measured.
         samples: number of samples.
         others: (name, value) of each other metric.
+        role: the data set's: "test" or "val".
     """
 
     loss: float
     accuracy: float | None
     samples: int
     others: tuple[tuple[str, Value], ...] = ()
+    role: str = "test"
+
+    @property
+    def set_name(self) -> str:
+        """The evaluated set in messages: test or validation."""
+        return {"val": "validation"}.get(self.role, self.role)
 
     def __getitem__(self, name: str) -> Any:
         values: dict[str, Any] = {"loss": self.loss, "accuracy": self.accuracy, **dict(self.others)}
@@ -55,9 +62,9 @@ def as_value(result: Any) -> Value:
 
 def test_logs(step: int, epoch: int, result: Evaluation) -> dict[str, Any]:
     """The logs of `on_test_end`: numbers, and an array for each metric whose result is one."""
-    accuracy = {} if result.accuracy is None else {"test_accuracy": result.accuracy}
-    others = {f"test_{name}": result[name] for name, _ in result.others}
-    return {"step": step, "epoch": epoch, "test_loss": result.loss, **accuracy, **others}
+    values = {"loss": result.loss, "accuracy": result.accuracy, **{name: result[name] for name, _ in result.others}}
+    known = {f"{result.role}_{name}": value for name, value in values.items() if value is not None}
+    return {"step": step, "epoch": epoch, **known}
 
 
 test_logs.__test__ = False  # type: ignore[attr-defined]  # for pytest, which would take it for a test
@@ -119,7 +126,7 @@ def evaluate_by(
         values[metric.name] = as_value(metric.result(np.array(sums[: metric.terms]), len(dataset)))
         sums = sums[metric.terms :]
     accuracy = values.pop("accuracy", None)
-    return Evaluation(float(total_loss / len(dataset)), accuracy, len(dataset), tuple(values.items()))
+    return Evaluation(float(total_loss / len(dataset)), accuracy, len(dataset), tuple(values.items()), dataset.role)
 
 
 def run_block(

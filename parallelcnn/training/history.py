@@ -19,7 +19,8 @@ class History:
 
     `history["loss"]` is an array with the loss of every minibatch. `history["test_loss"]`, `history["test_accuracy"]`,
     and `history["test_NAME"]` of other metrics, hold a value for every evaluation; `history["step"]` and
-    `history["epoch"]` its minibatches done and its epoch.
+    `history["epoch"]` its minibatches done and its epoch. For a validation set, see `Dataset.split`, the names are
+    "val_loss" and so on.
 
     Example:
         >>> history = pc.train(network, train_set, test_set, optimizer, epochs=3, batch_size=100)
@@ -28,7 +29,7 @@ class History:
 
     Attributes:
         losses: loss of every minibatch, before its step.
-        evaluations: (minibatches done, epoch, result on the test set) of every evaluation.
+        evaluations: (minibatches done, epoch, result on the test or validation set) of every evaluation.
         samples_seen: number of samples trained on, counted in every epoch. It is the position in the sample order.
         train_seconds: time of the training loop with checkpoints, without compilation and evaluation [s].
         compile_seconds: time until all kernels were compiled or loaded [s].
@@ -88,7 +89,7 @@ class History:
         axes.plot(np.arange(1, len(losses) + 1), losses, color="tab:blue", alpha=0.25, linewidth=0.7)
         middle = np.arange(len(smooth)) + (window + 1) / 2
         axes.plot(middle, smooth, color="tab:blue", label=f"training loss (and its mean over {window} minibatches)")
-        axes.plot([step for step, _, _ in self.evaluations], tests, "o", color="tab:red", label="test loss")
+        axes.plot([step for step, _, _ in self.evaluations], tests, "o", color="tab:red", label=self._tests_label)
         if min([losses.min(), *tests]) > 0:
             axes.set_yscale("log")
         axes.set(xlabel="minibatch", ylabel="loss")
@@ -96,10 +97,14 @@ class History:
         axes.grid(alpha=0.3)
         return axes
 
+    @property
+    def _tests_label(self) -> str:
+        return f"{self.evaluations[-1][2].set_name if self.evaluations else 'test'} loss"
+
     def _repr_html_(self) -> str:
         """A table of the evaluations, for notebooks. Metrics that are arrays are left out."""
         logs = [test_logs(*evaluation) for evaluation in self.evaluations]
-        names = ["epoch", "step", *dict.fromkeys(name for one in logs for name in one if name.startswith("test_"))]
+        names = ["epoch", "step", *dict.fromkeys(name for one in logs for name in one if name not in ("step", "epoch"))]
         names = [name for name in names if not any(np.ndim(one.get(name, 0)) for one in logs)]
         head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
         rows = ["".join(f"<td>{_cell(one.get(name))}</td>" for name in names) for one in logs]

@@ -110,7 +110,7 @@ class TensorBoard(Callback):
 
     def on_test_end(self, logs: Logs) -> None:
         for name, value in logs.items():
-            if name.startswith("test_") and np.ndim(value) == 0:
+            if name not in ("step", "epoch") and np.ndim(value) == 0:
                 self._write(name, value, logs["step"])
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:

@@ -56,12 +56,14 @@ class Progress(Callback):
         rate = self._samples_done / seconds if seconds > 0 else math.nan
         self._count_anew()
         if self.training.comm.rank == 0:
-            accuracy = f"   test accuracy {percent(logs['test_accuracy'])}" if "test_accuracy" in logs else ""
-            known = ("loss", "step", "epoch", "test_loss", "test_accuracy")
+            role, name = ("val", "validation") if "val_loss" in logs else ("test", "test")
+            shown, test_loss = logs.get(f"{role}_accuracy"), logs[f"{role}_loss"]
+            accuracy = "" if shown is None else f"   {name} accuracy {percent(shown)}"
+            known = ("loss", "step", "epoch", f"{role}_loss", f"{role}_accuracy")
             numbers = {name: value for name, value in logs.items() if name not in known and np.ndim(value) == 0}
             others = "".join(f"   {name.replace('_', ' ')} {value:.4f}" for name, value in numbers.items())
             _print(
-                f"epoch {epoch}/{self.training.epochs}   loss {logs['loss']:.4f}   test loss {logs['test_loss']:.4f}"
+                f"epoch {epoch}/{self.training.epochs}   loss {logs['loss']:.4f}   {name} loss {test_loss:.4f}"
                 f"{accuracy}{others}   {seconds:.2f} s   {rate:,.0f} samples/s",
                 self._stream,
             )
