@@ -35,14 +35,22 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.files.model import load_model as load_model
     from parallelcnn.files.model import save_model as save_model
     from parallelcnn.layers import Activation as Activation
+    from parallelcnn.layers import AvgPool2D as AvgPool2D
     from parallelcnn.layers import Buffer as Buffer
     from parallelcnn.layers import Conv2D as Conv2D
     from parallelcnn.layers import Dense as Dense
+    from parallelcnn.layers import Dropout as Dropout
     from parallelcnn.layers import Flatten as Flatten
+    from parallelcnn.layers import GlobalAvgPool2D as GlobalAvgPool2D
+    from parallelcnn.layers import GlobalMaxPool2D as GlobalMaxPool2D
     from parallelcnn.layers import Layer as Layer
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
+    from parallelcnn.layers import Reshape as Reshape
     from parallelcnn.layers import Residual as Residual
+    from parallelcnn.layers import SpatialDropout as SpatialDropout
+    from parallelcnn.layers import Upsample2D as Upsample2D
+    from parallelcnn.layers import ZeroPad2D as ZeroPad2D
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
     from parallelcnn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
     from parallelcnn.metrics import Accuracy as Accuracy
@@ -93,7 +101,25 @@ _MODULES = {
     "training.evaluation": ["Evaluation"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
-    "layers": ["Activation", "Buffer", "Conv2D", "Dense", "Flatten", "Layer", "MaxPool2D", "Parameter", "Residual"],
+    "layers": [
+        "Activation",
+        "AvgPool2D",
+        "Buffer",
+        "Conv2D",
+        "Dense",
+        "Dropout",
+        "Flatten",
+        "GlobalAvgPool2D",
+        "GlobalMaxPool2D",
+        "Layer",
+        "MaxPool2D",
+        "Parameter",
+        "Reshape",
+        "Residual",
+        "SpatialDropout",
+        "Upsample2D",
+        "ZeroPad2D",
+    ],
     "losses": ["MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "paper"],
     "network": ["NetworkHandler"],

@@ -15,6 +15,7 @@ from parallelcnn.layers.base import Array, Layer, Parameter, Shape, Step
 from parallelcnn.layers.conv2d import Conv2D, windows_of
 from parallelcnn.layers.conv_algorithms import NO_BIAS, Algorithm, Direct, as_rows, select
 from parallelcnn.layers.maxpool2d import MaxPool2D, argmax_type, window_and_stride
+from parallelcnn.layers.pooling import padding_of
 
 
 def fuse(layers: tuple[Layer, ...]) -> dict[int, Layer]:
@@ -35,7 +36,8 @@ def _can_be_pooled(convolution: Conv2D, pooling: MaxPool2D) -> bool:
     """
     window, stride = window_and_stride(pooling)
     monotonic = find_activation(convolution.activation).monotonic
-    return monotonic and window == stride and pooling.activation == "identity" and pooling_kernels.is_tiled(*window)
+    side_by_side = window == stride and not any(padding_of(pooling))
+    return monotonic and side_by_side and pooling.activation == "identity" and pooling_kernels.is_tiled(*window)
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,8 +58,8 @@ class PooledConv2D(Layer):
 
     def __post_init__(self) -> None:
         window, stride = window_and_stride(self.pooling)
-        if self.convolution.activation != "identity" or window != stride:
-            raise ShapeError(f"{self} takes a convolution without activation and windows side by side")
+        if self.convolution.activation != "identity" or window != stride or any(padding_of(self.pooling)):
+            raise ShapeError(f"{self} takes a convolution without activation and windows side by side, without padding")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return self.pooling.output_shape(self.convolution.output_shape(input_shape))
