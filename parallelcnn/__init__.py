@@ -35,22 +35,30 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.files.model import load_model as load_model
     from parallelcnn.files.model import save_model as save_model
     from parallelcnn.layers import Activation as Activation
+    from parallelcnn.layers import AvgPool2D as AvgPool2D
     from parallelcnn.layers import BatchNorm as BatchNorm
     from parallelcnn.layers import Buffer as Buffer
     from parallelcnn.layers import Concat as Concat
     from parallelcnn.layers import Conv2D as Conv2D
     from parallelcnn.layers import Dense as Dense
     from parallelcnn.layers import DepthwiseConv2D as DepthwiseConv2D
+    from parallelcnn.layers import Dropout as Dropout
     from parallelcnn.layers import Flatten as Flatten
     from parallelcnn.layers import Frozen as Frozen
+    from parallelcnn.layers import GlobalAvgPool2D as GlobalAvgPool2D
+    from parallelcnn.layers import GlobalMaxPool2D as GlobalMaxPool2D
     from parallelcnn.layers import GroupNorm as GroupNorm
     from parallelcnn.layers import Layer as Layer
     from parallelcnn.layers import LayerNorm as LayerNorm
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
     from parallelcnn.layers import PReLU as PReLU
+    from parallelcnn.layers import Reshape as Reshape
     from parallelcnn.layers import Residual as Residual
     from parallelcnn.layers import Sequential as Sequential
+    from parallelcnn.layers import SpatialDropout as SpatialDropout
+    from parallelcnn.layers import Upsample2D as Upsample2D
+    from parallelcnn.layers import ZeroPad2D as ZeroPad2D
     from parallelcnn.losses import AbsoluteError as AbsoluteError
     from parallelcnn.losses import BinaryCrossEntropy as BinaryCrossEntropy
     from parallelcnn.losses import HuberLoss as HuberLoss
@@ -131,22 +139,30 @@ _MODULES = {
     "training.history": ["History"],
     "layers": [
         "Activation",
+        "AvgPool2D",
         "BatchNorm",
         "Buffer",
         "Concat",
         "Conv2D",
         "Dense",
         "DepthwiseConv2D",
+        "Dropout",
         "Flatten",
         "Frozen",
+        "GlobalAvgPool2D",
+        "GlobalMaxPool2D",
         "GroupNorm",
         "Layer",
         "LayerNorm",
         "MaxPool2D",
         "PReLU",
         "Parameter",
+        "Reshape",
         "Residual",
         "Sequential",
+        "SpatialDropout",
+        "Upsample2D",
+        "ZeroPad2D",
     ],
     "losses": ["AbsoluteError", "BinaryCrossEntropy", "HuberLoss", "MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "mobilenet_small", "paper", "resnet20", "resnet8", "vgg_small"],

@@ -23,6 +23,7 @@ from parallelcnn.layers.conv_algorithms import NO_BIAS, Algorithm, Direct, as_ro
 from parallelcnn.layers.depthwise_conv2d import DepthwiseConv2D
 from parallelcnn.layers.frozen import Frozen
 from parallelcnn.layers.maxpool2d import MaxPool2D, argmax_type, window_and_stride
+from parallelcnn.layers.pooling import padding_of
 from parallelcnn.layers.residual import Residual
 
 # Only this library's own classes: a subclass may behave differently.
@@ -81,14 +82,9 @@ def _can_be_pooled(convolution: Conv2D, pooling: MaxPool2D) -> bool:
     """
     window, stride = window_and_stride(pooling)
     monotonic = find_activation(convolution.activation).monotonic
-    plain = convolution.groups == 1 and convolution.dilation in (1, (1, 1))
-    return (
-        plain
-        and monotonic
-        and window == stride
-        and pooling.activation == "identity"
-        and pooling_kernels.is_tiled(*window)
-    )
+    plain = convolution.groups == 1 and convolution.dilation in (1, (1, 1)) and pooling.activation == "identity"
+    side_by_side = window == stride and not any(padding_of(pooling))
+    return plain and monotonic and side_by_side and pooling_kernels.is_tiled(*window)
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,8 +105,8 @@ class PooledConv2D(Layer):
 
     def __post_init__(self) -> None:
         window, stride = window_and_stride(self.pooling)
-        if self.convolution.activation != "identity" or window != stride:
-            raise ShapeError(f"{self} takes a convolution without activation and windows side by side")
+        if self.convolution.activation != "identity" or window != stride or any(padding_of(self.pooling)):
+            raise ShapeError(f"{self} takes a convolution without activation and windows side by side, without padding")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return self.pooling.output_shape(self.convolution.output_shape(input_shape))

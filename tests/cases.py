@@ -2,19 +2,27 @@
 
 from parallelcnn import (
     Activation,
+    AvgPool2D,
     BatchNorm,
     Concat,
     Conv2D,
     Dense,
     DepthwiseConv2D,
+    Dropout,
     Flatten,
     Frozen,
+    GlobalAvgPool2D,
+    GlobalMaxPool2D,
     GroupNorm,
     LayerNorm,
     MaxPool2D,
     PReLU,
+    Reshape,
     Residual,
     Sequential,
+    SpatialDropout,
+    Upsample2D,
+    ZeroPad2D,
 )
 from parallelcnn.fusions import PooledConv2D
 
@@ -92,6 +100,58 @@ POOLINGS = [
     (MaxPool2D((2, 3)), (2, 5, 7)),
     (MaxPool2D((3, 1), stride=(2, 1)), (2, 6, 4)),
     (MaxPool2D(17, stride=1), (1, 17, 18)),  # more taps than a byte can count
+]
+
+PADDED_POOLINGS = [
+    (MaxPool2D(3, stride=2, padding=1), (2, 7, 8)),
+    (MaxPool2D(3, stride=1, padding=1), (2, 4, 5)),
+    (MaxPool2D(2, padding=1), (2, 5, 4)),
+    (MaxPool2D(2, stride=3, padding=(1, 0), activation="tanh"), (1, 8, 6)),  # gaps
+    (MaxPool2D((2, 3), padding=(0, 1)), (1, 5, 5)),  # a row left over
+    (MaxPool2D(3, padding=1), (2, 1, 2)),  # no window lies inside the image
+    (MaxPool2D(9, stride=4, padding=4), (1, 8, 6)),  # a large window
+    (MaxPool2D(2, stride=9, padding=1), (1, 2, 3)),  # a stride larger than the image
+]
+
+AVERAGE_POOLINGS = [
+    (AvgPool2D(), (2, 6, 6)),
+    (AvgPool2D(2), (3, 7, 5)),
+    (AvgPool2D(1), (2, 3, 3)),
+    (AvgPool2D(3, stride=1), (2, 5, 6)),
+    (AvgPool2D(2, stride=3), (2, 8, 7)),
+    (AvgPool2D((2, 3)), (2, 5, 7)),
+    (AvgPool2D((3, 1), stride=(2, 1)), (2, 6, 4)),
+    (AvgPool2D(3, stride=2, padding=1), (2, 7, 8)),
+    (AvgPool2D(3, stride=2, padding=1, count_include_pad=False), (2, 7, 8)),
+    (AvgPool2D(4, stride=1, padding=(2, 1), count_include_pad=False), (1, 3, 5)),
+    (AvgPool2D(2, stride=3, padding=(0, 1), count_include_pad=False), (2, 5, 8)),
+    (AvgPool2D(3, padding=1), (2, 1, 2)),
+    (AvgPool2D(2, stride=9, padding=1), (1, 2, 3)),
+]
+
+RESHAPING = [
+    (GlobalAvgPool2D(), (3, 5, 7)),
+    (GlobalAvgPool2D(), (2, 1, 1)),
+    (GlobalMaxPool2D(), (3, 2, 3)),
+    (GlobalMaxPool2D(), (2, 1, 1)),
+    (GlobalMaxPool2D(), (2, 9, 9)),  # more places than a tile takes
+    (ZeroPad2D(), (2, 3, 4)),
+    (ZeroPad2D((0, 2)), (1, 3, 2)),
+    (ZeroPad2D(((1, 0), (2, 3))), (2, 2, 3)),
+    (ZeroPad2D(0), (2, 2, 3)),
+    (Upsample2D(), (2, 3, 4)),
+    (Upsample2D((3, 1)), (2, 1, 3)),
+    (Upsample2D((1, 2)), (1, 2, 3)),
+    (Reshape((6, 4)), (2, 3, 4)),
+    (Reshape((3, 2, 2)), (12,)),
+]
+
+DROPOUTS = [
+    (Dropout(), (2, 3, 4)),
+    (Dropout(0.2), (7,)),
+    (Dropout(0), (5,)),
+    (SpatialDropout(), (5, 2, 3)),
+    (SpatialDropout(0.1), (3, 1, 1)),
 ]
 
 POOLED_CONVOLUTIONS = [
@@ -178,13 +238,17 @@ FROZEN = [
 
 LAYERS = [
     *ACTIVATED,
+    *AVERAGE_POOLINGS,
     *COMPOSITES,
     *CONVOLUTIONS,
+    *DROPOUTS,
     *FROZEN,
     *GROUPED_CONVOLUTIONS,
     *NORMALISATIONS,
     *OTHERS,
+    *PADDED_POOLINGS,
     *POOLINGS,
+    *RESHAPING,
     *RESIDUALS,
 ]
 

@@ -94,3 +94,53 @@ def _large_backward(R, S, dy, winner, row_stride, column_stride, dx):
                 for i in range(n):
                     tap = winner[c, p, q, i]
                     dx[c, p * row_stride + tap // S, q * column_stride + tap % S, i] += dy[c, p, q, i]
+
+
+@kernel
+def border_forward(x, window, stride, padding, y, winner):
+    """As `maxpool2d_forward`, for the windows that reach beyond the image, where nothing wins.
+
+    window, stride, padding: (rows, columns). Each window contains at least one place of the image. y and winner hold
+    all windows; those inside the image are left as they are.
+    """
+    (C, H, W, n), (_, P, Q, _), (R, S) = x.shape, y.shape, window
+    for c in range(C):
+        for p in range(P):
+            h = p * stride[0] - padding[0]
+            for q in range(Q):
+                w = q * stride[1] - padding[1]
+                if h >= 0 and w >= 0 and h + R <= H and w + S <= W:
+                    continue
+                first_r, first_s = max(-h, 0), max(-w, 0)
+                for i in range(n):
+                    y[c, p, q, i] = x[c, h + first_r, w + first_s, i]
+                    winner[c, p, q, i] = first_r * S + first_s
+                for r in range(first_r, min(R, H - h)):
+                    for s in range(first_s, min(S, W - w)):
+                        for i in range(n):
+                            seen, best = x[c, h + r, w + s, i], y[c, p, q, i]
+                            better = (seen > best) | (seen != seen)
+                            y[c, p, q, i] = seen if better else best
+                            winner[c, p, q, i] = r * S + s if better else winner[c, p, q, i]
+
+
+@kernel
+def border_backward(dy, winner, window, stride, padding, inside, dx):
+    """As `maxpool2d_backward`, for the windows that reach beyond the image.
+
+    inside: (h, w), the first place of the first window inside the image. From there on, dx is added to; the rows above
+    and the columns to the left are overwritten.
+    """
+    (C, H, W, n), (_, P, Q, _), (R, S) = dx.shape, dy.shape, window
+    dx[:, : inside[0]] = 0
+    dx[:, :, : inside[1]] = 0
+    for c in range(C):
+        for p in range(P):
+            h = p * stride[0] - padding[0]
+            for q in range(Q):
+                w = q * stride[1] - padding[1]
+                if h >= 0 and w >= 0 and h + R <= H and w + S <= W:
+                    continue
+                for i in range(n):
+                    tap = int(winner[c, p, q, i])  # unsigned, and h may be negative
+                    dx[c, h + tap // S, w + tap % S, i] += dy[c, p, q, i]

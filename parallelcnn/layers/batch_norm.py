@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parallelcnn.activations import ActivationFunction, find_activation
+from parallelcnn.activations import AnyActivation, find_activation
 from parallelcnn.kernels import batch_norm as kernels
 
 from .base import Array, Buffer, Layer, Parameter, Shape, Step, check_number
@@ -35,7 +35,7 @@ class BatchNorm(Layer):
     Args:
         momentum: the weight of the newest minibatch in the running statistics, in (0, 1].
         epsilon: added to the variance, above 0.
-        activation: name or `ActivationFunction` applied to the output.
+        activation: name, function of one number, or `ActivationFunction`, applied to the output.
 
     Shapes: (C, H, W) or (features,) -> the same.
 
@@ -45,7 +45,7 @@ class BatchNorm(Layer):
 
     momentum: float = 0.1
     epsilon: float = 1e-5
-    activation: str | ActivationFunction = "identity"
+    activation: AnyActivation = "identity"
 
     mixes_samples = True
 

@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cache, partial
 from typing import Any
 
-from parallelcnn.activations import ActivationFunction
+from parallelcnn.activations import AnyActivation
 from parallelcnn.errors import ShapeError
 
 from .base import Array, Layer, Parameter, Shape, Step, check_positive
@@ -33,7 +33,7 @@ class DepthwiseConv2D(Layer):
     multiplier: int = 1
     stride: int | tuple[int, int] = 1
     padding: str | int | tuple[int, int] = "valid"
-    activation: str | ActivationFunction = "identity"
+    activation: AnyActivation = "identity"
     bias: bool = True
     dilation: int | tuple[int, int] = 1
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parallelcnn.activations import ActivationFunction, find_activation
+from parallelcnn.activations import AnyActivation, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import group_norm as kernels
 
@@ -24,7 +24,7 @@ class GroupNorm(Layer):
     Args:
         groups: number of groups. It must divide the number of channels, or features.
         epsilon: added to the variance, above 0.
-        activation: name or `ActivationFunction` applied to the output.
+        activation: name, function of one number, or `ActivationFunction`, applied to the output.
 
     Shapes: (C, H, W) or (features,) -> the same.
 
@@ -34,7 +34,7 @@ class GroupNorm(Layer):
 
     groups: int
     epsilon: float = 1e-5
-    activation: str | ActivationFunction = "identity"
+    activation: AnyActivation = "identity"
 
     def __post_init__(self) -> None:
         check_positive(self, "groups")
@@ -68,7 +68,7 @@ class LayerNorm(Layer):
 
     Args:
         epsilon: added to the variance, above 0.
-        activation: name or `ActivationFunction` applied to the output.
+        activation: name, function of one number, or `ActivationFunction`, applied to the output.
 
     Shapes: any -> the same.
 
@@ -77,7 +77,7 @@ class LayerNorm(Layer):
     """
 
     epsilon: float = 1e-5
-    activation: str | ActivationFunction = "identity"
+    activation: AnyActivation = "identity"
 
     def __post_init__(self) -> None:
         check_number(self, "epsilon", self.epsilon)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from parallelcnn.activations import ActivationFunction, find_activation
+from parallelcnn.activations import AnyActivation, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels.adding import add
 from parallelcnn.kernels.copying import copy
@@ -25,7 +25,7 @@ class Residual(Sequential):
         layers: a tuple of layers, first to last.
         shortcut: a layer or a tuple of layers that give x the shape of the output of `layers`, such as a convolution of
             1 x 1 with a stride; None: x itself, so that `layers` must keep the shape.
-        activation: name or `ActivationFunction` applied to the sum.
+        activation: name, function of one number, or `ActivationFunction`, applied to the sum.
 
     Shapes: any -> the output shape of `layers`.
 
@@ -38,7 +38,7 @@ class Residual(Sequential):
     """
 
     shortcut: LayerOrLayers | None = None
-    activation: str | ActivationFunction = "identity"
+    activation: AnyActivation = "identity"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", as_row(self, "a tuple of at least one layer", self.layers, at_least=1))
