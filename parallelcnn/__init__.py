@@ -44,6 +44,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import Layer as Layer
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
+    from parallelcnn.layers import Recompute as Recompute
     from parallelcnn.layers import Residual as Residual
     from parallelcnn.layers import Sequential as Sequential
     from parallelcnn.losses import MeanSquaredError as MeanSquaredError
@@ -107,6 +108,7 @@ _MODULES = {
         "Layer",
         "MaxPool2D",
         "Parameter",
+        "Recompute",
         "Residual",
         "Sequential",
     ],

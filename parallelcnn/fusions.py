@@ -18,9 +18,10 @@ from parallelcnn.layers.conv2d import Conv2D, windows_of
 from parallelcnn.layers.conv_algorithms import NO_BIAS, Algorithm, Direct, as_rows, select
 from parallelcnn.layers.frozen import Frozen
 from parallelcnn.layers.maxpool2d import MaxPool2D, argmax_type, window_and_stride
+from parallelcnn.layers.recompute import Recompute
 from parallelcnn.layers.residual import Residual
 
-_COMPOSITES = (Sequential, Residual, Concat)  # a subclass may behave differently
+_COMPOSITES = (Sequential, Residual, Concat, Recompute)  # a subclass may behave differently
 
 
 def fuse(layers: tuple[Layer, ...]) -> dict[int, Layer]:

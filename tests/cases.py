@@ -1,6 +1,6 @@
 """Layers with inputs they take: the one list that every test of layers walks over."""
 
-from parallelcnn import Activation, Concat, Conv2D, Dense, Flatten, Frozen, MaxPool2D, Residual, Sequential
+from parallelcnn import Activation, Concat, Conv2D, Dense, Flatten, Frozen, MaxPool2D, Recompute, Residual, Sequential
 from parallelcnn.fusions import PooledConv2D
 
 CONVOLUTIONS = [
@@ -127,13 +127,18 @@ COMPOSITES = [
     (Sequential((Concat(((Residual((Dense(3),)), Dense(2)), Sequential((Dense(4),)))), Activation("tanh"))), (3,)),
 ]
 
+RECOMPUTED = [
+    (Recompute((Conv2D(3, 2, activation="tanh"), MaxPool2D(2), Flatten(), Dense(2, activation="swish"))), (2, 4, 5)),
+    (Recompute((Residual((Recompute((Dense(4, activation="tanh"), Dense(3))),)), Dense(2))), (3,)),
+]
+
 FROZEN = [
     (Frozen(Conv2D(3, 2, activation="tanh")), (2, 4, 5)),
     (Sequential((Dense(4, activation="swish"), Frozen(Dense(3, activation="tanh")), Dense(2))), (3,)),
     (Concat((Frozen(Sequential((Dense(2), Activation("tanh")))), Dense(3))), (4,)),
 ]
 
-LAYERS = [*CONVOLUTIONS, *POOLINGS, *OTHERS, *ACTIVATED, *RESIDUALS, *COMPOSITES, *FROZEN]
+LAYERS = [*CONVOLUTIONS, *POOLINGS, *OTHERS, *ACTIVATED, *RESIDUALS, *COMPOSITES, *RECOMPUTED, *FROZEN]
 
 
 def name_of(value: object) -> str:

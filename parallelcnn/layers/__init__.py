@@ -11,4 +11,5 @@ from parallelcnn.layers.dense import Dense as Dense
 from parallelcnn.layers.flatten import Flatten as Flatten
 from parallelcnn.layers.frozen import Frozen as Frozen
 from parallelcnn.layers.maxpool2d import MaxPool2D as MaxPool2D
+from parallelcnn.layers.recompute import Recompute as Recompute
 from parallelcnn.layers.residual import Residual as Residual

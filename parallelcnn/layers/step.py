@@ -110,13 +110,16 @@ class Step:
     def forward(self, name: str, layer: "Layer", x: Array, *, needs_input_gradient: bool = True) -> Array:
         """Record the forward pass of a layer inside this one; returns its output.
 
+        A layer recorded again, in backward, has the same random numbers, and `backward` then uses its new arrays.
+
         Args:
             name: name of the inner layer. Its parameters and buffers are this layer's "NAME.weight", ...
             needs_input_gradient: whether any layer before it, inside this layer or outside, is trained; see `trains`.
         """
         arrays = tuple(_below(name, part) for part in (self.params, self.grads, self.buffers, self.statistics))
         # The numbers of inner layers differ between containers, and from those of the network's own layers.
-        number = ((self.number + 1) * _LAYERS_INSIDE + len(self._inner)) % _NUMBERS
+        place = list(self._inner).index(name) if name in self._inner else len(self._inner)
+        number = ((self.number + 1) * _LAYERS_INSIDE + place) % _NUMBERS
         inner = Step(self._recorder, arrays, needs_input_gradient, number)  # type: ignore[arg-type]
         self._inner[name] = layer, inner, x.shape
         y = layer.forward(inner, x)
