@@ -53,6 +53,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import MaxPool2D as MaxPool2D
     from parallelcnn.layers import Parameter as Parameter
     from parallelcnn.layers import PReLU as PReLU
+    from parallelcnn.layers import Recompute as Recompute
     from parallelcnn.layers import Reshape as Reshape
     from parallelcnn.layers import Residual as Residual
     from parallelcnn.layers import Sequential as Sequential
@@ -157,6 +158,7 @@ _MODULES = {
         "MaxPool2D",
         "PReLU",
         "Parameter",
+        "Recompute",
         "Reshape",
         "Residual",
         "Sequential",

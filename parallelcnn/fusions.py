@@ -24,10 +24,11 @@ from parallelcnn.layers.depthwise_conv2d import DepthwiseConv2D
 from parallelcnn.layers.frozen import Frozen
 from parallelcnn.layers.maxpool2d import MaxPool2D, argmax_type, window_and_stride
 from parallelcnn.layers.pooling import padding_of
+from parallelcnn.layers.recompute import Recompute
 from parallelcnn.layers.residual import Residual
 
 # Only this library's own classes: a subclass may behave differently.
-_COMPOSITES = (Sequential, Residual, Concat)
+_COMPOSITES = (Sequential, Residual, Concat, Recompute)
 _CONVOLUTIONS = (Conv2D, DepthwiseConv2D)
 
 

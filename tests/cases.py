@@ -17,6 +17,7 @@ from parallelcnn import (
     LayerNorm,
     MaxPool2D,
     PReLU,
+    Recompute,
     Reshape,
     Residual,
     Sequential,
@@ -230,6 +231,11 @@ COMPOSITES = [
     (Sequential((Concat(((Residual((Dense(3),)), Dense(2)), Sequential((Dense(4),)))), Activation("tanh"))), (3,)),
 ]
 
+RECOMPUTED = [
+    (Recompute((Conv2D(3, 2, activation="tanh"), MaxPool2D(2), Flatten(), Dense(2, activation="swish"))), (2, 4, 5)),
+    (Recompute((Residual((Recompute((Dense(4, activation="tanh"), Dense(3))),)), Dense(2))), (3,)),
+]
+
 FROZEN = [
     (Frozen(Conv2D(3, 2, activation="tanh")), (2, 4, 5)),
     (Sequential((Dense(4, activation="swish"), Frozen(Dense(3, activation="tanh")), Dense(2))), (3,)),
@@ -248,6 +254,7 @@ LAYERS = [
     *OTHERS,
     *PADDED_POOLINGS,
     *POOLINGS,
+    *RECOMPUTED,
     *RESHAPING,
     *RESIDUALS,
 ]

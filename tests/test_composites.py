@@ -91,6 +91,22 @@ def test_a_sequential_computes_the_bits_of_its_layers_in_the_network_and_fuses_t
     assert repr(running).count(PooledConv2D.__name__) == 2
 
 
+def test_recomputing_gives_the_same_bits_in_less_memory():
+    """Random numbers, moving averages, fused layers and a composite inside; blocks in the middle and at the front."""
+    block = (
+        own_layers.Dropout(0.2),
+        pc.Conv2D(8, 3, padding="same", activation="softplus"),
+        own_layers.Centre(),
+        pc.Residual((pc.Conv2D(8, 3, padding="same", activation="tanh"), own_layers.Dropout(0.2))),
+    )
+    ends = (pc.MaxPool2D(2), pc.Flatten(), pc.Dense(5))
+    kept, recomputed = (
+        train(layers=(*(kind(block) for _ in range(4)), *ends)) for kind in (pc.Sequential, pc.Recompute)
+    )
+    assert recomputed.state_sha256() == kept.state_sha256()
+    assert recomputed.replica.nbytes < 0.6 * kept.replica.nbytes
+
+
 def test_branches_are_not_fused_with_each_other(rng):
     layer = pc.Concat((pc.Conv2D(3, 1, activation="relu"), pc.MaxPool2D(1)))
     network = pc.NetworkHandler((layer,), (2, 3, 5))

@@ -87,7 +87,7 @@ def describe_network(network: NetworkHandler) -> dict[str, Any]:
         "input_range": network.input_range,
         "layers": [_describe(layer) for layer in network.layers],
         "parameters": {slot.key: tuple(map(int, slot.shape)) for slot in network.layout.slots},
-        "trained": network.layout.trained.size,
+        "trained": int(network.layout.trained.size),
         "buffers": {slot.key: tuple(map(int, slot.shape)) for slot in network.buffer_layout.slots},
     }
 

@@ -21,6 +21,7 @@ from parallelcnn.layers.group_norm import GroupNorm as GroupNorm
 from parallelcnn.layers.group_norm import LayerNorm as LayerNorm
 from parallelcnn.layers.maxpool2d import MaxPool2D as MaxPool2D
 from parallelcnn.layers.prelu import PReLU as PReLU
+from parallelcnn.layers.recompute import Recompute as Recompute
 from parallelcnn.layers.reshape import Reshape as Reshape
 from parallelcnn.layers.residual import Residual as Residual
 from parallelcnn.layers.upsample2d import Upsample2D as Upsample2D

@@ -112,6 +112,8 @@ class Step:
     ) -> Array:
         """Record the forward pass of a layer inside this one; returns its output.
 
+        A layer recorded again, in backward, has the same random numbers, and `backward` then uses its new arrays.
+
         Args:
             name: name of the inner layer. Its parameters and buffers are this layer's "NAME.weight", ...
             needs_input_gradient: whether any layer before it, inside this layer or outside, is trained; see `trains`.
@@ -120,7 +122,8 @@ class Step:
         mine = self.params, self.grads, self.buffers, self.statistics
         arrays = tuple(merged([_below(one, part) for one in (name, *also)]) for part in mine)
         # The numbers of inner layers differ between containers, and from those of the network's own layers.
-        number = ((self.number + 1) * _LAYERS_INSIDE + len(self._inner)) % _NUMBERS
+        place = list(self._inner).index(name) if name in self._inner else len(self._inner)
+        number = ((self.number + 1) * _LAYERS_INSIDE + place) % _NUMBERS
         inner = Step(self._recorder, arrays, needs_input_gradient, number)  # type: ignore[arg-type]
         self._inner[name] = layer, inner, x.shape
         y = layer.forward(inner, x)

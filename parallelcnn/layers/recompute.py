@@ -1,0 +1,35 @@
+"""Recomputation of activations in the backward pass, which saves memory."""
+
+from dataclasses import dataclass
+
+from .base import Array, Step
+from .composite import Sequential
+
+
+@dataclass(frozen=True, repr=False)
+class Recompute(Sequential):
+    """Run layers one after the other, and keep only their input for the backward pass, which runs them forwards again.
+
+    This trades time for memory: the layers run forwards twice in a training step, and their arrays share memory with
+    those of other layers ("checkpointing", Chen et al. 2016, arXiv:1604.06174, section 4). All bits of the results stay
+    the same, also with random numbers and moving averages inside, which are the same when computed again. Divide a
+    deep network into blocks, with one `Recompute` for each. The last block needs none: its backward pass comes next.
+
+    Args:
+        layers: a tuple of layers, first to last. Parameters are named as in `Sequential`.
+
+    Shapes: that of the first layer's input -> that of the last layer's output.
+
+    Example:
+        >>> block = (Conv2D(16, 3, padding="same", activation="relu"), Conv2D(16, 3, padding="same", activation="relu"))
+        >>> network = NetworkHandler((Recompute(block), Recompute(block), Flatten(), Dense(10)), (3, 32, 32))
+    """
+
+    def forward(self, step: Step, x: Array) -> Array:
+        step.save(x)
+        return super().forward(step, x)
+
+    def backward(self, step: Step, dy: Array) -> Array | None:
+        (x,) = step.saved
+        super().forward(step, x)
+        return super().backward(step, dy)
