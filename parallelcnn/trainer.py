@@ -30,7 +30,7 @@ from parallelcnn.training.history import History
 from parallelcnn.training.loop import Loop
 from parallelcnn.training.preparation import check_fit, check_numbers, facts_of, start
 from parallelcnn.training.progress import Progress, check_verbose, show_compilation
-from parallelcnn.training.reduction import check_reproducible, reducer_of
+from parallelcnn.training.reduction import check_reproducible, reducer_of, warn_of_small_shards
 from parallelcnn.training.thread_pool import ThreadPool
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
 
@@ -131,7 +131,8 @@ def train(
             train_set.check_numbers("training set")
             test_set.check_numbers("test set")
             if comm.rank == 0:
-                warn_of_scale(train_set.input_range, test_set.input_range, stacklevel=4)
+                warn_of_scale(train_set.input_range, test_set.input_range, stacklevel=5)
+                warn_of_small_shards(network, batch_size, reproducible, stacklevel=5)
             return as_metrics(metrics, network, test_set, loss)
 
         comm.status = "preparing to train"

@@ -1,5 +1,6 @@
 """Batch, layer and group normalisation: PyTorch's numbers, large means, running statistics, ranks, files, folding."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -144,6 +145,22 @@ def test_running_statistics_are_means_over_shards_weighted_by_their_samples():
     mean = sum(one.mean() * one.size for one in shards) / 40 / 99
     variance = sum(one.var(ddof=1) * one.size for one in shards) / 40 / 99
     np.testing.assert_allclose(network.buffers, [0.25 * mean, 0.75 + 0.25 * variance], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "reproducible", "message"),
+    [
+        (1, None, r"^batch_size should be at least 2 for layers that compute .* such as BatchNorm, got 1: each shard"),
+        (7, 4, r"^with reproducible=4, batch_size should be at least 8 for layers .*, got 7: each shard"),
+    ],
+)
+def test_shards_of_one_sample_are_warned_of(batch_size, reproducible, message):
+    sets, options = (small.dataset(8), small.dataset(8)), {"comm": pc.Serial(), "verbose": 0}
+    for layers, warns in (((pc.BatchNorm(),), True), ((pc.LayerNorm(),), False)):
+        network = pc.NetworkHandler((pc.Flatten(), *layers, pc.Dense(5)), (1, 11, 9))
+        with pytest.warns(pc.TrainingWarning, match=message) if warns else contextlib.nullcontext() as found:
+            pc.train(network, *sets, pc.SGD(0.1), 1, batch_size, reproducible=reproducible, **options)
+        assert not warns or found[0].filename == __file__
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -22,7 +22,8 @@ class BatchNorm(Layer):
     In training they are those of a shard: over its samples, rows and columns, m values per channel, with the variance
     divided by m. This is "ghost batch normalisation" (Hoffer et al. 2017, arXiv:1705.08741). The shards depend on the
     batch size and on `reproducible`, and not on the number of ranks and threads. A shard with a single value per
-    channel gives y = f(bias); PyTorch raises an error.
+    channel gives y = f(bias), where PyTorch raises an error; `train` warns if whole minibatches have shards of one
+    sample.
 
     After each minibatch, of N samples in shards of n samples each,
 

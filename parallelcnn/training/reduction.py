@@ -4,6 +4,7 @@
 minibatch into the same shards and adds integers: the same bits on any number of threads and ranks.
 """
 
+import warnings
 from functools import partial
 from typing import Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import shard
-from parallelcnn.errors import InputError
+from parallelcnn.errors import InputError, TrainingWarning
 from parallelcnn.kernels.fixed_point import add_fixed_point, from_fixed_point
 from parallelcnn.layers.base import Array
 from parallelcnn.losses import Loss
@@ -215,6 +216,19 @@ def check_reproducible(shards: int | None) -> None:
         return
     if isinstance(shards, bool) or not isinstance(shards, int | np.integer) or not 1 <= shards <= _MOST_SHARDS:
         raise InputError(f"reproducible must be an integer from 1 to {_MOST_SHARDS:,}, got {shards!r}")
+
+
+def warn_of_small_shards(network: NetworkHandler, batch_size: int, shards: int | None, *, stacklevel: int) -> None:
+    """Warn if layers mix samples and a shard of a whole minibatch holds only one: a variance over it would be zero."""
+    count = default_shards(batch_size) if shards is None else shards
+    if network.mixes_samples and batch_size < 2 * count:
+        name = "batch_size" if shards is None else f"with reproducible={shards}, batch_size"
+        warnings.warn(
+            f"{name} should be at least {2 * count} for layers that compute statistics over samples, such as "
+            f"BatchNorm, got {batch_size}: each shard of a minibatch needs at least two samples",
+            TrainingWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def reducer_of(
