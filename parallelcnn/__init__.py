@@ -54,6 +54,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.network import NetworkHandler as NetworkHandler
     from parallelcnn.optimizers import SGD as SGD
     from parallelcnn.optimizers import Optimizer as Optimizer
+    from parallelcnn.pointwise_loss import PointwiseLoss as PointwiseLoss
     from parallelcnn.profiling import Profiler as Profiler
     from parallelcnn.resilience.world import world as world
     from parallelcnn.schedules import Constant as Constant
@@ -111,6 +112,7 @@ _MODULES = {
     "network": ["NetworkHandler"],
     "metrics": ["Accuracy", "MeanAbsoluteError", "Metric"],
     "optimizers": ["SGD", "Optimizer"],
+    "pointwise_loss": ["PointwiseLoss"],
     "profiling": ["Profiler"],
     "schedules": ["Constant", "Cosine", "OneCycle", "Schedule"],
     "trainer": ["evaluate", "train"],
