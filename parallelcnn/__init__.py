@@ -89,6 +89,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.optimizers import Lion as Lion
     from parallelcnn.optimizers import Optimizer as Optimizer
     from parallelcnn.optimizers import RMSprop as RMSprop
+    from parallelcnn.pointwise_loss import PointwiseLoss as PointwiseLoss
     from parallelcnn.profiling import Profiler as Profiler
     from parallelcnn.resilience.world import world as world
     from parallelcnn.schedules import Constant as Constant
@@ -185,6 +186,7 @@ _MODULES = {
     "profiling": ["Profiler"],
     "schedules": ["Constant", "Cosine", "Exponential", "MultiStep", "OneCycle", "Polynomial", "Schedule", "Step"],
     "trainer": ["evaluate", "train"],
+    "pointwise_loss": ["PointwiseLoss"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["__version__", *_HOME]

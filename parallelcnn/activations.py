@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numba.core.errors import NumbaError
 
-from parallelcnn.autodiff.dual import check_derivative
+from parallelcnn.autodiff.dual import check_derivative, compile_reason
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.kernels import activations as kernels
 from parallelcnn.kernels._dual import NotDifferentiable
@@ -108,8 +108,7 @@ class ActivationFunction:
         try:
             kernels.user_kernels(*parts)[direction](*arrays)
         except (NumbaError, NotDifferentiable) as error:
-            lines = [line.strip() for line in str(error).splitlines()]
-            reason = next((line for line in lines if line and not line.startswith(_NO_REASON)), type(error).__name__)
+            reason = compile_reason(error)
             names = getattr(getattr(getattr(self, which), "__code__", None), "co_names", ())
             if "where" in names:
                 reason = "np.where makes an array: write `a if condition else b`, x is one number"
@@ -124,10 +123,6 @@ def _is_in_kernels(function: Callable[[float], float]) -> bool:
 def _check(activation: ActivationFunction) -> None:
     what, derivative = f"activation {activation.name!r}", activation.derivative
     check_derivative(what, activation.function, derivative, activation.derivative_of_output)
-
-
-# Lines of numba's errors that begin so do not say what is wrong.
-_NO_REASON = ("Failed in", "During", "File", "resolving", "-", "\x1b", "No conversion", "Traceback")
 
 
 @cache

@@ -24,3 +24,9 @@ def in_units(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}"
         nbytes /= 1024
     return f"{nbytes:.0f} TiB"
+
+
+def function_name(function: object) -> str:
+    """A function as layers and losses print it: without its address, which differs between ranks."""
+    name = getattr(function, "__name__", repr(function))
+    return name if name.startswith("<") else f"<{name}>"

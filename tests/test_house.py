@@ -17,7 +17,7 @@ PACKAGE = Path(parallelcnn.__file__).parent
 # From the lowest level up. A module imports from lower levels, or from modules of its own level.
 LEVELS = [
     {"_version", "arguments", "errors", "plotting", "resources", "kernels", "wording"},
-    {"activations", "autodiff.dual", "layers", "losses", "metrics", "schedules"},
+    {"activations", "autodiff.dual", "layers", "losses", "metrics", "pointwise_loss", "schedules"},
     {
         "autodiff",
         "call_list",

@@ -11,7 +11,7 @@ import numpy as np
 
 from parallelcnn.errors import InputError
 from parallelcnn.kernels._dual import Dual as Dual
-from parallelcnn.kernels._dual import NotDifferentiable, slope, variable
+from parallelcnn.kernels._dual import NotDifferentiable, slope, value, variable
 from parallelcnn.kernels._rebinding import for_python
 
 Function = Callable[[float], float]
@@ -71,6 +71,27 @@ def check_derivative(what: str, function: Function, derivative: Function | None,
                 _require_equal(what, point, found)
 
 
+def require_rules(what: str, function: Callable[..., Any], x: float, *others: float) -> None:
+    """Raise InputError if the function, called with a variable x and constants, calls one that has no rule."""
+    try:
+        with np.errstate(all="ignore"):
+            for_python(function)(variable(np.float64(x)), *others)
+    except NotDifferentiable as error:
+        raise InputError(f"{what}: {error} cannot be differentiated: write the function without it") from None
+    except Exception:  # numba will say what is wrong with it
+        return
+
+
+# Lines of numba's errors that begin so do not say what is wrong.
+_NO_REASON = ("Failed in", "During", "File", "resolving", "-", "\x1b", "No conversion", "Traceback")
+
+
+def compile_reason(error: Exception) -> str:
+    """The line of an error of numba's that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.startswith(_NO_REASON)), type(error).__name__)
+
+
 Evaluation = Callable[[float], tuple[float, float | None]]
 
 
@@ -80,7 +101,7 @@ def _by_dual(function: Function) -> Evaluation:
 
     def evaluate(x: float) -> tuple[float, float | None]:
         y: Any = in_python(variable(np.float64(x)))
-        return float(getattr(y, "value", y)), float(slope(y))
+        return float(value(y)), float(slope(y))
 
     return evaluate
 

@@ -45,6 +45,11 @@ def variable(x):
     return Dual(x, type(x)(1))
 
 
+def value(y):
+    """The value of a function's result; see `slope`."""
+    return y.value if isinstance(y, Dual) else y
+
+
 def slope(y):
     """The slope of a function's result, which is a plain number if the function is constant."""
     return y.slope if isinstance(y, Dual) else 0.0

@@ -17,7 +17,7 @@ from numba.extending import (
     type_callable,
 )
 
-from ._dual import BINARY, UNARY, Dual, slope, variable
+from ._dual import BINARY, UNARY, Dual, slope, value, variable
 
 _PLAIN = (types.Integer, types.Float, types.Boolean)
 
@@ -94,6 +94,11 @@ def _widen(context, builder, from_type, to_type, value):
 @overload(variable)
 def _variable(x):
     return lambda x: Dual(x, 1.0)
+
+
+@overload(value)
+def _value(y):
+    return (lambda y: y.value) if isinstance(y, DualType) else (lambda y: y)
 
 
 @overload(slope)

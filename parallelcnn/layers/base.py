@@ -14,6 +14,7 @@ import numpy as np
 
 from parallelcnn.activations import ActivationFunction
 from parallelcnn.errors import ShapeError
+from parallelcnn.wording import function_name
 
 from .step import Array as Array
 from .step import Call as Call
@@ -144,7 +145,7 @@ def written(value: Any) -> str:
     address, which differs between ranks.
     """
     if isinstance(value, FunctionType):
-        return value.__name__ if value.__name__ == "<lambda>" else f"<{value.__name__}>"
+        return function_name(value)
     if isinstance(value, tuple):
         comma = "," if len(value) == 1 else ""
         return f"({', '.join(map(written, value))}{comma})"
