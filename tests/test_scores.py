@@ -110,6 +110,14 @@ def test_a_matrix_is_in_history_logs_checkpoints_and_rows_but_not_in_the_line_of
     assert "per class" not in line
 
 
+class Endless(pc.Metric):
+    name = "endless"
+    terms = 10**15
+
+    def add(self, outputs, labels, sums):
+        raise AssertionError("no memory")
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -123,6 +131,11 @@ def test_a_matrix_is_in_history_logs_checkpoints_and_rows_but_not_in_the_line_of
         ),
         (lambda: pc.ConfusionMatrix(4).check((5,), np.zeros(3, int), 5), ShapeError, "takes labels of 4 classes and a"),
         (lambda: pc.Recall(3).check((3,), np.zeros((2, 4)), None), ShapeError, "got labels without classes and (3,)"),
+        (
+            lambda: pc.evaluate(small.network(), small.dataset(5), metrics=[Endless()]),
+            ShapeError,
+            "the sums of the metrics",
+        ),
         (
             lambda: pc.evaluate(small.network(), small.dataset(5), metrics=[pc.F1(5), pc.Accuracy(), pc.F1(5)]),
             InputError,

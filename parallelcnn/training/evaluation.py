@@ -16,6 +16,7 @@ from parallelcnn.losses import Loss
 from parallelcnn.metrics import Accuracy, BinaryAccuracy, Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import Replica
+from parallelcnn.resources import check_memory
 from parallelcnn.training.thread_pool import ThreadPool
 
 Value = float | tuple[Any, ...]  # of a metric: a number, or nested tuples of numbers, which compare and hash
@@ -83,7 +84,8 @@ def as_metrics(
     """The metrics as a tuple; the default metrics for None.
 
     Raises:
-        InputError: if they are not metrics, or cannot be computed for the network and the data set.
+        InputError: if they are not metrics, cannot be computed for the network and the data set, or need more memory
+            than there is.
     """
     if metrics is None:
         return default_metrics(network, dataset, loss)
@@ -97,6 +99,8 @@ def as_metrics(
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"metrics must have different names, got {names.count(name)} of the name {name!r}")
+    blocks = -(-len(dataset) // network.replica.block_size)
+    check_memory("the sums of the metrics", 8 * blocks * sum(metric.terms for metric in some))
     return some
 
 
