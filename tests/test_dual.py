@@ -60,7 +60,7 @@ def closure(n):
 def in_python(function, xs):
     """Slopes by Python's dual numbers."""
     with np.errstate(all="ignore"):
-        return np.array([float(slope(for_python(function)(variable(np.float64(x))))) for x in xs])
+        return np.array([float(slope(for_python(function)(variable(x)))) for x in xs])
 
 
 def compiled(function, xs, dtype=np.float64):
