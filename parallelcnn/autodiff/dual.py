@@ -61,7 +61,7 @@ def check_derivative(what: str, function: Function, derivative: Function | None,
         points = _points(_by_value(function))
     for point in points:
         _require_finite(what, "it", point.x, point.value)
-        if point.slope is not None:
+        if derivative is None and point.slope is not None:
             _require_derivative(what, point, point.slope)
     if derivative is not None:
         arguments = [point.value if of_output else point.x for point in points]
@@ -138,8 +138,8 @@ def _require_finite(what: str, which: str, x: float, number: float) -> None:
 
 
 def _require_derivative(what: str, point: _Point, found: float) -> None:
-    """Raise InputError unless the derivative is finite, between the two differences, and equal to the dual number. At 0,
-    where many functions have a kink or a step, it only needs to be finite.
+    """Raise InputError unless the derivative is finite, between the two differences, and equal to the dual number if
+    that is finite. At 0, where many functions have a kink or a step, the derivative only needs to be finite.
     """
     _require_finite(what, "its derivative", point.x, found)
     if point.x == 0:
@@ -151,7 +151,7 @@ def _require_derivative(what: str, point: _Point, found: float) -> None:
             f"{what}: its derivative must be the slope of the function: at x = {point.x:.6g} it is {found:.6g}, but "
             f"differences give {(low + high) / 2:.6g}"
         )
-    if point.slope is not None and not abs(found - point.slope) <= rounding:
+    if point.slope is not None and abs(found - point.slope) > rounding:
         raise InputError(
             f"{what}: its derivative must be the slope of the function: at x = {point.x:.6g} it is {found:.6g}, but "
             f"the dual number gives {point.slope:.6g}"
