@@ -31,7 +31,7 @@ class Dual:
 
     def __init__(self, value, slope):
         # numpy's numbers overflow, and divide by 0, as compiled ones do.
-        self.value, self.slope = (n if isinstance(n, np.floating) else np.float64(n) for n in (value, slope))
+        self.value, self.slope = np.float64(value), np.float64(slope)
 
     def __bool__(self):
         raise NotDifferentiable("bool(x)")
@@ -41,8 +41,8 @@ class Dual:
 
 
 def variable(x):
-    """The dual number of the variable itself: slope 1, of the type of x."""
-    return Dual(x, type(x)(1))
+    """The dual number of the variable itself."""
+    return Dual(x, 1.0)
 
 
 def value(y):
