@@ -7,29 +7,31 @@ import own_layers
 import pytest
 import small
 from recorded import run_layer
+from thread_ranks import on_ranks
 
 import parallelcnn as pc
 from parallelcnn.fusions import PooledConv2D
 
-# A block of a ResNet with a stride, and one of GoogLeNet with an identity as in DenseNet.
+# A block of a ResNet with a stride, and one of GoogLeNet with an identity as in DenseNet. All have 3 filters of
+# 1 x 1, so that few kernels are compiled.
 RESNET = pc.Residual(
-    (pc.Conv2D(5, 3, stride=2, padding=1, activation="relu"), pc.Conv2D(5, 3, padding=1)),
-    shortcut=pc.Conv2D(5, 1, stride=2),
+    (pc.Conv2D(3, 1, stride=2, activation="relu"), pc.Conv2D(3, 1)),
+    shortcut=pc.Conv2D(3, 1, stride=2),
     activation="relu",
 )
-INCEPTION = pc.Concat((pc.Conv2D(2, 1), (pc.Conv2D(3, 1, activation="relu"), pc.Conv2D(4, 3, padding=1)), ()))
+INCEPTION = pc.Concat((pc.Conv2D(3, 1), (pc.Conv2D(3, 1, activation="relu"), pc.Conv2D(3, 1)), ()))
 
 # Everything inside everything, with random numbers and moving averages.
 DEEP = (
     pc.Conv2D(3, 3, activation="relu"),
+    pc.Residual((pc.Conv2D(3, 3), pc.MaxPool2D(2)), shortcut=(pc.Conv2D(3, 3), pc.MaxPool2D(2))),
     pc.Concat(
         (
             (own_layers.Dropout(0.2), pc.Residual((pc.Conv2D(3, 1), own_layers.Centre()), activation="tanh")),
-            pc.Sequential((pc.Concat((own_layers.Dropout(0.2), pc.Conv2D(2, 1))), own_layers.Centre(0.5))),
+            pc.Sequential((pc.Concat((own_layers.Dropout(0.2), pc.Conv2D(3, 1))), own_layers.Centre(0.5))),
             (),
         )
     ),
-    pc.Residual((pc.Conv2D(4, 3, padding="same"), pc.MaxPool2D(2)), shortcut=(pc.MaxPool2D(2), pc.Conv2D(4, 1))),
     pc.Flatten(),
     pc.Dense(5),
 )
@@ -49,8 +51,8 @@ def test_output_gradients_and_names_are_those_of_pytorch(rng):
 
     class ResNet(torch.nn.Sequential):
         def __init__(self):
-            super().__init__(convolution(8, 5, 3, 2, 1), convolution(5, 5, 3, 1, 1))
-            self.shortcut = torch.nn.Sequential(convolution(8, 5, 1, 2))
+            super().__init__(convolution(3, 3, 1, 2), convolution(3, 3, 1))
+            self.shortcut = torch.nn.Sequential(convolution(3, 3, 1, 2))
 
         def forward(self, x):
             return relu(self[1](relu(self[0](x))) + self.shortcut(x))
@@ -59,10 +61,9 @@ def test_output_gradients_and_names_are_those_of_pytorch(rng):
         def forward(self, x):
             return torch.cat([self[0](x), self[1][1](relu(self[1][0](x))), x], dim=1)
 
-    branches = torch.nn.Sequential(convolution(2, 2, 1)), [convolution(2, 3, 1), convolution(3, 4, 3, 1, 1)]
-    twin = torch.nn.Sequential(Inception((branches[0], torch.nn.Sequential(*branches[1]))), ResNet())
-    layer = pc.Sequential((INCEPTION, RESNET))
-    ran = run_layer(layer, (2, 7, 9), 13, np.float32, rng)
+    branches = torch.nn.Sequential(convolution(3, 3, 1)), [convolution(3, 3, 1), convolution(3, 3, 1)]
+    twin = torch.nn.Sequential(ResNet(), Inception((branches[0], torch.nn.Sequential(*branches[1]))))
+    ran = run_layer(pc.Sequential((RESNET, INCEPTION)), (3, 7, 9), 13, np.float32, rng)
     assert set(ran.params) == {name for name, _ in twin.named_parameters()}
     for name, parameter in twin.named_parameters():
         parameter.data.copy_(torch.from_numpy(ran.params[name]))
@@ -95,9 +96,9 @@ def test_recomputing_gives_the_same_bits_in_less_memory():
     """Random numbers, moving averages, fused layers and a composite inside; blocks in the middle and at the front."""
     block = (
         own_layers.Dropout(0.2),
-        pc.Conv2D(8, 3, padding="same", activation="softplus"),
+        pc.Conv2D(3, 3, padding="same", activation="relu"),
         own_layers.Centre(),
-        pc.Residual((pc.Conv2D(8, 3, padding="same", activation="tanh"), own_layers.Dropout(0.2))),
+        pc.Residual((pc.Conv2D(3, 3, padding="same", activation="tanh"), own_layers.Dropout(0.2))),
     )
     ends = (pc.MaxPool2D(2), pc.Flatten(), pc.Dense(5))
     kept, recomputed = (
@@ -119,14 +120,25 @@ def test_a_network_trained_on_any_number_of_threads_has_the_same_bits_and_comes_
     folder = pc.CheckpointFolder(tmp_path / "checkpoints", every_steps=3, keep_last=9)
     found = train(1, checkpoints=folder)
     assert len({one.state_sha256() for one in (found, train(2), train(3))}) == 1
+    states = on_ranks(2, lambda comm: train(comm=comm, timeout=0).state_sha256())
+    assert set(states) == {found.state_sha256()}
     names = list(found.named_arrays)
-    assert {"1.0.1.0.weight", "1.1.0.0.1.0.bias", "2.0.weight", "2.shortcut.1.weight", "1.0.1.1.mean"} < set(names)
+    assert {"2.0.1.0.weight", "2.1.0.0.1.0.bias", "1.0.weight", "1.shortcut.0.weight", "2.0.1.1.mean"} < set(names)
     images = small.dataset(20, seed=3).images
     pc.save_model(tmp_path / "model.npz", found)
     for again in (pc.load_model(tmp_path / "model.npz", DEEP), copy.deepcopy(found)):
         np.testing.assert_array_equal(again.predict(images), found.predict(images))
     middle = pc.load_checkpoint(tmp_path / "checkpoints" / "step-000000003.npz")
     assert train(2, resume=middle).state_sha256() == found.state_sha256()
+
+
+def test_ranks_whose_layers_deep_inside_differ_are_named():
+    def work(comm):
+        branches = pc.Concat(((pc.Dense(3), pc.Residual((own_layers.Dropout(0.1 * comm.rank),))), pc.Dense(2)))
+        train(layers=(pc.Flatten(), pc.Sequential((branches, pc.Dense(5)))), comm=comm, timeout=0)
+
+    with pytest.raises(pc.ReplicaMismatchError, match=r"rank 0 has layer 2 .*rate=0.0.* rank 1 has .*rate=0.1"):
+        on_ranks(2, work)
 
 
 def test_a_model_file_rebuilds_the_librarys_own_composites(tmp_path):
@@ -162,25 +174,25 @@ def test_nothing_is_recorded_for_branches_before_the_first_parameters():
 
 
 def test_the_summary_shows_branches_and_counts_each_parameter_once():
-    network = pc.NetworkHandler((INCEPTION, RESNET), (2, 7, 9))
+    network = pc.NetworkHandler((INCEPTION, RESNET), (3, 7, 9))
     lines = network.summary().splitlines()
     table = [line.split("  (None")[0].rstrip() for line in lines[4:-2]]
     assert table == [
         "Concat",
         "  Sequential",
-        "    Conv2D(2, 1)",
+        "    Conv2D(3, 1)",
         "  Sequential",
         "    Conv2D(3, 1, activation='relu')",
-        "    Conv2D(4, 3, padding=1)",
+        "    Conv2D(3, 1)",
         "  Sequential(())",
         "Residual",
-        "  Conv2D(5, 3, stride=2, padding=1, activation='relu')",
-        "  Conv2D(5, 3, padding=1)",
+        "  Conv2D(3, 1, stride=2, activation='relu')",
+        "  Conv2D(3, 1)",
         "  Sequential",
-        "    Conv2D(5, 1, stride=2)",
+        "    Conv2D(3, 1, stride=2)",
     ]
     counts = [int(line.split()[-1]) for line in lines[4:-2] if line.split()[-1].isdecimal()]
     assert sum(counts) == network.params.size
-    inception = 7 * 9 * (2 * 2 + 2 * 3 + 3 * 4 * 9)
-    resnet = 4 * 5 * (8 * 5 * 9 + 5 * 5 * 9 + 8 * 5)
+    inception = 7 * 9 * 3 * 3 * 3
+    resnet = 4 * 5 * 3 * (9 + 3 + 9)
     assert network.multiply_adds(1, training=False) == inception + resnet
