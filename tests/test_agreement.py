@@ -86,6 +86,7 @@ SUM = "uint8 of shape .50, 11, 9., CRC-32 [0-9a-f]{8}, labels [0-9a-f]{8}"
         ("network", network(Scale(1)), network(Scale(5)), r"rank 2 has layer 1, Scale\(\), with another factor than"),
         ("network", network(Scale(TABLE)), network(Scale(OTHER_TABLE)), "with another factor than rank 0"),
         ("network", network(activated(lambda x: x)), network(activated(lambda x: 2 * x)), "with another activation"),
+        ("network", network(pc.Activation(lambda x: x)), network(pc.Activation(lambda x: 2 * x)), "another activation"),
         ("network", network(other_class(1)()), network(other_class(2)()), "with other code or contents than rank 0"),
         ("network", network(Scale(1)), network(pc.MaxPool2D()), r"has layer 1 Scale\(\), but rank 2 has MaxPool2D\(\)"),
         (

@@ -228,6 +228,12 @@ def _digamma_like(x):
     return (math.lgamma((x + h) ** 2 + 1) - math.lgamma((x - h) ** 2 + 1)) / (2 * h)
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_derivatives_of_the_built_in_activations_pass_the_check(name):
+    one = ACTIVATIONS[name]
+    check_derivative(name, one.function, one.derivative, one.derivative_of_output)
+
+
 def test_lambdas_made_in_a_loop_keep_their_own_values():
     functions = [lambda x, n=n: n * x for n in (1, 2)] + [closure(n) for n in (1, 3)]
     assert [in_python(function, [2.0]) for function in functions] == [1, 2, 1, 12]
@@ -249,6 +255,8 @@ def test_a_layer_with_a_function_is_a_value_as_others_are():
     layer, lambda_layer = pc.Dense(3, activation=swish), pc.Dense(3, activation=lambda x: x * x)
     assert repr(layer) == "Dense(3, activation=<swish>)"
     assert repr(lambda_layer) == "Dense(3, activation=<lambda>)"
+    assert repr(pc.Activation(njit(swish))) == "Activation(<swish>)"
+    assert repr(pc.Activation(np.tanh)) == "Activation(<tanh>)"
     assert layer == pc.Dense(3, activation=swish) == copy.deepcopy(layer)
     assert hash(layer) == hash(pc.Dense(3, activation=swish))
     assert layer != lambda_layer

@@ -82,7 +82,9 @@ def _rebound(
 
     known = {**vars(builtins), **function.__globals__}
     names = {name: replaced(known[name]) for name in _names(function.__code__) if name in known}
-    cells = tuple(CellType(replaced(cell.cell_contents)) for cell in function.__closure__ or ())
+    closure = function.__closure__ or ()
+    # An empty cell is a variable that has no value yet.
+    cells = tuple(cell if cell == CellType() else CellType(replaced(cell.cell_contents)) for cell in closure)
     copied = FunctionType(
         function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__, cells
     )

@@ -7,7 +7,6 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -144,7 +143,7 @@ def written(value: Any) -> str:
     """A value as Python code. numpy integers would print as np.int64(3), arrays on many lines, and functions with their
     address, which differs between ranks.
     """
-    if isinstance(value, FunctionType):
+    if callable(value) and hasattr(value, "__name__") and not isinstance(value, type):
         return function_name(value)
     if isinstance(value, tuple):
         comma = "," if len(value) == 1 else ""
