@@ -164,7 +164,7 @@ def test_a_nan_is_never_a_correct_binary_output():
 def test_smoothed_and_weighted_training_gives_the_same_bits_on_any_number_of_threads():
     found = set()
     for threads in (1, 3):
-        network, dataset = small.network(), small.dataset(211)
+        network, dataset = pc.NetworkHandler((pc.Flatten(), pc.Dense(5)), (1, 11, 9)), small.dataset(211)
         loss = pc.SoftmaxCrossEntropy(0.1, dataset.balanced_class_weight())
         options = {"comm": pc.Serial(), "threads": threads, "reproducible": 4, "verbose": 0}
         history = pc.train(network, dataset, dataset, pc.SGD(0.1), 1, 25, loss=loss, **options)

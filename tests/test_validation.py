@@ -85,7 +85,21 @@ def test_evaluations_on_a_validation_set_are_called_val_everywhere(tmp_path, cap
 
 
 def test_the_command_evaluates_on_a_part_of_the_training_set_and_on_the_test_set_once(folder, tmp_path, capsys):
-    command = ["train", "--data", str(folder), "--out", str(tmp_path), "--epochs", "2", "--batch-size", "50"]
+    model = tmp_path / "net.py"  # few kernels to compile
+    model.write_text("import parallelcnn as pc\ndef network(classes):\n    return pc.Flatten(), pc.Dense(classes)\n")
+    command = [
+        "train",
+        "--model",
+        f"{model}:network",
+        "--data",
+        str(folder),
+        "--out",
+        str(tmp_path),
+        "--epochs",
+        "2",
+        "--batch-size",
+        "50",
+    ]
     assert main([*command, "--validation-split", "0.2"]) == 0
     out = capsys.readouterr().out
     assert "184 to train on, 46 to validate on, 70 to test on" in out
