@@ -148,6 +148,7 @@ RESHAPING = [
 ]
 
 DROPOUTS = [
+    (Residual((Dropout(0), Dense(5), Dropout(0.25), Reshape((5,)))), (5,)),
     (Dropout(), (2, 3, 4)),
     (Dropout(0.2), (7,)),
     (Dropout(0), (5,)),

@@ -322,6 +322,11 @@ _image_layers = st.one_of(
         bias=st.booleans(),
     ),
     st.builds(pc.MaxPool2D, _few_or_two, stride=st.one_of(st.none(), _few_or_two), activation=_activations),
+    st.builds(pc.AvgPool2D, _few_or_two, stride=_few_or_two, count_include_pad=st.booleans()),
+    st.builds(pc.ZeroPad2D, st.one_of(_few_or_two, st.tuples(*2 * [st.tuples(*2 * [st.integers(0, 2)])]))),
+    st.builds(pc.Upsample2D, _few_or_two),
+    st.builds(pc.Dropout, st.floats(0, 1, exclude_max=True)),
+    st.builds(pc.SpatialDropout, st.floats(0, 1, exclude_max=True)),
     st.builds(pc.Activation, _activations),
 )
 _dense_layers = st.builds(pc.Dense, st.integers(1, 9), activation=_activations, bias=st.booleans())

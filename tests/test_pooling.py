@@ -5,6 +5,8 @@ import math
 import cases
 import numpy as np
 import pytest
+import small
+import traced
 from recorded import record, run_layer
 
 import parallelcnn as pc
@@ -227,3 +229,26 @@ def test_the_gradient_of_a_network_of_all_of_them_is_the_derivative_of_its_loss(
             values.append(np.sum(dy * network.forward(x, training=True)))
         network.params[i] += 1e-6
         assert network.gradients[i] == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5, abs=1e-7)
+
+
+def test_a_step_allocates_no_memory_for_numbers():
+    """As in test_allocations, where an array with one byte for each sample would be seen."""
+    samples = 4097
+    layers = (
+        pc.ZeroPad2D(1),
+        pc.Dropout(0.1),
+        pc.MaxPool2D(3, stride=2, padding=1),
+        pc.Residual((pc.AvgPool2D(3, stride=1, padding=1), pc.SpatialDropout(0.5))),
+        pc.Upsample2D((1, 2)),
+        pc.GlobalAvgPool2D(),
+        pc.Reshape((1, 1, 1)),
+        pc.GlobalMaxPool2D(),
+        pc.Dense(5),
+    )
+    network = pc.NetworkHandler((pc.Flatten(), pc.Dense(99), pc.Reshape((1, 11, 9)), *layers), (1, 11, 9))
+    network.replica.block_size = samples
+    steps = traced.TracedSteps()
+    sets = small.dataset(3 * samples), small.dataset(9)
+    pc.train(network, *sets, pc.SGD(0.1), 2, samples, comm=pc.Serial(), callbacks=[steps], verbose=0)
+    assert steps.steps == 2
+    assert steps.peak <= 4096
