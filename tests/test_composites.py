@@ -106,6 +106,10 @@ def test_recomputing_gives_the_same_bits_in_less_memory():
     )
     assert recomputed.state_sha256() == kept.state_sha256()
     assert recomputed.replica.nbytes < 0.6 * kept.replica.nbytes
+    used, otherwise = (one.replica.plan_size() / 2**20 for one in (recomputed, kept))
+    line = f"training on 128 samples takes {used:.1f} MiB, without Recompute {otherwise:.1f} MiB"
+    assert recomputed.summary().splitlines()[-1] == line
+    assert "Recompute" not in kept.summary()
 
 
 def test_branches_are_not_fused_with_each_other(rng):
