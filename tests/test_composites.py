@@ -165,6 +165,17 @@ def test_layers_in_different_branches_have_random_numbers_and_buffers_of_their_o
     assert layer.mixes_samples is False
 
 
+def test_random_numbers_differ_however_deep_the_layers_are():
+    """The number of a layer is a remainder; that of its outermost container must still make a difference."""
+
+    def nested(depth):
+        return own_layers.Dropout() if depth == 0 else pc.Sequential((nested(depth - 1),))
+
+    network = pc.NetworkHandler((pc.Concat((nested(40), nested(40), nested(40))),), (50,))
+    y = network.forward(network.load(np.ones((3, 50), np.float32), training=True), training=True)
+    assert len({branch.tobytes() for branch in y.reshape(3, 150)}) == 3
+
+
 def test_nothing_is_recorded_for_branches_before_the_first_parameters():
     """A shortcut without parameters in the first layer, and a branch without any, have no backward pass."""
     layers = (
