@@ -78,7 +78,13 @@ def test_output_gradients_and_names_are_those_of_pytorch(rng):
 
 def test_a_sequential_computes_the_bits_of_its_layers_in_the_network_and_fuses_them_too(rng):
     """Convolution and pooling are fused at any depth; what stands behind keeps its name."""
-    apart = small.LAYERS
+    apart = (
+        pc.Conv2D(3, 3, activation="relu"),
+        pc.MaxPool2D(2),
+        pc.Conv2D(3, 1, activation="tanh"),
+        pc.Flatten(),
+        pc.Dense(5),
+    )
     inside = (pc.Sequential((pc.Sequential(apart[:2]), apart[2])), *apart[3:])
     networks = [pc.NetworkHandler(layers, (1, 11, 9), seed=3) for layers in (apart, inside)]
     assert list(networks[1].named_arrays)[2:6] == ["0.1.weight", "0.1.bias", "2.weight", "2.bias"]
