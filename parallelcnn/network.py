@@ -24,6 +24,7 @@ from parallelcnn.fusions import fuse
 from parallelcnn.kernels.losses import sigmoid, softmax
 from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.layers.base import Array, Buffer, Layer, Parameter, Shape
+from parallelcnn.layers.recompute import without_recomputing
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.parameters import ArrayLayout, decay_parts
 from parallelcnn.replica import Replica
@@ -197,11 +198,11 @@ class NetworkHandler:
             self._replicas.append(self.new_replica())
         return self._replicas[:count]
 
-    def new_replica(self) -> Replica:
-        """Create another replica."""
+    def new_replica(self, running: dict[int, Layer] | None = None) -> Replica:
+        """Create another replica, which runs the fused layers, or `running`."""
         layouts = self.layout, self.buffer_layout
         arrays = self._params, self._buffers
-        return Replica(self._running, self.input_shape, layouts, *arrays, self.dtype, self._predicting)
+        return Replica(running or self._running, self.input_shape, layouts, *arrays, self.dtype, self._predicting)
 
     @contextmanager
     def idle_replicas(self, count: int) -> Iterator[list[Replica]]:
@@ -362,7 +363,15 @@ class NetworkHandler:
         total = f"{self.layout.size:,} parameters, {size:,.1f} KiB"
         if self.layout.frozen:
             total += f", {self.trained_params.size:,} of them trained"
-        return "\n".join([rule, lines[0], rule, *lines[1:], rule, total])
+        return "\n".join([rule, lines[0], rule, *lines[1:], rule, total, *self._recomputation()])
+
+    def _recomputation(self) -> Iterator[str]:
+        """A line of the summary about the memory that `Recompute` saves."""
+        kept = without_recomputing(self.layers)
+        if kept != self.layers:
+            used, otherwise = (one.plan_size() / 2**20 for one in (self.replica, self.new_replica(fuse(kept))))
+            n = self.replica.block_size
+            yield f"training on {n} samples takes {used:,.1f} MiB, without Recompute {otherwise:,.1f} MiB"
 
     def parameters_sha256(self) -> str:
         """SHA-256 of the parameters: equal if and only if all bits of the parameters are equal."""

@@ -207,14 +207,15 @@ class Replica:
 
     def check_memory(self) -> None:
         """Raise ShapeError if the arrays for a block of samples do not fit into this machine's memory."""
-        check_memory(f"the network's activations for {self.block_size} samples", self._plan_size())
+        check_memory(f"the network's activations for {self.block_size} samples", self.plan_size())
 
     @property
     def nbytes(self) -> int:
         """Memory that the replica uses for a block of samples [bytes]."""
-        return self.reduction_buffer.nbytes + self._plan_size()
+        return self.reduction_buffer.nbytes + self.plan_size()
 
-    def _plan_size(self) -> int:
+    def plan_size(self) -> int:
+        """Memory of the arrays to train on a block of samples, without the reduction buffer [bytes]."""
         return plan_tape(self._recordable, self.block_size, training=True).size
 
 

@@ -33,6 +33,8 @@ EVERY_LAYER = (
     pc.LayerNorm(),
     pc.Dense(7, activation="swish"),
     pc.Residual((pc.Dense(7, activation="tanh"),)),
+    pc.Residual((pc.Dense(7),), shortcut=pc.Dense(7), activation="tanh"),
+    pc.Concat((pc.Sequential((pc.Dense(3), pc.Activation("tanh"))), pc.Recompute((pc.Frozen(pc.Dense(2)),)), ())),
     pc.Dense(5),
 )
 

@@ -78,7 +78,13 @@ def test_output_gradients_and_names_are_those_of_pytorch(rng):
 
 def test_a_sequential_computes_the_bits_of_its_layers_in_the_network_and_fuses_them_too(rng):
     """Convolution and pooling are fused at any depth; what stands behind keeps its name."""
-    apart = small.LAYERS
+    apart = (
+        pc.Conv2D(3, 3, activation="relu"),
+        pc.MaxPool2D(2),
+        pc.Conv2D(3, 1, activation="tanh"),
+        pc.Flatten(),
+        pc.Dense(5),
+    )
     inside = (pc.Sequential((pc.Sequential(apart[:2]), apart[2])), *apart[3:])
     networks = [pc.NetworkHandler(layers, (1, 11, 9), seed=3) for layers in (apart, inside)]
     assert list(networks[1].named_arrays)[2:6] == ["0.1.weight", "0.1.bias", "2.weight", "2.bias"]
@@ -106,6 +112,10 @@ def test_recomputing_gives_the_same_bits_in_less_memory():
     )
     assert recomputed.state_sha256() == kept.state_sha256()
     assert recomputed.replica.nbytes < 0.6 * kept.replica.nbytes
+    used, otherwise = (one.replica.plan_size() / 2**20 for one in (recomputed, kept))
+    line = f"training on 128 samples takes {used:.1f} MiB, without Recompute {otherwise:.1f} MiB"
+    assert recomputed.summary().splitlines()[-1] == line
+    assert "Recompute" not in kept.summary()
 
 
 def test_branches_are_not_fused_with_each_other(rng):
@@ -159,6 +169,17 @@ def test_layers_in_different_branches_have_random_numbers_and_buffers_of_their_o
     means = network.replica.statistics.reshape(4, 50)
     assert len({mean.tobytes() for mean in means}) == 4
     assert layer.mixes_samples is False
+
+
+def test_random_numbers_differ_however_deep_the_layers_are():
+    """The number of a layer is a remainder; that of its outermost container must still make a difference."""
+
+    def nested(depth):
+        return own_layers.Dropout() if depth == 0 else pc.Sequential((nested(depth - 1),))
+
+    network = pc.NetworkHandler((pc.Concat((nested(40), nested(40), nested(40))),), (50,))
+    y = network.forward(network.load(np.ones((3, 50), np.float32), training=True), training=True)
+    assert len({branch.tobytes() for branch in y.reshape(3, 150)}) == 3
 
 
 def test_nothing_is_recorded_for_branches_before_the_first_parameters():

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from .base import Array, Step
-from .composite import Sequential
+from .base import Array, Layer, Step
+from .composite import Composite, Layers, Sequential
 
 
 @dataclass(frozen=True, repr=False)
@@ -14,6 +14,8 @@ class Recompute(Sequential):
     those of other layers ("checkpointing", Chen et al. 2016, arXiv:1604.06174, section 4). All bits of the results stay
     the same, also with random numbers and moving averages inside, which are the same when computed again. Divide a
     deep network into blocks, with one `Recompute` for each. The last block needs none: its backward pass comes next.
+
+    The network's `summary` says how much memory it saves.
 
     Args:
         layers: a tuple of layers, first to last. Parameters are named as in `Sequential`.
@@ -33,3 +35,13 @@ class Recompute(Sequential):
         (x,) = step.saved
         super().forward(step, x)
         return super().backward(step, dy)
+
+
+def without_recomputing(layers: Layers) -> Layers:
+    """The same layers, with a Sequential for each Recompute, at any depth."""
+
+    def kept(layer: Layer) -> Layer:
+        inside = layer.map_rows(without_recomputing) if isinstance(layer, Composite) else layer
+        return Sequential(inside.layers) if isinstance(inside, Recompute) else inside
+
+    return tuple(map(kept, layers))

@@ -162,7 +162,7 @@ class _Gradients(Arrays):
         return self._unread[name]
 
 
-_LAYERS_INSIDE = 1000  # largest number of layers inside one layer
+_LAYERS_INSIDE = 1001  # at most 1000 layers are inside one layer; odd, so that deep inside no digit is lost
 _NUMBERS = 2**63  # limit of a kernel's integer argument
 
 
