@@ -98,6 +98,12 @@ SUM = "uint8 of shape .50, 11, 9., CRC-32 [0-9a-f]{8}, labels [0-9a-f]{8}"
         ("network", network(Scale(1)), network(Scale(1), np.float64), "rank 0 has dtype dtype.'float32'., but"),
         ("optimizer", pc.SGD(0.1), pc.SGD(0.2), r"has optimizer SGD\(learning_rate=0.1.* but rank 2 has SGD\(.*=0.2"),
         ("loss", pc.SoftmaxCrossEntropy(), pc.MeanSquaredError(), "rank 0 has loss SoftmaxCrossEntropy.., but"),
+        (
+            "loss",
+            pc.PointwiseLoss(lambda y, t: (y - t) ** 2),
+            pc.PointwiseLoss(lambda y, t: abs(y - t)),
+            r"rank 2 has loss, PointwiseLoss\(<lambda>\), with another function than rank 0",
+        ),
         ("test_set", TEST, pc.Dataset(TEST.images, TEST.labels % 4, 4), "classes .5, 5., but rank 2 has .5, 4."),
         ("epochs", 1, 2, "rank 0 has epochs 1, but rank 2 has 2"),
         ("reproducible", None, 4, "rank 0 has reproducible None, but rank 2 has 4"),

@@ -263,6 +263,16 @@ def test_a_layer_with_a_function_is_a_value_as_others_are():
     assert fingerprint(closure_layer(2)) == fingerprint(closure_layer(2)) != fingerprint(closure_layer(3))
 
 
+def test_the_fingerprint_of_a_function_covers_the_functions_that_it_calls():
+    def with_helper(factor):
+        names = {"__name__": "users"}
+        exec(f"def helper(x): return {factor} * x\ndef function(x): return helper(x) + x", names)
+        return names["function"]
+
+    assert fingerprint(with_helper(2)) == fingerprint(with_helper(2)) != fingerprint(with_helper(3))
+    assert fingerprint(recursive) != fingerprint(square)
+
+
 def closure_layer(n):
     return pc.Dense(3, activation=closure(n))
 

@@ -165,9 +165,9 @@ class _Description:
             yield from self._parts_of_code(function.__code__, function.__doc__)
         else:
             yield function.__name__
-        if with_globals:  # numba compiles their values into the function
+        if with_globals:  # numba compiles their values, and the functions called, into the function
             used = {name: function.__globals__.get(name) for name in function.__code__.co_names}
-            yield self.digest({name: value for name, value in used.items() if _is_data(value)})
+            yield self.digest({name: value for name, value in used.items() if _is_data(value) or _is_own(value)})
 
     def _parts_of_code(self, code: CodeType, doc: str | None) -> Iterator[Any]:
         yield from ("code", code.co_code, code.co_exceptiontable, *code.co_names)
@@ -205,6 +205,12 @@ def _state_of(value: Any) -> dict[str, Any]:
 
 def _is_of_a_library(thing: type | FunctionType) -> bool:
     return str(thing.__module__).partition(".")[0] in _LIBRARIES
+
+
+def _is_own(value: Any) -> bool:
+    """Whether it is a function of the user's own."""
+    function = getattr(value, "py_func", value)
+    return isinstance(function, FunctionType) and not _is_of_a_library(function)
 
 
 def _is_data(value: Any) -> bool:
