@@ -369,7 +369,9 @@ class NetworkHandler:
         """A line of the summary about the memory that `Recompute` saves."""
         kept = without_recomputing(self.layers)
         if kept != self.layers:
-            used, otherwise = (one.plan_size() / 2**20 for one in (self.replica, self.new_replica(fuse(kept))))
+            used, otherwise = (
+                one.plan_size() / 2**20 for one in (self.replica, self.new_replica(fuse(kept, training=True)))
+            )
             n = self.replica.block_size
             yield f"training on {n} samples takes {used:,.1f} MiB, without Recompute {otherwise:,.1f} MiB"
 

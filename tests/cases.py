@@ -107,11 +107,11 @@ PADDED_POOLINGS = [
     (MaxPool2D(3, stride=2, padding=1), (2, 7, 8)),
     (MaxPool2D(3, stride=1, padding=1), (2, 4, 5)),
     (MaxPool2D(2, padding=1), (2, 5, 4)),
-    (MaxPool2D(2, stride=3, padding=(1, 0), activation="tanh"), (1, 8, 6)),  # gaps
-    (MaxPool2D((2, 3), padding=(0, 1)), (1, 5, 5)),  # a row left over
-    (MaxPool2D(3, padding=1), (2, 1, 2)),  # no window lies inside the image
+    (MaxPool2D(3, stride=4, padding=(1, 0), activation="tanh"), (2, 8, 7)),  # gaps
+    (MaxPool2D(3, stride=(3, 2), padding=(0, 1)), (2, 7, 5)),  # a row left over
+    (MaxPool2D(3, stride=1, padding=1), (2, 1, 2)),  # no window lies inside the image
     (MaxPool2D(9, stride=4, padding=4), (1, 8, 6)),  # a large window
-    (MaxPool2D(2, stride=9, padding=1), (1, 2, 3)),  # a stride larger than the image
+    (MaxPool2D(3, stride=9, padding=1), (2, 2, 3)),  # a stride larger than the image
 ]
 
 AVERAGE_POOLINGS = [
