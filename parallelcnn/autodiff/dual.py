@@ -1,7 +1,8 @@
 """Derivatives of scalar functions by dual numbers, and the check of a function before it is used.
 
-The check calls the function in Python, so it takes 1 to 40 ms and compiles nothing. Compiling a new function takes 0.1 to
-0.5 s for each of the two passes, and 1 s more for the first function of a process.
+The check calls the function in Python: it takes 1 to 40 ms and compiles nothing. The loops are compiled when they first
+run, in 0.1 to 0.4 s for the forward and 0.2 to 0.5 s for the backward pass (Zen 4, one core); the rules of an operation
+are compiled once in a process.
 """
 
 from collections.abc import Callable, Sequence
