@@ -1,7 +1,5 @@
 """The networks that the benchmarks train, and the number of operations of each."""
 
-import math
-
 import parallelcnn as pc
 
 Shape = tuple[int, ...]
@@ -41,6 +39,9 @@ NETWORKS: dict[str, tuple[tuple[pc.Layer, ...], Shape]] = {
     ),
     "strided": ((same(32), halving(64), halving(128), halving(128), *CLASSIFIER), (3, 32, 32)),
     "7x7": ((halving(64, 7), pc.MaxPool2D(2), same(64), halving(128), *CLASSIFIER), (3, 32, 32)),
+    "ResNet-8": (pc.resnet8(), (3, 32, 32)),
+    "ResNet-20": (pc.resnet20(), (3, 32, 32)),
+    "MobileNet": (pc.mobilenet_small(), (3, 32, 32)),
 }
 
 
@@ -50,18 +51,11 @@ def flop_per_sample(layers: tuple[pc.Layer, ...], input_shape: Shape) -> float:
     Three products per weight: forward, gradient of the weights, gradient of the input; the first layer needs no
     gradient of the input.
     """
-    total, shape = 0.0, tuple(input_shape)
+    total, shape = 0, tuple(input_shape)
     for position, layer in enumerate(layers):
-        output = tuple(layer.output_shape(shape))
-        products = 0
-        if isinstance(layer, pc.Conv2D):
-            rows, columns = pair(layer.kernel_size)
-            products = math.prod(output) * shape[0] * rows * columns
-        elif isinstance(layer, pc.Dense):
-            products = math.prod(output) * math.prod(shape)
-        total += 2 * products * (3 if position else 2)
-        shape = output
-    return total
+        total += 2 * layer.multiply_adds(shape) * (3 if position else 2)
+        shape = layer.output_shape(shape)
+    return float(total)
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:

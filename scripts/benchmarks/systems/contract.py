@@ -124,6 +124,11 @@ class Task:
             for images, labels in (self.train_set, self.test_set)
         ]
 
+    def start_arrays(self) -> list[Array]:
+        """The initial parameters, in the order of the layers."""
+        network = pc.NetworkHandler(self.layers, self.input_shape, seed=self.options.seed)
+        return [network.named_arrays[slot.key] for slot in network.layout.slots]
+
     def start_values(self, channels_last: bool = False) -> list[dict[str, Array]]:
         """{"weight", "bias"} of every layer with parameters, from a model file of parallelcnn.
 

@@ -72,12 +72,9 @@ class PyTorch(contract.Framework):
         return self._torch.nn.functional.cross_entropy(self._model(x), y, reduction="sum")
 
     def reset(self) -> None:
-        values = iter(self.task.start_values())
         with self._torch.no_grad():
-            for module in self._network:
-                if list(module.parameters()):
-                    for name, value in next(values).items():
-                        getattr(module, name).copy_(self._torch.from_numpy(value))
+            for parameter, value in zip(self._network.parameters(), self.task.start_arrays(), strict=True):
+                parameter.copy_(self._torch.from_numpy(value))
 
     def train(self, samples: int, epochs: int) -> tuple[float, Sequence[float]]:
         losses = []
@@ -121,27 +118,46 @@ class PyTorch(contract.Framework):
 
 
 def build(layers: Sequence[pc.Layer], input_shape: tuple[int, ...]) -> Any:
-    """The PyTorch module that computes the same as these layers."""
+    """The PyTorch module that computes the same as these layers. Its parameters are in parallelcnn's order."""
     from torch import nn
+
+    class Residual(nn.Module):
+        def __init__(self, layer: pc.Residual, shape: tuple[int, ...]) -> None:
+            super().__init__()
+            self.inside = build(layer.layers, shape)
+            shortcut = layer.shortcut if isinstance(layer.shortcut, tuple) else filter(None, [layer.shortcut])
+            self.shortcut = build(tuple(shortcut), shape)
+
+        def forward(self, x: Any) -> Any:
+            return self.inside(x) + self.shortcut(x)
 
     modules: list[Any] = []
     shape = tuple(input_shape)
     for layer in layers:
-        if isinstance(layer, pc.Conv2D):
+        output_shape = tuple(layer.output_shape(shape))
+        if isinstance(layer, pc.Conv2D | pc.DepthwiseConv2D):
             padding = layer.padding if isinstance(layer.padding, str) else tuple(np.broadcast_to(layer.padding, 2))
-            modules.append(
-                nn.Conv2d(shape[0], layer.filters, layer.kernel_size, layer.stride, padding, bias=layer.bias)
-            )
+            groups = layer.groups if isinstance(layer, pc.Conv2D) else shape[0]
+            size = layer.kernel_size, layer.stride, padding
+            modules.append(nn.Conv2d(shape[0], output_shape[0], *size, groups=groups, bias=layer.bias))
         elif isinstance(layer, pc.Dense):
             modules.append(nn.Linear(shape[0], layer.units, bias=layer.bias))
+        elif isinstance(layer, pc.BatchNorm):
+            modules.append(nn.BatchNorm2d(shape[0], layer.epsilon, layer.momentum))
         elif isinstance(layer, pc.MaxPool2D):
             modules.append(nn.MaxPool2d(layer.pool_size, layer.stride))
+        elif isinstance(layer, pc.GlobalAvgPool2D):
+            modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         elif isinstance(layer, pc.Flatten):
             modules.append(nn.Flatten())
+        elif isinstance(layer, pc.Residual):
+            modules.append(Residual(layer, shape))
+        else:
+            raise contract.NotInstalled(f"no module of PyTorch is known here for {layer}")
         activation = getattr(layer, "activation", "identity")
         if activation != "identity":
             modules.append(getattr(nn, _ACTIVATIONS[activation])())
-        shape = tuple(layer.output_shape(shape))
+        shape = output_shape
     return nn.Sequential(*modules)
 
 
