@@ -115,6 +115,9 @@ class TopK(Metric):
 
     Raises:
         InputError: if k is not an integer of at least 1.
+
+    Example:
+        >>> pc.evaluate(network, test_set, metrics=[pc.TopK(5)])["top_5_accuracy"]
     """
 
     k: int = 5
@@ -187,6 +190,10 @@ class ClassScore(Metric):
 
     Raises:
         InputError: if an argument is outside its range.
+
+    Example:
+        >>> result = pc.evaluate(network, test_set, metrics=[pc.F1(10), pc.Recall(10, average=None)])
+        >>> result["f1"], result["recall_per_class"][3]
     """
 
     classes: int

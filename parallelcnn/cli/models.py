@@ -19,7 +19,7 @@ def find_model(model: str, classes: int | None) -> tuple[Layer, ...]:
     """The layers of a model.
 
     Args:
-        model: "paper", "lenet5", or "FILE.py:FUNCTION"; FUNCTION() or FUNCTION(classes) returns the layers.
+        model: a name in `MODELS`, or "FILE.py:FUNCTION"; FUNCTION() or FUNCTION(classes) returns the layers.
         classes: of the data set; None for regression.
 
     Raises:

@@ -81,10 +81,10 @@ class LambdaCallback:
     """A callback of functions.
 
     Args:
-        functions: a function for each method that training should call, by the method's name; see `Callback`.
+        functions: functions by the name of the method in whose place training calls them; see `Callback`.
 
     Raises:
-        InputError: if training calls no such method, or it is not a function.
+        InputError: if there is no method of that name, or the value is not a function.
 
     Example:
         >>> show = LambdaCallback(on_epoch_end=lambda epoch, logs: print(epoch, logs["test_loss"]))

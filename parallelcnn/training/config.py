@@ -121,7 +121,7 @@ class TrainConfig:
     ema: float | None = _setting(
         None, TRAINING, "average the parameters with this decay, such as 0.999, to evaluate them", at_least=0
     )
-    seed: int = _setting(0, TRAINING, "seed of initial weights and sample order", at_least=0)
+    seed: int = _setting(0, TRAINING, "seed of initial weights, sample order and dropout", at_least=0)
     validation_split: float | None = _setting(
         None,
         TRAINING,
@@ -171,7 +171,7 @@ class TrainConfig:
         None, CHECKPOINTS, "save every T seconds as well", metavar="T", at_least=0
     )
     keep_last: int = _setting(2, CHECKPOINTS, "how many checkpoints to keep", at_least=1)
-    keep_best: bool = _setting(False, CHECKPOINTS, "keep the checkpoint with the best test result as well")
+    keep_best: bool = _setting(False, CHECKPOINTS, "keep the checkpoint with the best evaluation as well")
     resume: str | None = _path(
         None,
         CHECKPOINTS,
