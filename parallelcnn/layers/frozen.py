@@ -11,9 +11,9 @@ from .base import Array, Buffer, Layer, Parameter, Shape, Step
 class Frozen(Layer):
     """A layer whose parameters training does not change, as with `trainable = False` in Keras.
 
-    The gradients of its parameters are neither computed nor sent, and no optimiser sees them. The backward pass ends at
-    the first layer that is trained. The parameters keep their names, and are in model files, in checkpoints and in
-    `network.params`, where they come last.
+    The gradients of its parameters are neither computed nor sent, and no optimiser updates them. The backward pass
+    ends at the first layer that is trained. The parameters keep their names, and are in model files, in checkpoints and
+    in `network.params`, where they come last.
 
     It is a wrapper, because a layer cannot be changed. So it can freeze any layer, also a composite or a layer of your
     own. Buffers inside, such as the running statistics of `BatchNorm`, are still updated, and `Dropout` still drops

@@ -45,6 +45,12 @@ class Callback:
 
     Attributes:
         training: see `Training`; set before the first method call.
+
+    Example:
+        >>> class StopAt(Callback):
+        ...     def on_epoch_end(self, epoch, logs):
+        ...         if logs["test_accuracy"] > 0.98:
+        ...             self.training.stop()
     """
 
     training: Training
