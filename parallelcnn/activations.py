@@ -31,7 +31,7 @@ class Recording(Protocol):
 
 @dataclass(frozen=True)
 class ActivationFunction:
-    """An element-wise function and its derivative.
+    """An activation function: a function applied element by element, its derivative, and its properties.
 
     When a network is built, the derivative is compared with differences of the function; see `autodiff.dual`.
 
@@ -40,12 +40,17 @@ class ActivationFunction:
         function: x -> f(x) for one number, in Python that numba can compile (`math` and `numpy` functions).
         derivative: x -> f'(x), likewise; or y -> f'(x) with y = f(x) if `derivative_of_output`. None: the compiled loop
             differentiates the function with dual numbers.
-        derivative_of_output: the derivative is a function of the output, so x is not kept.
-        relu_like: use He initialisation of the weights (Glorot otherwise).
-        monotonic: f never decreases, so it may be applied after max-pooling instead of before.
+        derivative_of_output: whether the derivative is a function of the output; then x is not kept.
+        relu_like: whether to use He initialisation of the weights (Glorot otherwise).
+        monotonic: whether f never decreases; then it may be applied after max-pooling instead of before.
+
+    Raises:
+        InputError: if a function is not callable or not hashable, or `derivative_of_output` is given without a
+            derivative; when a network is built, if function and derivative are not finite or do not agree.
 
     Example:
         >>> bent = ActivationFunction("bent", lambda x: x + abs(x) / 2, monotonic=True)
+        >>> layer = Dense(84, activation=bent)
     """
 
     name: str

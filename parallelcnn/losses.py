@@ -31,7 +31,7 @@ class SoftmaxCrossEntropy:
     loss for every way to split a minibatch; with `Dataset.balanced_class_weight` the weights are 1 on average.
 
     Args:
-        label_smoothing: s, the part of the target that all outputs share, in [0, 1] (Szegedy et al. 2016, "Rethinking
+        label_smoothing: s, the part of each label that all outputs share, in [0, 1] (Szegedy et al. 2016, "Rethinking
             the inception architecture for computer vision", arXiv:1512.00567, section 7).
         class_weight: w, a finite number of at least 0 for each output; None: all 1.
 
@@ -112,7 +112,13 @@ def _weights(class_weight: tuple[float, ...] | None, outputs: int) -> Array:
 
 @dataclass(frozen=True)
 class MeanSquaredError:
-    """Mean squared error: the mean over outputs of (output - target)^2. The target of an integer label is one-hot."""
+    """Mean squared error: the mean over outputs of (output - target)^2, as PyTorch's MSELoss.
+
+    The target of an integer label is one-hot: 1 for the label's output, 0 for the others.
+
+    Example:
+        >>> pc.train(network, train_set, test_set, optimizer, 3, 100, loss=MeanSquaredError())
+    """
 
     prediction: ClassVar[str] = "output"
 
@@ -142,7 +148,7 @@ class MeanSquaredError:
 
 @dataclass(frozen=True)
 class AbsoluteError:
-    """Absolute error: the mean over outputs of |output - target|, as PyTorch's L1Loss. The slope at 0 is 0.
+    """Absolute error: the mean over outputs of |output - target|, as PyTorch's L1Loss. Its derivative at 0 is 0.
 
     Example:
         >>> pc.train(network, train_set, test_set, optimizer, 3, 100, loss=AbsoluteError())
@@ -171,6 +177,9 @@ class HuberLoss:
 
     Raises:
         InputError: if delta is not a finite number above 0.
+
+    Example:
+        >>> pc.train(network, train_set, test_set, optimizer, 3, 100, loss=HuberLoss(delta=0.5))
     """
 
     prediction: ClassVar[str] = "output"

@@ -18,6 +18,13 @@ class Metric(ABC):
     Attributes:
         name: the metric's name in histories and logs.
         terms: number of sums that the metric needs. Counts are exact up to 2^53.
+
+    Example:
+        >>> class MeanOutput(Metric):
+        ...     name = "mean_output"
+        ...
+        ...     def add(self, outputs, labels, sums):
+        ...         sums[0] += outputs.mean(axis=0).sum()
     """
 
     name: str
@@ -63,7 +70,8 @@ class Accuracy(Metric):
 class BinaryAccuracy(Metric):
     """Accuracy of binary outputs, for networks trained with `BinaryCrossEntropy`.
 
-    The fraction, over samples and outputs, of labels on whose side of 1/2 the sigmoid of the output lies, in [0, 1].
+    The fraction of correct outputs, over samples and outputs, in [0, 1]. An output is correct if its sigmoid and its
+    label are both above 1/2, or both not.
     """
 
     name = "accuracy"
@@ -115,6 +123,9 @@ class TopK(Metric):
 
     Raises:
         InputError: if k is not an integer of at least 1.
+
+    Example:
+        >>> pc.evaluate(network, test_set, metrics=[pc.TopK(5)])["top_5_accuracy"]
     """
 
     k: int = 5
@@ -187,6 +198,10 @@ class ClassScore(Metric):
 
     Raises:
         InputError: if an argument is outside its range.
+
+    Example:
+        >>> result = pc.evaluate(network, test_set, metrics=[pc.F1(10), pc.Recall(10, average=None)])
+        >>> result["f1"], result["recall_per_class"][3]
     """
 
     classes: int
@@ -231,7 +246,17 @@ class ClassScore(Metric):
 
 @dataclass(frozen=True)
 class Precision(ClassScore):
-    """Precision: the fraction of the samples predicted as a class that are of it. See `ClassScore` for arguments."""
+    """Precision: the fraction of the samples predicted as a class that are of it.
+
+    Args:
+        classes, average: see `ClassScore`.
+
+    Raises:
+        InputError: as `ClassScore`.
+
+    Example:
+        >>> pc.evaluate(network, test_set, metrics=[pc.Precision(10)])["precision"]
+    """
 
     name = "precision"
 
@@ -241,7 +266,17 @@ class Precision(ClassScore):
 
 @dataclass(frozen=True)
 class Recall(ClassScore):
-    """Recall: the fraction of the samples of a class that are predicted as it. See `ClassScore` for arguments."""
+    """Recall: the fraction of the samples of a class that are predicted as it.
+
+    Args:
+        classes, average: see `ClassScore`.
+
+    Raises:
+        InputError: as `ClassScore`.
+
+    Example:
+        >>> pc.evaluate(network, test_set, metrics=[pc.Recall(10)])["recall"]
+    """
 
     name = "recall"
 
@@ -251,7 +286,17 @@ class Recall(ClassScore):
 
 @dataclass(frozen=True)
 class F1(ClassScore):
-    """F1 score: the harmonic mean of precision and recall of a class. See `ClassScore` for arguments."""
+    """F1 score: the harmonic mean of precision and recall of a class.
+
+    Args:
+        classes, average: see `ClassScore`.
+
+    Raises:
+        InputError: as `ClassScore`.
+
+    Example:
+        >>> pc.evaluate(network, test_set, metrics=[pc.F1(10)])["f1"]
+    """
 
     name = "f1"
 

@@ -1,4 +1,9 @@
-"""Networks by name: functions that return their layers."""
+"""Networks by name: functions that return their layers.
+
+    >>> network = NetworkHandler(resnet20(classes=10), (3, 32, 32))
+
+The argument `classes` is the number of outputs. `--model NAME` of the command takes the names in `MODELS`.
+"""
 
 from collections.abc import Callable
 
@@ -19,8 +24,8 @@ Layers = tuple[Layer, ...]
 
 
 def paper(classes: int = 10) -> Layers:
-    """The network of the course from which the paper comes that this library answers (M. Guryn, "Efficient Automatic
-    Differentiation Library for Convolutional Neural Networks in Julia Language", which does not print its own).
+    """The network of the course behind the paper that this library answers (M. Guryn, "Efficient Automatic
+    Differentiation Library for Convolutional Neural Networks in Julia Language"). The paper does not print its network.
 
     35,474 parameters for 28 x 28 grey images and ten classes.
     """
@@ -37,7 +42,7 @@ def paper(classes: int = 10) -> Layers:
 
 def lenet5(classes: int = 10) -> Layers:
     """LeNet-5 (LeCun et al. 1998, "Gradient-based learning applied to document recognition", fig. 2) as it is trained
-    today: relu and max-pooling instead of tanh and averages, and every map sees all maps before it.
+    today: relu and max-pooling instead of tanh and averages, and every channel reads all channels before it.
 
     61,706 parameters for 28 x 28 grey images and ten classes.
     """
@@ -82,8 +87,8 @@ def vgg_small(classes: int = 10) -> Layers:
 
 
 def mobilenet_small(classes: int = 10) -> Layers:
-    """MobileNet (Howard et al. 2017, arXiv:1704.04861, table 1) of a quarter of its width, as in MLPerf Tiny. The first
-    convolution has stride 1, because the images are small.
+    """MobileNet (Howard et al. 2017, arXiv:1704.04861, table 1) with a quarter of its width, as in MLPerf Tiny. The
+    first convolution has stride 1, because the images are small.
 
     215,642 parameters for 32 x 32 colour images and ten classes.
     """

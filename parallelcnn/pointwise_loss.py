@@ -1,4 +1,4 @@
-"""Losses that are defined by a function of one output and one target."""
+"""A loss that is defined by a function of one output and one target."""
 
 import inspect
 from collections.abc import Callable
@@ -19,19 +19,20 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class PointwiseLoss:
-    """The mean over outputs of a function of (output, target), differentiated with respect to the output.
+    """A loss of your own: the mean over outputs of a function of (output, target).
 
-    The compiled loop calls the function with dual numbers; see `autodiff.dual`. The target of an integer label is
-    one-hot: 1 for the label's output, 0 for the others.
+    The compiled loop computes its derivative with respect to the output by dual numbers; see `autodiff.dual`. The
+    target of an integer label is one-hot: 1 for the label's output, 0 for the others.
 
     Args:
         function: (output, target) -> loss, of two numbers, in Python that numba can compile.
 
     Raises:
-        InputError: if `function` is no such function.
+        InputError: if `function` does not take two numbers.
 
     Example:
         >>> huber = PointwiseLoss(lambda y, t: 0.5 * (y - t) ** 2 if abs(y - t) < 1 else abs(y - t) - 0.5)
+        >>> pc.train(network, train_set, test_set, optimizer, 3, 100, loss=huber)
     """
 
     function: Callable[[float, float], float]

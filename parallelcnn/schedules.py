@@ -24,7 +24,16 @@ _POINTS = 1000  # of a plot
 
 
 class Schedule(ABC):
-    """Base class of learning-rate schedules. Subclass it, best as a frozen dataclass, to add your own."""
+    """Base class of learning-rate schedules. Subclass it, best as a frozen dataclass, to add your own.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Halving(Schedule):
+        ...     learning_rate: float
+        ...
+        ...     def at(self, step, steps):
+        ...         return self.learning_rate * 0.5 ** (4 * step // steps)
+    """
 
     @abstractmethod
     def at(self, step: int, steps: int) -> float:
@@ -68,6 +77,9 @@ class Constant(Schedule):
 
     Raises:
         InputError: for a number outside its range.
+
+    Example:
+        >>> SGD(Constant(0.1, warmup=500))
     """
 
     learning_rate: float
@@ -95,6 +107,9 @@ class Cosine(Schedule):
 
     Raises:
         InputError: for a number outside its range.
+
+    Example:
+        >>> SGD(Cosine(0.1, warmup=500), momentum=0.9)
     """
 
     learning_rate: float
@@ -125,6 +140,9 @@ class Step(Schedule):
 
     Raises:
         InputError: for a number outside its range.
+
+    Example:
+        >>> SGD(Step(0.1, 500))  # 0.1, then 0.01 after 500 steps, ...
     """
 
     learning_rate: float
@@ -193,6 +211,9 @@ class Exponential(Schedule):
 
     Raises:
         InputError: for a number outside its range.
+
+    Example:
+        >>> SGD(Exponential(0.1, 0.1 ** (1 / 5000)))
     """
 
     learning_rate: float
@@ -224,6 +245,9 @@ class Polynomial(Schedule):
 
     Raises:
         InputError: for a number outside its range.
+
+    Example:
+        >>> SGD(Polynomial(0.1, power=2.0))
     """
 
     learning_rate: float
@@ -253,6 +277,9 @@ class OneCycle(Schedule):
 
     Raises:
         InputError: for a number outside its range.
+
+    Example:
+        >>> SGD(OneCycle(0.4), momentum=0.9)
     """
 
     learning_rate: float

@@ -74,7 +74,7 @@ def train(
         test_set: evaluated after each epoch. If you choose anything by the results, pass a validation set here, and
             evaluate on the test set once; see `Dataset.split`.
         batch_size: samples in a minibatch over ALL ranks. The last minibatch of an epoch may be smaller.
-        seed: seed of the order of the samples. Rank 0's value is used.
+        seed: seed of the order of the samples and of dropout. Rank 0's value is used.
         comm: an mpi4py communicator. None: all ranks that mpirun or srun started together; without a launcher, this
             process alone.
         loss: the loss function. Default: softmax cross-entropy.

@@ -19,7 +19,7 @@ def find_model(model: str, classes: int | None) -> tuple[Layer, ...]:
     """The layers of a model.
 
     Args:
-        model: "paper", "lenet5", or "FILE.py:FUNCTION"; FUNCTION() or FUNCTION(classes) returns the layers.
+        model: a name in `MODELS`, or "FILE.py:FUNCTION"; FUNCTION() or FUNCTION(classes) returns the layers.
         classes: of the data set; None for regression.
 
     Raises:
@@ -79,7 +79,7 @@ class _LoaderThatWritesNothing(SourceFileLoader):
 
 
 def _call(function: Callable[..., Any], classes: int | None) -> Any:
-    """Call a model function, telling it the number of classes if it asks: by that name, or as all that it requires."""
+    """Call a model function. It gets the number of classes if it takes `classes`, or exactly one required argument."""
     parameters = inspect.signature(function).parameters
     if "classes" in parameters:
         return function(classes=classes)

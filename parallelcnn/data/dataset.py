@@ -29,6 +29,9 @@ class Dataset:
 
     Raises:
         InputError: if images or labels are not such arrays, or do not fit together.
+
+    Example:
+        >>> train_set = Dataset(np.zeros((500, 3, 32, 32), np.uint8), np.arange(500) % 10, classes=10)
     """
 
     images: Array

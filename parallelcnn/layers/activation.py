@@ -16,6 +16,12 @@ class Activation(Layer):
         activation: name, function of one number, or `ActivationFunction`.
 
     Shapes: any -> the same.
+
+    Raises:
+        InputError: if the activation is not known.
+
+    Example:
+        >>> layers = (Conv2D(16, 3), Activation("relu"), Conv2D(16, 3), Activation(lambda x: x / (1 + abs(x))))
     """
 
     activation: AnyActivation

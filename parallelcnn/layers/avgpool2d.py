@@ -14,7 +14,7 @@ class AvgPool2D(Pooling2D):
 
     Args:
         pool_size: rows and columns of the window, (R, S), or one number for both.
-        stride: step between windows, (rows, columns) or one number for both; None: the window's size.
+        stride: distance between neighbouring windows, (rows, columns) or one number for both; None: the window's size.
         padding: rows and columns of zeros on each side of the image, or one number for both: at most half the window,
             as in PyTorch.
         count_include_pad: whether a mean counts the zeros of the padding. True is PyTorch's default; False is what

@@ -27,12 +27,12 @@ _LARGEST = 1e30  # a number that also float32 can hold
 
 @dataclass(frozen=True)
 class Parameter:
-    """A trainable array.
+    """A parameter of a layer: an array that training changes, unless it is frozen.
 
     Args:
         shape: shape of the array.
         initial: the initial value of every element; or a function (rng, shape) -> array.
-        weight_decay: whether an optimiser's weight decay applies.
+        weight_decay: whether an optimiser's weight decay applies to it.
         trainable: whether training changes it; see `Frozen`.
     """
 
@@ -83,7 +83,7 @@ class Layer(ABC):
         """
 
     def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
-        """The trainable arrays, by name. Default: none."""
+        """The parameters, by name. Default: none."""
         return {}
 
     def buffers(self, input_shape: Shape) -> dict[str, Buffer]:

@@ -21,7 +21,7 @@ class BatchNorm(Layer):
 
     In training they are those of a shard: over its samples, rows and columns, m values per channel, with the variance
     divided by m. This is "ghost batch normalisation" (Hoffer et al. 2017, arXiv:1705.08741). The shards depend on the
-    batch size and on `reproducible`, and not on the number of ranks and threads. A shard with a single value per
+    batch size and on `reproducible`, but not on the number of ranks and threads. A shard with a single value per
     channel gives y = f(bias), where PyTorch raises an error; `train` warns if whole minibatches have shards of one
     sample.
 
@@ -40,8 +40,12 @@ class BatchNorm(Layer):
 
     Shapes: (C, H, W) or (features,) -> the same.
 
+    Raises:
+        ShapeError: if `momentum` or `epsilon` is outside its range.
+        InputError: if the activation is not known.
+
     Example:
-        >>> (Conv2D(16, 3, bias=False), BatchNorm(activation="relu"))
+        >>> layers = (Conv2D(16, 3, bias=False), BatchNorm(activation="relu"), Flatten(), Dense(10))
     """
 
     momentum: float = 0.1

@@ -24,7 +24,7 @@ class Composite(Layer):
     @property
     @abstractmethod
     def inside(self) -> dict[str, Layer]:
-        """The layers inside, by name. No name continues another, as "a.b" continues "a"."""
+        """The layers inside, by name. If "a" is a name, no other name may begin with "a."."""
 
     @abstractmethod
     def input_shapes(self, input_shape: Shape) -> list[Shape]:
@@ -32,7 +32,7 @@ class Composite(Layer):
 
     @abstractmethod
     def map_rows(self, function: Callable[[Layers], Layers]) -> "Composite":
-        """A copy with `function` applied to each tuple of layers that run one after the other."""
+        """A copy with `function` applied to each row, a tuple of layers that run one after the other."""
 
     @property
     def mixes_samples(self) -> bool:  # type: ignore[override]
@@ -59,13 +59,17 @@ class Composite(Layer):
 class Sequential(Composite):
     """Run layers one after the other: y = last(... second(first(x))).
 
-    It is one layer, so that a function can return a block of layers. Parameters are named as in PyTorch's Sequential:
-    "0.weight", "0.bias", "1.weight", ...
+    A `Sequential` is one layer, so that a function can return a block of layers. Parameters are named as in PyTorch's
+    Sequential: "0.weight", "0.bias", "1.weight", ...
 
     Args:
         layers: a tuple of layers, first to last; empty: y = x.
 
     Shapes: that of the first layer's input -> that of the last layer's output.
+
+    Raises:
+        ShapeError: if `layers` is not a tuple of layers; when the network is built, if a layer does not accept the
+            output of the layer before it.
 
     Example:
         >>> def block(filters):

@@ -26,6 +26,10 @@ class Concat(Composite):
 
     Shapes: any -> (channels of all branches, ...). The branches must agree in the other axes.
 
+    Raises:
+        ShapeError: if `branches` is not a tuple of at least one branch; when the network is built, if the outputs of
+            the branches do not agree, or a layer does not accept its input.
+
     Example:
         >>> wide = (Conv2D(4, 1, activation="relu"), Conv2D(8, 5, padding="same"))
         >>> Concat((Conv2D(16, 1), wide, ())).output_shape((3, 28, 28))

@@ -16,24 +16,34 @@ from .conv_algorithms import NO_BIAS, WindowAxis, Windows, as_rows, select
 class Conv2D(Layer):
     """Two-dimensional convolution: y[k] = f(bias[k] + sum over c of weight[k, c] correlated with x[c]).
 
-    The number of input channels is that of the layer before, so it is no argument.
+    The number of input channels is that of the layer before, so it is not an argument.
 
     Args:
         filters: number of output channels, K.
         kernel_size: rows and columns of the filter, (R, S), or one number for both.
-        stride: step between windows, (rows, columns) or one number for both.
+        stride: distance between neighbouring windows, (rows, columns) or one number for both.
         padding: "valid": no padding. "same": zeros around the image such that stride 1 keeps the image size, and stride
             s gives ceil(size / s); an odd zero goes below and to the right, as in Keras. A number, or (rows, columns):
             that many zeros on each side.
         activation: name, function of one number, or `ActivationFunction`, applied to the output.
         bias: whether to add a trainable bias to each output channel.
-        groups: the input channels, and the filters, are cut into so many groups; a filter sees the channels of its own
-            group (as in AlexNet, Krizhevsky et al. 2012, section 3.5). Both numbers must be divisible by it.
-        dilation: distance between neighbouring taps of a filter, (rows, columns) or one number for both (Yu & Koltun
-            2016, arXiv:1511.07122, eq. 2). Above 1 it takes stride 1.
+        groups: number of groups into which the input channels and the filters are cut. A filter reads only the channels
+            of its own group (as in AlexNet, Krizhevsky et al. 2012, section 3.5). The number of input channels and
+            `filters` must be divisible by it.
+        dilation: distance between neighbouring weights of a filter, (rows, columns) or one number for both (Yu & Koltun
+            2016, arXiv:1511.07122, eq. 2). A dilation above 1 needs stride 1.
 
     Shapes: (C, H, W) -> (filters, P, Q) with P = (H + zeros above and below - window) div stride + 1, where window =
     (R - 1) * dilation + 1, and Q likewise. The weight has shape (filters, C / groups, R, S), as in PyTorch.
+
+    Raises:
+        ShapeError: if an argument breaks its rule; when the network is built, if the input is not an image, its
+            channels are not divisible by `groups`, or the window is larger than the padded image.
+        InputError: if the activation is not known.
+
+    Example:
+        >>> Conv2D(16, 3, stride=2, padding=1, activation="relu").output_shape((3, 32, 32))
+        (16, 16, 16)
     """
 
     filters: int

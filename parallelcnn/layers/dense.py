@@ -30,7 +30,14 @@ class Dense(Layer):
         activation: name, function of one number, or `ActivationFunction`, applied to the output.
         bias: whether to add a trainable bias to each output.
 
-    Shapes: (features,) -> (units,).
+    Shapes: (features,) -> (units,). The weight has shape (units, features), as in PyTorch.
+
+    Raises:
+        ShapeError: if `units` is not a positive integer; when the network is built, if the input is not a vector.
+        InputError: if the activation is not known.
+
+    Example:
+        >>> layers = (Flatten(), Dense(84, activation="relu"), Dense(10))
     """
 
     units: int

@@ -14,15 +14,20 @@ from .conv2d import Conv2D
 
 @dataclass(frozen=True, repr=False)
 class DepthwiseConv2D(Layer):
-    """Depthwise convolution: channel c is correlated with its own filters, and sees no other channel (Howard et al.
-    2017, MobileNets, arXiv:1704.04861, eq. 3). It is a `Conv2D` with as many groups as channels.
+    """Depthwise convolution: each channel is correlated with its own filters (Howard et al. 2017, MobileNets,
+    arXiv:1704.04861, eq. 3). It is a `Conv2D` with as many groups as channels.
 
     Args:
         kernel_size: rows and columns of the filters, (R, S), or one number for both.
-        multiplier: number of filters of each channel.
+        multiplier: number of filters of each channel, as `depth_multiplier` in Keras.
         stride, padding, activation, bias, dilation: as in `Conv2D`.
 
     Shapes: (C, H, W) -> (C * multiplier, P, Q). The weight has shape (C * multiplier, 1, R, S), as in PyTorch.
+
+    Raises:
+        ShapeError: if an argument breaks its rule; when the network is built, if the input is not an image, or the
+            window is larger than the padded image.
+        InputError: if the activation is not known.
 
     Example:
         >>> layers = (DepthwiseConv2D(3, padding="same", activation="relu"), Conv2D(64, 1, activation="relu"))

@@ -27,7 +27,7 @@ class Dropout(Layer):
     Shapes: any -> the same.
 
     Raises:
-        InputError: if the rate is no number in [0, 1).
+        InputError: if the rate is not a number in [0, 1).
 
     Example:
         >>> layers = (Flatten(), Dense(84, activation="relu"), Dropout(0.5), Dense(10))
@@ -81,8 +81,8 @@ class SpatialDropout(Dropout):
     Shapes: (C, H, W) -> the same.
 
     Raises:
-        InputError: if the rate is no number in [0, 1).
-        ShapeError: when the network is built, if the input is no image.
+        InputError: if the rate is not a number in [0, 1).
+        ShapeError: when the network is built, if the input is not an image.
 
     Example:
         >>> layers = (Conv2D(16, 3, activation="relu"), SpatialDropout(0.2), Conv2D(16, 3, activation="relu"))

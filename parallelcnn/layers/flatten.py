@@ -11,6 +11,10 @@ class Flatten(Layer):
     """Flatten an image to a vector, channel by channel and row by row. Copies nothing.
 
     Shapes: any -> (its size,).
+
+    Example:
+        >>> Flatten().output_shape((16, 5, 5))
+        (400,)
     """
 
     def output_shape(self, input_shape: Shape) -> Shape:

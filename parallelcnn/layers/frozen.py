@@ -11,21 +11,24 @@ from .base import Array, Buffer, Layer, Parameter, Shape, Step
 class Frozen(Layer):
     """A layer whose parameters training does not change, as with `trainable = False` in Keras.
 
-    The gradients of its parameters are neither computed nor sent, and no optimiser sees them. The backward pass ends at
-    the first layer that is trained. The parameters keep their names, and are in model files, in checkpoints and in
-    `network.params`, where they come last.
+    The gradients of its parameters are neither computed nor sent, and no optimiser updates them. The backward pass
+    ends at the first layer that is trained. The parameters keep their names, and are in model files, in checkpoints and
+    in `network.params`, where they come last.
 
-    It is a wrapper, because a layer is a value that cannot be changed, and because it freezes any layer in this way: a
-    composite, or one of your own that knows nothing of it. Moving averages inside are still updated, and random numbers
-    drawn, as in PyTorch with `requires_grad=False`.
+    It is a wrapper, because a layer cannot be changed. So it can freeze any layer, also a composite or a layer of your
+    own. Buffers inside, such as the running statistics of `BatchNorm`, are still updated, and `Dropout` still drops
+    numbers, as in PyTorch with `requires_grad=False`.
 
     Args:
         layer: any layer.
 
     Shapes: those of the layer.
 
+    Raises:
+        ShapeError: if `layer` is not a layer.
+
     Example:
-        A model's layers but the last are frozen, and the last one is replaced:
+        All layers of a model but the last are frozen, and the last one is replaced:
 
         >>> old = NetworkHandler((Conv2D(8, 3, activation="relu"), Flatten(), Dense(10)), (1, 8, 8))
         >>> new = NetworkHandler((*map(Frozen, old.layers[:-1]), Dense(3)), old.input_shape)

@@ -15,7 +15,7 @@ class GlobalAvgPool2D(Layer):
     Shapes: (C, H, W) -> (C,).
 
     Raises:
-        ShapeError: when the network is built, if the input is no image.
+        ShapeError: when the network is built, if the input is not an image.
 
     Example:
         >>> GlobalAvgPool2D().output_shape((64, 7, 7))

@@ -28,8 +28,13 @@ class GroupNorm(Layer):
 
     Shapes: (C, H, W) or (features,) -> the same.
 
+    Raises:
+        ShapeError: if `groups` or `epsilon` is outside its range; when the network is built, if `groups` does not
+            divide the number of channels.
+        InputError: if the activation is not known.
+
     Example:
-        >>> (Conv2D(16, 3, bias=False), GroupNorm(4, activation="relu"))
+        >>> layers = (Conv2D(16, 3, bias=False), GroupNorm(4, activation="relu"), Flatten(), Dense(10))
     """
 
     groups: int
@@ -72,8 +77,12 @@ class LayerNorm(Layer):
 
     Shapes: any -> the same.
 
+    Raises:
+        ShapeError: if `epsilon` is outside its range.
+        InputError: if the activation is not known.
+
     Example:
-        >>> (Flatten(), Dense(84), LayerNorm(activation="relu"))
+        >>> layers = (Flatten(), Dense(84), LayerNorm(activation="relu"), Dense(10))
     """
 
     epsilon: float = 1e-5

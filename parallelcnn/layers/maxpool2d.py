@@ -20,10 +20,10 @@ class MaxPool2D(Pooling2D):
 
     Args:
         pool_size: rows and columns of the window, (R, S), or one number for both.
-        stride: step between windows, (rows, columns) or one number for both; None: the window's size.
+        stride: distance between neighbouring windows, (rows, columns) or one number for both; None: the window's size.
         activation: name, function of one number, or `ActivationFunction`, applied to the output.
         padding: rows and columns by which windows may reach beyond the image on each side, or one number for both: at
-            most half the window, as in PyTorch. Places outside the image never are the largest.
+            most half the window, as in PyTorch. Places outside the image are never the largest.
 
     Shapes: (C, H, W) -> (C, P, Q) with P = (H + 2 padding - R) div stride + 1, and Q likewise. Rows and columns that no
     whole window covers are ignored.

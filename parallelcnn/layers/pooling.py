@@ -51,7 +51,7 @@ def padding_of(layer: Pooling2D) -> tuple[int, int]:
 
 
 def image_shape(layer: Layer, input_shape: Shape) -> tuple[int, int, int]:
-    """(C, H, W); ShapeError, naming the layer, if the input is no image."""
+    """(C, H, W); ShapeError, naming the layer, if the input is not an image."""
     if len(input_shape) != 3:
         raise ShapeError(f"{layer} takes images (C, H, W), got {input_shape}")
     C, H, W = input_shape

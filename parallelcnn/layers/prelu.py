@@ -1,4 +1,4 @@
-"""Parametric rectifier."""
+"""Parametric ReLU."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from .base import Array, Layer, Parameter, Shape, Step
 
 @dataclass(frozen=True, repr=False)
 class PReLU(Layer):
-    """Parametric rectifier: y = x if x > 0, otherwise weight[c] x, with one learned slope for each channel c.
+    """Parametric ReLU: y = x if x > 0, otherwise weight[c] * x, with one learned slope for each channel c.
 
     The slopes start at 0.25, and weight decay does not apply to them (He et al. 2015, arXiv:1502.01852, eq. 1 and
     section 2.1).
 
-    Shapes: any -> the same; the channels are the first axis, which are the features of (features,).
+    Shapes: (C, H, W) or (features,) -> the same. For (features,) there is one slope for each feature.
 
     Example:
         >>> layers = (Conv2D(6, 3), PReLU(), Flatten(), Dense(10))

@@ -22,6 +22,9 @@ class Recompute(Sequential):
 
     Shapes: that of the first layer's input -> that of the last layer's output.
 
+    Raises:
+        ShapeError: as `Sequential`.
+
     Example:
         >>> block = (Conv2D(16, 3, padding="same", activation="relu"), Conv2D(16, 3, padding="same", activation="relu"))
         >>> network = NetworkHandler((Recompute(block), Recompute(block), Flatten(), Dense(10)), (3, 32, 32))

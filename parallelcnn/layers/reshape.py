@@ -19,7 +19,7 @@ class Reshape(Layer):
     Shapes: any -> shape.
 
     Raises:
-        ShapeError: if `shape` is no tuple of positive integers; when the network is built, if its total size differs
+        ShapeError: if `shape` is not a tuple of positive integers; when the network is built, if its total size differs
             from the input's.
 
     Example:

@@ -24,10 +24,15 @@ class Residual(Sequential):
     Args:
         layers: a tuple of layers, first to last.
         shortcut: a layer or a tuple of layers that give x the shape of the output of `layers`, such as a convolution of
-            1 x 1 with a stride; None: x itself, so that `layers` must keep the shape.
+            1 x 1 with a stride. None: x itself; then `layers` must keep the shape.
         activation: name, function of one number, or `ActivationFunction`, applied to the sum.
 
     Shapes: any -> the output shape of `layers`.
+
+    Raises:
+        ShapeError: if `layers` or `shortcut` are not such layers; when the network is built, if the two outputs that
+            are added differ in shape, or a layer does not accept its input.
+        InputError: if the activation is not known.
 
     Example:
         >>> Residual((Conv2D(16, 3, padding="same", activation="relu"), Conv2D(16, 3, padding="same")))

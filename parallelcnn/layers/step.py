@@ -42,7 +42,7 @@ class Step:
     Attributes:
         params: the layer's parameters, by name.
         grads: arrays of the parameters' shapes. Backward overwrites them with the gradients. A frozen parameter is not
-            in `grads`; a layer that asks for its array all the same gets one that nobody reads.
+            in `grads`; a layer that uses its gradient nevertheless gets an array that is not read.
         buffers: the layer's buffers, by name; read-only.
         statistics: arrays of the buffers' shapes. Forward overwrites them in training; see `Buffer`.
         needs_input_gradient: whether backward must return the gradient with respect to x.

@@ -18,7 +18,7 @@ class Upsample2D(Layer):
     Shapes: (C, H, W) -> (C, H * rows, W * columns).
 
     Raises:
-        ShapeError: if an argument breaks its rule; when the network is built, if the input is no image.
+        ShapeError: if an argument breaks its rule; when the network is built, if the input is not an image.
 
     Example:
         >>> Upsample2D(2).output_shape((16, 8, 8))

@@ -20,7 +20,7 @@ class ZeroPad2D(Layer):
     Shapes: (C, H, W) -> (C, top + H + bottom, left + W + right).
 
     Raises:
-        ShapeError: if an argument breaks its rule; when the network is built, if the input is no image.
+        ShapeError: if an argument breaks its rule; when the network is built, if the input is not an image.
 
     Example:
         >>> ZeroPad2D(((0, 1), (0, 1))).output_shape((3, 31, 31))

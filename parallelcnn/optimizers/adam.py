@@ -29,6 +29,9 @@ class Adam(KernelOptimizer):
 
     Raises:
         InputError: for a number outside its range; in `update`, for step 0 after the first step.
+
+    Example:
+        >>> Adam(0.001, clip_norm=1.0)
     """
 
     learning_rate: float | Schedule = 0.001
@@ -68,11 +71,14 @@ class AdamW(Adam):
     and then Adam's step without weight decay.
 
     Args:
-        weight_decay: factor of the parameters, times the learning rate; not of biases and normalisation parameters.
         learning_rate, betas, eps, clip_norm, clip_value: as for `Adam`.
+        weight_decay: factor of the parameters, times the learning rate; not of biases and normalisation parameters.
 
     Raises:
         InputError: as `Adam`.
+
+    Example:
+        >>> AdamW(Cosine(0.001, warmup=200), weight_decay=0.05)
     """
 
     weight_decay: float = 0.01

@@ -27,6 +27,9 @@ class Lion(KernelOptimizer):
 
     Raises:
         InputError: for a number outside its range.
+
+    Example:
+        >>> Lion(0.0002, weight_decay=0.1)
     """
 
     learning_rate: float | Schedule = 0.0001

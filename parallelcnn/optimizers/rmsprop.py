@@ -27,6 +27,9 @@ class RMSprop(KernelOptimizer):
 
     Raises:
         InputError: for a number outside its range.
+
+    Example:
+        >>> RMSprop(0.001, momentum=0.9)
     """
 
     learning_rate: float | Schedule = 0.01

@@ -22,11 +22,16 @@ class SGD(KernelOptimizer):
 
     Args:
         learning_rate: a number, or a schedule.
+        momentum: weight of the earlier velocity, at least 0 and below 1. With 0 there is no velocity to store.
+        nesterov: use Nesterov momentum.
         weight_decay: factor of the parameters in the gradient (L2 penalty); not of biases and normalisation parameters.
         clip_norm, clip_value: the largest norm of all gradients, the largest gradient; see `KernelOptimizer`.
 
     Raises:
         InputError: for a negative or non-finite number, momentum of 1 or more, or Nesterov without momentum.
+
+    Example:
+        >>> SGD(Cosine(0.1, warmup=500), momentum=0.9, nesterov=True, weight_decay=5e-4)
     """
 
     learning_rate: float | Schedule = 0.1

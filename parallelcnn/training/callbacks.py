@@ -45,6 +45,12 @@ class Callback:
 
     Attributes:
         training: see `Training`; set before the first method call.
+
+    Example:
+        >>> class StopAt(Callback):
+        ...     def on_epoch_end(self, epoch, logs):
+        ...         if logs["test_accuracy"] > 0.98:
+        ...             self.training.stop()
     """
 
     training: Training
@@ -81,10 +87,10 @@ class LambdaCallback:
     """A callback of functions.
 
     Args:
-        functions: a function for each method that training should call, by the method's name; see `Callback`.
+        functions: functions by the name of the method in whose place training calls them; see `Callback`.
 
     Raises:
-        InputError: if training calls no such method, or it is not a function.
+        InputError: if there is no method of that name, or the value is not a function.
 
     Example:
         >>> show = LambdaCallback(on_epoch_end=lambda epoch, logs: print(epoch, logs["test_loss"]))

@@ -103,8 +103,8 @@ class CheckpointFolder:
         every_steps: save after this many minibatches.
         every_seconds: save after this time, by rank 0's clock [s].
         keep_last: keep this many of the newest checkpoints.
-        keep_best: also keep the checkpoint with the best test result: the highest accuracy, or the lowest loss if there
-            is no accuracy.
+        keep_best: also keep the checkpoint with the best result on the test or validation set: the highest accuracy, or
+            the lowest loss if there is no accuracy.
         locate: called before files are written, read or deleted; returns the path, in case it changes during training.
 
     Raises:
@@ -247,7 +247,7 @@ def facts_that_changed(facts: Mapping[str, Any], before: Mapping[str, Any]) -> I
 
 
 def _best_step(history: History) -> int:
-    """The minibatch with the best test result, by accuracy, then by loss; 0 if there was no evaluation."""
+    """The minibatch with the best evaluation, by accuracy, then by loss; 0 if there was no evaluation."""
     quality = [(result.accuracy or 0.0, -result.loss, step) for step, _, result in history.evaluations]
     return max(quality, key=lambda one: one[:2], default=(0.0, 0.0, 0))[2]
 

@@ -99,12 +99,16 @@ class TrainConfig:
         metavar="NAME",
         choices=SCHEDULES,
     )
-    warmup: int = _setting(0, TRAINING, "steps in which the learning rate rises, not of one-cycle", at_least=0)
+    warmup: int = _setting(0, TRAINING, "steps in which the learning rate rises; not for one-cycle", at_least=0)
     decay_every: int | None = _setting(
-        None, TRAINING, "steps between two changes of the learning rate, of the schedule step", metavar="K", at_least=1
+        None,
+        TRAINING,
+        "steps between two changes of the learning rate; the schedule step needs it",
+        metavar="K",
+        at_least=1,
     )
     decay_factor: float | None = _setting(
-        None, TRAINING, "what a change of step (0.1), or each step of exponential, multiplies the rate by", at_least=0
+        None, TRAINING, "factor of each change: with step 0.1 by default; the schedule exponential needs it", at_least=0
     )
     momentum: float = _setting(0.0, TRAINING, "momentum of sgd and rmsprop, at least 0 and below 1", at_least=0)
     nesterov: bool = _setting(False, TRAINING, "use Nesterov momentum with sgd")
@@ -112,16 +116,16 @@ class TrainConfig:
         None, TRAINING, "weight decay, not of biases and normalisation; by default 0, with adamw 0.01", at_least=0
     )
     clip_norm: float | None = _setting(
-        None, TRAINING, "shorten gradients to this L2 norm over all parameters", at_least=0
+        None, TRAINING, "clip the gradient to this L2 norm over all parameters", at_least=0
     )
-    clip_value: float | None = _setting(None, TRAINING, "limit every number of the gradients to [-X, X]", at_least=0)
+    clip_value: float | None = _setting(None, TRAINING, "limit every number of the gradient to [-X, X]", at_least=0)
     label_smoothing: float = _setting(
         0.0, TRAINING, "part of each label that all classes share, of the softmax cross-entropy, up to 1", at_least=0
     )
     ema: float | None = _setting(
         None, TRAINING, "average the parameters with this decay, such as 0.999, to evaluate them", at_least=0
     )
-    seed: int = _setting(0, TRAINING, "seed of initial weights and sample order", at_least=0)
+    seed: int = _setting(0, TRAINING, "seed of initial weights, sample order and dropout", at_least=0)
     validation_split: float | None = _setting(
         None,
         TRAINING,
@@ -171,7 +175,7 @@ class TrainConfig:
         None, CHECKPOINTS, "save every T seconds as well", metavar="T", at_least=0
     )
     keep_last: int = _setting(2, CHECKPOINTS, "how many checkpoints to keep", at_least=1)
-    keep_best: bool = _setting(False, CHECKPOINTS, "keep the checkpoint with the best test result as well")
+    keep_best: bool = _setting(False, CHECKPOINTS, "keep the checkpoint with the best evaluation as well")
     resume: str | None = _path(
         None,
         CHECKPOINTS,
