@@ -12,6 +12,7 @@ from launch import parallelcnn
 from parallelcnn.comm import Serial
 from parallelcnn.doctor import Finding, folders, speed
 from parallelcnn.doctor import launch as launches
+from parallelcnn.models import MODELS
 from parallelcnn.wording import in_units, listed, plural
 
 OPEN_MPI, MPICH = "Open MPI v5.0.11", "MPICH Version: 5.0.2"
@@ -124,7 +125,10 @@ def test_a_cache_that_cannot_be_written_to_is_named(tmp_path):
         (["--batch-size", "0"], "batch_size must be an integer of at least 1, got 0"),
         (["--batch-size", "60001"], "batch_size must be at most 60000, the samples of the doctor's images, got 60001"),
         (["--threads", "0"], "threads must be an integer of at least 1, got 0"),
-        (["--model", "papre"], "no model 'papre': did you mean 'paper'? (known: paper, lenet5), or FILE.py:FUNCTION"),
+        (
+            ["--model", "papre"],
+            f"no model 'papre': did you mean 'paper'? (known: {', '.join(MODELS)}), or FILE.py:FUNCTION",
+        ),
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(options, said):
