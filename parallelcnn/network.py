@@ -6,11 +6,13 @@ Users pass images with the samples first, (n, C, H, W) or (n, H, W). Internally 
 
 import copy
 import hashlib
+import inspect
 import math
 import operator
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -272,7 +274,8 @@ class NetworkHandler:
 
     def decay_argument(self, optimizer: Optimizer) -> dict[str, Any]:
         """The argument `parts` of the `update` of an optimiser with weight decay; see `Optimizer`."""
-        return {"parts": self._decay_parts} if getattr(optimizer, "weight_decay", 0) else {}
+        decays = getattr(optimizer, "weight_decay", 0) and _takes_parts(type(optimizer))
+        return {"parts": self._decay_parts} if decays else {}
 
     def check_memory(self, threads: int = 1) -> None:
         """Raise ShapeError unless the arrays of `threads` threads, one block of samples each, fit into memory."""
@@ -411,6 +414,13 @@ def _check_activations(layer: Layer, input_shape: Shape) -> None:
         find_activation(activation).check()
     for inner, shape in layer.inner_layers(input_shape):
         _check_activations(inner, shape)
+
+
+@cache
+def _takes_parts(kind: type[Optimizer]) -> bool:
+    """Whether `update` of this class has the argument `parts`."""
+    arguments = inspect.signature(kind.update).parameters.values()
+    return any(one.name == "parts" or one.kind is one.VAR_KEYWORD for one in arguments)
 
 
 def _checked(values: Any, like: Array, name: str) -> Array:

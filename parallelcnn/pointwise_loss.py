@@ -1,7 +1,7 @@
 """A loss that is defined by a function of one output and one target."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,6 +43,8 @@ class PointwiseLoss:
         rule = "PointwiseLoss takes a function of two numbers, (output, target), got"
         if not callable(self.function):
             raise InputError(f"{rule} {self.function!r}")
+        if not isinstance(self.function, Hashable):
+            raise InputError(f"{rule} {self.function!r}, which is not hashable: a dataclass is with frozen=True")
         try:
             inspect.signature(getattr(self.function, "py_func", self.function)).bind(0.0, 0.0)
         except (TypeError, ValueError):

@@ -189,7 +189,7 @@ def train(
             if verbose:
                 progress = at_the_end.enter_context(contextlib.closing(Progress(bar=verbose != 2)))
                 callbacks = (progress, *callbacks)
-            told = Callbacks(callbacks, Training(comm, network, history, epochs, len(train_set)))
+            told = Callbacks(callbacks, Training(comm, network, history, epochs, len(train_set), optimizer))
             if profiler is not None:
                 replicas, ranks, told = profiler.watch(network, replicas, comm, told)
             with ThreadPool(replicas) as pool:
@@ -263,7 +263,8 @@ def evaluate(
     judges = run_together(comm, check)
     if comm.size > 1:
         told = {"layers": network.layers, "loss": loss, "metrics": judges, "classes": dataset.classes}
-        read = {"parameters": network.parameters_sha256(), **describe_data(comm, dataset=dataset)}
+        numbers = {"parameters": network.parameters_sha256(), "buffers": network.buffers}
+        read = {**numbers, **describe_data(comm, dataset=dataset)}
         check_replicas(comm, {**told, **read})
     threads = choose_threads(comm, threads, network.multiply_adds(len(dataset), training=False))
     run_together(comm, lambda: network.check_memory(threads))

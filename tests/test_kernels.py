@@ -315,13 +315,14 @@ def test_load_gathers_scales_and_transposes(features, n, rng):
 def test_sgd_takes_the_step_of_its_formula(dtype, rng):
     p, g, v = (rng.normal(size=7).astype(dtype) for _ in range(3))
     rate, decay, momentum = dtype(0.1), dtype(0.01), dtype(0.9)
-    params = p.copy()
-    sgd.sgd(params, g, rate, decay)
-    np.testing.assert_allclose(params, p - rate * (g + decay * p), rtol=1e-6)
+    parts = np.array([[0, 3, 1], [3, 4, 0], [4, 7, 1]])
+    params, decays = p.copy(), np.array([1, 1, 1, 0, 1, 1, 1], dtype)
+    sgd.sgd(params, g, parts, rate, decay)
+    np.testing.assert_allclose(params, p - rate * (g + decay * decays * p), rtol=1e-6)
     for nesterov in (False, True):
         params, velocity = p.copy(), v.copy()
-        sgd.sgd_momentum(params, g, rate, decay, momentum, nesterov, velocity)
-        gradient = g + decay * p
+        sgd.sgd_momentum(params, g, velocity, parts, rate, decay, momentum, nesterov)
+        gradient = g + decay * decays * p
         wanted = momentum * v + gradient
         np.testing.assert_allclose(velocity, wanted, rtol=1e-6)
         step = gradient + momentum * wanted if nesterov else wanted

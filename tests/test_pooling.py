@@ -163,11 +163,11 @@ def test_a_mean_counts_the_zeros_of_the_padding_or_not():
 def test_padded_pooling_is_not_fused_with_a_convolution():
     convolution = pc.Conv2D(3, 3, activation="relu")
     for padding in (1, (0, 1)):
-        assert len(fuse((convolution, pc.MaxPool2D(2, padding=padding)))) == 2
+        assert len(fuse((convolution, pc.MaxPool2D(2, padding=padding)), training=True)) == 2
         with pytest.raises(ShapeError, match=r"windows side by side, without padding"):
             PooledConv2D(pc.Conv2D(3, 3), pc.MaxPool2D(2, padding=padding))
     for padding in (0, (0, 0)):
-        assert len(fuse((convolution, pc.MaxPool2D(2, padding=padding)))) == 1
+        assert len(fuse((convolution, pc.MaxPool2D(2, padding=padding)), training=True)) == 1
 
 
 def test_without_padding_max_pooling_runs_as_it_did():

@@ -82,7 +82,9 @@ def test_output_that_cannot_be_written_ends_no_training(stream, monkeypatch):
 def test_only_rank_0_shows_progress():
     stream = Terminal()
     progress = Progress(stream=stream)
-    progress.training = Training(SimpleNamespace(rank=1), small.network(), pc.History([0.5], samples_seen=10), 1, 10)
+    progress.training = Training(
+        SimpleNamespace(rank=1), small.network(), pc.History([0.5], samples_seen=10), 1, 10, pc.SGD()
+    )
     progress.on_batch_end(1, {"epoch": 1, "loss": 0.5, "samples": 10})
     progress.on_epoch_end(1, {"loss": 0.5, "test_loss": 0.5, "test_accuracy": 0.5})
     assert stream.getvalue() == ""

@@ -69,7 +69,7 @@ def test_the_best_parameters_are_restored_at_the_end_on_every_rank():
 def test_buffers_are_restored_as_well():
     network = own_layers.network()
     stopping = pc.EarlyStopping(restore_best=True)
-    stopping.training = Training(pc.Serial(), network, History(), 3, 9)
+    stopping.training = Training(pc.Serial(), network, History(), 3, 9, pc.SGD())
     stopping.on_train_begin({})
     for loss in (1.0, 2.0):
         stopping.training.history.losses.append(loss)
@@ -96,7 +96,7 @@ def test_best_parameters_that_are_lost_are_reported(tmp_path):
     train_to_the_best(**options)
     stopping, network = pc.EarlyStopping("test_score", restore_best=True), small.network()
     history = pc.load_checkpoint(tmp_path / "step-000000027.npz").history
-    stopping.training = Training(pc.Serial(), network, history, 3, 211)
+    stopping.training = Training(pc.Serial(), network, history, 3, 211, pc.SGD())
     stopping._kept, stopping._kept_step = {"params": network.params + 1, "buffers": network.buffers}, 36
     stopping.on_resume({})  # training has gone back from minibatch 36 to 27
     before = network.parameters_sha256()

@@ -18,6 +18,7 @@ from parallelcnn.training.config import TrainConfig
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 from parallelcnn.training.progress import percent
+from parallelcnn.training.reduction import default_shards
 from parallelcnn.wording import plural
 
 _SETTINGS = [
@@ -39,10 +40,14 @@ def describe_run(
 ) -> str:
     """The lines that are printed before the first step; `hosts` and `threads` are those of every rank."""
     ranks = ", ".join(f"{host} ({count})" for host, count in Counter(hosts).items())
-    of_ranks = [shard(np.arange(options.batch_size), rank, len(hosts)) for rank in range(len(hosts))]
-    shards = [
-        len(shard(of_rank, i, count)) for of_rank, count in zip(of_ranks, threads, strict=True) for i in range(count)
-    ]
+    minibatch = np.arange(options.batch_size)
+    if options.reproducible is not None or network.mixes_samples:
+        number = options.reproducible or default_shards(options.batch_size)
+        shards = [len(shard(minibatch, i, number)) for i in range(number)]
+    else:
+        of_ranks = [shard(minibatch, rank, len(hosts)) for rank in range(len(hosts))]
+        counts = zip(of_ranks, threads, strict=True)
+        shards = [len(shard(of_rank, i, count)) for of_rank, count in counts for i in range(count)]
     sizes = " + ".join(map(str, shards))
     if len(shards) > 8:
         low, high = min(shards), max(shards)

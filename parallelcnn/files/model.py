@@ -8,7 +8,6 @@ A model file is a checkpoint without history. `load_model` can also read the net
 
 import dataclasses
 import math
-import operator
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,8 +113,8 @@ def _as_plain(value: Any) -> Any:
         return [_as_plain(one) for one in value]
     if isinstance(value, Layer):
         return _constructor_call(value)
-    if isinstance(value, np.integer):
-        return operator.index(value)
+    if isinstance(value, np.generic):
+        value = value.item()
     return value if value is None or isinstance(value, str | int | float) else {"not stored": written(value)}
 
 

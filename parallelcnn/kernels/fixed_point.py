@@ -24,7 +24,7 @@ def add_fixed_point(terms, starts, exponents, largest, sums, counts, is_first):
     are not finite, too large, stored exactly, and rounded. The first two kinds are not added to the sums.
     """
     for segment in range(exponents.size):
-        scale = math.ldexp(1.0, _BITS - exponents[segment])
+        scale = math.ldexp(1.0, int(_BITS - exponents[segment]))
         most = largest * math.ldexp(1.0, _BITS)
         infinite = large = exact = rounded = 0
         for i in range(starts[segment], starts[segment + 1]):
@@ -47,7 +47,7 @@ def add_fixed_point(terms, starts, exponents, largest, sums, counts, is_first):
 def from_fixed_point(sums, starts, exponents, numbers, bits):
     """numbers = sums converted from fixed point; bits: (segments,), the bits of each segment's largest sum, 0 for 0."""
     for segment in range(exponents.size):
-        unit = math.ldexp(1.0, exponents[segment] - _BITS)
+        unit = math.ldexp(1.0, int(exponents[segment] - _BITS))
         largest = int64(0)
         for i in range(starts[segment], starts[segment + 1]):
             numbers[i] = sums[i] * unit

@@ -41,6 +41,8 @@ class EMA(Optimizer):
 
     def __post_init__(self) -> None:
         check_type("EMA: optimizer", self.optimizer, Optimizer, "SGD(0.1)")
+        if isinstance(self.optimizer, EMA):
+            raise InputError(f"EMA: optimizer must not be an EMA itself, got {self.optimizer!r}")
         check_number("EMA", "decay", self.decay)
         if self.decay >= 1:
             raise InputError(f"EMA: decay must be less than 1, got {self.decay!r}")

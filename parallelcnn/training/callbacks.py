@@ -10,6 +10,7 @@ from parallelcnn.arguments import check_callable
 from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.network import NetworkHandler
+from parallelcnn.optimizers import Optimizer
 from parallelcnn.training.evaluation import Evaluation, test_logs
 from parallelcnn.training.history import History
 
@@ -26,6 +27,7 @@ class Training:
         history: the history so far.
         epochs: number of epochs.
         samples: number of samples in an epoch.
+        optimizer: the optimiser. With `EMA`, what is evaluated is its average: see `NetworkHandler.averaged`.
     """
 
     comm: Transport
@@ -33,6 +35,7 @@ class Training:
     history: History
     epochs: int
     samples: int
+    optimizer: Optimizer
     stop_is_asked: bool = field(default=False, init=False)
 
     def stop(self) -> None:

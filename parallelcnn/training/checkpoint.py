@@ -8,11 +8,13 @@
 There is no random state: the order of the samples is a function of seed and epoch.
 """
 
+import base64
 import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,7 @@ from parallelcnn.training.history import History
 _FILE = "step-{:09}.npz"
 _STATE = "state."
 _NETWORK = ("input_shape", "dtype", "prediction", "input_range", "layers", "parameters", "trained", "buffers")
+_LARGEST_METRIC = 2**27  # bytes: a confusion matrix of 4,096 classes
 _CUT = {"params": "parameters", "buffers": "buffers"}  # vectors stored as named arrays, and the key of their names
 
 
@@ -80,7 +83,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "lost_ranks": history.lost_ranks,
         "exponents": history.exponents,
         "evaluated_on": [result.role for _, _, result in history.evaluations],
-        "other_metrics": [result.others for _, _, result in history.evaluations],
+        "other_metrics": _packed_metrics([result.others for _, _, result in history.evaluations]),
     }
     path = as_path("path", path)
     write_archive(path, "checkpoint", description, arrays, partial(_restored, path))
@@ -280,7 +283,7 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
     # Files of version 0.1 have neither exponents nor further metrics. Files of version 1 have no list of their state.
     exponents = description.get("exponents", [])
     others = description.get("other_metrics", [[]] * len(evaluations))
-    others = [tuple((name, as_value(value)) for name, value in some) for some in others]
+    others = [tuple((name, as_value(_unpacked(value))) for name, value in some) for some in others]
     roles = description.get("evaluated_on", ["test"] * len(evaluations))
     stored = [name.removeprefix(_STATE) for name in arrays if name.startswith(_STATE)]
     state = {name: _joined(name, description, arrays) for name in description.get("state", stored)}
@@ -323,6 +326,32 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
 def _is_value(value: Any) -> bool:
     """Whether a value is a number, or nested tuples of numbers."""
     return all(map(_is_value, value)) if isinstance(value, tuple) else isinstance(value, int | float)
+
+
+def _packed_metrics(evaluations: Sequence[tuple[tuple[str, Any], ...]]) -> list[list[tuple[str, Any]]]:
+    """Further metrics of each evaluation as JSON. Arrays are stored of the newest evaluation only: those of hundreds of
+    evaluations would not fit into a description, and would take seconds at every checkpoint.
+    """
+    numbers = [[(name, value) for name, value in some if not isinstance(value, tuple)] for some in evaluations]
+    return [*numbers[:-1], *[[(name, _packed(value)) for name, value in some] for some in evaluations[-1:]]]
+
+
+def _packed(value: Any) -> Any:
+    """A metric's value as JSON. A confusion matrix is mostly zeros."""
+    if not isinstance(value, tuple):
+        return value
+    array = np.array(value, np.float64)
+    return {"shape": array.shape, "zlib": base64.b64encode(zlib.compress(array.tobytes(), 1)).decode()}
+
+
+def _unpacked(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value  # a number, or a list, as in older files
+    shape = tuple(value["shape"])
+    size = 8 * math.prod(shape)
+    _require(0 <= size <= _LARGEST_METRIC, "a metric is too large")
+    content = zlib.decompressobj().decompress(base64.b64decode(value["zlib"]), size + 1)
+    return np.frombuffer(content, np.float64).reshape(shape)
 
 
 def _require(good: Any, problem: str) -> None:

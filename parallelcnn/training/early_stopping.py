@@ -20,7 +20,7 @@ class EarlyStopping(Callback):
     """Stop training when a value no longer improves.
 
     Args:
-        monitor: the name of a number in the logs of `on_epoch_end`, such as "test_accuracy", or "val_accuracy" for a
+        monitor: the name of a number in the logs of `on_test_end`, such as "test_accuracy", or "val_accuracy" for a
             validation set. None: the loss of that set.
         patience: number of epochs without an improvement that are accepted.
         min_delta: only a change by more than this counts as an improvement.
@@ -58,8 +58,10 @@ class EarlyStopping(Callback):
 
     def on_resume(self, logs: Logs) -> None:
         history = self.training.history
-        current, seen_of_it = divmod(history.samples_seen, self.training.samples)
-        self._best_step, _ = self._best(self._values(without=current + 1 if seen_of_it else None))
+        ended, seen = divmod(history.samples_seen, self.training.samples)
+        # The last epoch counts once it has been evaluated at its end: a rank may have been lost before.
+        is_evaluated = any(step == history.steps for step, _, _ in history.evaluations)
+        self._best_step, _ = self._best(self._values(without=ended + 1 if seen else None if is_evaluated else ended))
         if not self.restore_best:
             return
         if self._best_step == history.steps:
@@ -93,7 +95,8 @@ class EarlyStopping(Callback):
 
     def _keep(self) -> None:
         network = self.training.network
-        self._kept = {"params": network.params.copy(), "buffers": network.buffers.copy()}
+        with network.averaged(self.training.optimizer):  # what was evaluated
+            self._kept = {"params": network.params.copy(), "buffers": network.buffers.copy()}
         self._kept_step = self.training.history.steps
 
     def _best(self, values: list[tuple[int, float]]) -> tuple[int, int]:

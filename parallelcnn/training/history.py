@@ -20,7 +20,7 @@ class History:
     `history["loss"]` is an array with the loss of every minibatch. `history["test_loss"]`, `history["test_accuracy"]`,
     and `history["test_NAME"]` of other metrics, hold a value for every evaluation; `history["step"]` and
     `history["epoch"]` its minibatches done and its epoch. For a validation set, see `Dataset.split`, the names are
-    "val_loss" and so on.
+    "val_loss" and so on. Checkpoints hold arrays, such as confusion matrices, of the newest evaluation only.
 
     Example:
         >>> history = pc.train(network, train_set, test_set, optimizer, epochs=3, batch_size=100)

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import shape_hint
 from parallelcnn.errors import CheckpointError, InputError, ShapeError, TrainingWarning, shown
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
+from parallelcnn.files.model import describe_network
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.training.agreement import describe_dataset
@@ -99,16 +100,32 @@ def check_resume(resume: Checkpoint, network: NetworkHandler, facts: dict[str, A
             f"the checkpoint has seen {resume.history.samples_seen:,} samples already: epochs must be more, "
             f"they end after {last_sample:,}"
         ).together()
+    here = describe_network(network)
+    for name in ("parameters", "buffers"):
+        there = resume.network.get(name)  # older checkpoints have no such list
+        if there is not None and _in_order(there) != _in_order(here[name]):
+            raise CheckpointError(
+                f"the checkpoint is of another training: its {name} are {_listed(there)}, not {_listed(here[name])}"
+            ).together()
     try:
         network.check_state(resume.state)
     except ShapeError as error:  # a layer with the same repr and other parameters
         raise CheckpointError(f"the checkpoint is of another training: {error}").together() from None
 
 
+def _in_order(arrays: Mapping[str, Sequence[int]]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(shape)) for name, shape in arrays.items()]
+
+
+def _listed(arrays: Mapping[str, Sequence[int]]) -> str:
+    return shown(", ".join(f"{name} {shape}" for name, shape in _in_order(arrays)))
+
+
 def start(
     comm: Transport, network: NetworkHandler, facts: dict[str, Any], resume: Checkpoint | None, last_sample: int
 ) -> History:
-    """Broadcast rank 0's parameters and reset the optimiser state, or restore rank 0's checkpoint on every rank.
+    """Broadcast rank 0's parameters and buffers, and reset the optimiser state; or restore rank 0's checkpoint on every
+    rank.
 
     Collective: every rank of `comm` must call it.
 
@@ -125,6 +142,8 @@ def start(
     resume = comm.allgather(resume if comm.rank == 0 else None)[0]
     if resume is None:
         comm.broadcast(network.params)
+        if network.buffers.size:
+            comm.broadcast(network.buffers)
         network.reset_optimizer()
         return History()
     check_resume(resume, network, facts, last_sample)
