@@ -15,7 +15,8 @@ oldest=$ROOT/.venv-test-oldest
 read -ra extra_packages <<<"${PARALLELCNN_TEST_EXTRA_PACKAGES:-}"
 # The lower bounds of setup.cfg.
 oldest_packages=("numpy==1.26.*" "numba==0.61.0" "mpi4py==4.1.0")
-numeric_tests=(tests/test_kernels.py tests/test_layers.py tests/test_losses.py)
+compiling_tests=(tests/test_kernels.py tests/test_layers.py)
+numeric_tests=("${compiling_tests[@]}" tests/test_losses.py)
 
 # Open MPI refuses more ranks than cores, and to run as root, unless told otherwise; MPICH accepts both.
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
@@ -93,10 +94,11 @@ if [[ $* == --all ]]; then
 else
     {
         checks
-        tests "tests of one process" "$mpich" "not slow and not mpi and not slurm"
+        tests "tests of one process" "$mpich" "not slow and not mpi and not slurm" "${compiling_tests[@]/#/--ignore=}"
     } &
     other_lane=$!
     tests "tests of several ranks, MPICH" "$mpich" "not slow and (mpi or slurm)"
+    tests "tests of kernels and layers" "$mpich" "not slow and not mpi and not slurm" "${compiling_tests[@]}"
     report "left out: slow tests, Open MPI, kernels not compiled or with checked indices, oldest packages (see --all)"
 fi
 wait "$other_lane" || report "the tests of one process: FAILED ($?)"
