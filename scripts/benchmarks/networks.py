@@ -39,10 +39,11 @@ NETWORKS: dict[str, tuple[tuple[pc.Layer, ...], Shape]] = {
     ),
     "strided": ((same(32), halving(64), halving(128), halving(128), *CLASSIFIER), (3, 32, 32)),
     "7x7": ((halving(64, 7), pc.MaxPool2D(2), same(64), halving(128), *CLASSIFIER), (3, 32, 32)),
-    "ResNet-8": (pc.resnet8(), (3, 32, 32)),
-    "ResNet-20": (pc.resnet20(), (3, 32, 32)),
-    "MobileNet": (pc.mobilenet_small(), (3, 32, 32)),
 }
+if hasattr(pc, "resnet8"):  # an earlier version, which `compare.py --against` may start, has none of them
+    NETWORKS["ResNet-8"] = pc.resnet8(), (3, 32, 32)
+    NETWORKS["ResNet-20"] = pc.resnet20(), (3, 32, 32)
+    NETWORKS["MobileNet"] = pc.mobilenet_small(), (3, 32, 32)
 
 
 def flop_per_sample(layers: tuple[pc.Layer, ...], input_shape: Shape) -> float:
