@@ -127,10 +127,13 @@ class SlowReporter:
 
 
 def the_whole_training(profiler, history):
-    """The profile of the only rank, which has all samples of three epochs, and all the time of the training."""
+    """The profile of the only rank, which has all samples of three epochs, and all the time of the training.
+
+    All of 0.1 to 0.3 s, up to 0.02 s in which other programs may run between two looks at the clock.
+    """
     (rank,) = profiler.profile.ranks
     assert rank.samples == 3 * 211
-    assert rank.total.sum() == pytest.approx(history.train_seconds, rel=0.03)
+    assert rank.total.sum() == pytest.approx(history.train_seconds, rel=0.03, abs=0.02)
     return rank
 
 
@@ -257,7 +260,7 @@ def test_a_long_training_is_digested_in_parts_and_nothing_is_lost(monkeypatch):
     assert rank.steps == 27
     assert rank.samples == 3 * 211
     assert rank.pauses > 0
-    assert rank.total.sum() + rank.pauses == pytest.approx(history.train_seconds, rel=0.03)
+    assert rank.total.sum() + rank.pauses == pytest.approx(history.train_seconds, rel=0.03, abs=0.02)
     check_time_line(trace(profiler.profile), ranks=1, steps=range(16, 28))
 
 
