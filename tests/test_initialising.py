@@ -189,7 +189,8 @@ pc.world(timeout=2)
 @pytest.mark.mpi
 def test_ranks_wait_for_one_that_is_stopped_before_mpi_begins_no_longer_than_the_timeout():
     ran = launch.run_ranks(2, ["-c", _ONE_DOES_NOT_COME], limit=30)
-    assert ran.code == 1, ran.err
+    # MPICH's launcher may see the stopped rank end first, which it kills itself.
+    assert ran.code in ((1,) if launch.is_open_mpi() else (1, 9)), ran.err
     assert "parallelcnn: error: MPI has not begun after 2 s: it waits for ranks that do not come" in ran.err
     assert ran.seconds < 15
 
