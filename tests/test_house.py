@@ -19,6 +19,7 @@ LEVELS = [
     {"_version", "arguments", "errors", "plotting", "resources", "kernels", "wording"},
     {"activations", "autodiff.dual", "layers", "losses", "metrics", "pointwise_loss", "schedules"},
     {
+        "architecture",
         "autodiff",
         "call_list",
         "data",

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parallelcnn import layers as library_layers
+from parallelcnn.architecture import as_layers, chain_shapes, declare
 from parallelcnn.arguments import as_path, check_type
 from parallelcnn.errors import CheckpointError, InputError, shown
 from parallelcnn.files.archive import Archive, naming_damage, read_archive, write_archive
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.layers import Layer
 from parallelcnn.layers.base import written
-from parallelcnn.network import NetworkHandler, as_layers, chain_shapes, declare
+from parallelcnn.network import NetworkHandler
 from parallelcnn.parameters import Slot
 
 
