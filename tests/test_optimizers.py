@@ -287,8 +287,8 @@ def test_the_help_names_the_defaults_of_each_optimiser():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--optimizer", "adam", "--momentum", "0.9"], "momentum takes the optimizer sgd or rmsprop, got adam"),
-        (["--optimizer", "rmsprop", "--nesterov"], "nesterov takes the optimizer sgd, got rmsprop"),
+        (["--optimizer", "adam", "--momentum", "0.9"], "momentum is for the optimizer sgd or rmsprop, got adam"),
+        (["--optimizer", "rmsprop", "--nesterov"], "nesterov is for the optimizer sgd, got rmsprop"),
         (["--optimizer", "adma"], "optimizer must be one of sgd, adam, adamw, rmsprop, lion, got 'adma'"),
         (["--clip-value", "-1"], "clip_value must be a finite number of at least 0, got -1.0"),
     ],

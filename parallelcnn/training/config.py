@@ -230,7 +230,7 @@ class TrainConfig:
         for name in given:
             having = [other for other, kind in kinds.items() if hasattr(kind, name)]
             if self.optimizer not in having:
-                raise InputError(f"{name} takes the optimizer {' or '.join(having)}, got {self.optimizer}")
+                raise InputError(f"{name} is for the optimizer {' or '.join(having)}, got {self.optimizer}")
         return kinds[self.optimizer](**given)
 
     def build_loss(self) -> "Loss":
