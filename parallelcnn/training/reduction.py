@@ -20,7 +20,10 @@ from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import LOSS, STOP, Replica
 from parallelcnn.training.thread_pool import ThreadPool
 
-_SHARD_SIZE = 32  # samples, as in Goyal et al. 2017 (arXiv:1706.02677), for layers that mix samples
+# Fewest samples in a shard of layers that mix samples. ResNet-50 on ImageNet has 23.6, 23.7 and 24.8 % errors with batch
+# statistics of 32, 16 and 8 samples (Wu & He 2018, arXiv:1803.08494, table 2). With 16, two cores can share a minibatch
+# of 32.
+_SHARD_SIZE = 16
 _MOST_SHARDS = 2**14
 
 # Fixed point: the sum of a segment may reach 2**(e + 15). Half of that leaves a margin.
@@ -206,8 +209,8 @@ def segment_starts(network: NetworkHandler) -> Array:
 
 
 def default_shards(batch_size: int) -> int:
-    """The number of shards of a minibatch if layers mix samples: a power of two, with about 32 samples per shard."""
-    return 1 << max(round(float(np.log2(max(batch_size / _SHARD_SIZE, 1)))), 0)
+    """The number of shards of a minibatch if layers mix samples: a power of two, with 16 to 31 samples per shard."""
+    return 1 << max((batch_size // _SHARD_SIZE).bit_length() - 1, 0)
 
 
 def check_reproducible(shards: int | None) -> None:
