@@ -11,6 +11,7 @@ from numba.core.errors import NumbaError
 
 from parallelcnn.autodiff.dual import check_derivative, compile_reason
 from parallelcnn.errors import InputError, nearest_name
+from parallelcnn.kernels import _activation_functions as functions
 from parallelcnn.kernels import activations as kernels
 from parallelcnn.kernels._dual import NotDifferentiable
 from parallelcnn.kernels.copying import copy
@@ -95,6 +96,11 @@ class ActivationFunction:
         """Whether `backward` needs the input x, rather than the output y."""
         return not self.derivative_of_output
 
+    @property
+    def joins_loops(self) -> bool:
+        """Whether function and derivative may be called in the loops of other kernels, with the output alone."""
+        return self.derivative_of_output and _is_in_kernels(self.function) and _is_in_kernels(self.derivative)
+
     def kernels(self) -> tuple[Callable[..., None], Callable[..., None]]:
         """Two functions of flat arrays: (y) sets y = f(y); (x or y, dy) multiplies dy by the derivative."""
         if all(part is None or _is_in_kernels(part) for part in (self.function, self.derivative)):
@@ -120,8 +126,8 @@ class ActivationFunction:
             raise InputError(f"activation {self.name!r}: numba cannot compile its {which}: {reason}") from error
 
 
-def _is_in_kernels(function: Callable[[float], float]) -> bool:
-    return getattr(function, "__module__", None) == kernels.__name__
+def _is_in_kernels(function: Callable[[float], float] | None) -> bool:
+    return getattr(function, "__module__", None) == functions.__name__
 
 
 @cache
@@ -147,65 +153,68 @@ class _Identity(ActivationFunction):
         return
 
 
+IDENTITY = _Identity("identity", functions.identity, functions.identity_derivative_of_output, derivative_of_output=True)
 ACTIVATIONS: dict[str, ActivationFunction] = {
-    "identity": _Identity("identity", lambda x: x, lambda y: 1.0, derivative_of_output=True),
+    "identity": IDENTITY,
     "relu": ActivationFunction(
         "relu",
-        kernels.relu,
-        kernels.relu_derivative_of_output,
+        functions.relu,
+        functions.relu_derivative_of_output,
         derivative_of_output=True,
         relu_like=True,
         monotonic=True,
     ),
     "leaky_relu": ActivationFunction(
         "leaky_relu",
-        kernels.leaky_relu,
-        kernels.leaky_relu_derivative_of_output,
+        functions.leaky_relu,
+        functions.leaky_relu_derivative_of_output,
         derivative_of_output=True,
         relu_like=True,
         monotonic=True,
     ),
     "sigmoid": ActivationFunction(
         "sigmoid",
-        kernels.sigmoid,
-        kernels.sigmoid_derivative_of_output,
+        functions.sigmoid,
+        functions.sigmoid_derivative_of_output,
         derivative_of_output=True,
         monotonic=True,
     ),
     "tanh": ActivationFunction(
-        "tanh", kernels.tanh, kernels.tanh_derivative_of_output, derivative_of_output=True, monotonic=True
+        "tanh", functions.tanh, functions.tanh_derivative_of_output, derivative_of_output=True, monotonic=True
     ),
-    "softplus": ActivationFunction("softplus", kernels.softplus, relu_like=True, monotonic=True),
-    "gelu": ActivationFunction("gelu", kernels.gelu, relu_like=True),
-    "swish": ActivationFunction("swish", kernels.swish, relu_like=True),
-    "mish": ActivationFunction("mish", kernels.mish, relu_like=True),
+    "softplus": ActivationFunction("softplus", functions.softplus, relu_like=True, monotonic=True),
+    "gelu": ActivationFunction("gelu", functions.gelu, relu_like=True),
+    "swish": ActivationFunction("swish", functions.swish, relu_like=True),
+    "mish": ActivationFunction("mish", functions.mish, relu_like=True),
     "relu6": ActivationFunction(
         "relu6",
-        kernels.relu6,
-        kernels.relu6_derivative_of_output,
+        functions.relu6,
+        functions.relu6_derivative_of_output,
         derivative_of_output=True,
         relu_like=True,
         monotonic=True,
     ),
     "elu": ActivationFunction(
         "elu",
-        kernels.elu,
-        kernels.elu_derivative_of_output,
+        functions.elu,
+        functions.elu_derivative_of_output,
         derivative_of_output=True,
         relu_like=True,
         monotonic=True,
     ),
     "selu": ActivationFunction(
-        "selu", kernels.selu, kernels.selu_derivative_of_output, derivative_of_output=True, monotonic=True
+        "selu", functions.selu, functions.selu_derivative_of_output, derivative_of_output=True, monotonic=True
     ),
     "hard_sigmoid": ActivationFunction(
         "hard_sigmoid",
-        kernels.hard_sigmoid,
-        kernels.hard_sigmoid_derivative_of_output,
+        functions.hard_sigmoid,
+        functions.hard_sigmoid_derivative_of_output,
         derivative_of_output=True,
         monotonic=True,
     ),
-    "hard_swish": ActivationFunction("hard_swish", kernels.hard_swish, kernels.hard_swish_derivative, relu_like=True),
+    "hard_swish": ActivationFunction(
+        "hard_swish", functions.hard_swish, functions.hard_swish_derivative, relu_like=True
+    ),
 }
 
 

@@ -332,6 +332,7 @@ def test_sgd_takes_the_step_of_its_formula(dtype, rng):
 _COUNT_SIGNATURES = """
 import numpy as np
 import parallelcnn as pc
+from parallelcnn.kernels import _activation_functions as functions
 from parallelcnn.kernels import activations, conv2d, dense, losses, maxpool2d, sgd
 from parallelcnn.kernels.load import load
 
@@ -359,7 +360,7 @@ for kernel in (
     losses.count_correct,
     load,
     sgd.sgd_momentum,
-    *activations.builtin_kernels(activations.relu, activations.relu_derivative_of_output),
+    *activations.builtin_kernels(functions.relu, functions.relu_derivative_of_output),
 ):
     assert len(kernel.signatures) == 1, (kernel, kernel.signatures)
 """

@@ -12,6 +12,7 @@ import traced
 from recorded import call_all, record
 
 import parallelcnn as pc
+from parallelcnn.activations import ACTIVATIONS
 from parallelcnn.data.sampler import shard, shuffle
 from parallelcnn.errors import ShapeError
 from parallelcnn.fusions import fuse
@@ -76,6 +77,27 @@ def test_outputs_gradients_and_running_statistics_are_pytorchs(layer, shape, rng
             momentum = layer.buffers(shape)[name].momentum
             buffer += momentum * (ours.statistics[name] / 7 - buffer)
             np.testing.assert_allclose(buffer, getattr(twin, name).numpy(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "a lambda"])
+def test_an_activation_inside_computes_what_a_layer_behind_computes(name, rng):
+    activation = (lambda x: x * abs(x)) if name == "a lambda" else name
+    parted = pc.Sequential((pc.BatchNorm(), pc.Activation(activation)))
+    one, two = (record(layer, (3, 5, 2), n=7) for layer in (pc.BatchNorm(activation=activation), parted))
+    one.flat_params[...] = two.flat_params[...] = rng.normal(size=one.flat_params.size)
+    x, dy = rng.normal(size=(2, *one.tape.x.shape))
+    for recorded in (one, two):
+        recorded.tape.x[...] = x
+        call_all(recorded.tape.forward)
+    np.testing.assert_allclose(one.tape.y, two.tape.y, rtol=1e-13)
+    for recorded in (one, two):
+        recorded.tape.dy[...] = dy
+        call_all(recorded.tape.backward)
+    np.testing.assert_allclose(one.tape.dx, two.tape.dx, rtol=1e-11, atol=1e-13)
+    for mine, other in zip(one.grads.values(), two.grads.values(), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-11, atol=1e-13)
+    for mine, other in zip(one.statistics.values(), two.statistics.values(), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-13)
 
 
 def test_a_network_trained_beside_pytorchs_predicts_as_its_eval_mode(rng):

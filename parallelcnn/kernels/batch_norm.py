@@ -6,44 +6,54 @@ sample variance", eq. 1.6: the variance of x - shift is that of x.
 
 The mean is kept in float64, and subtracted from float32 numbers in two steps: first the nearest float32, `near`, then
 the rest, which is part of the bias. The mean rounded to float32 would be wrong by up to 5e-4 for a mean of 1e4.
+
+An activation function is applied in the same loops.
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 from numba import float64
 
 from ._jit import kernel
 
 
-@kernel
-def batch_norm_forward(x, weight, bias, epsilon, n, running_var, mean, scale, mean_sum, var_sum, y):
-    """y = weight * (x - mean) * scale + bias with scale = 1 / sqrt(variance + epsilon), for each channel.
+@cache
+def forward_kernel(function: Callable[[float], float]) -> Callable[..., None]:
+    """The forward kernel with this activation function f, one of `_activation_functions`."""
 
-    n: samples. Written: mean and scale, (C,) float64, for the backward pass; mean_sum = n * mean and var_sum = n *
-    variance * row / (row - 1), (C,), for the running statistics. For one number there is no unbiased variance: then
-    var_sum = n * running_var, which leaves the running variance as it is.
-    """
-    C, row = x.shape
-    for c in range(C):
-        shift = float64(x[c, 0]) if row > 0 else 0.0
-        total, squares = 0.0, 0.0
-        for i in range(row):
-            difference = float64(x[c, i]) - shift
-            total += difference
-            squares += difference * difference
-        count = max(row, 1)
-        variance = (squares - total * total / count) / count
-        if variance < 0:  # by rounding; max(variance, 0) would hide a NaN
-            variance = 0.0
-        mean[c] = shift + total / count
-        scale[c] = 1 / math.sqrt(variance + epsilon)
-        mean_sum[c] = n * mean[c]
-        var_sum[c] = n * (variance * (row / (row - 1)) if row > 1 else float64(running_var[c]))
-        near = x.dtype.type(mean[c])
-        factor = x.dtype.type(weight[c] * scale[c])
-        rest = x.dtype.type(bias[c] + (near - mean[c]) * (weight[c] * scale[c]))
-        for i in range(row):
-            y[c, i] = (x[c, i] - near) * factor + rest
+    @kernel
+    def batch_norm_forward(x, weight, bias, epsilon, n, running_var, mean, scale, mean_sum, var_sum, y):
+        """y = f(weight * (x - mean) * scale + bias) with scale = 1 / sqrt(variance + epsilon), for each channel.
+
+        n: samples. Written: mean and scale, (C,) float64, for the backward pass; mean_sum = n * mean and var_sum = n *
+        variance * row / (row - 1), (C,), for the running statistics. For one number there is no unbiased variance: then
+        var_sum = n * running_var, which leaves the running variance as it is.
+        """
+        C, row = x.shape
+        for c in range(C):
+            shift = float64(x[c, 0]) if row > 0 else 0.0
+            total, squares = 0.0, 0.0
+            for i in range(row):
+                difference = float64(x[c, i]) - shift
+                total += difference
+                squares += difference * difference
+            count = max(row, 1)
+            variance = (squares - total * total / count) / count
+            if variance < 0:  # by rounding; max(variance, 0) would hide a NaN
+                variance = 0.0
+            mean[c] = shift + total / count
+            scale[c] = 1 / math.sqrt(variance + epsilon)
+            mean_sum[c] = n * mean[c]
+            var_sum[c] = n * (variance * (row / (row - 1)) if row > 1 else float64(running_var[c]))
+            near = x.dtype.type(mean[c])
+            factor = x.dtype.type(weight[c] * scale[c])
+            rest = x.dtype.type(bias[c] + (near - mean[c]) * (weight[c] * scale[c]))
+            for i in range(row):
+                y[c, i] = function((x[c, i] - near) * factor + rest)
+
+    return batch_norm_forward
 
 
 @kernel
@@ -56,32 +66,41 @@ def batch_norm_predict(x, weight, bias, epsilon, running_mean, running_var, y):
             y[c, i] = (x[c, i] - running_mean[c]) * factor + bias[c]
 
 
-@kernel
-def batch_norm_backward(x, weight, mean, scale, needs_dx, dy, dweight, dbias):
-    """dbias = sum of dy, dweight = sum of dy * xhat with xhat = (x - mean) * scale, for each channel; and if needs_dx
+@cache
+def backward_kernel(derivative_of_output: Callable[[float], float]) -> Callable[..., None]:
+    """The backward kernel with this derivative f', one of `_activation_functions`."""
 
-        dy = weight * scale * (dy - dbias / row - xhat * dweight / row)
+    @kernel
+    def batch_norm_backward(x, y, weight, mean, scale, needs_dx, dy, dweight, dbias):
+        """dy = dy * f', dbias = sum of dy, dweight = sum of dy * xhat with xhat = (x - mean) * scale, for each
+        channel; and if needs_dx
 
-    in place: the gradient with respect to x (Ioffe & Szegedy 2015, arXiv:1502.03167, section 3, with the sums of its
-    formulas for d mean and d variance written out).
-    """
-    C, row = x.shape
-    for c in range(C):
-        near = x.dtype.type(mean[c])
-        total, products = 0.0, 0.0
-        for i in range(row):
-            total += float64(dy[c, i])
-            products += float64(dy[c, i]) * float64(x[c, i] - near)
-        products = (products + total * (near - mean[c])) * scale[c]
-        dbias[c] = total
-        dweight[c] = products
-        if needs_dx:
-            count = max(row, 1)
-            factor = x.dtype.type(weight[c] * scale[c])
-            slope = x.dtype.type(scale[c] * products / count)
-            rest = x.dtype.type(total / count + (near - mean[c]) * (scale[c] * products / count))
+            dy = weight * scale * (dy - dbias / row - xhat * dweight / row)
+
+        in place: the gradient with respect to x (Ioffe & Szegedy 2015, arXiv:1502.03167, section 3, with the sums of
+        its formulas for d mean and d variance written out).
+        """
+        C, row = x.shape
+        for c in range(C):
+            near = x.dtype.type(mean[c])
+            total, products = 0.0, 0.0
             for i in range(row):
-                dy[c, i] = (dy[c, i] - rest - (x[c, i] - near) * slope) * factor
+                gradient = x.dtype.type(dy[c, i] * derivative_of_output(y[c, i]))
+                dy[c, i] = gradient
+                total += float64(gradient)
+                products += float64(gradient) * float64(x[c, i] - near)
+            products = (products + total * (near - mean[c])) * scale[c]
+            dbias[c] = total
+            dweight[c] = products
+            if needs_dx:
+                count = max(row, 1)
+                factor = x.dtype.type(weight[c] * scale[c])
+                slope = x.dtype.type(scale[c] * products / count)
+                rest = x.dtype.type(total / count + (near - mean[c]) * (scale[c] * products / count))
+                for i in range(row):
+                    dy[c, i] = (dy[c, i] - rest - (x[c, i] - near) * slope) * factor
+
+    return batch_norm_backward
 
 
 @kernel

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parallelcnn.activations import AnyActivation, find_activation
+from parallelcnn.activations import IDENTITY, ActivationFunction, AnyActivation, find_activation
 from parallelcnn.kernels import batch_norm as kernels
 
 from .base import Array, Buffer, Layer, Parameter, Shape, Step, check_number
@@ -74,12 +74,14 @@ class BatchNorm(Layer):
         y = step.array(x.shape[:-1])
         weight, bias, epsilon = step.params["weight"], step.params["bias"], float(self.epsilon)
         mean, variance = step.buffers["running_mean"], step.buffers["running_var"]
+        inside, after = self._activations()
         if step.training:
             statistics = [step.scratch(x.shape[:1], np.float64) for _ in range(2)]
             sums = step.statistics["running_mean"], step.statistics["running_var"]
             arguments = weight, bias, epsilon, step.n, variance, *statistics, *sums
-            step.call(kernels.batch_norm_forward, _rows(x), *arguments, _rows(y))
-            step.save(x, *statistics, find_activation(self.activation).record_forward(step, y))
+            step.call(kernels.forward_kernel(inside.function), _rows(x), *arguments, _rows(y))
+            # The identity's derivative needs no y, whose memory is free earlier then.
+            step.save(x, x if inside is IDENTITY else y, *statistics, after.record_forward(step, y))
         else:
             step.call(kernels.batch_norm_predict, _rows(x), weight, bias, epsilon, mean, variance, _rows(y))
             find_activation(self.activation).record_forward(step, y)
@@ -87,12 +89,18 @@ class BatchNorm(Layer):
 
     def backward(self, step: Step, dy: Array) -> Array | None:
         # x is kept rather than (x - mean) / deviation, which the forward pass would have to write.
-        x, mean, scale, kept = step.saved
-        find_activation(self.activation).record_backward(step, kept, dy)
+        x, y, mean, scale, kept = step.saved
+        inside, after = self._activations()
+        after.record_backward(step, kept, dy)
         needs_dx = step.needs_input_gradient
         arguments = step.params["weight"], mean, scale, needs_dx, _rows(dy), step.grads["weight"], step.grads["bias"]
-        step.call(kernels.batch_norm_backward, _rows(x), *arguments)
+        step.call(kernels.backward_kernel(inside.derivative), _rows(x), _rows(y), *arguments)
         return dy if needs_dx else None
+
+    def _activations(self) -> tuple[ActivationFunction, ActivationFunction]:
+        """The activation in the loops of the normalisation, and the activation in a pass of its own."""
+        activation = find_activation(self.activation)
+        return (activation, IDENTITY) if activation.joins_loops else (IDENTITY, activation)
 
 
 def _rows(x: Array) -> Array:

@@ -20,9 +20,9 @@ from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import LOSS, STOP, Replica
 from parallelcnn.training.thread_pool import ThreadPool
 
-# Fewest samples in a shard of layers that mix samples. ResNet-50 on ImageNet has 23.6, 23.7 and 24.8 % errors with batch
-# statistics of 32, 16 and 8 samples (Wu & He 2018, arXiv:1803.08494, table 2). With 16, two cores can share a minibatch
-# of 32.
+# Fewest samples in a shard of layers that mix samples. With batch statistics of 32, 16 and 8 samples, ResNet-50 has
+# 23.6, 23.7 and 24.8 % errors on ImageNet (Wu & He 2018, arXiv:1803.08494, table 2). With 16, two cores can share a
+# minibatch of 32.
 _SHARD_SIZE = 16
 _MOST_SHARDS = 2**14
 
