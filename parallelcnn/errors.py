@@ -33,6 +33,12 @@ class ShapeError(InputError):
     """Shapes that do not fit together."""
 
 
+class UnknownNameError(InputError, KeyError):
+    """A name for which a mapping holds nothing."""
+
+    __str__ = Exception.__str__  # KeyError's puts the message in quotes
+
+
 class DataError(InputError):
     """A data set that is missing, damaged or different from what its header says."""
 
@@ -66,11 +72,11 @@ class TrainingWarning(UserWarning):
 
 
 def nearest_name(name: str, known: "list[str] | tuple[str, ...]") -> str:
-    """The end of a message about an unknown name: the known names, and the nearest one."""
+    """The end of a message about an unknown name: the known names, at most twenty, and the nearest one."""
     import difflib
 
     near = difflib.get_close_matches(name, known, n=1)
-    listed = f"known: {', '.join(known)}"
+    listed = f"known: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}"
     return f"did you mean {near[0]!r}? ({listed})" if near else listed
 
 

@@ -25,7 +25,7 @@ from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.layers.base import Array, Layer, Shape
 from parallelcnn.layers.recompute import without_recomputing
 from parallelcnn.optimizers import Optimizer
-from parallelcnn.parameters import decay_parts
+from parallelcnn.parameters import NamedArrays, decay_parts
 from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
 
@@ -155,10 +155,14 @@ class NetworkHandler:
         return self.shapes[-1]
 
     @property
-    def named_arrays(self) -> dict[str, Array]:
-        """Views of all parameters and buffers. Names are as in PyTorch, such as "0.weight"."""
-        both = ((self.layout, self._params), (self.buffer_layout, self._buffers))
-        return {slot.key: arrays[slot.layer][slot.name] for layout, arrays in both for slot in layout.slots}
+    def parameters(self) -> NamedArrays:
+        """All parameters by name, frozen ones last: `network.parameters["0.weight"]`. They can be assigned to."""
+        return NamedArrays(self.layout.named(self._params))
+
+    @property
+    def named_arrays(self) -> NamedArrays:
+        """All parameters and buffers by name, such as "1.running_mean". They can be assigned to."""
+        return NamedArrays({**self.layout.named(self._params), **self.buffer_layout.named(self._buffers)})
 
     @property
     def fused_layers(self) -> list[tuple[Layer, Shape]]:
@@ -210,10 +214,7 @@ class NetworkHandler:
         Raises:
             InputError: if another thread is training the network.
         """
-        if self._training_thread not in (None, threading.get_ident()):
-            raise InputError(
-                "the network is being trained in another thread: wait for it, or use a copy, copy.deepcopy(network)"
-            )
+        self._check_not_in_training()
         taken: list[Replica] = []
         try:
             while len(taken) < count:
@@ -224,6 +225,12 @@ class NetworkHandler:
             yield taken
         finally:
             self._idle += taken
+
+    def _check_not_in_training(self) -> None:
+        if self._training_thread not in (None, threading.get_ident()):
+            raise InputError(
+                "the network is being trained in another thread: wait for it, or use a copy, copy.deepcopy(network)"
+            )
 
     @contextmanager
     def being_trained(self) -> Iterator[None]:
@@ -347,6 +354,48 @@ class NetworkHandler:
                 else:
                     predictions[some] = np.moveaxis(output, -1, 0)
         return predictions
+
+    def activations(self, images: Array, layer: int | None = None) -> Any:
+        """Run the layers on images as in prediction, and return the output of one layer, or of each.
+
+        Several threads may call it at the same time. Each layer runs by itself, where `predict` fuses neighbouring
+        layers, so the last output may differ from that of `predict` by rounding.
+
+        Args:
+            images: as in `predict`.
+            layer: index of the layer in `layers`; negative: counted from the end. None: all layers.
+
+        Returns:
+            (N, *shape), with the output shape of the layer; for None a list of them. The last layer's output is
+            returned as it is, without the softmax or sigmoid of `predict`.
+
+        Raises:
+            InputError: if there is no such layer; otherwise as `predict`.
+
+        Example:
+            >>> network = NetworkHandler((Conv2D(6, 3, activation="relu"), Flatten(), Dense(10)), (1, 28, 28))
+            >>> network.activations(np.zeros((5, 28, 28), np.uint8), layer=0).shape
+            (5, 6, 26, 26)
+        """
+        count = len(self.layers)
+        is_integer = isinstance(layer, int | np.integer) and not isinstance(layer, bool)
+        if layer is not None and not (is_integer and -count <= layer < count):
+            raise InputError(f"layer must be None or an integer from {-count} to {count - 1}, got {layer!r}")
+        wanted = range(count) if layer is None else range(count)[layer:][:1]
+        images = check_images(images, self.input_shape, self.input_range, stacklevel=2)
+        self._check_not_in_training()
+        end = wanted.stop
+        alone = {i: fuse(self.layers[i : i + 1], training=False)[0] for i in range(end)}
+        layouts = self.layout, self.buffer_layout
+        arrays = self._params[:end], self._buffers[:end]
+        replica = Replica(alone, self.input_shape, layouts, *arrays, self.dtype, shares_memory=False)
+        found = [np.empty((len(images), *self.shapes[i + 1]), self.dtype) for i in wanted]
+        for start in range(0, max(len(images), 1), replica.block_size):
+            some = slice(start, start + replica.block_size)
+            outputs = replica.outputs(replica.load(images[some]))
+            for array, i in zip(found, wanted, strict=True):
+                array[some] = np.moveaxis(outputs[i], -1, 0)
+        return found if layer is None else found[0]
 
     def summary(self) -> str:
         """A table of the layers with output shapes (None: the number of samples) and numbers of parameters."""

@@ -5,12 +5,14 @@ layout. So one Allreduce, one update and one check serve all layers. Layers use 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from parallelcnn.arguments import as_array
+from parallelcnn.errors import InputError, ShapeError, UnknownNameError, nearest_name
 from parallelcnn.layers.base import Array, Parameter, Shape
 
 
@@ -91,6 +93,64 @@ class ArrayLayout:
         for slot in self.slots:
             views[slot.layer][slot.name] = flat[slot.start : slot.stop].reshape(slot.shape)
         return views
+
+    def named(self, views: tuple[dict[str, Array], ...]) -> dict[str, Array]:
+        """The views by their names in the network, in the order of the vector."""
+        return {slot.key: views[slot.layer][slot.name] for slot in self.slots}
+
+
+class NamedArrays(Mapping[str, Array]):
+    """Arrays of a network by name. Names are as in PyTorch, such as "0.weight".
+
+    Each array is a view into the network: to write to it changes the network, and training changes the array.
+    Assignment, `arrays[name] = values`, converts the values to the network's type and copies them into the array.
+
+    Raises:
+        UnknownNameError: which is a KeyError, if there is no array of that name.
+        ShapeError: on assignment, if the values have another shape than the array.
+        InputError: on assignment, if the values are not finite numbers.
+
+    Example:
+        >>> network = NetworkHandler((Dense(3), Dense(2)), (4,))
+        >>> network.parameters["1.weight"] = np.eye(2, 3)
+        >>> network.parameters
+        0.weight  (3, 4)
+        0.bias    (3,)
+        1.weight  (2, 3)
+        1.bias    (2,)
+    """
+
+    def __init__(self, arrays: dict[str, Array]) -> None:
+        self._arrays = arrays
+
+    def __getitem__(self, name: str) -> Array:
+        try:
+            return self._arrays[name]
+        except KeyError:
+            known = list(self._arrays)
+            raise UnknownNameError(f"the network has no array {name!r}: {nearest_name(str(name), known)}") from None
+
+    def __setitem__(self, name: str, values: Any) -> None:
+        array = self[name]
+        values = as_array(name, values, "an array of numbers")
+        if values.shape != array.shape:
+            raise ShapeError(f"{name} must have shape {array.shape}, got {values.shape}")
+        with np.errstate(over="ignore"):  # a number that is too large for the network's type is refused
+            values = values.astype(array.dtype)
+        if not np.isfinite(values).all():
+            raise InputError(f"{name} must hold finite numbers of {array.dtype}, got others")
+        array[...] = values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        """A line with name and shape for each array."""
+        width = max(map(len, self._arrays), default=0)
+        return "\n".join(f"{name:<{width}}  {array.shape}" for name, array in self.items()) or "no arrays"
 
 
 def decay_parts(parameters: Iterable[Parameter]) -> Array:

@@ -32,6 +32,8 @@ class Replica:
         params, buffers: for each index of the layout, the arrays by name.
         dtype: type of all arrays.
         predicting: the layers that run in prediction; None: those of training.
+        shares_memory: whether arrays that are never needed at the same time share memory. If not, `outputs` holds the
+            output of every layer.
 
     Attributes:
         reduction_buffer: the vector that is summed over replicas and ranks: gradients, statistics, the loss at index
@@ -52,6 +54,8 @@ class Replica:
         buffers: Sequence[dict[str, Array]],
         dtype: np.dtype,
         predicting: dict[int, Layer] | None = None,
+        *,
+        shares_memory: bool = True,
     ) -> None:
         trained = layouts[0].trained
         n_params, n_statistics = trained.size, layouts[1].size
@@ -62,7 +66,7 @@ class Replica:
         kept = tuple(map(LayerArrays, params, grads, buffers, statistics))
         self._recordable = _recordable(layers, input_shape, kept, dtype)
         self._predicting = self._recordable if predicting is None else _recordable(predicting, input_shape, kept, dtype)
-        self._memory = aligned(0)
+        self._memory, self._shares_memory = aligned(0), shares_memory
         self._tapes: dict[tuple[int, bool], Tape] = {}
         self._labels = np.empty(0)
         self._mixes_samples = any(layer.mixes_samples for layer in layers.values())
@@ -83,7 +87,7 @@ class Replica:
         tape = self._tapes.get((n, training))
         if tape is None:
             recordable = self._recordable if training else self._predicting
-            plan = plan_tape(recordable, n, training=training)
+            plan = plan_tape(recordable, n, training=training, shared=self._shares_memory)
             if plan.size > self._memory.nbytes:
                 check_memory(f"the network's activations for {n} samples", plan.size)
                 self._tapes.clear()  # they would keep the old memory alive
@@ -199,6 +203,11 @@ class Replica:
     def output_gradient(self, n: int, *, training: bool = True) -> Array:
         """The array, (*output_shape, n), to which a loss writes the gradient of the output."""
         return self.tape(n, training=training).dy
+
+    def outputs(self, x: Array) -> list[Array]:
+        """As `forward`, in prediction, for the outputs of all layers. Needs a replica that does not share memory."""
+        self.forward(x)
+        return self.tape(x.shape[-1], training=False).outputs
 
     def _run(self, parts: Sequence[list[Call]]) -> None:
         for part in parts:

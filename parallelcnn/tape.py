@@ -69,6 +69,7 @@ class Tape:
     Attributes:
         x: (*input_shape, n); the caller writes it before the forward pass.
         y: (*output_shape, n); the forward pass writes it.
+        outputs: the output of each layer. Later layers may overwrite it, unless the plan is one without sharing.
         dy: the gradient with respect to y; the caller writes it before the backward pass.
         dx: the gradient with respect to x; the backward pass writes it. None if it is not needed.
         keys: (n,) uint64, a random key for each sample; the caller writes them before the forward pass. None if no
@@ -79,7 +80,8 @@ class Tape:
 
     def __init__(self, recordable: Recordable, n: int, plan: Plan, memory: Array, *, training: bool) -> None:
         recorder = _Recorder(n, recordable.dtype, _PlannedMemory(plan, memory), training=training)
-        self.x, self.y, self.dy, self.dx = _record(recorder, recordable)
+        self.x, self.outputs, self.dy, self.dx = _record(recorder, recordable)
+        self.y = self.outputs[-1]
         self.keys = recorder.keys if recorder.uses_keys else None
         self.forward_parts, self.backward_parts = recorder.parts
         self.forward = [call for part in self.forward_parts for call in part]
@@ -152,18 +154,19 @@ class _Recorder:
         return self._memory.take(size * dtype.itemsize).view(dtype).reshape(shape)
 
 
-def _record(recorder: _Recorder, recordable: Recordable) -> tuple[Array, Array, Array, Array | None]:
-    """Record all layers; returns (x, y, dy, dx)."""
+def _record(recorder: _Recorder, recordable: Recordable) -> tuple[Array, list[Array], Array, Array | None]:
+    """Record all layers; returns (x, outputs, dy, dx)."""
     layers, shapes = recordable.layers, recordable.shapes
     x = recorder.array((*shapes[0], recorder.n), recorder.dtype)
     recorder.use(x)  # samples are loaded
-    steps, y = [], x
+    steps, outputs, y = [], [], x
     for i, layer in enumerate(layers):
         recorder.parts[0].append([])
         step = Step(recorder, recordable.arrays[i], i > recordable.ends_at, recordable.numbers[i])
         steps.append(step)
         y = layer.forward(step, y)
         check_returned(layer, "forward", y, (*shapes[i + 1], recorder.n))
+        outputs.append(y)
     dy = recorder.array(y.shape, recorder.dtype)
     recorder.use(y, dy)  # the loss is computed
     flowing: Array | None = dy
@@ -175,7 +178,7 @@ def _record(recorder: _Recorder, recordable: Recordable) -> tuple[Array, Array, 
                 check_returned(layers[i], "backward", flowing, (*shapes[i], recorder.n))
     if flowing is not None:
         recorder.use(flowing)
-    return x, y, dy, flowing
+    return x, outputs, dy, flowing
 
 
 class _PlannedMemory:

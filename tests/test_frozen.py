@@ -145,8 +145,8 @@ def test_the_first_layers_of_a_model_are_frozen_and_the_last_is_replaced():
     """The example in Frozen's docstring."""
     old = pc.NetworkHandler((pc.Conv2D(8, 3, activation="relu"), pc.Flatten(), pc.Dense(10)), (1, 8, 8), seed=4)
     new = pc.NetworkHandler((*map(pc.Frozen, old.layers[:-1]), pc.Dense(3)), old.input_shape)
-    for name, array in new.named_arrays.items():
+    for name in new.parameters:
         if not name.startswith("2."):
-            array[...] = old.named_arrays[name]
+            new.parameters[name] = old.parameters[name]
     assert new.trained_params.size == 3 * 8 * 6 * 6 + 3 == 867
     np.testing.assert_array_equal(new.params[867:], old.params[: 8 * 9 + 8])

@@ -32,9 +32,9 @@ class Frozen(Layer):
 
         >>> old = NetworkHandler((Conv2D(8, 3, activation="relu"), Flatten(), Dense(10)), (1, 8, 8))
         >>> new = NetworkHandler((*map(Frozen, old.layers[:-1]), Dense(3)), old.input_shape)
-        >>> for name, array in new.named_arrays.items():
+        >>> for name in new.parameters:
         ...     if not name.startswith("2."):
-        ...         array[...] = old.named_arrays[name]
+        ...         new.parameters[name] = old.parameters[name]
         >>> new.trained_params.size
         867
     """
