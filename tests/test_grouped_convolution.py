@@ -90,11 +90,6 @@ def test_what_does_not_fit_is_refused(make, input_shape, message):
         pc.NetworkHandler((make(),), input_shape)
 
 
-def test_a_third_number_as_pytorch_users_write_it_is_refused():
-    with pytest.raises(TypeError, match="positional argument"):
-        pc.Conv2D(3, 8, 3)
-
-
 @pytest.mark.parametrize("layer", [pc.Conv2D(4, 3, groups=2), pc.DepthwiseConv2D(3, dilation=2)], ids=name_of)
 def test_a_pooling_after_it_is_not_fused_and_still_right(layer):
     network = pc.NetworkHandler((layer, pc.MaxPool2D(2)), (4, 9, 9))

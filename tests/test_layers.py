@@ -16,6 +16,7 @@ from parallelcnn import (
     Concat,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
     Frozen,
@@ -54,6 +55,73 @@ def test_a_layer_is_a_value_that_prints_as_its_constructor_call(layer, input_sha
     assert hash(again) == hash(layer)
     with pytest.raises(FrozenInstanceError):
         layer.filters = 7
+
+
+class Plain(Layer):
+    """A layer without a constructor of its own."""
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, step, x):
+        return x
+
+    def backward(self, step, dy):
+        return dy
+
+
+class WithConstructor(Plain):
+    def __init__(self, size, *others, scale=1, **options):
+        self.kept = size, others, scale, options
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (  # as PyTorch users write it
+            lambda: Conv2D(3, 8, 3),
+            "Conv2D takes filters, kernel_size by position and others by name, as stride=3, but not a number of input "
+            "channels, got Conv2D(3, 8, 3)",
+        ),
+        (
+            lambda: Conv2D(3, 8, 3, 1, "same"),
+            "Conv2D takes filters, kernel_size by position and others by name, as stride=3, padding=1, "
+            "activation='same', but not a number of input channels, got Conv2D(3, 8, 3, 1, 'same')",
+        ),
+        (
+            lambda: DepthwiseConv2D(3, 2, bias=False),
+            "DepthwiseConv2D takes kernel_size by position and others by name, as multiplier=2, but not a number of "
+            "input channels, got DepthwiseConv2D(3, 2)",
+        ),
+        (
+            lambda: MaxPool2D(2, 2, "relu", 1),
+            "MaxPool2D takes pool_size, stride, activation by position and others by name, as padding=1, but not a "
+            "number of input channels, got MaxPool2D(2, 2, 'relu', 1)",
+        ),
+        (lambda: Flatten(1), "Flatten takes no argument by position, got Flatten(1)"),
+        (lambda: Plain(np.int64(7)), "Plain takes no argument by position, got Plain(7)"),
+        (lambda: Plain(axis=1), "Plain has no argument 'axis': it takes none"),
+        (lambda: Frozen(Flatten(), 1), "Frozen takes layer by position, got Frozen(Flatten(), 1)"),
+        (  # as Keras users write it
+            lambda: Conv2D(8, 3, strides=2),
+            "Conv2D has no argument 'strides': did you mean 'stride'? (known: filters, kernel_size, stride, padding, "
+            "activation, bias, groups, dilation)",
+        ),
+        (lambda: Dropout(p=0.5), "Dropout has no argument 'p': known: rate"),
+    ],
+)
+def test_arguments_that_a_layer_does_not_take_are_refused_in_our_own_words(make, message):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+def test_a_constructor_of_the_users_own_takes_what_it_takes():
+    assert WithConstructor(1, 2, 3, scale=4, other=5).kept == (1, (2, 3), 4, {"other": 5})
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'size'"):
+        WithConstructor()
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'kernel_size'"):
+        Conv2D(8)
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,18 @@
 Shapes are those of one sample, (C, H, W) or (features,). Arrays have one more axis, the samples, last and contiguous.
 """
 
+import inspect
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Self
 
 import numpy as np
 
 from parallelcnn.activations import ActivationFunction
-from parallelcnn.errors import ShapeError
+from parallelcnn.errors import InputError, ShapeError, nearest_name
 from parallelcnn.wording import function_name
 
 from .step import Array as Array
@@ -74,6 +76,10 @@ class Layer(ABC):
 
     mixes_samples = False
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        _check_arguments(cls, args, kwargs)
+        return super().__new__(cls)
+
     @abstractmethod
     def output_shape(self, input_shape: Shape) -> Shape:
         """Shape of one output sample. Called when the network is built.
@@ -131,6 +137,34 @@ class Layer(ABC):
             elif not _is_same(value, default):
                 arguments.append(f"{name}={written(value)}")
         return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+def _check_arguments(kind: type[Layer], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise InputError if a layer's constructor has too many arguments by position, or one that it does not know."""
+    by_position, by_name, takes_any = _arguments_of(kind)
+    if len(args) > len(by_position) and not takes_any:
+        message = f"{kind.__name__} takes {', '.join(by_position) or 'no argument'} by position"
+        named = [f"{name}={written(value)}" for name, value in zip(by_name, args[len(by_position) :], strict=False)]
+        if named:
+            message += f" and others by name, as {', '.join(named)}, but not a number of input channels"
+        raise InputError(f"{message}, got {kind.__name__}({', '.join(map(written, args))})")
+    known = [*by_position, *by_name]
+    for name in kwargs:
+        if name not in known and not takes_any:
+            rule = nearest_name(name, known) if known else "it takes none"
+            raise InputError(f"{kind.__name__} has no argument {name!r}: {rule}")
+
+
+@cache
+def _arguments_of(kind: type[Layer]) -> tuple[list[str], list[str], bool]:
+    """Arguments that a class takes by position, those that it takes by name only, and whether it takes any others."""
+    if kind.__init__ is object.__init__:  # which accepts everything, because `Layer` has a __new__
+        return [], [], False
+    _, *arguments = inspect.signature(kind.__init__).parameters.values()
+    by_name = [one.name for one in arguments if one.kind is one.KEYWORD_ONLY]
+    any_others = [one for one in arguments if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    by_position = [one.name for one in arguments if one not in any_others and one.kind is not one.KEYWORD_ONLY]
+    return by_position, by_name, bool(any_others)
 
 
 def _is_same(value: Any, default: Any) -> bool:
