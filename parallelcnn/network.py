@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from parallelcnn.kernels.losses import sigmoid, softmax
 from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.layers.base import Array, Layer, Shape
 from parallelcnn.layers.recompute import without_recomputing
+from parallelcnn.layers.step import merged
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.parameters import NamedArrays, decay_parts
 from parallelcnn.replica import Replica
@@ -176,8 +178,20 @@ class NetworkHandler:
 
     def multiply_adds(self, samples: int, *, training: bool) -> int:
         """Multiply-adds of the forward pass, and in training the backward pass, for `samples` samples; see `Layer`."""
-        forward = samples * sum(layer.multiply_adds(shape) for layer, shape in self.fused_layers)
-        return 3 * forward if training else forward
+        return samples * sum(forward + backward * training for forward, backward in self.multiply_adds_by_layer())
+
+    def multiply_adds_by_layer(self, *, fused: bool = True) -> list[tuple[int, int]]:
+        """Multiply-adds for one sample, forwards and backwards, of each of `fused_layers`, or of `layers`."""
+        running = self._running if fused else dict(enumerate(self.layers))
+        counts, needed = [], False
+        for start, stop in pairwise([*running, len(self.layers)]):
+            layer, shape, trained = running[start], self.shapes[start], merged(self.layout.trained.shapes[start:stop])
+            backward = 0
+            if trained or needed:
+                backward = layer.backward_multiply_adds(shape, trained, needs_input_gradient=needed)
+            counts.append((layer.multiply_adds(shape), backward))
+            needed = needed or bool(trained)
+        return counts
 
     def load(self, images: Array, indices: Array | None = None, *, training: bool = False) -> Array:
         """Gather samples and convert them to the internal layout; see `Replica.load`."""

@@ -6,7 +6,7 @@ Shapes are those of one sample, (C, H, W) or (features,). Arrays have one more a
 import inspect
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, Self
@@ -103,9 +103,21 @@ class Layer(ABC):
     def multiply_adds(self, input_shape: Shape) -> int:
         """Number of multiply-adds of the forward pass for one sample, by definition, whatever the algorithm.
 
-        Each gradient takes the same number again. It is used for profiles and to choose the number of threads.
+        It is used for profiles and to choose the number of threads.
         """
         return 0
+
+    def backward_multiply_adds(
+        self, input_shape: Shape, trained: Collection[str], *, needs_input_gradient: bool
+    ) -> int:
+        """As `multiply_adds`, for the backward pass. Default: as many as forwards for the gradients of the parameters,
+        if any is trained, and again for that of the input.
+
+        Args:
+            trained: names of the parameters that are trained.
+            needs_input_gradient: see `Step`.
+        """
+        return self.multiply_adds(input_shape) * (bool(trained) + needs_input_gradient)
 
     @abstractmethod
     def forward(self, step: Step, x: Array) -> Array:

@@ -5,7 +5,7 @@ composites can be nested to any depth.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -53,6 +53,15 @@ class Composite(Layer):
 
     def multiply_adds(self, input_shape: Shape) -> int:
         return sum(layer.multiply_adds(shape) for layer, shape in self.inner_layers(input_shape))
+
+    def inner_backward_multiply_adds(
+        self, name: str, input_shape: Shape, trained: Collection[str], *, needs_input_gradient: bool
+    ) -> int:
+        """Those of the layer of that name inside, given its input shape, and the names of trained parameters here."""
+        mine = trained_inside(name, trained)
+        if not mine and not needs_input_gradient:
+            return 0  # see `Step.backward`
+        return self.inside[name].backward_multiply_adds(input_shape, mine, needs_input_gradient=needs_input_gradient)
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,6 +121,15 @@ class Sequential(Composite):
                 flowing = step.backward(str(i), flowing)
         return flowing
 
+    def backward_multiply_adds(
+        self, input_shape: Shape, trained: Collection[str], *, needs_input_gradient: bool
+    ) -> int:
+        total, needed = 0, needs_input_gradient
+        for i, shape in enumerate(self._shapes(input_shape)[:-1]):
+            total += self.inner_backward_multiply_adds(str(i), shape, trained, needs_input_gradient=needed)
+            needed = needed or bool(trained_inside(str(i), trained))
+        return total
+
     def _shapes(self, input_shape: Shape) -> list[Shape]:
         """Shapes of one sample before, between and after the layers."""
         shapes = [input_shape]
@@ -133,6 +151,11 @@ class Replaced(Layer):
 
     def backward(self, step: Step, dy: Array) -> Array | None:
         return dy
+
+
+def trained_inside(name: str, trained: Collection[str]) -> set[str]:
+    """Of the names of trained parameters, those of the layer inside, by its own names."""
+    return {one.removeprefix(f"{name}.") for one in trained if one.startswith(f"{name}.")}
 
 
 def as_row(owner: Layer, rule: str, value: Any, at_least: int = 0) -> Layers:

@@ -1,6 +1,6 @@
 """Concatenation of the outputs of several branches along the channels."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -63,6 +63,14 @@ class Concat(Composite):
             listed = ", ".join(map(str, shapes))
             raise ShapeError(f"{self}: outputs of branches must agree in all axes but the first, got {listed}")
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def backward_multiply_adds(
+        self, input_shape: Shape, trained: Collection[str], *, needs_input_gradient: bool
+    ) -> int:
+        return sum(
+            self.inner_backward_multiply_adds(name, input_shape, trained, needs_input_gradient=needs_input_gradient)
+            for name in self.inside
+        )
 
     def map_rows(self, function: Callable[[Layers], Layers]) -> Composite:
         return replace(self, branches=tuple(function(row_of(branch)) for branch in self.branches))

@@ -1,5 +1,6 @@
 """Layers whose parameters training does not change."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from parallelcnn.errors import ShapeError
@@ -64,6 +65,11 @@ class Frozen(Layer):
 
     def multiply_adds(self, input_shape: Shape) -> int:
         return self.layer.multiply_adds(input_shape)
+
+    def backward_multiply_adds(
+        self, input_shape: Shape, trained: Collection[str], *, needs_input_gradient: bool
+    ) -> int:
+        return self.layer.backward_multiply_adds(input_shape, trained, needs_input_gradient=needs_input_gradient)
 
     def forward(self, step: Step, x: Array) -> Array:
         return self.layer.forward(step, x)

@@ -1,8 +1,9 @@
 """Recomputation of activations in the backward pass, which saves memory."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from .base import Array, Layer, Step
+from .base import Array, Layer, Shape, Step
 from .composite import Composite, Layers, Sequential
 
 
@@ -33,6 +34,12 @@ class Recompute(Sequential):
     def forward(self, step: Step, x: Array) -> Array:
         step.save(x)
         return super().forward(step, x)
+
+    def backward_multiply_adds(
+        self, input_shape: Shape, trained: Collection[str], *, needs_input_gradient: bool
+    ) -> int:
+        gradients = super().backward_multiply_adds(input_shape, trained, needs_input_gradient=needs_input_gradient)
+        return self.multiply_adds(input_shape) + gradients
 
     def backward(self, step: Step, dy: Array) -> Array | None:
         (x,) = step.saved

@@ -1,6 +1,6 @@
 """Residual connection: adds the output of some layers to their input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from parallelcnn.activations import AnyActivation, find_activation
@@ -72,6 +72,16 @@ class Residual(Sequential):
         if shape != added:
             raise ShapeError(f"{self}: the shortcut must give the shape of the layers' output, {shape}, got {added}")
         return shape
+
+    def backward_multiply_adds(
+        self, input_shape: Shape, trained: Collection[str], *, needs_input_gradient: bool
+    ) -> int:
+        total = super().backward_multiply_adds(input_shape, trained, needs_input_gradient=needs_input_gradient)
+        if self.shortcut is not None:
+            total += self.inner_backward_multiply_adds(
+                _SHORTCUT, input_shape, trained, needs_input_gradient=needs_input_gradient
+            )
+        return total
 
     def map_rows(self, function: Callable[[Layers], Layers]) -> Composite:
         shortcut = None if self.shortcut is None else function(row_of(self.shortcut))

@@ -6,7 +6,7 @@ addresses. So a training step allocates nothing and looks nothing up.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ Array = np.ndarray
 Arrays = dict[str, Array]
 Shape = tuple[int, ...]
 Call = Callable[[], object]
+T = TypeVar("T")
 
 
 class Recorder(Protocol):
@@ -181,7 +182,7 @@ def check_returned(layer: "Layer", name: str, found: Any, shape: Shape) -> None:
         )
 
 
-def merged(some: Sequence[Arrays]) -> Arrays:
+def merged(some: Sequence[dict[str, T]]) -> dict[str, T]:
     """The arrays of neighbouring layers: those of the first by their names, those of the next as "1.weight", ..."""
     return {f"{i}.{name}" if i else name: array for i, named in enumerate(some) for name, array in named.items()}
 

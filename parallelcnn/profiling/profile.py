@@ -1,11 +1,11 @@
 """The profile of a training: for each rank, seconds by phase of a step; computed from time stamps."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from parallelcnn.layers.base import Array, Layer, Shape
+from parallelcnn.layers.base import Array
+from parallelcnn.network import NetworkHandler
 
 from .stamps import ARRIVED, BEGAN, ENDED, LOAD_BEGAN, LOADED, SAMPLES, STEP, SUMMED, UPDATED
 
@@ -66,15 +66,13 @@ class Profile:
         return self.flops_as_written * rank.samples / rank.threads / float(rank.total.sum()) / 1e9
 
 
-def flops_of(layers: Sequence[tuple[Layer, Shape]]) -> Array:
-    """Operations per sample of each layer forwards, then of each backwards, given with the shape of its input.
+def flops_of(network: NetworkHandler, *, fused: bool = True) -> Array:
+    """Operations per sample of each layer forwards, then of each backwards: two per multiply-add.
 
-    Forwards two per multiplication with addition; backwards as many for the gradient of the parameters, and again for
-    the gradient of the input, which the first layer does not compute.
+    Args:
+        fused: of the layers as they run; otherwise as they were written.
     """
-    forward = np.array([2 * layer.multiply_adds(shape) for layer, shape in layers], np.int64)
-    gradients = np.array([1] + [2] * (len(layers) - 1))
-    return np.concatenate([forward, forward * gradients])
+    return 2 * np.array(network.multiply_adds_by_layer(fused=fused), np.int64).T.ravel()
 
 
 def durations_of(steps: Array, passes: Array, latest: Array, threads: int) -> Array:

@@ -74,7 +74,7 @@ class Profiler:
         """
         self.profile = None
         self._network, self._comm = network, comm
-        self._flops = flops_of(network.fused_layers)
+        self._flops = flops_of(network)
         columns = pass_columns(len(network.fused_layers))
         self._steps = Log(STEP_COLUMNS, _STEPS_AT_ONCE)
         self._passes = [Log(columns, _STEPS_AT_ONCE) for _ in replicas]
@@ -127,8 +127,7 @@ class Profiler:
             trace_passes=self._trace_passes,
             trace_evaluations=self._trace_evaluations,
         )
-        written = list(zip(self._network.layers, self._network.shapes[:-1], strict=True))
-        names, flops_as_written = [repr(layer) for layer, _ in layers], int(flops_of(written).sum())
+        names, flops_as_written = [repr(layer) for layer, _ in layers], int(flops_of(self._network, fused=False).sum())
         self.profile = Profile(names, self._flops, flops_as_written, self._comm.allgather(mine))
 
     def table(self) -> str:
