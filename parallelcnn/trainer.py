@@ -30,7 +30,13 @@ from parallelcnn.training.history import History
 from parallelcnn.training.loop import Loop
 from parallelcnn.training.preparation import check_fit, check_numbers, facts_of, start
 from parallelcnn.training.progress import Progress, check_verbose, show_compilation
-from parallelcnn.training.reduction import check_reproducible, reducer_of, warn_of_small_shards
+from parallelcnn.training.reduction import (
+    check_reproducible,
+    fixed_shards,
+    reducer_of,
+    warn_of_idle_threads,
+    warn_of_small_shards,
+)
 from parallelcnn.training.thread_pool import ThreadPool
 from parallelcnn.training.threads import check_threads, choose_threads, one_blas_thread
 
@@ -170,8 +176,16 @@ def train(
         last_sample = order.samples_in(epochs)
         history = start(comm, network, facts, resume, last_sample)
         network.input_range = train_set.input_range
-        threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True))
-        run_together(comm, lambda: network.check_memory(threads))
+        shards = fixed_shards(network, batch_size, reproducible)
+        threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True), shards)
+        all_threads = comm.allgather(threads)
+
+        def check_threads_of_ranks() -> None:
+            network.check_memory(threads)
+            if comm.rank == 0:
+                warn_of_idle_threads(all_threads, shards, reproducible, stacklevel=5)
+
+        run_together(comm, check_threads_of_ranks)
         replicas = network.replicas(threads)
         ranks = comm
         # numpy need not warn of an overflow: the check of the loss detects it.

@@ -67,6 +67,7 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.filterwarnings("ignore:.* have nothing to do:parallelcnn.errors.TrainingWarning")
 def test_reproducible_training_gives_the_same_bits(ranks, threads, alone):
     def work(comm):
         network = everything.network(seed=comm.rank)  # rank 0's weights count
@@ -84,6 +85,7 @@ def test_a_resume_in_the_middle_of_an_epoch_gives_the_same_bits(alone):
     assert network.state_sha256() == expected
 
 
+@pytest.mark.filterwarnings("ignore:.* have nothing to do:parallelcnn.errors.TrainingWarning")
 def test_without_reproducible_each_step_agrees_to_rounding():
     """Compared after two minibatches. Over more steps Adam's divisions by small numbers make rounding errors grow."""
     states = []

@@ -107,6 +107,7 @@ def test_a_checkpoint_whose_parameters_are_in_another_order_is_refused(tmp_path,
         train(new(layers=layers), resume=checkpoint)
 
 
+@pytest.mark.filterwarnings("ignore:.* have nothing to do:parallelcnn.errors.TrainingWarning")
 def test_restore_best_goes_on_after_a_rank_is_lost_in_the_evaluation_that_ends_an_epoch():
     def work(comm):
         network, stopping = new(seed=comm.rank), pc.EarlyStopping(patience=9, restore_best=True)

@@ -218,6 +218,7 @@ def test_training_with_batches_that_leave_a_last_minibatch_of_one_sample_works()
     assert (network.named_arrays["1.running_var"] > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:.* have nothing to do:parallelcnn.errors.TrainingWarning")
 def test_training_gives_the_same_bits_on_any_number_of_threads_and_without_reproducible_sums_agrees_to_rounding():
     """Within 1e-4 after 18 steps."""
     wanted, rounded = train(), train(reproducible=None)

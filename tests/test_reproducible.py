@@ -87,6 +87,7 @@ def train(network=None, threads=1, reproducible=None, optimizer=None, batch_size
 
 @pytest.mark.parametrize("reproducible", [1, 3, 8, 30])
 @pytest.mark.parametrize("batch_size", [25, 2, 211])
+@pytest.mark.filterwarnings("ignore:.* have nothing to do:parallelcnn.errors.TrainingWarning")
 def test_the_bits_are_the_same_on_any_number_of_threads(reproducible, batch_size):
     """30 shards are more than a minibatch has samples: some are empty."""
     runs = [

@@ -34,7 +34,7 @@ from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 from parallelcnn.training.preparation import check_fit, check_numbers, check_resume, facts_of
 from parallelcnn.training.progress import show_compilation
-from parallelcnn.training.reduction import check_reproducible
+from parallelcnn.training.reduction import check_reproducible, fixed_shards
 from parallelcnn.training.threads import check_threads, choose_threads
 
 LONGEST_WAIT = 30.0  # for an earlier start of the same run to finish [s]
@@ -95,7 +95,8 @@ class Run:
         options, network = self._options, self._network
         warn_of_too_many_threads(options, self._comm)
         work = network.multiply_adds(options.batch_size, training=True)
-        self._threads = choose_threads(self._comm, options.threads, work)
+        shards = fixed_shards(network, options.batch_size, options.reproducible)
+        self._threads = choose_threads(self._comm, options.threads, work, shards)
         run_together(self._comm, lambda: network.check_memory(self._threads))
         with interrupts_ending_the_process():
             self._compile_seconds = compile_in_turns(

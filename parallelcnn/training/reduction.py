@@ -5,6 +5,7 @@ minibatch into the same shards and adds integers: the same bits on any number of
 """
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from parallelcnn.losses import Loss
 from parallelcnn.network import NetworkHandler
 from parallelcnn.replica import LOSS, STOP, Replica
 from parallelcnn.training.thread_pool import ThreadPool
+from parallelcnn.wording import plural
 
 # Fewest samples in a shard of layers that mix samples. With batch statistics of 32, 16 and 8 samples, ResNet-50 has
 # 23.6, 23.7 and 24.8 % errors on ImageNet (Wu & He 2018, arXiv:1803.08494, table 2). With 16, two cores can share a
@@ -232,6 +234,33 @@ def warn_of_small_shards(network: NetworkHandler, batch_size: int, shards: int |
             TrainingWarning,
             stacklevel=stacklevel + 1,
         )
+
+
+def fixed_shards(network: NetworkHandler, batch_size: int, shards: int | None) -> int | None:
+    """The number of shards of a minibatch; None if every thread gets one."""
+    return default_shards(batch_size) if shards is None and network.mixes_samples else shards
+
+
+def warn_of_idle_threads(threads: Sequence[int], fixed: int | None, shards: int | None, *, stacklevel: int) -> None:
+    """Warn if there are more threads than shards of a minibatch.
+
+    Args:
+        threads: of each rank.
+        fixed: see `fixed_shards`.
+        shards: asked for; None: the default.
+    """
+    if fixed is None or sum(threads) <= fixed:
+        return
+    cut, remedy = "layers that mix samples, such as BatchNorm, cut", "a larger batch_size"
+    if shards is not None:
+        cut, remedy = f"reproducible={shards} cuts", "a larger number for reproducible"
+    workers = f"{plural(len(threads), 'rank')} of {plural(threads, 'thread')}"
+    warnings.warn(
+        f"{cut} a minibatch into {plural(fixed, 'shard')}, each for one thread, so {sum(threads) - fixed} of "
+        f"{sum(threads)} threads ({workers}) have nothing to do: use {remedy}, or fewer processes or threads",
+        TrainingWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def reducer_of(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.comm import Transport
+from parallelcnn.data.sampler import shard
 from parallelcnn.errors import InputError
 from parallelcnn.resources import core_quota, usable_cores
 
@@ -55,7 +56,9 @@ def worth_waking(multiply_adds: int) -> int:
     return max(1, multiply_adds // _LEAST_MULTIPLY_ADDS)
 
 
-def choose_threads(comm: Transport, asked: int | None, multiply_adds: int | None = None) -> int:
+def choose_threads(
+    comm: Transport, asked: int | None, multiply_adds: int | None = None, shards: int | None = None
+) -> int:
     """Choose the number of threads of this rank: `asked`, or for None this rank's share of the node's cores, but no
     more threads than it has work for.
 
@@ -63,12 +66,17 @@ def choose_threads(comm: Transport, asked: int | None, multiply_adds: int | None
 
     Args:
         multiply_adds: work of all ranks together between two synchronisations of threads; None: no limit on threads.
+        shards: number of shards of a minibatch, each computed by one thread; None: as many as there are threads.
     """
     cores = comm.allgather(usable_cores())
     if asked is not None:
         return asked
     share = fair_share(comm.rank, {rank: cores[rank] for rank in comm.ranks_on_node()}, core_quota())
-    return share if multiply_adds is None else min(share, worth_waking(multiply_adds // comm.size))
+    if multiply_adds is not None:
+        share = min(share, worth_waking(multiply_adds // comm.size))
+    if shards is not None:
+        share = min(share, max(1, len(shard(np.arange(shards), comm.rank, comm.size))))
+    return share
 
 
 class _BlasLimit:

@@ -41,6 +41,7 @@ def train(comm, epochs=2, network=None, **options):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("reproducible", [1, 6])
+@pytest.mark.filterwarnings("ignore:.* have nothing to do:parallelcnn.errors.TrainingWarning")
 def test_with_reproducible_sums_the_bits_are_those_of_one_process(comm, reproducible, threads):
     network, history = train(comm, reproducible=reproducible, threads=threads, evaluate_every=4)
     alone, history_alone = train(pc.Serial(), reproducible=reproducible, threads=1, evaluate_every=4)
