@@ -81,6 +81,8 @@ class Concat(Composite):
             for name, branch in self.inside.items()
         ]
         y = step.array(self.output_shape(x.shape[:-1]))
+        # Branches could write into y directly, except x itself. But these copies take only 1.3 % of a step of a small
+        # inception network, and 3.5 % of a small DenseNet, where 0.9 % are those of other branches than x.
         for part, output in zip(_split(y, [len(output) for output in outputs]), outputs, strict=True):
             step.call(copy, output.reshape(output.size), part.reshape(output.size))
         step.save([len(output) for output in outputs])
