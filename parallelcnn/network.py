@@ -432,10 +432,9 @@ class NetworkHandler:
         """A line of the summary about the memory that `Recompute` saves."""
         kept = without_recomputing(self.layers)
         if kept != self.layers:
-            used, otherwise = (
-                one.plan_size() / 2**20 for one in (self.replica, self.new_replica(fuse(kept, training=True)))
-            )
-            n = self.replica.block_size
+            other, n = self.new_replica(fuse(kept, training=True)), self.replica.block_size
+            other.block_size = n  # its own may differ, because the layers of a block count
+            used, otherwise = (one.plan_size() / 2**20 for one in (self.replica, other))
             yield f"training on {n} samples takes {used:,.1f} MiB, without Recompute {otherwise:,.1f} MiB"
 
     def parameters_sha256(self) -> str:

@@ -151,6 +151,7 @@ def test_a_page_replaces_the_earlier_one(tmp_path):
         ("compare", "--against no/such", "must be a folder that exists, got 'no/such'"),
         ("compare", "--against /", "--against must be a checkout of parallelcnn, got '/'"),
         ("same_bits", "--folder no/such", "--folder: must be a folder that exists, got 'no/such'"),
+        ("recompute", "--samples 0", "--samples: must be an integer of at least 1, got '0'"),
         ("start_up", "--rounds 0", "--rounds: must be an integer of at least 1, got '0'"),
         ("soak", "--kills 0", "--kills: must be an integer of at least 1, got '0'"),
     ],

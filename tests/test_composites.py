@@ -118,6 +118,59 @@ def test_recomputing_gives_the_same_bits_in_less_memory():
     assert "Recompute" not in kept.summary()
 
 
+def memory_in(line):
+    """The numbers of samples and of MiB with and without `Recompute`, of a summary's last line."""
+    words = line.replace(",", "").split()
+    return int(words[2]), float(words[5]), float(words[9])
+
+
+def pieces_of(layers, sizes):
+    """The layers with a Recompute for each of the first groups of so many layers."""
+    for size in sizes:
+        yield pc.Recompute(layers[:size])
+        layers = layers[size:]
+    yield from layers
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most"), [((5, 5), 0.7), ((2, 3, 2, 3, 2), 0.6), ((17,), 1.01)], ids=["pairs", "convolutions", "all"]
+)
+def test_the_summary_says_what_tapes_of_vgg_small_take(sizes, most):
+    layers = pc.vgg_small()
+    kept, recomputed = (pc.NetworkHandler(tuple(some), (3, 32, 32)) for some in (layers, pieces_of(layers, sizes)))
+    n, used, otherwise = memory_in(recomputed.summary().splitlines()[-1])
+    assert n == recomputed.replica.block_size
+    for network, stated in ((recomputed, used), (kept, otherwise)):
+        network.replica.tape(n, training=True)
+        assert network.replica._memory.nbytes / 2**20 == pytest.approx(stated, abs=0.06)
+    assert used <= most * otherwise
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda layer: pc.Residual((layer,)),
+        lambda layer: pc.Residual((pc.Conv2D(16, 1),), shortcut=(layer, pc.Conv2D(16, 1))),
+        lambda layer: pc.Concat((layer, ())),
+        lambda layer: pc.Recompute((pc.Sequential((layer, pc.Conv2D(16, 1))),)),
+        pc.Frozen,
+    ],
+)
+def test_the_summary_finds_recomputation_at_any_depth(wrap):
+    convolutions = tuple(pc.Conv2D(16, 3, padding="same", activation="tanh") for _ in range(3))
+    around = (pc.Conv2D(16, 3, padding="same"), pc.Flatten(), pc.Dense(2))
+    some, other = (
+        pc.NetworkHandler((around[0], wrap(kind(convolutions)), wrap(kind(convolutions)), *around[1:]), (1, 9, 8))
+        for kind in (pc.Recompute, pc.Sequential)
+    )
+    n, used, otherwise = memory_in(some.summary().splitlines()[-1])
+    assert n == some.replica.block_size == other.replica.block_size
+    assert used == pytest.approx(some.replica.plan_size() / 2**20, abs=0.06)
+    assert used < 0.95 * otherwise
+    if not any(isinstance(layer, pc.Recompute) for layer in other.layers):
+        assert otherwise == pytest.approx(other.replica.plan_size() / 2**20, abs=0.06)
+
+
 def test_branches_are_not_fused_with_each_other(rng):
     layer = pc.Concat((pc.Conv2D(3, 1, activation="relu"), pc.MaxPool2D(1)))
     network = pc.NetworkHandler((layer,), (2, 3, 5))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from .base import Array, Layer, Shape, Step
 from .composite import Composite, Layers, Sequential
+from .frozen import Frozen
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,6 +52,8 @@ def without_recomputing(layers: Layers) -> Layers:
     """The same layers, with a Sequential for each Recompute, at any depth."""
 
     def kept(layer: Layer) -> Layer:
+        if isinstance(layer, Frozen):
+            return Frozen(kept(layer.layer))
         inside = layer.map_rows(without_recomputing) if isinstance(layer, Composite) else layer
         return Sequential(inside.layers) if isinstance(inside, Recompute) else inside
 
