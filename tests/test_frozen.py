@@ -1,6 +1,7 @@
 """Frozen layers: training neither computes nor sends their gradients, and does not change them."""
 
 import copy
+from dataclasses import dataclass
 
 import noisy
 import numpy as np
@@ -126,6 +127,50 @@ def test_a_layer_of_the_users_own_is_frozen_without_knowing_of_it(rng):
     found.backward(rng.normal(size=(2, 7)).astype(np.float32))
     assert found.gradients.size == 6 * 5 + 6 + 2 * 6 + 2
     assert np.abs(found.gradients).min() > 0
+
+
+@dataclass(frozen=True, repr=False)
+class Scale(pc.Layer):
+    """y = weight * x; skips a gradient that nobody reads, or computes it."""
+
+    skips: bool
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def parameters(self, input_shape):
+        return {"weight": pc.Parameter(input_shape, 1.5)}
+
+    def forward(self, step, x):
+        y = step.array(x.shape[:-1])
+        step.save(x)
+        step.call(np.multiply, x, step.params["weight"][..., np.newaxis], out=y)
+        return y
+
+    def backward(self, step, dy):
+        (x,) = step.saved
+        if "weight" in step.grads or not self.skips:
+            product = step.array(dy.shape[:-1])
+            step.call(np.multiply, dy, x, out=product)
+            step.call(np.sum, product, axis=-1, out=step.grads["weight"])
+            assert ("weight" in step.grads) == bool(step.grads)  # also after the access
+        step.call(np.multiply, dy, step.params["weight"][..., np.newaxis], out=dy)
+        return dy
+
+
+def test_a_layer_may_skip_gradients_of_frozen_parameters_which_saves_calls_and_memory():
+    found, calls, memory = [], [], []
+    for skips in (True, False):
+        one = network((pc.Flatten(), pc.Dense(6), pc.Frozen(Scale(skips)), pc.Dense(5)))
+        calls.append([len(part) for part in one.replica.tape(32, training=True).backward_parts])
+        memory.append(one.replica.plan_size())
+        found.append(train(found=one).parameters_sha256())
+        assert (one.parameters["2.weight"] == 1.5).all()
+    assert found[0] == found[1]
+    assert [more - fewer for fewer, more in zip(*calls, strict=True)] == [0, 2, 0, 0]  # last layer first
+    assert memory[0] < memory[1]
+    for skips in (True, False):
+        assert pc.gradient_check(Scale(skips), (3, 2)).largest_difference < 1e-6
 
 
 def test_a_network_of_frozen_layers_only_does_not_change():

@@ -146,3 +146,16 @@ class Endless(pc.Metric):
 def test_what_a_metric_cannot_judge_is_refused(make, error, message):
     with pytest.raises(error, match=re.escape(message)):
         make()
+
+
+def test_a_checkpoint_keeps_numbers_of_all_evaluations_and_arrays_of_the_newest(tmp_path):
+    sets, folder = (small.dataset(50), small.dataset(20, seed=1)), pc.CheckpointFolder(tmp_path)
+    options = {"metrics": METRICS, "comm": pc.Serial(), "threads": 1, "checkpoints": folder, "verbose": 0}
+    history = pc.train(small.network(), *sets, pc.SGD(0.1), 2, 25, **options)
+    assert history["test_confusion_matrix"].shape == (2, 5, 5)
+    kept = folder.newest().history
+    assert kept.evaluations[1] == history.evaluations[1]
+    assert {name for name, _ in kept.evaluations[0][2].others} == {"top_2_accuracy", "precision", "recall", "f1"}
+    np.testing.assert_array_equal(kept["test_f1"], history["test_f1"])
+    with pytest.raises(InputError, match="the history has no series 'test_confusion_matrix'"):
+        kept["test_confusion_matrix"]
