@@ -7,6 +7,7 @@ tuples. What stays is the result: one float a step in `History.losses`.
 import json
 import sys
 
+import everything
 import launch
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import traced
 from conftest import ROOT
 
 import parallelcnn as pc
+from parallelcnn.training import reduction
 
 # Bytes. An array with but two bytes for each sample would be larger than all that a step may hold at once.
 PEAK = 4096
@@ -93,6 +95,28 @@ def test_regression_allocates_no_memory_for_numbers_either(loss, rng):
         network, train_set, small_test_set(train_set), pc.SGD(0.1), 3, SAMPLES, loss=loss, callbacks=[steps], verbose=0
     )
     assert steps.peak <= PEAK
+
+
+@pytest.mark.parametrize("is_reproducible", [True, False])
+@pytest.mark.parametrize(("threads", "shards"), [(1, 1), (2, 2), (2, 4)])
+def test_a_network_with_everything_allocates_no_memory_for_numbers_either(
+    threads, shards, is_reproducible, monkeypatch
+):
+    """Layers that mix or drop samples, with buffers; smoothed labels; warm-up, clipping and averaged weights.
+
+    A shard has so many samples that an array with two bytes for each would be seen; with four shards, a thread adds up
+    two. A minibatch at the end of an epoch is smaller.
+    """
+    monkeypatch.setattr(reduction, "default_shards", lambda batch_size: shards)
+    steps, network = traced.TracedSteps(), everything.network()
+    batch_size = shards * SAMPLES
+    train_set = small.dataset(2 * batch_size + shards * (SAMPLES - 100))
+    optimizer = pc.EMA(pc.AdamW(pc.Cosine(0.01, warmup=4), weight_decay=0.1, clip_norm=0.5), decay=0.9)
+    options = {"comm": pc.Serial(), "callbacks": [steps], "verbose": 0, "threads": threads}
+    options |= {"loss": pc.SoftmaxCrossEntropy(0.1), "reproducible": shards if is_reproducible else None}
+    pc.train(network, train_set, small.dataset(9), optimizer, 3, batch_size, **options)
+    assert steps.steps == 4
+    assert steps.peak <= PEAK + 1024 * (threads - 1)  # each thread has Python objects of its own
 
 
 def test_a_step_of_several_blocks_allocates_no_memory_for_numbers_either(rng):
