@@ -28,8 +28,8 @@ from parallelcnn.layers.recompute import Recompute
 from parallelcnn.layers.residual import Residual
 
 # Only this library's own classes: a subclass may behave differently.
-_COMPOSITES = (Sequential, Residual, Concat, Recompute)
-_CONVOLUTIONS = (Conv2D, DepthwiseConv2D)
+COMPOSITES = (Sequential, Residual, Concat, Recompute)
+CONVOLUTIONS = (Conv2D, DepthwiseConv2D)
 
 
 def fuse(layers: Layers, *, training: bool) -> dict[int, Layer]:
@@ -37,24 +37,24 @@ def fuse(layers: Layers, *, training: bool) -> dict[int, Layer]:
     others are those up to the next key.
     """
     running: dict[int, Layer] = {}
-    thawed = tuple(map(_thawed, layers))
+    bare = tuple(map(thawed, layers))
     i = 0
     while i < len(layers):
-        running[i], replaced = _fuse_first(*thawed[i:], training=training)
+        running[i], replaced = _fuse_first(*bare[i:], training=training)
         i += replaced
     return running
 
 
-def _thawed(layer: Layer) -> Layer:
+def thawed(layer: Layer) -> Layer:
     """The layer that is frozen: the tape knows which parameters are trained, whatever layer runs."""
-    return _thawed(layer.layer) if type(layer) is Frozen else layer
+    return thawed(layer.layer) if type(layer) is Frozen else layer
 
 
 def _fuse_first(layer: Layer, *others: Layer, training: bool) -> tuple[Layer, int]:
     """The layer that runs in place of the first ones, and how many it replaces."""
-    if isinstance(layer, Composite) and type(layer) in _COMPOSITES:
+    if isinstance(layer, Composite) and type(layer) in COMPOSITES:
         return layer.map_rows(partial(_fuse_row, training=training)), 1
-    if not isinstance(layer, Conv2D | DepthwiseConv2D) or type(layer) not in _CONVOLUTIONS:
+    if not isinstance(layer, Conv2D | DepthwiseConv2D) or type(layer) not in CONVOLUTIONS:
         return layer, 1
     after = others[0] if others else None
     if training or layer.activation != "identity" or type(after) is not BatchNorm:

@@ -24,6 +24,7 @@ LEVELS = [
         "call_list",
         "data",
         "files",
+        "folding",
         "fusions",
         "models",
         "network",
