@@ -29,6 +29,8 @@ _LARGER_IS_BETTER = ("accuracy", "precision", "recall", "f1")
 class Evaluated(Protocol):
     """The part of `History` that a schedule uses."""
 
+    evaluations: list[tuple[int, int, Any]]
+
     def monitored(self, name: str | None, owner: str) -> list[tuple[int, int, float]]: ...
 
 
