@@ -97,6 +97,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.schedules import Exponential as Exponential
     from parallelcnn.schedules import MultiStep as MultiStep
     from parallelcnn.schedules import OneCycle as OneCycle
+    from parallelcnn.schedules import Plateau as Plateau
     from parallelcnn.schedules import Polynomial as Polynomial
     from parallelcnn.schedules import Schedule as Schedule
     from parallelcnn.schedules import Step as Step
@@ -184,7 +185,17 @@ _MODULES = {
     ],
     "optimizers": ["Adam", "AdamW", "EMA", "Lion", "Optimizer", "RMSprop", "SGD"],
     "profiling": ["Profiler"],
-    "schedules": ["Constant", "Cosine", "Exponential", "MultiStep", "OneCycle", "Polynomial", "Schedule", "Step"],
+    "schedules": [
+        "Constant",
+        "Cosine",
+        "Exponential",
+        "MultiStep",
+        "OneCycle",
+        "Plateau",
+        "Polynomial",
+        "Schedule",
+        "Step",
+    ],
     "trainer": ["evaluate", "train"],
     "pointwise_loss": ["PointwiseLoss"],
 }

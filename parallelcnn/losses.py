@@ -4,6 +4,7 @@ A loss divides by the size of the GLOBAL minibatch; nothing else divides. So the
 mean over samples, whatever number of samples each rank has.
 """
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -88,7 +89,9 @@ class SoftmaxCrossEntropy:
                 f"outputs, got {len(self.class_weight)}"
             )
 
-    def forward_backward(self, logits: Array, labels: Array, batch_size: int, dlogits: Array) -> float:
+    def forward_backward(
+        self, logits: Array, labels: Array, batch_size: int, dlogits: Array, sample_weight: Array | None = None
+    ) -> float:
         """Return the sum of the losses of these samples divided by `batch_size`; write its gradient to dlogits.
 
         Args:
@@ -96,12 +99,13 @@ class SoftmaxCrossEntropy:
             labels: (n,), integers in [0, classes).
             batch_size: samples in the minibatch over all ranks.
             dlogits: shape of logits, overwritten.
+            sample_weight: (n,), by which each sample's loss is multiplied; None: all 1.
         """
         if self.label_smoothing == 0 and self.class_weight is None:
-            return kernels.softmax_cross_entropy(logits, labels, batch_size, dlogits) / batch_size
+            return kernels.softmax_cross_entropy(logits, labels, batch_size, dlogits, sample_weight) / batch_size
         smoothing, weight = float(self.label_smoothing), _weights(self.class_weight, len(logits))
-        total = kernels.softmax_cross_entropy_weighted(logits, labels, batch_size, smoothing, weight, dlogits)
-        return total / batch_size
+        how = smoothing, weight, dlogits, sample_weight
+        return kernels.softmax_cross_entropy_weighted(logits, labels, batch_size, *how) / batch_size
 
 
 @lru_cache(maxsize=16)
@@ -129,7 +133,9 @@ class MeanSquaredError:
         if output_shape != wanted and not wide_enough:
             raise ShapeError(f"{self} of these labels takes a network that ends in {wanted}, got {output_shape}")
 
-    def forward_backward(self, outputs: Array, labels: Array, batch_size: int, doutputs: Array) -> float:
+    def forward_backward(
+        self, outputs: Array, labels: Array, batch_size: int, doutputs: Array, sample_weight: Array | None = None
+    ) -> float:
         """Return the sum of the losses of these samples divided by `batch_size`; write its gradient to doutputs.
 
         Args:
@@ -137,12 +143,13 @@ class MeanSquaredError:
             labels: (n, outputs) or (n,) floats, or (n,) integers.
             batch_size: samples in the minibatch over all ranks.
             doutputs: shape of outputs, overwritten.
+            sample_weight: (n,), by which each sample's loss is multiplied; None: all 1.
         """
         if np.issubdtype(labels.dtype, np.integer):
-            total = kernels.mean_squared_error_onehot(outputs, labels, batch_size, doutputs)
+            total = kernels.mean_squared_error_onehot(outputs, labels, batch_size, doutputs, sample_weight)
         else:
             targets = labels.reshape(len(labels), len(outputs))
-            total = kernels.mean_squared_error(outputs, targets, batch_size, doutputs)
+            total = kernels.mean_squared_error(outputs, targets, batch_size, doutputs, sample_weight)
         return total / batch_size
 
 
@@ -160,10 +167,12 @@ class AbsoluteError:
         """Raise ShapeError unless a network with that output can learn those labels."""
         _check_float_targets(self, output_shape, labels, classes)
 
-    def forward_backward(self, outputs: Array, labels: Array, batch_size: int, doutputs: Array) -> float:
+    def forward_backward(
+        self, outputs: Array, labels: Array, batch_size: int, doutputs: Array, sample_weight: Array | None = None
+    ) -> float:
         """See `Loss`. outputs: (outputs, n), labels: (n, outputs) or (n,) floats."""
         targets = labels.reshape(len(labels), len(outputs))
-        return kernels.absolute_error(outputs, targets, batch_size, doutputs) / batch_size
+        return kernels.absolute_error(outputs, targets, batch_size, doutputs, sample_weight) / batch_size
 
 
 @dataclass(frozen=True)
@@ -194,10 +203,13 @@ class HuberLoss:
         """Raise ShapeError unless a network with that output can learn those labels."""
         _check_float_targets(self, output_shape, labels, classes)
 
-    def forward_backward(self, outputs: Array, labels: Array, batch_size: int, doutputs: Array) -> float:
+    def forward_backward(
+        self, outputs: Array, labels: Array, batch_size: int, doutputs: Array, sample_weight: Array | None = None
+    ) -> float:
         """See `Loss`. outputs: (outputs, n), labels: (n, outputs) or (n,) floats."""
         targets = labels.reshape(len(labels), len(outputs))
-        return kernels.huber(outputs, targets, float(self.delta), batch_size, doutputs) / batch_size
+        how = float(self.delta), batch_size, doutputs, sample_weight
+        return kernels.huber(outputs, targets, *how) / batch_size
 
 
 def _check_float_targets(loss: object, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
@@ -238,10 +250,12 @@ class BinaryCrossEntropy:
             if outside.size:
                 raise ShapeError(f"{self} takes labels in [0, 1], got {outside[0]}")
 
-    def forward_backward(self, logits: Array, labels: Array, batch_size: int, dlogits: Array) -> float:
+    def forward_backward(
+        self, logits: Array, labels: Array, batch_size: int, dlogits: Array, sample_weight: Array | None = None
+    ) -> float:
         """See `Loss`. logits: (outputs, n), labels: (n, outputs) or (n,), floats in [0, 1] or integers 0 and 1."""
         targets = labels.reshape(len(labels), len(logits))
-        return kernels.binary_cross_entropy(logits, targets, batch_size, dlogits) / batch_size
+        return kernels.binary_cross_entropy(logits, targets, batch_size, dlogits, sample_weight) / batch_size
 
 
 class Loss(Protocol):
@@ -260,6 +274,9 @@ class Loss(Protocol):
     def forward_backward(self, outputs: Array, labels: Array, batch_size: int, doutputs: Array) -> float:
         """Return the sum of the losses of these samples divided by `batch_size`; write its gradient to doutputs.
 
+        For data sets with sample weights it needs one more argument, sample_weight=None: (n,) float64, by which each
+        sample's loss is multiplied.
+
         Args:
             outputs: (*output_shape, n).
             labels: (n,) or (n, outputs).
@@ -269,3 +286,9 @@ class Loss(Protocol):
 
 
 LOSS_METHODS = ("check", "forward_backward")
+
+
+def takes_sample_weight(loss: Loss) -> bool:
+    """Whether `loss.forward_backward` has the argument `sample_weight`."""
+    arguments = inspect.signature(loss.forward_backward).parameters.values()
+    return any(one.name == "sample_weight" or one.kind is one.VAR_KEYWORD for one in arguments)

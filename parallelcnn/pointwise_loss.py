@@ -62,7 +62,9 @@ class PointwiseLoss:
         MeanSquaredError.check(self, output_shape, labels, classes)  # type: ignore[arg-type]
         require_rules(repr(self), self.function, 0.5, 1.0)
 
-    def forward_backward(self, outputs: Array, labels: Array, batch_size: int, doutputs: Array) -> float:
+    def forward_backward(
+        self, outputs: Array, labels: Array, batch_size: int, doutputs: Array, sample_weight: Array | None = None
+    ) -> float:
         """Return the sum of the losses of these samples divided by `batch_size`; write its gradient to doutputs.
 
         Args:
@@ -70,14 +72,15 @@ class PointwiseLoss:
             labels: (n, outputs) or (n,) floats, or (n,) integers.
             batch_size: samples in the minibatch over all ranks.
             doutputs: shape of outputs, overwritten.
+            sample_weight: (n,), by which each sample's loss is multiplied; None: all 1.
         """
         try:
             of_targets, of_labels = pointwise_loss_kernels(self.function)
             if np.issubdtype(labels.dtype, np.integer):
-                total = of_labels(outputs, labels, batch_size, doutputs)
+                total = of_labels(outputs, labels, batch_size, doutputs, sample_weight)
             else:
                 targets = labels.reshape(len(labels), len(outputs))
-                total = of_targets(outputs, targets, batch_size, doutputs)
+                total = of_targets(outputs, targets, batch_size, doutputs, sample_weight)
         except NumbaError as error:
             raise InputError(f"{self}: numba cannot compile its function: {compile_reason(error)}") from error
         return float(total) / batch_size

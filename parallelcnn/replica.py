@@ -69,6 +69,7 @@ class Replica:
         self._memory, self._shares_memory = aligned(0), shares_memory
         self._tapes: dict[tuple[int, bool], Tape] = {}
         self._labels = np.empty(0)
+        self._sample_weight = np.empty(0)
         self._mixes_samples = any(layer.mixes_samples for layer in layers.values())
         self.block_size = _block_size(self._recordable.shapes, dtype)
         self._sum: Array | None = None
@@ -169,8 +170,15 @@ class Replica:
         n, kept = len(indices), self._labels
         if len(kept) < n or kept.dtype != labels.dtype or kept.shape[1:] != labels.shape[1:]:
             self._labels = np.empty((n, *labels.shape[1:]), labels.dtype)
-        # "clip" changes no index, but in other modes numpy gathers into a temporary array first.
-        return labels.take(indices, 0, self._labels[:n], "clip")
+        return _taken(labels, indices, self._labels)
+
+    def load_sample_weight(self, sample_weight: Array | None, indices: Array) -> tuple[()] | tuple[Array]:
+        """As `load_labels` for the weights of the samples, as further arguments of a loss; none for None."""
+        if sample_weight is None:
+            return ()
+        if len(self._sample_weight) < len(indices):
+            self._sample_weight = np.empty(len(indices))
+        return (_taken(sample_weight, indices, self._sample_weight),)
 
     def forward(self, x: Array, *, training: bool = False) -> Array:
         """Run the layers.
@@ -226,6 +234,12 @@ class Replica:
     def plan_size(self) -> int:
         """Memory of the arrays to train on a block of samples, without the reduction buffer [bytes]."""
         return plan_tape(self._recordable, self.block_size, training=True).size
+
+
+def _taken(values: Array, indices: Array, memory: Array) -> Array:
+    """The values at these indices, in the beginning of `memory`."""
+    # "clip" changes no index, but in other modes numpy gathers into a temporary array first.
+    return values.take(indices, 0, memory[: len(indices)], "clip")
 
 
 def _recordable(

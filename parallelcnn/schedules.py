@@ -2,7 +2,8 @@
 
     SGD(learning_rate=Cosine(0.1, warmup=500))
 
-Schedules keep no counter: the rates are the same after a resume and on any number of ranks. All lengths are numbers of
+Schedules keep no counter: the rates are the same after a resume and on any number of ranks. `Plateau` is also a
+function of the history, which training passes to `Schedule.after` after each evaluation. All lengths are numbers of
 steps, that is minibatches; PyTorch's schedulers count what the user calls them for, usually epochs.
 """
 
@@ -10,8 +11,8 @@ import bisect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,8 +20,18 @@ from parallelcnn.arguments import check_integer
 from parallelcnn.errors import InputError
 from parallelcnn.plotting import new_axes
 
+MODES = ("auto", "min", "max")  # of what is monitored
 LARGEST_RATE = float(np.finfo(np.float32).max)
 _POINTS = 1000  # of a plot
+_LARGER_IS_BETTER = ("accuracy", "precision", "recall", "f1")
+
+
+class Evaluated(Protocol):
+    """The part of `History` that a schedule uses."""
+
+    evaluations: list[tuple[int, int, Any]]
+
+    def monitored(self, name: str | None, owner: str) -> list[tuple[int, int, float]]: ...
 
 
 class Schedule(ABC):
@@ -43,6 +54,13 @@ class Schedule(ABC):
             step: number of steps done before, 0 for the first.
             steps: number of steps of the whole training.
         """
+
+    def after(self, history: Evaluated) -> "Schedule":
+        """The schedule given a history. Training asks for it after each evaluation and each resume.
+
+        By default the schedule itself. One that depends on the history, such as `Plateau`, returns another schedule.
+        """
+        return self
 
     def plot(self, steps: int, axes: Any = None) -> Any:
         """Plot the learning rate over a training of so many steps with matplotlib.
@@ -295,9 +313,110 @@ class OneCycle(Schedule):
         return self.learning_rate * min(done / self.rise, (1 - done) / (1 - self.rise))
 
 
+@dataclass(frozen=True)
+class Plateau(Schedule):
+    """Multiply the learning rate by `factor` when a value no longer improves, as PyTorch's ReduceLROnPlateau with
+    threshold_mode="abs".
+
+    Every evaluation during training counts: that after each epoch, and those of `evaluate_every`. The rate is a
+    function of the history, so it is the same on every rank, after a resume and after a rank was lost.
+
+    Args:
+        learning_rate: the rate before the first reduction.
+        factor: the factor of a reduction, below 1.
+        patience: number of evaluations without an improvement that are accepted.
+        monitor: the name of a number in the logs of `on_test_end`, such as "test_accuracy", or "val_accuracy" for a
+            validation set. None: the loss of that set.
+        mode: "min" or "max": which values are better. "auto": "max" for names that end in accuracy, precision, recall
+            or f1.
+        min_delta: only a change by more than this counts as an improvement.
+        cooldown: number of evaluations after a reduction that are not counted as without an improvement.
+        min_learning_rate: no reduction goes below it.
+        warmup: number of warm-up steps, in which the rate rises linearly; they count as steps of training.
+        changes: set by `after`: (minibatches done, learning rate) of each reduction; None: there is no history yet.
+
+    Raises:
+        InputError: for a number outside its range; in training, if the evaluations have no such value; in `plot`,
+            without a history.
+
+    Example:
+        >>> schedule = Plateau(0.1, factor=0.5, patience=3)
+        >>> history = pc.train(network, train_set, test_set, SGD(schedule), epochs=30, batch_size=100)
+        >>> schedule.after(history).plot(history.steps)
+    """
+
+    learning_rate: float
+    factor: float = 0.1
+    patience: int = 10
+    _: KW_ONLY
+    monitor: str | None = None
+    mode: str = "auto"
+    min_delta: float = 1e-4
+    cooldown: int = 0
+    min_learning_rate: float = 0.0
+    warmup: int = 0
+    changes: tuple[tuple[int, float], ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "factor", "min_delta", "min_learning_rate"):
+            check_number("Plateau", name, getattr(self, name))
+        if self.factor >= 1:
+            raise InputError(f"Plateau: factor must be less than 1, got {self.factor!r}")
+        for name in ("patience", "cooldown", "warmup"):
+            check_count("Plateau", name, getattr(self, name))
+        if not (self.monitor is None or isinstance(self.monitor, str)):
+            raise InputError(f'Plateau: monitor must be a name such as "test_accuracy" or None, got {self.monitor!r}')
+        if self.mode not in MODES:
+            raise InputError(f"Plateau: mode must be auto, min or max, got {self.mode!r}")
+
+    def at(self, step: int, steps: int) -> float:
+        changes = self.changes or ()
+        passed = bisect.bisect_right(changes, step, key=lambda change: change[0])
+        rate = changes[passed - 1][1] if passed else self.learning_rate
+        return rate * _warmed_up(step, self.warmup)
+
+    def after(self, history: Evaluated) -> "Plateau":
+        sign = -1.0 if larger_is_better(self.monitor, self.mode) else 1.0
+        rate, best, waited, cooling = self.learning_rate, math.inf, 0, 0
+        changes = []
+        for step, _, value in history.monitored(self.monitor, "Plateau"):
+            if sign * value < best - self.min_delta:
+                best, waited = sign * value, 0
+            else:
+                waited += 1
+            if cooling > 0:
+                cooling, waited = cooling - 1, 0
+            if waited > self.patience:
+                cooling, waited = self.cooldown, 0
+                reduced = max(rate * self.factor, self.min_learning_rate)
+                if reduced < rate:
+                    rate = reduced
+                    changes.append((step, rate))
+        return replace(self, changes=tuple(changes))
+
+    def plot(self, steps: int, axes: Any = None) -> Any:
+        """Plot the learning rates of a training that is done; see `Schedule.plot`."""
+        if self.changes is None:
+            raise InputError(
+                "Plateau: the learning rate depends on the evaluations of a training: "
+                "after it, write schedule.after(history).plot(history.steps)"
+            )
+        return super().plot(steps, axes)
+
+
 def rate_at(learning_rate: "float | Schedule", step: int, steps: int) -> float:
     """The learning rate of a step, for a number or a schedule."""
     return learning_rate.at(step, steps) if isinstance(learning_rate, Schedule) else learning_rate
+
+
+def larger_is_better(name: str | None, mode: str) -> bool:
+    """Whether larger values of a metric are better.
+
+    Args:
+        name: such as "test_accuracy"; None: the loss.
+        mode: "min", "max" or "auto": larger is better for names that end in accuracy, precision, recall or f1.
+    """
+    return mode == "max" or (mode == "auto" and name is not None and name.endswith(_LARGER_IS_BETTER))
 
 
 def check_number(owner: str, name: str, value: Any) -> None:

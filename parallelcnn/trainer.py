@@ -28,7 +28,7 @@ from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.evaluation import Evaluation, as_metrics, evaluate_by, run_block
 from parallelcnn.training.history import History
 from parallelcnn.training.loop import Loop
-from parallelcnn.training.preparation import check_fit, check_numbers, facts_of, start
+from parallelcnn.training.preparation import check_fit, check_loss, check_numbers, facts_of, start
 from parallelcnn.training.progress import Progress, check_verbose, show_compilation
 from parallelcnn.training.reduction import (
     check_reproducible,
@@ -198,7 +198,7 @@ def train(
             network.prediction = getattr(loss, "prediction", "output")
             with show_compilation(comm) if verbose else contextlib.nullcontext():
                 history.compile_seconds = compile_in_turns(
-                    comm, lambda: compile_kernels(network, train_set, optimizer, loss, reproducible, judges)
+                    comm, lambda: compile_kernels(network, train_set, optimizer, loss, reproducible, judges, test_set)
                 )
             if verbose:
                 progress = at_the_end.enter_context(contextlib.closing(Progress(bar=verbose != 2)))
@@ -267,7 +267,7 @@ def evaluate(
         check_type("dataset", dataset, Dataset, "Dataset(images, labels, classes)")
         check_methods("loss", loss, LOSS_METHODS, "SoftmaxCrossEntropy() or MeanSquaredError()")
         check_threads(threads)
-        loss.check(network.output_shape, dataset.labels, dataset.classes)
+        check_loss(loss, network, dataset)
         dataset.check_numbers()
         if comm.rank == 0:
             images = f"the images of {dataset.name}"

@@ -4,13 +4,16 @@ import json
 import tomllib
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 from parallelcnn import cli
+from parallelcnn.data import Dataset
 from parallelcnn.errors import InputError
-from parallelcnn.optimizers import SGD
-from parallelcnn.schedules import Constant, Cosine, Exponential, OneCycle, Polynomial, Step
-from parallelcnn.training.config import TrainConfig, config_from, settings
+from parallelcnn.losses import BinaryCrossEntropy, HuberLoss, MeanSquaredError, SoftmaxCrossEntropy
+from parallelcnn.optimizers import EMA, SGD, Adam, Lion, RMSprop
+from parallelcnn.schedules import Constant, Cosine, Exponential, OneCycle, Plateau, Polynomial, Step
+from parallelcnn.training.config import GROUPS, TrainConfig, config_from, settings
 
 
 def test_the_defaults_are_valid_and_every_field_says_what_it_is():
@@ -22,6 +25,9 @@ def test_the_defaults_are_valid_and_every_field_says_what_it_is():
 
 def test_a_config_is_written_and_read_again(tmp_path):
     config = TrainConfig(data="images", epochs=7, learning_rate=0.25, nesterov=True, momentum=0.5, reproducible=8)
+    again = TrainConfig(optimizer="adam", betas=(0.5, 0.25))
+    (tmp_path / "adam.toml").write_text(again.to_toml())
+    assert config_from({}, str(tmp_path / "adam.toml")) == again
     file = tmp_path / "config.toml"
     file.write_text(config.to_toml())
     again = config_from({}, str(file))
@@ -30,7 +36,8 @@ def test_a_config_is_written_and_read_again(tmp_path):
     values = tomllib.loads(file.read_text())
     assert {one.name for one in fields(TrainConfig)} - set(values) == {
         *("data_dir", "weight_decay", "clip_norm", "clip_value", "ema", "evaluate_every", "threads", "verify"),
-        *("decay_every", "decay_factor", "validation_split"),
+        *("decay_every", "decay_factor", "patience", "monitor", "min_delta", "cooldown", "min_learning_rate"),
+        *("class_weight", "scale_learning_rate", "betas", "alpha", "eps", "validation_split"),
         *("checkpoint_every", "checkpoint_seconds", "out", "resume"),
     }
 
@@ -59,11 +66,33 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         ("nesterov = 1", "nesterov must be true or false, got 1"),
         (
             "schedule = 'steps'",
-            "schedule must be one of constant, cosine, one-cycle, step, exponential, polynomial, got",
+            "schedule must be one of constant, cosine, one-cycle, step, exponential, polynomial, plateau, got",
         ),
         ("schedule = 'step'", "the schedule step needs decay_every"),
         ("schedule = 'exponential'", "the schedule exponential needs decay_factor"),
-        ("decay_factor = 0.5", "decay_factor is for the schedule step or exponential, got 0.5 with constant"),
+        ("decay_factor = 0.5", "decay_factor is for the schedule step or exponential or plateau, got 0.5 with const"),
+        ("patience = 0\nschedule = 'step'", "patience is for the schedule plateau, got 0 with step"),
+        ("schedule = 'plateau'\nmonitor = 'acc'", "monitor must be one of loss, accuracy, got 'acc'"),
+        ("schedule = 'plateau'\ndecay_factor = 2", "Plateau: factor must be less than 1, got 2.0"),
+        ("betas = 0.9", "betas must be two finite numbers, got 0.9"),
+        ("betas = [0.9, true]", r"betas must be two finite numbers, got \[0.9, True\]"),
+        ("betas = [0.9, 0.99]", "betas is for the optimizer adam or adamw or lion, got sgd"),
+        (
+            "betas = [0.9, 1]\noptimizer = 'lion'",
+            "Lion: betas must be a tuple of two numbers of at least 0 and below 1",
+        ),
+        ("eps = 1e-6\noptimizer = 'lion'", "eps is for the optimizer adam or adamw or rmsprop, got lion"),
+        ("alpha = 1\noptimizer = 'rmsprop'", "RMSprop: alpha must be less than 1, got 1"),
+        ("scale_learning_rate = 0", "scale_learning_rate must be an integer of at least 1, got 0"),
+        (
+            "loss = 'mse'",
+            "loss must be one of softmax-cross-entropy, binary-cross-entropy, squared, absolute, huber, got",
+        ),
+        (
+            "loss = 'huber'\nlabel_smoothing = 0.1",
+            "label_smoothing is for the loss softmax-cross-entropy, got 0.1 with",
+        ),
+        ("class_weight = 'even'", "class_weight must be one of balanced, got 'even'"),
         ("schedule = 'exponential'\ndecay_every = 5", "decay_every is for the schedule step, got 5 with exponential"),
         ("validation_split = 1", "validation_split must be above 0 and below 1, got 1.0"),
         ("label_smoothing = 2", "label_smoothing must be at most 1, got 2.0"),
@@ -96,11 +125,61 @@ def test_a_file_that_is_not_there_is_one_sentence_and_code_2(tmp_path, capsys):
         ({"schedule": "step", "decay_every": 50, "decay_factor": 0.5, "warmup": 3}, SGD(Step(0.1, 50, 0.5, 3))),
         ({"schedule": "exponential", "decay_factor": 0.99, "warmup": 3}, SGD(Exponential(0.1, 0.99, 3))),
         ({"schedule": "polynomial"}, SGD(Polynomial(0.1))),
+        ({"schedule": "plateau", "warmup": 3}, SGD(Plateau(0.1, warmup=3))),
+        (
+            {
+                "schedule": "plateau",
+                "decay_factor": 0.5,
+                "patience": 0,
+                "cooldown": 1,
+                "min_delta": 0,
+                "monitor": "loss",
+            },
+            SGD(Plateau(0.1, 0.5, 0, cooldown=1, min_delta=0.0, monitor="test_loss")),
+        ),
+        (
+            {"schedule": "plateau", "monitor": "accuracy", "min_learning_rate": 0.01, "validation_split": 0.1},
+            SGD(Plateau(0.1, min_learning_rate=0.01, monitor="val_accuracy")),
+        ),
+        ({"optimizer": "adam", "betas": [0.8, 0.9], "eps": 1e-6}, Adam(betas=(0.8, 0.9), eps=1e-6)),
+        ({"optimizer": "rmsprop", "alpha": 0.9, "eps": 1e-6, "momentum": 0.5}, RMSprop(0.01, 0.9, 1e-6, 0.5)),
+        ({"optimizer": "lion", "betas": (0.5, 0.6)}, Lion(betas=(0.5, 0.6))),
+        ({"scale_learning_rate": 256, "batch_size": 64, "schedule": "cosine"}, SGD(Cosine(0.025))),
+        ({"optimizer": "adam", "scale_learning_rate": 50, "ema": 0.5}, EMA(Adam(0.002), 0.5)),
         ({"schedule": "one-cycle", "learning_rate": 1, "clip_norm": 2}, SGD(OneCycle(1.0), clip_norm=2.0)),
     ],
 )
 def test_settings_describe_an_optimiser(given, optimizer):
     assert TrainConfig(**given).build_optimizer() == optimizer
+
+
+@pytest.mark.parametrize(
+    ("given", "loss"),
+    [
+        ({}, SoftmaxCrossEntropy()),
+        ({"label_smoothing": 0.1}, SoftmaxCrossEntropy(0.1)),
+        ({"class_weight": "balanced", "label_smoothing": 0.1}, SoftmaxCrossEntropy(0.1, (2.0, 2 / 3))),
+        ({"loss": "binary-cross-entropy"}, BinaryCrossEntropy()),
+        ({"loss": "squared"}, MeanSquaredError()),
+        ({"loss": "huber"}, HuberLoss()),
+    ],
+)
+def test_settings_describe_a_loss(given, loss):
+    one_and_three = Dataset(np.zeros((4, 2), np.uint8), np.array([1, 1, 0, 1]), 2)
+    assert TrainConfig(**given).build_loss(one_and_three) == loss
+
+
+def test_the_help_is_grouped_by_topic_and_shows_no_default_that_is_none(here):
+    found = here("train", "--help").out
+    places = [found.index(f"\n{title}:\n") for title in GROUPS]
+    assert places == sorted(places)
+    assert "None" not in found
+    for one, setting in settings():
+        place = found.index(f"\n  --{one.name.replace('_', '-')} ")
+        assert GROUPS[sum(start < place for start in places) - 1] == setting.group, one.name
+        if one.default is not None and one.default is not False:
+            shown = f"{one.default:g}" if isinstance(one.default, float) else one.default
+            assert f"[default:{shown}]" in "".join(found[place:].split())  # which may be broken at a hyphen
 
 
 def test_a_run_is_repeated_from_its_own_config(folder, tmp_path):

@@ -19,12 +19,16 @@ SIZE, STEPS = 500, 100
 
 # Our class, and the arguments of both, of which PyTorch calls the first lr. Our other defaults are PyTorch's.
 SETTINGS = [
+    (pc.SGD, {"learning_rate": 0.1, "weight_decay": 0.1}),
+    (pc.SGD, {"learning_rate": 0.05, "momentum": 0.5, "weight_decay": 0.03}),
     (pc.SGD, {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
     (pc.Adam, {}),
     (pc.Adam, {"learning_rate": 0.01, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.1}),
     (pc.AdamW, {}),
     (pc.AdamW, {"learning_rate": 0.05, "betas": (0.0, 0.5), "weight_decay": 0.3}),
+    (pc.AdamW, {"learning_rate": 0.01, "betas": (0.5, 0.75), "eps": 0.1, "weight_decay": 0.0}),
     (pc.RMSprop, {}),
+    (pc.RMSprop, {"learning_rate": 0.003, "alpha": 0.5, "eps": 0.1, "weight_decay": 0.3}),
     (pc.RMSprop, {"alpha": 0.9, "eps": 1e-6, "momentum": 0.9, "weight_decay": 0.1}),
 ]
 

@@ -11,13 +11,16 @@ from parallelcnn.cli.options import add_setting, load_data_sets, path, warn_of_t
 from parallelcnn.cli.output import say
 from parallelcnn.errors import InputError
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
-from parallelcnn.training.config import NETWORK, RANKS
+from parallelcnn.training.config import LOSSES, NETWORK, RANKS
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
     from parallelcnn.network import NetworkHandler
 
 _SUMMARY_LIMIT = 2**24  # bytes that are read of a summary.json: hosts and threads of 100,000 ranks
+
+# Of a model file without its run: the losses whose networks predict this.
+_LOSS_OF_PREDICTION = {"softmax": "SoftmaxCrossEntropy", "sigmoid": "BinaryCrossEntropy", "output": "MeanSquaredError"}
 
 _EXAMPLES = """\
 examples:
@@ -41,11 +44,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add_setting(network, "data", " [default: the data of the run]", default=None)
     add_setting(network, "data_dir")
     add_setting(network, "model", "; needed only if its layers are your own", default=None)
+    add_setting(network, "loss", " [default: that of the run]", default=None)
     add_setting(ranks, "threads")
     add_setting(ranks, "timeout")
 
 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
+    from parallelcnn import losses
     from parallelcnn.cli.models import find_model
     from parallelcnn.comm import Serial, run_together
     from parallelcnn.data import Dataset
@@ -59,6 +64,8 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
 
     def find() -> tuple[Path, dict[str, Any]]:
         check_threads(options.threads)
+        if options.loss not in (None, *LOSSES):
+            raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {options.loss!r}")
         if options.file == "":
             raise InputError("evaluate takes a model file, got ''")
         file = Path(options.file)
@@ -84,22 +91,26 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     with show_compilation(comm, sys.stderr):
         *_, test_set = load_data_sets(options, comm)
 
-    def load() -> "NetworkHandler":
+    def load() -> "tuple[NetworkHandler, losses.Loss]":
         layers = None if options.model is None else find_model(options.model, test_set.classes)
         network = load_model(file, layers)
-        if not other_data and summary["parameters_sha256"] != network.parameters_sha256():
+        is_of_the_run = summary.get("parameters_sha256") == network.parameters_sha256()
+        if not other_data and not is_of_the_run:
             raise InputError(
                 f"evaluate needs --data NAME|DIR: {file.with_name('summary.json')} is about another model than {file}"
             )
-        check_fit(network, test_set)
-        return network
+        name = options.loss or (summary.get("loss") if is_of_the_run else None)
+        by_prediction = _LOSS_OF_PREDICTION.get(network.prediction, "SoftmaxCrossEntropy")
+        loss = getattr(losses, LOSSES.get(name or "", by_prediction))()
+        check_fit(network, test_set, loss)
+        return network, loss
 
     comm.status = "reading the network"
-    network = run_together(comm, load)
+    network, loss = run_together(comm, load)
     one_sample = Dataset(test_set.images[:1], test_set.labels[:1], test_set.classes)
     with show_compilation(comm, sys.stderr), interrupts_ending_the_process():
-        compile_in_turns(comm, lambda: evaluate(network, one_sample, Serial(), threads=1))
-    result = evaluate(network, test_set, comm, threads=options.threads)
+        compile_in_turns(comm, lambda: evaluate(network, one_sample, Serial(), loss=loss, threads=1))
+    result = evaluate(network, test_set, comm, loss=loss, threads=options.threads)
     if comm.rank == 0:
         if other_data and trained_on is not None and trained_on != test_set.name:
             say(f"trained on {trained_on}, evaluated on {test_set.name}")
@@ -114,7 +125,7 @@ def _summary_of(file: Path) -> dict[str, Any]:
     try:
         with open_regular(file.with_name("summary.json")) as opened:
             summary = json.loads(opened.read(_SUMMARY_LIMIT))
-        kept = {name: summary.get(name) for name in ("data", "data_directory", "parameters_sha256")}
+        kept = {name: summary.get(name) for name in ("data", "data_directory", "loss", "parameters_sha256")}
     except (OSError, ValueError, RecursionError, AttributeError):
         return {}
     return kept if all(value is None or isinstance(value, str) for value in kept.values()) else {}

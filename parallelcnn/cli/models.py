@@ -15,18 +15,20 @@ from parallelcnn.layers import Layer
 from parallelcnn.models import MODELS
 
 
-def find_model(model: str, classes: int | None) -> tuple[Layer, ...]:
+def find_model(model: str, classes: int | None, loss: str = "softmax-cross-entropy") -> tuple[Layer, ...]:
     """The layers of a model.
 
     Args:
         model: a name in `MODELS`, or "FILE.py:FUNCTION"; FUNCTION() or FUNCTION(classes) returns the layers.
         classes: of the data set; None for regression.
+        loss: the name of the loss. With binary cross-entropy a named network has one output for two classes.
 
     Raises:
         InputError: if there is no such model, or the function raises or returns something else.
     """
     if model in MODELS:
-        return MODELS[model](classes or 1)
+        binary = loss == "binary-cross-entropy" and classes == 2
+        return MODELS[model](1 if binary else classes or 1)
     file, colon, name = model.rpartition(":")
     if not colon or not file.endswith(".py"):
         raise InputError(f"no model {model!r}: {nearest_name(model, list(MODELS))}, or FILE.py:FUNCTION")

@@ -61,8 +61,10 @@ def add_setting(group: argparse._ActionsContainer, name: str, note: str | None =
     else:
         shown = f"{default:g}" if isinstance(default, float) else default
         keywords["help"] += note if note is not None else f" [default: {shown}]" if default is not None else ""
-        keywords["metavar"] = setting.metavar
+        keywords["metavar"] = tuple(setting.metavar.split()) if setting.kind is tuple else setting.metavar
         keywords["type"] = data_name_or_path if name == "data" else path if setting.is_path else setting.kind
+        if setting.kind is tuple:
+            keywords |= {"nargs": 2, "type": float}
         if setting.alone is not None:
             keywords |= {"nargs": "?", "const": setting.alone}
     group.add_argument(f"--{name.replace('_', '-')}", **keywords | changes)

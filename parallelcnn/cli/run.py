@@ -46,7 +46,6 @@ class Run:
 
     def __init__(self, options: TrainConfig, comm: Transport) -> None:
         self._options, self._comm = options, comm
-        self._loss = options.build_loss()
         self._profiler = Profiler() if options.profile else None
 
     def go(self) -> int:
@@ -79,7 +78,8 @@ class Run:
 
     def _build(self) -> NetworkHandler:
         options = self._options
-        layers = find_model(options.model, self._train_set.classes)
+        self._loss = options.build_loss(self._train_set)
+        layers = find_model(options.model, self._train_set.classes, options.loss)
         network = NetworkHandler(layers, self._train_set.input_shape, options.seed)
         check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every, self._train_set)
         for dataset in (self._train_set, self._evaluated, self._test_set):
@@ -159,7 +159,7 @@ class Run:
         elif options.resume is not None:
             say(f"no checkpoint in {directory.checkpoints} yet: starting from the beginning")
         data = self._train_set, self._evaluated, self._test_set
-        say(describe_run(options, all_hosts, all_threads, self._network, *data, self._optimizer))
+        say(describe_run(options, all_hosts, all_threads, self._network, *data, self._optimizer, self._loss))
 
     def _take_directory(self) -> RunDirectory | None:
         """The run directory, on rank 0. If this run was started before, and that start is still writing, wait for it to

@@ -12,20 +12,20 @@ from parallelcnn._version import __version__
 from parallelcnn.comm import mpi_library
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import shard
+from parallelcnn.losses import Loss, SoftmaxCrossEntropy
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
-from parallelcnn.training.config import TrainConfig
+from parallelcnn.training.config import LOSS, OPTIMIZER, SCHEDULE, TRAINING, TrainConfig, settings
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 from parallelcnn.training.progress import percent
 from parallelcnn.training.reduction import default_shards
 from parallelcnn.wording import plural
 
-_SETTINGS = [
-    *("model", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "warmup"),
-    *("decay_every", "decay_factor", "momentum", "nesterov", "weight_decay", "clip_norm", "clip_value", "ema"),
-    *("label_smoothing", "validation_split", "seed"),
-]
+_SETTINGS = (
+    "model",
+    *(one.name for one, setting in settings() if setting.group in (TRAINING, LOSS, OPTIMIZER, SCHEDULE)),
+)
 
 
 def describe_run(
@@ -37,6 +37,7 @@ def describe_run(
     evaluated: Dataset,
     test_set: Dataset,
     optimizer: Optimizer,
+    loss: Loss,
 ) -> str:
     """The lines that are printed before the first step; `hosts` and `threads` are those of every rank."""
     ranks = ", ".join(f"{host} ({count})" for host, count in Counter(hosts).items())
@@ -55,6 +56,13 @@ def describe_run(
     classes = "" if train_set.classes is None else f", {train_set.classes} classes"
     to_validate = "" if evaluated is test_set else f"{len(evaluated):,} to validate on, "
     steps = -(-len(train_set) // options.batch_size)
+    recipe = [f"training   {plural(options.epochs, 'epoch')} of {steps:,} minibatches, {optimizer}"]
+    if options.scale_learning_rate is not None:
+        given = options.optimizer_of_constant_rate().learning_rate
+        how = f"{given:g} * {options.batch_size} / {options.scale_learning_rate}"
+        recipe.append(f"rate       {options.scaled(given):g} = {how}, the learning rate scaled with the batch size")
+    if loss != SoftmaxCrossEntropy():
+        recipe.append(f"loss       {loss}")
     return "\n".join(
         [
             network.summary(),
@@ -63,7 +71,7 @@ def describe_run(
             f"{len(test_set):,} to test on{classes}",
             f"ranks      {len(hosts)} on {ranks}, {plural(threads, 'thread')} each",
             f"minibatch  {options.batch_size} = {sizes}",
-            f"training   {plural(options.epochs, 'epoch')} of {steps:,} minibatches, {optimizer}",
+            *recipe,
         ]
     )
 

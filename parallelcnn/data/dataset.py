@@ -26,6 +26,9 @@ class Dataset:
         classes: number of classes; None for regression.
         name: name of the data set in reports.
         role: "test", or "val" for a validation set: what the names of its evaluations during training begin with.
+        sample_weight: (N,) finite numbers of at least 0, by which the losses of the samples are multiplied, in training
+            and in evaluation; stored as float64. The sum is divided by the number of samples, not by the sum of the
+            weights. Metrics do not use them. None: all 1.
 
     Raises:
         InputError: if images or labels are not such arrays, or do not fit together.
@@ -39,6 +42,7 @@ class Dataset:
     classes: int | None
     name: str = "data"
     role: str = "test"
+    sample_weight: Array | None = None
 
     def __post_init__(self) -> None:
         images = as_array(f"{self.name}: images", self.images, "an array of numbers, samples first")
@@ -77,6 +81,8 @@ class Dataset:
         with np.errstate(over="ignore"):  # `check_numbers` finds the infinity
             labels = np.ascontiguousarray(labels, np.float32 if self.classes is None else np.int64)
         object.__setattr__(self, "labels", labels)
+        if self.sample_weight is not None:
+            object.__setattr__(self, "sample_weight", _checked_weight(self.name, self.sample_weight, len(labels)))
 
     def __repr__(self) -> str:
         what = "regression" if self.classes is None else f"{self.classes} classes"
@@ -138,8 +144,12 @@ class Dataset:
             position[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
         chosen = np.zeros(len(self), bool)
         chosen[order[np.argsort(position[order], kind="stable")[:count]]] = True
-        rest = Dataset(self.images[~chosen], self.labels[~chosen], self.classes, self.name, self.role)
-        return rest, Dataset(self.images[chosen], self.labels[chosen], self.classes, f"{self.name}-validation", "val")
+
+        def part(some: Array, name: str, role: str) -> Dataset:
+            weight = None if self.sample_weight is None else self.sample_weight[some]
+            return Dataset(self.images[some], self.labels[some], self.classes, name, role, weight)
+
+        return part(~chosen, self.name, self.role), part(chosen, f"{self.name}-validation", "val")
 
     def balanced_class_weight(self) -> tuple[float, ...]:
         """Class weights for `SoftmaxCrossEntropy` that give all classes the same influence.
@@ -169,6 +179,20 @@ def check_label_range(owner: str, labels: Array, classes: int) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         raise DataError(f"{owner}: labels must lie in [0, {classes}), got {labels[wrong[0]]} at sample {wrong[0]}")
+
+
+def _checked_weight(owner: str, weight: Any, samples: int) -> Array:
+    """The sample weights as contiguous float64; DataError unless there is one for each sample, none below 0."""
+    weight = as_array(f"{owner}: sample_weight", weight, "an array of numbers")
+    if weight.shape != (samples,):
+        raise DataError(f"{owner}: sample_weight must be {samples} numbers, one for each sample, got {weight.shape}")
+    wrong = np.flatnonzero(~((weight >= 0) & (weight <= np.finfo(np.float32).max)))
+    if len(wrong):
+        raise DataError(
+            f"{owner}: sample_weight must hold finite numbers of at least 0, "
+            f"got {weight[wrong[0]]} at sample {wrong[0]}"
+        )
+    return np.ascontiguousarray(weight, np.float64)
 
 
 def _label_hint(labels: Array, classes: int) -> str:

@@ -1,4 +1,8 @@
-"""Losses: the sum over a shard of the minibatch, and the gradient of the mean over the whole minibatch."""
+"""Losses: the sum over a shard of the minibatch, and the gradient of the mean over the whole minibatch.
+
+Each takes `weights`: (n,) float64, by which the losses of the samples are multiplied; None: all 1, compiled to code
+without a multiplication.
+"""
 
 import math
 
@@ -6,7 +10,7 @@ from ._jit import kernel
 
 
 @kernel
-def softmax_cross_entropy(logits, labels, batch_size, dlogits):
+def softmax_cross_entropy(logits, labels, batch_size, dlogits, weights):
     """Returns the sum over samples of -log softmax(logits)[label]; dlogits = (softmax - onehot) / batch_size.
 
     logits, dlogits: (classes, n), labels: (n,). The largest logit of each sample is subtracted first, so that
@@ -23,27 +27,29 @@ def softmax_cross_entropy(logits, labels, batch_size, dlogits):
             e = math.exp(logits[k, i] - largest)
             dlogits[k, i] = e
             denominator += e
-        scale = 1 / (denominator * batch_size)
+        weight = 1.0 if weights is None else weights[i]
+        scale = weight / (denominator * batch_size)
         for k in range(classes):
             dlogits[k, i] *= scale
-        dlogits[labels[i], i] -= 1 / batch_size
-        total += math.log(denominator) + largest - logits[labels[i], i]
+        dlogits[labels[i], i] -= weight / batch_size
+        total += weight * (math.log(denominator) + largest - logits[labels[i], i])
     return total
 
 
 @kernel
-def softmax_cross_entropy_weighted(logits, labels, batch_size, smoothing, weight, dlogits):
+def softmax_cross_entropy_weighted(logits, labels, batch_size, smoothing, class_weight, dlogits, weights):
     """As `softmax_cross_entropy`, with label smoothing and class weights. Returns the sum over samples of
 
-        (1 - smoothing) * weight[label] * -log p[label]  +  smoothing / classes * sum_k weight[k] * -log p[k]
+        (1 - s) * w[label] * -log p[label]  +  s / classes * sum_k w[k] * -log p[k]
 
-    logits, dlogits: (classes, n), labels: (n,), weight: (classes,) float64, in which all sums are computed.
+    where s is the smoothing and w the class weight. logits, dlogits: (classes, n), labels: (n,), class_weight:
+    (classes,) float64, in which all sums are computed.
     """
     classes, N = logits.shape
     share = smoothing / classes
     weight_of_others = 0.0
     for k in range(classes):
-        weight_of_others += share * weight[k]
+        weight_of_others += share * class_weight[k]
     total = 0.0
     for i in range(N):
         largest = logits[0, i]
@@ -54,13 +60,15 @@ def softmax_cross_entropy_weighted(logits, labels, batch_size, smoothing, weight
             e = math.exp(logits[k, i] - largest)
             dlogits[k, i] = e
             denominator += e
-        own = (1 - smoothing) * weight[labels[i]]
-        scale = (own + weight_of_others) / (denominator * batch_size)
+        weight = 1.0 if weights is None else weights[i]
+        own = (1 - smoothing) * class_weight[labels[i]]
+        scale = weight * (own + weight_of_others) / (denominator * batch_size)
         log_sum = math.log(denominator) + largest
         for k in range(classes):
-            target = share * weight[k]
+            target = share * class_weight[k]
             if k == labels[i]:
                 target += own
+            target *= weight
             dlogits[k, i] = dlogits[k, i] * scale - target / batch_size
             total += target * (log_sum - logits[k, i])
     return total
@@ -99,7 +107,7 @@ def count_correct(logits, labels):
 
 
 @kernel
-def mean_squared_error(outputs, targets, batch_size, doutputs):
+def mean_squared_error(outputs, targets, batch_size, doutputs, weights):
     """Returns the sum over samples of mean over outputs (y - t)^2; doutputs = 2 (y - t) / (outputs * batch_size).
 
     outputs, doutputs: (outputs, n), targets: (n, outputs).
@@ -109,26 +117,28 @@ def mean_squared_error(outputs, targets, batch_size, doutputs):
     for k in range(K):
         for i in range(N):
             error = outputs[k, i] - targets[i, k]
-            total += error * error
-            doutputs[k, i] = 2 * error / (K * batch_size)
+            weight = 1.0 if weights is None else weights[i]
+            total += weight * (error * error)
+            doutputs[k, i] = weight * (2 * error / (K * batch_size))
     return total / K
 
 
 @kernel
-def mean_squared_error_onehot(outputs, labels, batch_size, doutputs):
+def mean_squared_error_onehot(outputs, labels, batch_size, doutputs, weights):
     """As `mean_squared_error`, with target 1 for the label's output and 0 for the others; labels: (n,)."""
     K, N = outputs.shape
     total = 0.0
     for k in range(K):
         for i in range(N):
             error = outputs[k, i] - (labels[i] == k)
-            total += error * error
-            doutputs[k, i] = 2 * error / (K * batch_size)
+            weight = 1.0 if weights is None else weights[i]
+            total += weight * (error * error)
+            doutputs[k, i] = weight * (2 * error / (K * batch_size))
     return total / K
 
 
 @kernel
-def binary_cross_entropy(logits, targets, batch_size, dlogits):
+def binary_cross_entropy(logits, targets, batch_size, dlogits, weights):
     """Returns the sum over samples of mean over outputs (-t log p - (1 - t) log(1 - p)), where p = sigmoid(logit);
     dlogits = (p - t) / (outputs * batch_size).
 
@@ -140,9 +150,10 @@ def binary_cross_entropy(logits, targets, batch_size, dlogits):
         for i in range(N):
             x, t = logits[k, i], float(targets[i, k])
             e = math.exp(-abs(x))
-            total += max(x, 0.0) - x * t + math.log1p(e)
+            weight = 1.0 if weights is None else weights[i]
+            total += weight * (max(x, 0.0) - x * t + math.log1p(e))
             p = 1 / (1 + e) if x >= 0 else e / (1 + e)
-            dlogits[k, i] = (p - t) / (K * batch_size)
+            dlogits[k, i] = weight * ((p - t) / (K * batch_size))
     return total / K
 
 
@@ -157,7 +168,7 @@ def sigmoid(logits, probabilities):
 
 
 @kernel
-def absolute_error(outputs, targets, batch_size, doutputs):
+def absolute_error(outputs, targets, batch_size, doutputs, weights):
     """Returns the sum over samples of mean over outputs |y - t|; doutputs = sign(y - t) / (outputs * batch_size).
 
     outputs, doutputs: (outputs, n), targets: (n, outputs).
@@ -167,14 +178,15 @@ def absolute_error(outputs, targets, batch_size, doutputs):
     for k in range(K):
         for i in range(N):
             error = outputs[k, i] - targets[i, k]
-            total += abs(error)
+            weight = 1.0 if weights is None else weights[i]
+            total += weight * abs(error)
             sign = 1 if error > 0 else -1 if error < 0 else 0
-            doutputs[k, i] = sign / (K * batch_size)
+            doutputs[k, i] = weight * (sign / (K * batch_size))
     return total / K
 
 
 @kernel
-def huber(outputs, targets, delta, batch_size, doutputs):
+def huber(outputs, targets, delta, batch_size, doutputs, weights):
     """Returns the sum over samples of mean over outputs of (y - t)^2 / 2, continued linearly where |y - t| > delta.
 
     outputs, doutputs: (outputs, n), targets: (n, outputs).
@@ -185,6 +197,7 @@ def huber(outputs, targets, delta, batch_size, doutputs):
         for i in range(N):
             error = outputs[k, i] - targets[i, k]
             slope = min(max(error, -delta), delta)
-            total += slope * (error - 0.5 * slope)
-            doutputs[k, i] = slope / (K * batch_size)
+            weight = 1.0 if weights is None else weights[i]
+            total += weight * (slope * (error - 0.5 * slope))
+            doutputs[k, i] = weight * (slope / (K * batch_size))
     return total / K

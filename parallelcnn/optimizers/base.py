@@ -1,15 +1,16 @@
 """Base classes of optimisers: `Optimizer` for your own, `KernelOptimizer` for those of this package."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from parallelcnn.errors import InputError
 from parallelcnn.kernels.clipping import clamp, scale, sum_of_squares
-from parallelcnn.schedules import Schedule, check_number, rate_at
+from parallelcnn.schedules import Evaluated, Schedule, check_number, rate_at
 
 Array = np.ndarray
 
@@ -45,6 +46,16 @@ class Optimizer(ABC):
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step."""
         return rate_at(getattr(self, "learning_rate", math.nan), step, steps)
+
+    def after(self, history: Evaluated) -> Self:
+        """The optimiser with its schedule given a history; see `Schedule.after`. The optimiser itself without one."""
+        before = getattr(self, "learning_rate", None)
+        now = before.after(history) if isinstance(before, Schedule) else before
+        if now is before:
+            return self
+        other = copy.copy(self)
+        object.__setattr__(other, "learning_rate", now)  # it may be a frozen dataclass
+        return other
 
     def average(self, state: dict[str, Array]) -> Array | None:
         """The state vector that is evaluated in place of the parameters, and that replaces them at the end of training.

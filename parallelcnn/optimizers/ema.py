@@ -6,7 +6,7 @@ from typing import Any
 from parallelcnn.arguments import check_type
 from parallelcnn.errors import InputError
 from parallelcnn.kernels.averaging import move_average
-from parallelcnn.schedules import check_number
+from parallelcnn.schedules import Evaluated, check_number
 
 from .base import Array, Optimizer
 
@@ -69,6 +69,10 @@ class EMA(Optimizer):
 
     def rate(self, step: int, steps: int) -> float:
         return self.optimizer.rate(step, steps)
+
+    def after(self, history: Evaluated) -> "EMA":
+        inner = self.optimizer.after(history)
+        return self if inner is self.optimizer else EMA(inner, self.decay)
 
     def average(self, state: dict[str, Array]) -> Array | None:
         return state.get("average")

@@ -1,7 +1,7 @@
 """Check before the first step that all ranks have the same arguments and the same data."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +61,7 @@ def describe_data(comm: Transport, **datasets: Dataset) -> dict[str, str]:
     Collective: every rank of `comm` must call it. If several ranks have mapped the same file, only one of them reads
     it: reading MNIST takes 25 ms.
     """
-    arrays = [array for dataset in datasets.values() for array in (dataset.images, dataset.labels)]
+    arrays = [array for dataset in datasets.values() for array in _arrays(dataset)]
     node = comm.ranks_on_node()[0]
     places = comm.allgather([(node, place) if (place := shared_file(array)) else None for array in arrays])
     mine = places[comm.rank]
@@ -74,16 +74,26 @@ def describe_data(comm: Transport, **datasets: Dataset) -> dict[str, str]:
         [_crc32(array) if reader == comm.rank else 0 for array, reader in zip(arrays, readers, strict=True)]
     )
     found = iter([checksums[reader][i] for i, reader in enumerate(readers)])
-    return {name: _with_checksums(dataset, next(found), next(found)) for name, dataset in datasets.items()}
+    return {
+        name: _with_checksums(dataset, [next(found) for _ in _arrays(dataset)]) for name, dataset in datasets.items()
+    }
 
 
 def describe_dataset(dataset: Dataset) -> str:
     """As `describe_data`, for one data set and without communication."""
-    return _with_checksums(dataset, _crc32(dataset.images), _crc32(dataset.labels))
+    return _with_checksums(dataset, [_crc32(array) for array in _arrays(dataset)])
 
 
-def _with_checksums(dataset: Dataset, images: int, labels: int) -> str:
-    return f"{dataset.images.dtype} of shape {dataset.images.shape}, CRC-32 {images:08x}, labels {labels:08x}"
+def _arrays(dataset: Dataset) -> list[np.ndarray]:
+    weight = [] if dataset.sample_weight is None else [dataset.sample_weight]
+    return [dataset.images, dataset.labels, *weight]
+
+
+def _with_checksums(dataset: Dataset, checksums: Sequence[int]) -> str:
+    """The data set's description. The names are those of `_arrays`; without weights it is that of earlier versions."""
+    names = ("CRC-32", "labels", "weights")
+    found = ", ".join(f"{name} {checksum:08x}" for name, checksum in zip(names, checksums, strict=False))
+    return f"{dataset.images.dtype} of shape {dataset.images.shape}, {found}"
 
 
 def _crc32(array: np.ndarray) -> int:

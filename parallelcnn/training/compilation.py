@@ -25,18 +25,22 @@ def compile_kernels(
     loss: Loss,
     reproducible: int | None = None,
     metrics: Sequence[Metric] | None = None,
+    test_set: Dataset | None = None,
 ) -> None:
     """Compile every kernel of a training step, or load it from the cache, by running samples through the network: one
     sample and a full block, since the number of samples also decides the convolution algorithm.
 
     It runs on one thread, before others start. All replicas use the same kernels, since their arrays have the same
     types. No parameter changes.
+
+    Args:
+        test_set: None: like `dataset`. Other types of labels, and sample weights, take other kernels.
     """
     metrics = default_metrics(network, dataset, loss) if metrics is None else metrics
     for n in (1, network.replica.block_size):
         samples = np.zeros(n, np.intp)
         sums = np.zeros(1 + sum(metric.terms for metric in metrics))
-        run_block(network.replica, dataset, samples, loss, metrics, sums)
+        run_block(network.replica, dataset if test_set is None else test_set, samples, loss, metrics, sums)
         with ThreadPool([network.replica]) as pool:
             reducer_of(network, pool, dataset, loss, reproducible).compute(samples, Serial(), key=0, stop=0)
             all_finite(network.reduction_buffer)

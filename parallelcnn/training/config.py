@@ -8,31 +8,52 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 from parallelcnn.errors import InputError, nearest_name
 
 if TYPE_CHECKING:
+    from parallelcnn.data import Dataset
     from parallelcnn.losses import Loss
     from parallelcnn.optimizers import KernelOptimizer, Optimizer
     from parallelcnn.schedules import Schedule
 
-NETWORK, TRAINING, RANKS = "network and data", "training", "ranks and threads"
+NETWORK, TRAINING, LOSS = "network and data", "training", "loss"
+OPTIMIZER, SCHEDULE, RANKS = "optimiser", "learning-rate schedule", "ranks and threads"
 RESULTS, CHECKPOINTS = "results", "checkpoints, saved after every epoch, and resuming from them"
-GROUPS = (NETWORK, TRAINING, RANKS, RESULTS, CHECKPOINTS)
-SCHEDULES = ("constant", "cosine", "one-cycle", "step", "exponential", "polynomial")
+GROUPS = (NETWORK, TRAINING, LOSS, OPTIMIZER, SCHEDULE, RANKS, RESULTS, CHECKPOINTS)
+LOSSES = {  # class names
+    "softmax-cross-entropy": "SoftmaxCrossEntropy",
+    "binary-cross-entropy": "BinaryCrossEntropy",
+    "squared": "MeanSquaredError",
+    "absolute": "AbsoluteError",
+    "huber": "HuberLoss",
+}
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "lion": "Lion"}  # class names
-_OF_OPTIMIZERS = ("learning_rate", "momentum", "nesterov", "weight_decay", "clip_norm", "clip_value")
-_METAVARS = {int: "N", float: "X"}
+_OF_OPTIMIZERS = (
+    *("learning_rate", "momentum", "nesterov", "betas", "alpha", "eps", "weight_decay", "clip_norm", "clip_value"),
+)
+_OF_LOSSES = ("label_smoothing", "class_weight")
+# The schedules, and the settings of each besides the learning rate and the warm-up.
+SCHEDULES: dict[str, tuple[str, ...]] = {
+    "constant": (),
+    "cosine": (),
+    "one-cycle": (),
+    "step": ("decay_every", "decay_factor"),
+    "exponential": ("decay_factor",),
+    "polynomial": (),
+    "plateau": ("decay_factor", "patience", "monitor", "min_delta", "cooldown", "min_learning_rate"),
+}
+_METAVARS: dict[type, str] = {int: "N", float: "X", tuple: "B1 B2"}
 
 
 class Setting(NamedTuple):
     """The properties of a setting besides its name and default.
 
     Attributes:
-        kind: int, float, str or bool.
+        kind: int, float, str, bool, or tuple: two numbers.
         group: the heading of the setting in the help.
         help: one sentence without a full stop.
         metavar: name of the value in the help.
@@ -83,48 +104,6 @@ class TrainConfig:
     )
     epochs: int = _setting(3, TRAINING, "passes over the training set", at_least=1)
     batch_size: int = _setting(100, TRAINING, "samples in a minibatch, over all ranks", at_least=1)
-    optimizer: str = _setting(
-        "sgd", TRAINING, f"the optimiser: {', '.join(OPTIMIZERS)}", metavar="NAME", choices=tuple(OPTIMIZERS)
-    )
-    learning_rate: float | None = _setting(
-        None,
-        TRAINING,
-        "learning rate; by default 0.1 with sgd, 0.001 with adam and adamw, 0.01 with rmsprop, 0.0001 with lion",
-        at_least=0,
-    )
-    schedule: str = _setting(
-        "constant",
-        TRAINING,
-        f"how the learning rate changes during training: {', '.join(SCHEDULES)}",
-        metavar="NAME",
-        choices=SCHEDULES,
-    )
-    warmup: int = _setting(0, TRAINING, "steps in which the learning rate rises; not for one-cycle", at_least=0)
-    decay_every: int | None = _setting(
-        None,
-        TRAINING,
-        "steps between two changes of the learning rate; the schedule step needs it",
-        metavar="K",
-        at_least=1,
-    )
-    decay_factor: float | None = _setting(
-        None, TRAINING, "factor of each change: with step 0.1 by default; the schedule exponential needs it", at_least=0
-    )
-    momentum: float = _setting(0.0, TRAINING, "momentum of sgd and rmsprop, at least 0 and below 1", at_least=0)
-    nesterov: bool = _setting(False, TRAINING, "use Nesterov momentum with sgd")
-    weight_decay: float | None = _setting(
-        None, TRAINING, "weight decay, not of biases and normalisation; by default 0, with adamw 0.01", at_least=0
-    )
-    clip_norm: float | None = _setting(
-        None, TRAINING, "clip the gradient to this L2 norm over all parameters", at_least=0
-    )
-    clip_value: float | None = _setting(None, TRAINING, "limit every number of the gradient to [-X, X]", at_least=0)
-    label_smoothing: float = _setting(
-        0.0, TRAINING, "part of each label that all classes share, of the softmax cross-entropy, up to 1", at_least=0
-    )
-    ema: float | None = _setting(
-        None, TRAINING, "average the parameters with this decay, such as 0.999, to evaluate them", at_least=0
-    )
     seed: int = _setting(0, TRAINING, "seed of initial weights, sample order and dropout", at_least=0)
     validation_split: float | None = _setting(
         None,
@@ -134,6 +113,96 @@ class TrainConfig:
     )
     evaluate_every: int | None = _setting(
         None, TRAINING, "evaluate after every K minibatches as well as every epoch", metavar="K", at_least=1
+    )
+    loss: str = _setting(
+        "softmax-cross-entropy", LOSS, f"the loss: {', '.join(LOSSES)}", metavar="NAME", choices=tuple(LOSSES)
+    )
+    label_smoothing: float = _setting(
+        0.0, LOSS, "part of each label that all classes share, of the softmax cross-entropy, up to 1", at_least=0
+    )
+    class_weight: str | None = _setting(
+        None,
+        LOSS,
+        "balanced: give all classes the same influence, in the softmax cross-entropy",
+        metavar="HOW",
+        choices=("balanced",),
+    )
+    optimizer: str = _setting(
+        "sgd", OPTIMIZER, f"the optimiser: {', '.join(OPTIMIZERS)}", metavar="NAME", choices=tuple(OPTIMIZERS)
+    )
+    learning_rate: float | None = _setting(
+        None,
+        OPTIMIZER,
+        "learning rate; by default 0.1 with sgd, 0.001 with adam and adamw, 0.01 with rmsprop, 0.0001 with lion",
+        at_least=0,
+    )
+    scale_learning_rate: int | None = _setting(
+        None,
+        OPTIMIZER,
+        "the learning rate is meant for minibatches of B samples: multiply it by the batch size over B",
+        metavar="B",
+        at_least=1,
+    )
+    momentum: float = _setting(0.0, OPTIMIZER, "momentum of sgd and rmsprop, at least 0 and below 1", at_least=0)
+    nesterov: bool = _setting(False, OPTIMIZER, "use Nesterov momentum with sgd")
+    betas: tuple[float, float] | None = _setting(
+        None, OPTIMIZER, "decay of the averages of adam and adamw, by default 0.9 0.999, and of lion, 0.9 0.99"
+    )
+    alpha: float | None = _setting(
+        None, OPTIMIZER, "decay of the mean square of rmsprop, below 1; by default 0.99", at_least=0
+    )
+    eps: float | None = _setting(
+        None, OPTIMIZER, "added to the root of the mean square by adam, adamw and rmsprop; by default 1e-08", at_least=0
+    )
+    weight_decay: float | None = _setting(
+        None, OPTIMIZER, "weight decay, not of biases and normalisation; by default 0, with adamw 0.01", at_least=0
+    )
+    clip_norm: float | None = _setting(
+        None, OPTIMIZER, "clip the gradient to this L2 norm over all parameters", at_least=0
+    )
+    clip_value: float | None = _setting(None, OPTIMIZER, "limit every number of the gradient to [-X, X]", at_least=0)
+    ema: float | None = _setting(
+        None, OPTIMIZER, "average the parameters with this decay, such as 0.999, to evaluate them", at_least=0
+    )
+    schedule: str = _setting(
+        "constant",
+        SCHEDULE,
+        f"how the learning rate changes during training: {', '.join(SCHEDULES)}",
+        metavar="NAME",
+        choices=tuple(SCHEDULES),
+    )
+    warmup: int = _setting(0, SCHEDULE, "steps in which the learning rate rises; not for one-cycle", at_least=0)
+    decay_every: int | None = _setting(
+        None,
+        SCHEDULE,
+        "steps between two changes of the learning rate; the schedule step needs it",
+        metavar="K",
+        at_least=1,
+    )
+    decay_factor: float | None = _setting(
+        None,
+        SCHEDULE,
+        "factor of each change: with step and plateau 0.1 by default; the schedule exponential needs it",
+        at_least=0,
+    )
+    patience: int | None = _setting(
+        None, SCHEDULE, "evaluations without an improvement that plateau accepts; by default 10", at_least=0
+    )
+    monitor: str | None = _setting(
+        None,
+        SCHEDULE,
+        "what must improve with plateau: loss or accuracy; by default loss",
+        metavar="NAME",
+        choices=("loss", "accuracy"),
+    )
+    min_delta: float | None = _setting(
+        None, SCHEDULE, "change that counts as an improvement with plateau; by default 0.0001", at_least=0
+    )
+    cooldown: int | None = _setting(
+        None, SCHEDULE, "evaluations after a change of plateau that are not counted; by default 0", at_least=0
+    )
+    min_learning_rate: float | None = _setting(
+        None, SCHEDULE, "plateau does not go below this learning rate; by default 0", at_least=0
     )
     threads: int | None = _setting(
         None,
@@ -212,11 +281,12 @@ class TrainConfig:
         from parallelcnn.optimizers import EMA
 
         optimizer: Any = self.optimizer_of_constant_rate()
-        optimizer = replace(optimizer, learning_rate=self._scheduled(optimizer.learning_rate))
+        optimizer = replace(optimizer, learning_rate=self._scheduled(self.scaled(optimizer.learning_rate)))
         return optimizer if self.ema is None else EMA(optimizer, self.ema)
 
     def optimizer_of_constant_rate(self) -> "KernelOptimizer":
-        """As `build_optimizer`, without a schedule and an average. What is not given has the optimiser's default.
+        """As `build_optimizer`, with the learning rate that was given, and without a schedule and an average. What is
+        not given has the optimiser's default.
 
         Raises:
             InputError: if a setting is given that the optimiser does not have, or does not accept.
@@ -225,42 +295,71 @@ class TrainConfig:
         from parallelcnn import optimizers
 
         kinds = {name: getattr(optimizers, kind) for name, kind in OPTIMIZERS.items()}
-        defaults = {one.name: one.default for one in fields(self)}
-        given = {name: getattr(self, name) for name in _OF_OPTIMIZERS if getattr(self, name) != defaults[name]}
+        given = self._given(_OF_OPTIMIZERS)
         for name in given:
             having = [other for other, kind in kinds.items() if hasattr(kind, name)]
             if self.optimizer not in having:
                 raise InputError(f"{name} is for the optimizer {' or '.join(having)}, got {self.optimizer}")
         return kinds[self.optimizer](**given)
 
-    def build_loss(self) -> "Loss":
-        """The loss that these settings describe."""
-        from parallelcnn.losses import SoftmaxCrossEntropy
+    def scaled(self, learning_rate: Any) -> float:
+        """The learning rate for this batch size: with `scale_learning_rate`, the linear scaling rule of Goyal et al.
+        2017 ("Accurate, large minibatch SGD", arXiv:1706.02677, section 2.1).
+        """
+        base = self.scale_learning_rate
+        return learning_rate if base is None else learning_rate * self.batch_size / base
 
-        return SoftmaxCrossEntropy(self.label_smoothing)
+    def build_loss(self, train_set: "Dataset | None" = None) -> "Loss":
+        """The loss that these settings describe.
+
+        Args:
+            train_set: for balanced class weights; None: without them, to check the settings.
+
+        Raises:
+            InputError: if a setting is given that the loss does not have, or does not accept; if a class has no
+                samples.
+        """
+        from parallelcnn import losses
+
+        given = self._given(_OF_LOSSES)
+        for name, value in given.items():
+            if self.loss != "softmax-cross-entropy":
+                raise InputError(f"{name} is for the loss softmax-cross-entropy, got {value!r} with {self.loss}")
+        if "class_weight" in given:
+            given["class_weight"] = None if train_set is None else train_set.balanced_class_weight()
+        return getattr(losses, LOSSES[self.loss])(**given)
+
+    def _given(self, names: Iterable[str]) -> dict[str, Any]:
+        """Those of the settings that differ from their defaults."""
+        defaults = {one.name: one.default for one in fields(self)}
+        return {name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]}
 
     def _scheduled(self, rate: float) -> "float | Schedule":
         """The learning rate, or the schedule of it that these settings describe."""
         from parallelcnn import schedules
 
         name, warmup = self.schedule, self.warmup
-        for option, users in (("decay_every", ("step",)), ("decay_factor", ("step", "exponential"))):
-            value = getattr(self, option)
-            if value is not None and name not in users:
+        given = self._given(dict.fromkeys(option for options in SCHEDULES.values() for option in options))
+        for option, value in given.items():
+            if option not in SCHEDULES[name]:
+                users = [other for other, options in SCHEDULES.items() if option in options]
                 raise InputError(f"{option} is for the schedule {' or '.join(users)}, got {value!r} with {name}")
-            if value is None and name == users[-1]:
-                raise InputError(f"the schedule {name} needs {option}")
+        needed = {"step": "decay_every", "exponential": "decay_factor"}.get(name)
+        if needed is not None and needed not in given:
+            raise InputError(f"the schedule {name} needs {needed}")
         if name == "one-cycle":
             if warmup:
                 raise InputError(f"warmup must be 0 with the schedule one-cycle, which has its own, got {warmup}")
             return schedules.OneCycle(rate)
         if name == "step":
-            assert self.decay_every is not None
-            factor = 0.1 if self.decay_factor is None else self.decay_factor
-            return schedules.Step(rate, self.decay_every, factor, warmup)
+            return schedules.Step(rate, given["decay_every"], given.get("decay_factor", 0.1), warmup)
         if name == "exponential":
-            assert self.decay_factor is not None
-            return schedules.Exponential(rate, self.decay_factor, warmup)
+            return schedules.Exponential(rate, given["decay_factor"], warmup)
+        if name == "plateau":
+            if "monitor" in given:
+                role = "test" if self.validation_split is None else "val"
+                given["monitor"] = f"{role}_{given['monitor']}"
+            return schedules.Plateau(rate, given.pop("decay_factor", 0.1), warmup=warmup, **given)
         if name == "polynomial":
             return schedules.Polynomial(rate, warmup)
         if name == "cosine":
@@ -289,7 +388,9 @@ class TrainConfig:
 def settings() -> Iterator[tuple[Field[Any], Setting]]:
     """Every field of `TrainConfig` with its setting."""
     for one in fields(TrainConfig):
+        kind: Any
         kind, *_ = *get_args(one.type), one.type  # int for int | None
+        kind = get_origin(kind) or kind  # tuple for tuple[float, float]
         yield one, Setting(kind, **{"metavar": _METAVARS.get(kind, ""), **one.metadata})
 
 
@@ -319,10 +420,11 @@ def config_from(given: Mapping[str, Any], file: str | None = None) -> TrainConfi
 
 def _checked(name: str, value: Any, setting: Setting) -> Any:
     """The value, converted to the setting's kind; InputError if it has another type or is outside its range."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number, pair = _is_finite(value), isinstance(value, tuple | list) and len(value) == 2
     rule, good = {
         int: ("an integer", number and isinstance(value, int)),
-        float: ("a finite number", number and abs(value) <= sys.float_info.max),
+        float: ("a finite number", number),
+        tuple: ("two finite numbers", pair and all(map(_is_finite, value))),
         bool: ("true or false", isinstance(value, bool)),
         str: ("a string", isinstance(value, str)),
     }[setting.kind]
@@ -333,3 +435,7 @@ def _checked(name: str, value: Any, setting: Setting) -> Any:
     if not good:
         raise InputError(f"{name} must be {rule}, got {value!r}")
     return setting.kind(value)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

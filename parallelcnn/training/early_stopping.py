@@ -4,15 +4,11 @@ import math
 import warnings
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from parallelcnn.arguments import check_integer
-from parallelcnn.errors import InputError, TrainingWarning, nearest_name
+from parallelcnn.errors import InputError, TrainingWarning
 from parallelcnn.layers.base import Array
+from parallelcnn.schedules import MODES, larger_is_better
 from parallelcnn.training.callbacks import Callback, Logs
-from parallelcnn.training.evaluation import test_logs
-
-_LARGER_IS_BETTER = ("accuracy", "precision", "recall", "f1")
 
 
 @dataclass
@@ -50,7 +46,7 @@ class EarlyStopping(Callback):
 
     def __post_init__(self) -> None:
         check_integer("EarlyStopping: patience", self.patience, 0)
-        if self.mode not in ("auto", "min", "max"):
+        if self.mode not in MODES:
             raise InputError(f"EarlyStopping: mode must be auto, min or max, got {self.mode!r}")
 
     def on_train_begin(self, logs: Logs) -> None:
@@ -101,9 +97,7 @@ class EarlyStopping(Callback):
 
     def _best(self, values: list[tuple[int, float]]) -> tuple[int, int]:
         """(minibatch of the last improvement, 0 if there was none; number of epochs since)."""
-        large = self.monitor is not None and self.monitor.endswith(_LARGER_IS_BETTER)
-        is_better_when_larger = self.mode == "max" or (self.mode == "auto" and large)
-        sign = -1.0 if is_better_when_larger else 1.0
+        sign = -1.0 if larger_is_better(self.monitor, self.mode) else 1.0
         best, best_step, waited = math.inf, 0, 0
         for step, value in values:
             if sign * value < best - self.min_delta:
@@ -118,14 +112,5 @@ class EarlyStopping(Callback):
         Args:
             without: an epoch that has not ended, if there is one.
         """
-        evaluations = self.training.history.evaluations
-        last_of_epoch = {epoch: (step, result) for step, epoch, result in evaluations if epoch != without}
-        values = []
-        for epoch, (step, result) in last_of_epoch.items():
-            logs = test_logs(step, epoch, result)
-            monitor = f"{result.role}_loss" if self.monitor is None else self.monitor
-            if np.ndim(logs.get(monitor, ())) > 0:
-                known = [name for name in logs if name not in ("step", "epoch") and np.ndim(logs[name]) == 0]
-                raise InputError(f"EarlyStopping: no value {monitor!r} to monitor: {nearest_name(monitor, known)}")
-            values.append((step, logs[monitor]))
-        return values
+        values = self.training.history.monitored(self.monitor, "EarlyStopping")
+        return list({epoch: (step, value) for step, epoch, value in values if epoch != without}.values())

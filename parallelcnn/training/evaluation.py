@@ -144,4 +144,5 @@ def run_block(
         metric.add(output, labels, sums[at : at + metric.terms])
         at += metric.terms
     unused = replica.output_gradient(len(samples), training=False)
-    sums[0] += loss.forward_backward(output, labels, 1, unused)
+    weight = replica.load_sample_weight(dataset.sample_weight, samples)
+    sums[0] += loss.forward_backward(output, labels, 1, unused, *weight)

@@ -68,6 +68,26 @@ class History:
             raise InputError(f"the history has no series {name!r}: {nearest_name(name, ['loss', *known])}")
         return np.array([one[name] for one in logs])
 
+    def monitored(self, name: str | None, owner: str) -> list[tuple[int, int, float]]:
+        """(minibatches done, epoch, value) of every evaluation.
+
+        Args:
+            name: of a number, such as "test_accuracy"; None: the loss.
+            owner: what asks for it, for the message.
+
+        Raises:
+            InputError: if an evaluation has no such number.
+        """
+        found = []
+        for step, epoch, result in self.evaluations:
+            logs = test_logs(step, epoch, result)
+            monitor = f"{result.role}_loss" if name is None else name
+            if np.ndim(logs.get(monitor, ())) > 0:
+                known = [one for one in logs if one not in ("step", "epoch") and np.ndim(logs[one]) == 0]
+                raise InputError(f"{owner}: no value {monitor!r} to monitor: {nearest_name(monitor, known)}")
+            found.append((step, epoch, logs[monitor]))
+        return found
+
     def plot(self, axes: Any = None) -> Any:
         """Plot the training loss over minibatches, raw (faint) and smoothed, and the test loss as dots.
 

@@ -8,7 +8,7 @@ The history determines the next step. So the loop can start at any step: after a
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from parallelcnn.comm import Transport
@@ -83,12 +83,16 @@ class Loop:
     callbacks: Callbacks
     safeguard: Safeguard | None = None
     save_is_asked: bool = False
+    _optimizer_now: Optimizer = field(init=False)  # with the schedule given the history, which changes it rarely
+
+    def __post_init__(self) -> None:
+        self._optimizer_now = self.optimizer
 
     def run(self) -> None:
         """Run steps until the end of training, or until a rank asks to stop."""
         self.callbacks.train_begin()
         if self.history.steps > 0:
-            self.callbacks.resumed()
+            self._resumed()
         while True:
             try:
                 if self._is_over():
@@ -99,7 +103,7 @@ class Loop:
                 if self.safeguard is None:
                     raise
                 self.safeguard.recover()
-                self.callbacks.resumed()
+                self._resumed()
         self.network.take_average(self.optimizer)
         self.callbacks.train_end()
 
@@ -117,7 +121,7 @@ class Loop:
         self._record_minibatch(epoch, float(network.reduction_buffer[LOSS]), len(minibatch))
         # All ranks have the same sums, so all raise, or all make the same update.
         check_finite(network, history.steps, epoch)
-        network.update(self.optimizer, len(minibatch), history.steps - 1, self.steps)
+        network.update(self._optimizer_now, len(minibatch), history.steps - 1, self.steps)
         # If any rank has asked to save or stop, all ranks do so after this minibatch.
         asked = int(network.reduction_buffer[STOP])
         history.stopped, self.save_is_asked = asked >= END, asked % END == SAVE
@@ -138,7 +142,7 @@ class Loop:
         if self.safeguard is not None and self.safeguard.between_steps(
             epoch_ended=epoch_ended, save=self.save_is_asked
         ):
-            self.callbacks.resumed()
+            self._resumed()
             return False
         history.train_seconds += time.perf_counter() - began
         return history.samples_seen == self.last_sample or history.stopped
@@ -155,6 +159,11 @@ class Loop:
             return False
         return epoch_ended or (self.evaluate_every is not None and steps % self.evaluate_every == 0)
 
+    def _resumed(self) -> None:
+        """Continue from the step in the history."""
+        self._optimizer_now = self.optimizer.after(self.history)
+        self.callbacks.resumed()
+
     def _record_minibatch(self, epoch: int, loss: float, samples: int) -> None:
         self.history.losses.append(loss)
         self.history.samples_seen += samples
@@ -163,5 +172,6 @@ class Loop:
     def _record_evaluation(self, result: Evaluation, *, epoch_ended: bool) -> None:
         step, epoch = self.history.steps, self._epoch
         self.history.evaluations.append((step, epoch, result))
+        self._optimizer_now = self.optimizer.after(self.history)
         self.callbacks.test_end(step, epoch, result, epoch_ended=epoch_ended)
         check_test_loss(result.loss, step, epoch)

@@ -13,7 +13,7 @@ from parallelcnn.data.numbers import shape_hint
 from parallelcnn.errors import CheckpointError, InputError, ShapeError, TrainingWarning, shown
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.files.model import describe_network
-from parallelcnn.losses import Loss, SoftmaxCrossEntropy
+from parallelcnn.losses import Loss, SoftmaxCrossEntropy, takes_sample_weight
 from parallelcnn.network import NetworkHandler
 from parallelcnn.training.agreement import describe_dataset
 from parallelcnn.training.checkpoint import Checkpoint, facts_that_changed
@@ -40,13 +40,30 @@ def check_numbers(
 
 
 def check_fit(network: NetworkHandler, dataset: Dataset, loss: Loss | None = None) -> None:
-    """Raise ShapeError unless the network accepts the images of the data set and can learn its labels."""
-    (loss or SoftmaxCrossEntropy()).check(network.output_shape, dataset.labels, dataset.classes)
+    """Raise ShapeError unless the network accepts the images of the data set and can learn its labels; see also
+    `check_loss`.
+    """
+    check_loss(loss or SoftmaxCrossEntropy(), network, dataset)
     if network.input_shape != dataset.input_shape:
         raise ShapeError(
             f"the network takes inputs of shape {network.input_shape}, "
             f"but {dataset.name} holds images of shape {dataset.input_shape}"
             f"{shape_hint((1, *dataset.input_shape), network.input_shape)}"
+        )
+
+
+def check_loss(loss: Loss, network: NetworkHandler, dataset: Dataset) -> None:
+    """Raise an error unless the loss can be computed for the network and the data set.
+
+    Raises:
+        ShapeError: if the network cannot learn these labels with it.
+        InputError: if the data set has sample weights, which the loss does not take.
+    """
+    loss.check(network.output_shape, dataset.labels, dataset.classes)
+    if dataset.sample_weight is not None and not takes_sample_weight(loss):
+        raise InputError(
+            f"{dataset.name} has sample weights, which the loss {shown(repr(loss))} does not take: its method "
+            f"forward_backward needs an argument sample_weight=None, (n,) factors of the samples' losses and gradients"
         )
 
 

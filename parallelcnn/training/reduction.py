@@ -71,8 +71,9 @@ def compute_shard(
         x = replica.load(dataset.images, block, training=True, key=key)
         output = replica.forward(x, training=True)
         labels = replica.load_labels(dataset.labels, block)
+        weight = replica.load_sample_weight(dataset.sample_weight, block)
         doutput = replica.output_gradient(len(block))
-        replica.reduction_buffer[LOSS] = loss.forward_backward(output, labels, batch_size, doutput)
+        replica.reduction_buffer[LOSS] = loss.forward_backward(output, labels, batch_size, doutput, *weight)
         replica.backward(doutput)
 
 
