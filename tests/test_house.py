@@ -23,6 +23,7 @@ LEVELS = [
         "autodiff.contraction",
         "autodiff.derivatives",
         "autodiff.dual",
+        "autodiff.reduction",
         "autodiff.traced_array",
         "autodiff.tracing",
         "layers",

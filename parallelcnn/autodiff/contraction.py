@@ -55,18 +55,29 @@ def record_product(
         _as_matrices(step, left, left_labels, batch, rows, summed),
         _as_matrices(step, right, right_labels, batch, summed, columns),
     )
-    step.call(np.matmul, *matrices, out=product)
+    step.call(quietly, np.matmul, *matrices, out=product)
     result = product.reshape([sizes[one] for one in order]).transpose([order.index(one) for one in labels])
     return contiguous(step, result)
 
 
 def contiguous(step: Recording, array: Array) -> Array:
-    """The array itself if it is contiguous; otherwise a copy, which is recorded."""
-    if array.flags.c_contiguous:
+    """The array itself if it is contiguous, and not a broadcast one, which is read-only; otherwise a recorded copy."""
+    if array.flags.c_contiguous and array.flags.writeable:
         return array
     copied = step.scratch(array.shape, array.dtype)
     step.call(np.copyto, copied, array)
     return copied
+
+
+def broadcast(array: Array, shape: tuple[int, ...]) -> Array:
+    """np.broadcast_to, which makes a read-only view, only where it is needed."""
+    return array if array.shape == shape else np.broadcast_to(array, shape)
+
+
+def quietly(function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    """Call a function of numpy's without its warnings: exp(-x) may well overflow in 1 / (1 + exp(-x))."""
+    with np.errstate(all="ignore"):
+        function(*arguments, **named)
 
 
 def _belongs_right(left: str, right: str, labels: str) -> bool:

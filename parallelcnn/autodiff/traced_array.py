@@ -9,7 +9,9 @@ import numpy as np
 
 from parallelcnn.errors import InputError, ShapeError
 
-Array = np.ndarray
+from .contraction import Array, broadcast
+from .reduction import record_extremum, record_sum
+
 Shape = tuple[int, ...]
 Axes = int | tuple[int, ...] | None
 
@@ -133,7 +135,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return self.trace.record(np.expand_dims(self.array, axes), (self,), lambda g, y, a: g.squeeze(axes))
 
     def broadcast_to(self, shape: Shape) -> "Traced":
-        return self.trace.record(np.broadcast_to(self.array, (*shape, self.array.shape[-1])), (self,), same)
+        return self.trace.record(broadcast(self.array, (*shape, self.array.shape[-1])), (self,), same)
 
     def copy(self) -> "Traced":
         return self
@@ -142,7 +144,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
     def sum(self, axis: Axes = None, keepdims: bool = False) -> "Traced":
         axes, numbers = self.axes(axis), self.trace.as_numbers(self)
-        total = self.trace.record(self.trace.reduced(np.add, numbers.array, axes), (numbers,), same)
+        total = self.trace.record(record_sum(self.trace.step, numbers.array, axes), (numbers,), same)
         return total if keepdims else total.squeeze(axes)
 
     def mean(self, axis: Axes = None, keepdims: bool = False) -> "Traced":
@@ -170,7 +172,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             share = a.trace.as_numbers(a == y)
             return share * (g / share.sum(axes, keepdims=True))
 
-        extremum = self.trace.record(self.trace.reduced(ufunc, numbers.array, axes), (numbers,), rule)
+        extremum = self.trace.record(record_extremum(self.trace.step, ufunc, numbers.array, axes), (numbers,), rule)
         return extremum if keepdims else extremum.squeeze(axes)
 
     def summed_as(self, other: "Traced") -> "Traced":
@@ -179,8 +181,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         extra = array.ndim - len(wanted)
         axes = tuple(i for i, size in enumerate(array.shape) if i < extra or wanted[i - extra] == 1 != size)
         if axes:
-            array = self.trace.reduced(np.add, array, axes)
-        return Traced(self.trace, np.broadcast_to(array[(0,) * max(extra, 0)], wanted))
+            array = record_sum(self.trace.step, array, axes)
+        return Traced(self.trace, broadcast(array[(0,) * max(extra, 0)], wanted))
 
     def axes(self, axis: Axes) -> tuple[int, ...]:
         """The axes that an argument `axis` means, from 0 on."""

@@ -20,8 +20,9 @@ import numpy as np
 from parallelcnn.errors import InputError, ShapeError
 
 from .array_functions import FUNCTIONS
-from .contraction import SAMPLES, Recording, contiguous, record_product
+from .contraction import SAMPLES, Recording, broadcast, contiguous, quietly, record_product
 from .derivatives import COMPARISONS, DERIVATIVES, LOGICAL, STEPS, Rule
+from .reduction import without_repetitions
 from .traced_array import Array, Shape, Traced
 
 _LARGEST_EXPONENT = 16  # up to which powers are products; np.power takes 30 times as long as a product
@@ -177,12 +178,23 @@ class Trace:
         )
 
     def elementwise(self, ufunc: Any, arguments: Sequence[Traced], dtype: Any) -> Array:
-        """Record a call of a function of elements. What is the same along an axis is computed once."""
+        """Record a call of a function of elements. What is the same along an axis is computed once.
+
+        All arrays of the call are contiguous: numpy would allocate buffers for others.
+        """
         self.check_broadcasting(arguments)
-        arrays = [_without_repetitions(one.array) for one in arguments]
-        y = self.step.scratch(np.broadcast_shapes(*(one.shape for one in arrays)), dtype)
+        arrays = [without_repetitions(one.array) for one in arguments]
+        shape = np.broadcast_shapes(*(one.shape for one in arrays))
+        y = self.step.scratch(shape, dtype)
+        free = [y] if y.dtype == self.step.dtype else []
+        for i, array in enumerate(arrays):
+            if array.size == 1:
+                arrays[i] = array.reshape(())
+            elif array.shape != shape or not array.flags.c_contiguous:
+                arrays[i] = free.pop() if free else self.step.scratch(shape, array.dtype)
+                self.step.call(np.copyto, arrays[i], array)
         self.step.call(quietly, ufunc, *arrays, out=y)
-        return np.broadcast_to(y, np.broadcast_shapes(*(one.array.shape for one in arguments)))
+        return broadcast(y, np.broadcast_shapes(*(one.array.shape for one in arguments)))
 
     def check_broadcasting(self, arguments: Sequence[Traced]) -> None:
         """Raise ShapeError unless the arrays can be broadcast to one shape."""
@@ -191,16 +203,6 @@ class Trace:
             np.broadcast_shapes(*shapes)
         except ValueError:
             raise ShapeError(f"shapes {' and '.join(map(str, shapes))} of one sample do not fit together") from None
-
-    def reduced(self, ufunc: np.ufunc, array: Array, axes: tuple[int, ...]) -> Array:
-        """Record the sum, or the extremum, along axes of an array, also that of the samples; they get the length 1."""
-        small = _without_repetitions(array)
-        y = self.step.scratch(tuple(1 if i in axes else size for i, size in enumerate(small.shape)))
-        self.step.call(quietly, ufunc.reduce, small, axis=axes, keepdims=True, out=y)
-        repetitions = math.prod(array.shape[i] // max(small.shape[i], 1) for i in axes)
-        if ufunc is np.add and repetitions > 1:
-            self.step.call(np.multiply, y, repetitions, out=y)
-        return np.broadcast_to(y, tuple(1 if i in axes else size for i, size in enumerate(array.shape)))
 
     def placed(self, shape: Shape, parts: Sequence[tuple[Any, Traced]]) -> Traced:
         """An array of this shape, with its axis of samples, that holds parts at some places and zeros elsewhere."""
@@ -221,7 +223,7 @@ class Trace:
             if value.trace is not self:
                 raise InputError("an array of an earlier call of the function cannot be used")
             return value
-        array = np.asarray(value)
+        array = np.asarray(float(value) if type(value) is int else value)
         if array.dtype.kind not in "biuf":
             raise InputError(f"an array must hold real numbers, got {array.dtype} from {type(value).__name__}")
         self.constants.append(array)
@@ -248,17 +250,6 @@ class Rehearsal:
 
     def scratch(self, shape: Shape, dtype: Any = None) -> Array:
         return np.empty(shape, self.dtype if dtype is None else dtype)
-
-
-def quietly(function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-    """Call a function of numpy's without its warnings: exp(-x) may well overflow in 1 / (1 + exp(-x))."""
-    with np.errstate(all="ignore"):
-        function(*arguments, **named)
-
-
-def _without_repetitions(array: Array) -> Array:
-    """The array with the length 1 along each axis along which it was broadcast."""
-    return array[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides)]
 
 
 def _with_samples(labels: str, factor: Traced) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from parallelcnn.autodiff.contraction import contiguous
+from parallelcnn.autodiff.contraction import broadcast, contiguous
 from parallelcnn.autodiff.traced_array import Traced
 from parallelcnn.autodiff.tracing import Rehearsal, Trace
 from parallelcnn.errors import InputError, ShapeError, nearest_name
@@ -55,7 +55,7 @@ class TracedLayer(Layer):
             Trace(step), x, step.params, step.training and step.needs_input_gradient, trained
         )
         step.save(trace, y, variables)
-        return contiguous(step, np.broadcast_to(y.array, (*y.shape, step.n)))
+        return contiguous(step, broadcast(y.array, (*y.shape, step.n)))
 
     def backward(self, step: Step, dy: Array) -> Array | None:
         trace, y, variables = step.saved
