@@ -60,6 +60,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import SpatialDropout as SpatialDropout
     from parallelcnn.layers import Upsample2D as Upsample2D
     from parallelcnn.layers import ZeroPad2D as ZeroPad2D
+    from parallelcnn.layers import layer as layer
     from parallelcnn.losses import AbsoluteError as AbsoluteError
     from parallelcnn.losses import BinaryCrossEntropy as BinaryCrossEntropy
     from parallelcnn.losses import HuberLoss as HuberLoss
@@ -167,6 +168,7 @@ _MODULES = {
         "SpatialDropout",
         "Upsample2D",
         "ZeroPad2D",
+        "layer",
     ],
     "losses": ["AbsoluteError", "BinaryCrossEntropy", "HuberLoss", "MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "mobilenet_small", "paper", "resnet20", "resnet8", "vgg_small"],

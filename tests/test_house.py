@@ -17,7 +17,21 @@ PACKAGE = Path(parallelcnn.__file__).parent
 # From the lowest level up. A module imports from lower levels, or from modules of its own level.
 LEVELS = [
     {"_version", "arguments", "errors", "plotting", "resources", "kernels", "wording"},
-    {"activations", "autodiff.dual", "layers", "losses", "metrics", "pointwise_loss", "schedules"},
+    {
+        "activations",
+        "autodiff.array_functions",
+        "autodiff.contraction",
+        "autodiff.derivatives",
+        "autodiff.dual",
+        "autodiff.reduction",
+        "autodiff.traced_array",
+        "autodiff.tracing",
+        "layers",
+        "losses",
+        "metrics",
+        "pointwise_loss",
+        "schedules",
+    },
     {
         "architecture",
         "autodiff",

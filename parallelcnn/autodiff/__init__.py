@@ -1,1 +1,1 @@
-"""Gradient check: a layer's backward pass against finite differences."""
+"""Automatic differentiation of functions of numbers and of arrays, and checks against finite differences."""

@@ -24,5 +24,6 @@ from parallelcnn.layers.prelu import PReLU as PReLU
 from parallelcnn.layers.recompute import Recompute as Recompute
 from parallelcnn.layers.reshape import Reshape as Reshape
 from parallelcnn.layers.residual import Residual as Residual
+from parallelcnn.layers.traced import layer as layer
 from parallelcnn.layers.upsample2d import Upsample2D as Upsample2D
 from parallelcnn.layers.zeropad2d import ZeroPad2D as ZeroPad2D
