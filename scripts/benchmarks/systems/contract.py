@@ -221,13 +221,14 @@ def main(framework: str, variants: Sequence[str], make: Any) -> None:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     if options.turns:
-        _take_turns(options.turns, trainer)
+        take_turns(options.turns, trainer)
     else:
         _train_once(options, task, trainer, loading)
     trainer.close()
 
 
-def _take_turns(folder: Path, trainer: Trainer) -> None:
+def take_turns(folder: Path, trainer: Trainer) -> None:
+    """Train when files in the folder say so (see above), until the folder has a file `stop` or is gone."""
     about = {"versions": trainer.versions, "parallelcnn": str(Path(pc.__file__).parent)}
     number = 0
     answer, content = folder / "ready", about

@@ -136,7 +136,9 @@ def build(layers: Sequence[pc.Layer], input_shape: tuple[int, ...]) -> Any:
     for layer in layers:
         output_shape = tuple(layer.output_shape(shape))
         if isinstance(layer, pc.Conv2D | pc.DepthwiseConv2D):
-            padding = layer.padding if isinstance(layer.padding, str) else tuple(np.broadcast_to(layer.padding, 2))
+            padding = (
+                layer.padding if isinstance(layer.padding, str) else tuple(np.broadcast_to(layer.padding, 2).tolist())
+            )
             groups = layer.groups if isinstance(layer, pc.Conv2D) else shape[0]
             size = layer.kernel_size, layer.stride, padding
             modules.append(nn.Conv2d(shape[0], output_shape[0], *size, groups=groups, bias=layer.bias))

@@ -1,0 +1,223 @@
+"""The measured trainings beside Keras and PyTorch: both sides do the same, the guide shows it, and pages are true."""
+
+import argparse
+import json
+import sys
+
+import cifar10
+import cifar10_recipe as recipe
+import keras_example
+import numpy as np
+import pytest
+from conftest import BENCHMARKS, ROOT
+from idx_files import write_idx_folder
+from launch import run
+
+import parallelcnn as pc
+
+KERAS, PORT = (keras_example.EXAMPLES / keras_example.PROGRAMS[name] for name in ("Keras", "parallelcnn"))
+
+
+# ---- the Keras program and its port
+
+
+def test_the_guide_shows_the_programs_that_are_measured():
+    page = (ROOT / "parallelcnn" / "guide" / "from-keras.md").read_text()
+    assert f"```text\n{KERAS.read_text()}```" in page
+    assert f"```python\n{PORT.read_text()}```" in page
+
+
+def test_the_port_is_not_longer():
+    assert keras_example.length(PORT) <= keras_example.length(KERAS)
+
+
+@pytest.mark.parametrize("file", [KERAS, PORT], ids=["keras", "port"])
+def test_only_the_seed_and_the_epochs_of_a_program_are_changed(file):
+    source = file.read_text()
+    assert keras_example.with_numbers(source, 0, None) == source
+    changed = keras_example.with_numbers(source, 3, 2)
+    assert changed.splitlines().count("seed, epochs, batch_size = 3, 2, 128") == 1
+    assert len(set(changed.splitlines()) ^ set(source.splitlines())) == 2
+
+
+def test_a_page_has_both_programs_and_their_ratio():
+    keras = [{"training": 10.0 + seed, "command": 20.0, "epochs": 8, "accuracy": 98.0 + seed} for seed in range(3)]
+    ours = [{"training": 5.0, "command": 8.0, "epochs": 7, "accuracy": 97.5} for _ in range(3)]
+    page = keras_example.page_of({"Keras": keras, "parallelcnn": ours}, "JAX", ["* JAX: 3.0 s"], 2)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    assert rows[2][0] == "Keras on JAX"
+    assert rows[2][2:] == ["99.00 (98.00 to 100.00)", "11.0 (10.0 to 12.0)", "20.0 (20.0 to 20.0)", "8 (8 to 8)"]
+    assert rows[3][1:3] == [str(keras_example.length(PORT)), "97.50 (97.50 to 97.50)"]
+    assert rows[4][3:5] == ["2.20 (2.00 to 2.40)", "2.50 (2.50 to 2.50)"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["parallelcnn", "Keras"])
+def test_a_program_runs_on_the_files_of_mnist(name, tmp_path):
+    folder = write_idx_folder(tmp_path / "data", 300, 50)
+    if name == "Keras":
+        pytest.importorskip("keras")
+        folder = tmp_path
+        keras_example._write_for_keras(folder, pc.load_data(tmp_path / "data"))
+    found = keras_example.start(name, 1, "TensorFlow", folder, epochs=2)
+    assert found["epochs"] == 2
+    assert 0 <= found["accuracy"] <= 100
+    assert 0 < found["training"] < found["command"]
+
+
+# ---- ResNet-20 on CIFAR-10
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with 140 training images and 10 test images, as JPEG files."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for part, count in (("train", 14), ("test", 1)):
+        for name in "abcdefghij":
+            place = folder / part / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                image.fromarray(pixels).save(place / f"{i:04}.jpg")
+    return folder
+
+
+@pytest.fixture
+def sets(rng):
+    return [(rng.integers(0, 256, (n, 3, 32, 32), np.uint8), np.arange(n) % 10) for n in (64, 40)]
+
+
+def options(**others):
+    return argparse.Namespace(**{"seed": 0, "epochs": 1, "threads": 1, **others})
+
+
+def test_images_are_decoded_once_and_sorted_by_class(pictures, tmp_path):
+    from PIL import Image
+
+    cache = tmp_path / "cifar10.npz"
+    (images, labels), (_, test_labels) = recipe.load(pictures, cache)
+    np.testing.assert_array_equal(labels, np.repeat(np.arange(10), 14))
+    np.testing.assert_array_equal(test_labels, np.arange(10))
+    pixels = np.asarray(Image.open(pictures / "train" / "b" / "0001.jpg"))
+    np.testing.assert_array_equal(images[15], pixels.transpose(2, 0, 1))
+    again = recipe.load(tmp_path / "nowhere", cache)
+    np.testing.assert_array_equal(again[0][0], images)
+    assert [path.name for path in tmp_path.iterdir()] == [cache.name]
+
+
+def test_folders_without_pictures_and_other_sizes_are_refused(pictures, tmp_path):
+    from PIL import Image
+
+    with pytest.raises(pc.DataError, match="--images must be a folder with files train/CLASS/"):
+        recipe.load(tmp_path, tmp_path / "cifar10.npz")
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.new("RGB", (30, 32)).save(tmp_path / "train" / "a" / "wide.jpg")
+    with pytest.raises(pc.DataError, match=r"wide.jpg: an image must have 32 x 32 pixels, got \(32, 30\)"):
+        recipe.load(tmp_path, tmp_path / "cifar10.npz")
+
+
+def test_mean_and_deviation_are_those_of_each_channel(sets):
+    images = sets[0][0] / 255
+    mean, deviation = recipe.mean_and_deviation(sets[0][0])
+    np.testing.assert_allclose(mean, images.mean((0, 2, 3)))
+    np.testing.assert_allclose(deviation, images.std((0, 2, 3)))
+
+
+def test_training_images_are_standardised_windows_and_some_are_flipped(rng):
+    x = rng.random((3, 32, 32, 40), np.float32)
+    mean, deviation = rng.random((2, 3), np.float32) + np.float32(0.1)
+    y, places, keys = np.empty_like(x), np.empty((3, 40), np.int64), rng.integers(0, 2**63, 40).astype(np.uint64)
+    recipe.prepare(x, keys, 1, 4, mean, deviation, places, y)
+    padded = np.pad(x, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    for i, (row, column, flipped) in enumerate(places.T):
+        window = padded[:, 4 + row : 36 + row, 4 + column : 36 + column, i]
+        expected = (window[:, :, :: -1 if flipped else 1] - mean[:, None, None]) / deviation[:, None, None]
+        np.testing.assert_allclose(y[..., i], expected, rtol=1e-6)
+    assert set(places[2]) == {0, 1}
+    assert -4 in places[:2]
+    assert 4 in places[:2]
+    recipe.prepare(x, keys, 1, 0, mean, deviation, places, y)
+    np.testing.assert_allclose(y, (x - mean[:, None, None, None]) / deviation[:, None, None, None], rtol=1e-6)
+
+
+def test_both_systems_begin_with_the_same_network_and_cut_alike(sets):
+    torch = pytest.importorskip("torch")
+    ours, theirs = (recipe.SYSTEMS[name](options(), sets) for name in ("parallelcnn", "pytorch"))
+    first, second = ours.evaluate(), theirs.evaluate()
+    assert first["test_loss"] == pytest.approx(second["test_loss"], rel=1e-4)
+    assert first["test_accuracy"] == second["test_accuracy"]
+    rows, columns, flips = torch.tensor([0, 8]), torch.tensor([5, 8]), torch.tensor([False, True])
+    cut = theirs._cut(theirs._images[:2], rows, columns, flips)
+    assert cut.is_contiguous(memory_format=torch.channels_last)
+    padded = np.pad(sets[0][0][:2], ((0, 0), (0, 0), (4, 4), (4, 4))) / 255
+    windows = padded[0, :, :32, 5:37], padded[1, :, 8:, 8:][:, :, ::-1]
+    mean, deviation = (np.array(numbers)[:, None, None] for numbers in (ours.mean, ours.deviation))
+    np.testing.assert_allclose(cut.numpy(), (np.stack(windows) - mean) / deviation, rtol=1e-4, atol=1e-5)
+
+
+def test_a_page_has_accuracies_by_seed_and_times_side_by_side():
+    about = {"machine": "a machine; 2 cores", "versions": "Python 3.11"}
+    trainings = [
+        {**about, "system": system, "seed": seed, "epochs": 10, "test_accuracy": accuracy + seed / 100}
+        for system, accuracy, seeds in (("parallelcnn", 0.9, (0, 1)), ("pytorch", 0.8, (0,)))
+        for seed in seeds
+    ]
+    rounds = [{"parallelcnn": 0.64, "pytorch": 1.28}, {"parallelcnn": 1.28, "pytorch": 3.84}]
+    timing = {**about, "steps": 5, "threads": 2, "rounds": rounds, "failures": {"pytorch-compiled": "no\ncompiler"}}
+    page = cifar10.page_of(trainings, timing)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    assert rows[2:4] == [
+        ["parallelcnn", "90.00", "91.00", "90.50"],
+        ["PyTorch, channels_last", "80.00", "-", "80.00"],
+    ]
+    assert rows[6][1:] == ["1500 (1000 to 2000)", "12.5 (8.3 to 16.7)", ""]
+    assert rows[7][1:] == ["4000 (2000 to 6000)", "33.3 (16.7 to 50.0)", "2.50 (2.00 to 3.00)"]
+    assert "PyTorch, compiled failed: no compiler" in page
+    assert "cifar10.py train pytorch --images IMAGES --folder FOLDER" in page
+    trainings[0]["epochs"] = 9
+    with pytest.raises(pc.InputError, match=r"the same number of epochs, got \[9, 10\]"):
+        cifar10.page_of(trainings, timing)
+
+
+@pytest.mark.slow
+def test_a_seed_is_trained_once_and_ends_on_the_page(pictures, tmp_path):
+    def run_script(*words):
+        done = run([sys.executable, str(BENCHMARKS / "cifar10.py"), *words, "--folder", str(tmp_path)], limit=300)
+        assert done.code == 0, done.err
+        return done
+
+    where = ["--images", str(pictures), "--threads", "1"]
+    for _ in range(2):
+        run_script("train", "parallelcnn", *where, "--seeds", "0", "--epochs", "2")
+    run_script("time", *where, "--systems", "parallelcnn", "--rounds", "1", "--steps", "1")
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["train", "time"]
+    assert len(lines[0]["losses"]) == 2
+    assert (
+        run_script("page", "--out", str(tmp_path / "page.md")).out.strip() == (tmp_path / "page.md").read_text().strip()
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "complaint"),
+    [
+        (cifar10, "page --folder nowhere", "--folder: must be a folder that exists, got 'nowhere'"),
+        (cifar10, "train tensorflow", "invalid choice: 'tensorflow'"),
+        (cifar10, "time --images . --folder . --systems pytorch", "--systems must have parallelcnn"),
+        (keras_example, "--data-dir . --cores 999", "--cores must be at most"),
+        (keras_example, "--seeds 0", "--seeds: must be an integer of at least 1, got '0'"),
+    ],
+)
+def test_bad_options_are_refused_in_a_sentence(script, words, complaint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script.py", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        script._options()
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_page_needs_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cifar10.py", "page", "--folder", str(tmp_path)])
+    assert cifar10.main() == 2
+    assert "--folder must hold results of `train` and of `time`" in capsys.readouterr().err
