@@ -152,10 +152,38 @@ def test_kinks_ties_and_steps_have_the_slopes_of_the_conventions():
 
 
 @compiled_only
-@pytest.mark.parametrize("name", ["max(x, 0) at 0", "x**0", "swish where exp overflows"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "numpy's |0|",
+            "max(x, 0) at 0",
+            "min(x, 6) at 6",
+            "the first of two equal variables, max",
+            "x**0",
+            "x**2 at 0",
+        ),
+        *("round", "np.sign", "a constant", "a branch not taken", "swish where exp overflows"),
+    ],
+)
 def test_compiled_kinks_have_the_same_slopes(name):
     function, x, wanted = CONVENTIONS[name]
     assert compiled(function, [x], np.float32) == wanted
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_textbook_sigmoid_has_the_right_slope_everywhere_although_exp_overflows(dtype):
+    """1 / (1 + exp(-x)) has the derivative 0 * infinity at x = -800, unless the slope of exp stays finite."""
+    xs = np.array([0.0, *(sign * size for size in np.geomspace(1e-3, 1e3, 200) for sign in (-1, 1))], dtype)
+    e = np.exp(-np.abs(xs.astype(np.float64)))
+    wanted = e / (1 + e) ** 2
+    tiny = 1e-150 if dtype == np.float64 else 1e-37  # where the square of exp overflows
+    np.testing.assert_allclose(compiled(sigmoid, xs, dtype), wanted, rtol=8 * np.finfo(dtype).eps, atol=tiny)
+    np.testing.assert_allclose(in_python(sigmoid, xs), wanted, rtol=2e-15, atol=1e-150)
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
 
 
 def refused(function, message, derivative=None, **options):
@@ -310,6 +338,10 @@ import numpy as np
 import parallelcnn as pc
 assert pc.gradient_check(pc.Dense(2, activation=lambda x: x / (1 + math.exp(-x))), (3,)).largest_difference < 1e-8
 assert pc.gradient_check(pc.Activation(lambda x: max(np.tanh(x), 0.1 * x)), (4,)).largest_difference < 1e-8
+@pc.layer(scale=np.ones)
+def scaled(x, scale):
+    return scale * np.maximum(x, 0.1 * x) / np.sqrt(x.var() + 1)
+assert pc.gradient_check(scaled(), (3, 2)).largest_difference < 1e-8
 network = pc.NetworkHandler((pc.Dense(2, activation=lambda x: abs(x) + x**3),), (3,))
 network.forward(network.load(np.ones((2, 3), np.float32)), training=True)
 network.output_gradient(2)[...] = 1

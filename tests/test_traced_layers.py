@@ -3,12 +3,14 @@
 import copy
 import math
 import pickle
+import re
 import threading
 
 import numpy as np
 import pytest
 import small
 import traced
+from conftest import ROOT
 from thread_ranks import on_ranks
 from traced_layers import layer_norm, polynomial, squeeze_excitation
 
@@ -291,7 +293,7 @@ class Seen:
         (lambda: polynomial([3]), r"polynomial: degree must be a number, a text or a tuple, got \[3\]"),
         (
             lambda: pc.NetworkHandler((squeeze_excitation(0),), (4, 3, 3)),
-            r"layer 1 of 1: squeeze_excitation\(ratio=0\): parameter 'down' cannot be made for an input of shape "
+            r"layer 1 of 1: squeeze_excitation\(ratio=0\): parameter 'weights' cannot be made for an input of shape "
             r"\(4, 3, 3\): ZeroDivisionError",
         ),
         (
@@ -344,7 +346,7 @@ def test_parameters_are_declared_as_numbers_arrays_functions_and_parameters():
         return a * x + b.sum() + c + d.sum() + e.sum() + f.sum()
 
     layer = many(units=4)
-    assert repr(layer) == "many(units=4)" or repr(layer) == "many(4)"
+    assert repr(layer) == "many(4)"
     found = pc.NetworkHandler((layer,), (5,), seed=3).named_arrays
     assert {name: one.shape for name, one in found.items()} == {
         "0.a": (), "0.b": (2, 3), "0.c": (), "0.d": (2, 2), "0.e": (4,), "0.f": (3,),
@@ -416,7 +418,7 @@ def test_recomputing_and_freezing_change_no_bit(rng):
             np.testing.assert_array_equal(found[name].ravel(), wanted[name].ravel(), name)
 
 
-@pytest.mark.parametrize("reproducible", [1, 6])
+@pytest.mark.parametrize("reproducible", [3, 6])
 def test_the_bits_are_the_same_on_any_number_of_threads(reproducible):
     runs = [train(threads, reproducible=reproducible) for threads in (1, 2, 3)]
     assert len({found.parameters_sha256() for found, _ in runs}) == 1
@@ -508,3 +510,12 @@ def test_numbers_stay_float32():
     tape = found.replica.tape(2, training=True)
     arrays = [one for call in tape.forward + tape.backward for one in (*call.args, *call.keywords.values())]
     assert {one.dtype.str for one in arrays if isinstance(one, np.ndarray)} <= {"<f4", "|b1"}
+
+
+def test_each_layer_of_the_guide_has_at_most_eight_lines():
+    page = (ROOT / "parallelcnn" / "guide" / "differentiation.md").read_text()
+    layers = re.findall(r"^@pc.layer.*?(?=^```$|\n\n)", page, re.M | re.S)
+    assert [re.search(r"^def (\w+)", one, re.M)[1] for one in layers] == [
+        "layer_norm", "squeeze_excitation", "polynomial", "root"
+    ]  # fmt: skip
+    assert max(len(one.strip().splitlines()) for one in layers) <= 8

@@ -73,7 +73,7 @@ FUNCTIONS = {
         lambda x, w: x * (w @ x) + x * np.dot(x, x) + x * np.dot(2, w) @ w, w=of_shape(7), shape=(7,)
     ),
     "a vector times it": case(lambda x, w: w @ x * (w[:3] @ (x @ w[:4])).sum(), w=of_shape(5)),
-    "products of samples": case(lambda x: x @ x.transpose(0, 2, 1) @ x),
+    "products of samples": case(lambda x: x @ x.transpose(0, 2, 1) @ x + x[0].dot(KERNEL.T) @ x[0]),
     "products with one matrix": case(lambda x: (x[0].T @ x) @ x[:1].swapaxes(1, 2)),
     "a product of parameters": case(lambda x, v, w: x * (v @ w), v=of_shape(5, 2), w=of_shape(2, 4)),
     "a constant matrix": case(
@@ -262,8 +262,8 @@ def pytorchs(torch):
     """For each layer, its function of PyTorch's, with the samples first."""
     f = torch.nn.functional
 
-    def excite(x, down, up):
-        gate = torch.sigmoid(torch.relu(x.mean((2, 3)) @ down.T) @ up.T)
+    def excite(x, weights):
+        gate = torch.sigmoid(torch.relu(x.mean((2, 3)) @ weights[0].T) @ weights[1])
         return x * gate[:, :, None, None]
 
     def attend(x, q, k, v):

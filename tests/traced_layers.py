@@ -12,17 +12,14 @@ def layer_norm(x, scale, shift, epsilon=1e-5):
     return scale * centred / np.sqrt(np.square(centred).mean() + epsilon) + shift
 
 
-def weight(rows, columns):
-    return pc.Parameter((rows, columns), lambda rng, shape: rng.normal(0, columns**-0.5, shape))
+def normal(rng, shape):
+    return rng.normal(0, shape[-1] ** -0.5, shape)
 
 
-@pc.layer(
-    down=lambda shape, ratio: weight(shape[0] // ratio, shape[0]),
-    up=lambda shape, ratio: weight(shape[0], shape[0] // ratio),
-)
-def squeeze_excitation(x, down, up, ratio=4):
-    hidden = np.maximum(down @ x.mean((1, 2)), 0)
-    gate = 1 / (1 + np.exp(-(up @ hidden)))
+@pc.layer(weights=lambda shape, ratio: pc.Parameter((2, shape[0] // ratio, shape[0]), normal))
+def squeeze_excitation(x, weights, ratio=4):
+    hidden = np.maximum(weights[0] @ x.mean((1, 2)), 0)
+    gate = 1 / (1 + np.exp(-(hidden @ weights[1])))
     return x * gate[:, None, None]
 
 

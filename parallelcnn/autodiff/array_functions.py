@@ -149,5 +149,3 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.zeros_like: lambda a: np.zeros(a.shape),
     np.ones_like: lambda a: np.ones(a.shape),
 }
-Traced.clip = _clip  # type: ignore[attr-defined]
-Traced.dot = _dot  # type: ignore[attr-defined]

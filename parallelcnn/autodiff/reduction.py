@@ -1,6 +1,6 @@
 """Sums and extrema along axes of arrays, recorded as numpy calls that allocate nothing.
 
-np.sum and np.max would allocate buffers in each call, except along the last axis of an array. Axes get the length 1.
+np.sum and np.max along some axes would allocate buffers in each call. Here the axes get the length 1.
 """
 
 import math

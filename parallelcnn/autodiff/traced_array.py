@@ -140,7 +140,13 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     def copy(self) -> "Traced":
         return self
 
-    # Sums and extrema.
+    # Other methods of numpy's arrays.
+
+    def clip(self, a_min: Any = None, a_max: Any = None) -> Any:
+        return np.clip(self, a_min, a_max)
+
+    def dot(self, b: Any) -> Any:
+        return np.dot(self, b)
 
     def sum(self, axis: Axes = None, keepdims: bool = False) -> "Traced":
         axes, numbers = self.axes(axis), self.trace.as_numbers(self)
