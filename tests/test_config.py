@@ -11,21 +11,25 @@ from parallelcnn import cli
 from parallelcnn.data import Dataset
 from parallelcnn.errors import InputError
 from parallelcnn.losses import BinaryCrossEntropy, HuberLoss, MeanSquaredError, SoftmaxCrossEntropy
+from parallelcnn.metrics import F1, TopK
 from parallelcnn.optimizers import EMA, SGD, Adam, Lion, RMSprop
-from parallelcnn.schedules import Constant, Cosine, Exponential, OneCycle, Plateau, Polynomial, Step
+from parallelcnn.schedules import Constant, Cosine, Exponential, MultiStep, OneCycle, Plateau, Polynomial, Step
 from parallelcnn.training.config import GROUPS, TrainConfig, config_from, settings
+from parallelcnn.training.early_stopping import EarlyStopping
 
 
 def test_the_defaults_are_valid_and_every_field_says_what_it_is():
     TrainConfig()
     for one, setting in settings():
         assert setting.help[0].islower() or setting.help[0].isupper()
-        assert one.default is None or isinstance(one.default, setting.kind), one.name
+        several = one.default if setting.length != 1 else (one.default,)
+        assert one.default is None or all(isinstance(value, setting.kind) for value in several), one.name
 
 
 def test_a_config_is_written_and_read_again(tmp_path):
     config = TrainConfig(data="images", epochs=7, learning_rate=0.25, nesterov=True, momentum=0.5, reproducible=8)
-    again = TrainConfig(optimizer="adam", betas=(0.5, 0.25))
+    lists = {"metrics": ("f1", "top-3"), "log": ("csv",), "schedule": "multistep", "milestones": (5, 7)}
+    again = TrainConfig(optimizer="adam", betas=(0.5, 0.25), **lists)
     (tmp_path / "adam.toml").write_text(again.to_toml())
     assert config_from({}, str(tmp_path / "adam.toml")) == again
     file = tmp_path / "config.toml"
@@ -36,6 +40,7 @@ def test_a_config_is_written_and_read_again(tmp_path):
     values = tomllib.loads(file.read_text())
     assert {one.name for one in fields(TrainConfig)} - set(values) == {
         *("data_dir", "weight_decay", "clip_norm", "clip_value", "ema", "evaluate_every", "threads", "verify"),
+        *("early_stopping", "milestones"),
         *("decay_every", "decay_factor", "patience", "monitor", "min_delta", "cooldown", "min_learning_rate"),
         *("class_weight", "scale_learning_rate", "betas", "alpha", "eps", "validation_split"),
         *("checkpoint_every", "checkpoint_seconds", "out", "resume"),
@@ -66,14 +71,27 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         ("nesterov = 1", "nesterov must be true or false, got 1"),
         (
             "schedule = 'steps'",
-            "schedule must be one of constant, cosine, one-cycle, step, exponential, polynomial, plateau, got",
+            "schedule must be one of constant, cosine, one-cycle, step, multistep, exponential, polynomial, plateau",
         ),
         ("schedule = 'step'", "the schedule step needs decay_every"),
         ("schedule = 'exponential'", "the schedule exponential needs decay_factor"),
-        ("decay_factor = 0.5", "decay_factor is for the schedule step or exponential or plateau, got 0.5 with const"),
+        (
+            "decay_factor = 0.5",
+            "decay_factor is for the schedule step or multistep or exponential or plateau, got 0.5 with const",
+        ),
         ("patience = 0\nschedule = 'step'", "patience is for the schedule plateau, got 0 with step"),
         ("schedule = 'plateau'\nmonitor = 'acc'", "monitor must be one of loss, accuracy, got 'acc'"),
         ("schedule = 'plateau'\ndecay_factor = 2", "Plateau: factor must be less than 1, got 2.0"),
+        ("metrics = 'f1'", "metrics must be a list of names, got 'f1'"),
+        ("metrics = ['f2']", r"metrics must be a list of top-1, top-2, \.\.\., precision, .*, got 'f2'"),
+        ("metrics = ['top-0']", "metrics must be a list of .*, got 'top-0'"),
+        ("log = ['csv', 'xml']", r"log must be a list of csv, tensorboard, got \['csv', 'xml'\]"),
+        ("milestones = [0]", r"milestones must be a list of integers of at least 1, got \[0\]"),
+        ("milestones = [1.5]", r"milestones must be a list of integers of at least 1, got \[1.5\]"),
+        ("schedule = 'multistep'", "the schedule multistep needs milestones"),
+        ("schedule = 'multistep'\nmilestones = [5, 5]", "MultiStep: milestones must be in increasing order"),
+        ("monitor = 'loss'", "monitor is for early_stopping and the schedule plateau, got 'loss' with constant"),
+        ("early_stopping = -1", "early_stopping must be an integer of at least 0, got -1"),
         ("betas = 0.9", "betas must be two finite numbers, got 0.9"),
         ("betas = [0.9, true]", r"betas must be two finite numbers, got \[0.9, True\]"),
         ("betas = [0.9, 0.99]", "betas is for the optimizer adam or adamw or lion, got sgd"),
@@ -123,6 +141,8 @@ def test_a_file_that_is_not_there_is_one_sentence_and_code_2(tmp_path, capsys):
         ({"schedule": "cosine", "warmup": 3, "momentum": 0.9}, SGD(Cosine(0.1, 3), 0.9)),
         ({"schedule": "step", "decay_every": 50}, SGD(Step(0.1, 50))),
         ({"schedule": "step", "decay_every": 50, "decay_factor": 0.5, "warmup": 3}, SGD(Step(0.1, 50, 0.5, 3))),
+        ({"schedule": "multistep", "milestones": [5, 9], "warmup": 3}, SGD(MultiStep(0.1, (5, 9), 0.1, 3))),
+        ({"early_stopping": 2, "monitor": "accuracy", "schedule": "cosine"}, SGD(Cosine(0.1))),
         ({"schedule": "exponential", "decay_factor": 0.99, "warmup": 3}, SGD(Exponential(0.1, 0.99, 3))),
         ({"schedule": "polynomial"}, SGD(Polynomial(0.1))),
         ({"schedule": "plateau", "warmup": 3}, SGD(Plateau(0.1, warmup=3))),
@@ -177,7 +197,7 @@ def test_the_help_is_grouped_by_topic_and_shows_no_default_that_is_none(here):
     for one, setting in settings():
         place = found.index(f"\n  --{one.name.replace('_', '-')} ")
         assert GROUPS[sum(start < place for start in places) - 1] == setting.group, one.name
-        if one.default is not None and one.default is not False:
+        if not (one.default is None or isinstance(one.default, bool) or one.default == ()):
             shown = f"{one.default:g}" if isinstance(one.default, float) else one.default
             assert f"[default:{shown}]" in "".join(found[place:].split())  # which may be broken at a hyphen
 
@@ -191,3 +211,11 @@ def test_a_run_is_repeated_from_its_own_config(folder, tmp_path):
     assert one["parameters_sha256"] == two["parameters_sha256"]
     assert (two["schedule"], two["clip_norm"], two["seed"]) == ("cosine", 0.5, 3)
     assert (first / "config.toml").read_text() == (second / "config.toml").read_text()
+
+
+def test_early_stopping_and_metrics_are_built_from_their_settings():
+    assert TrainConfig().build_early_stopping() is None
+    config = TrainConfig(early_stopping=2, monitor="accuracy", min_delta=0.5, metrics=("top-3", "f1", "top-3"))
+    assert config.build_early_stopping() == EarlyStopping("test_accuracy", 2, 0.5)
+    assert TrainConfig(early_stopping=2, validation_split=0.5).build_early_stopping() == EarlyStopping(None, 2)
+    assert config.build_metrics(4) == [TopK(3), F1(4)]

@@ -101,3 +101,34 @@ def test_a_run_with_a_plateau_is_interrupted_in_an_epoch_and_resumed_to_the_same
         assert summary_of(tmp_path / str(step))["parameters_sha256"] == summary["parameters_sha256"]
     assert here("train", *constant).code == 0
     assert summary_of(tmp_path / "constant")["parameters_sha256"] != summary["parameters_sha256"]
+
+
+def test_a_run_stops_early_and_writes_its_metrics_and_logs(two_classes, here, tmp_path):
+    out = tmp_path / "out"
+    options = ["--data", two_classes, "--epochs", 9, "--batch-size", 20, "--validation-split", 0.2, "--out", out]
+    options += ["--early-stopping", 1, "--monitor", "accuracy", "--min-delta", 1, "--metrics", "f1", "confusion-matrix"]
+    ran = here("train", *options, "--log", "csv", "--keep-best")
+    assert ran.code == 0, ran.err
+    assert "\nstopped    after epoch 3 of 9: the accuracy no longer improves\n" in ran.out
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if "val_f1" in row] == [1, 2, 3]
+    lines = (out / "epochs.csv").read_text().splitlines()
+    assert len(lines) == 4
+    assert lines[0] == "epoch,step,loss,val_loss,val_accuracy,val_f1"
+    found = summary_of(out)
+    matrix = np.array(found["test_metrics"]["confusion_matrix"])
+    assert matrix.shape == (2, 2)
+    assert matrix.sum() == 40
+    assert matrix.trace() / 40 == found["test_accuracy"]
+    # A command that trains again in the directory moves the files of the run before.
+    assert here("train", *options[:4], "--out", out).code == 0
+    assert not (out / "epochs.csv").exists()
+
+
+def test_files_for_tensorboard_are_written_or_refused_before_anything_is_written(two_classes, here, tmp_path):
+    ran = here("train", "--data", two_classes, "--log", "tensorboard", "--out", tmp_path / "out")
+    if ran.code == 2:
+        assert ran.err == "parallelcnn: error: TensorBoard needs tensorboardX: pip install tensorboardX\n"
+        assert not (tmp_path / "out").exists()
+    else:
+        assert list((tmp_path / "out" / "tensorboard").iterdir())

@@ -29,14 +29,14 @@ def loss_row(step: int, epoch: int, loss: float) -> str:
 
 def evaluation_row(step: int, epoch: int, result: Evaluation) -> str:
     values = {"loss": result.loss, "accuracy": result.accuracy, **dict(result.others)}
-    row = {"step": step, "epoch": epoch, **{f"{result.role}_{name}": _as_json(one) for name, one in values.items()}}
+    row = {"step": step, "epoch": epoch, **{f"{result.role}_{name}": as_json(one) for name, one in values.items()}}
     return json.dumps(row) + "\n"
 
 
-def _as_json(value: Value | None) -> Any:
+def as_json(value: Value | None) -> Any:
     """The value of a metric as JSON, which has no NaN: null."""
     if isinstance(value, tuple):
-        return list(map(_as_json, value))
+        return list(map(as_json, value))
     return None if value is None or not math.isfinite(value) else value
 
 

@@ -60,11 +60,11 @@ def add_setting(group: argparse._ActionsContainer, name: str, note: str | None =
         keywords["action"] = "store_true"
     else:
         shown = f"{default:g}" if isinstance(default, float) else default
-        keywords["help"] += note if note is not None else f" [default: {shown}]" if default is not None else ""
-        keywords["metavar"] = tuple(setting.metavar.split()) if setting.kind is tuple else setting.metavar
+        keywords["help"] += note if note is not None else f" [default: {shown}]" if default not in (None, ()) else ""
+        keywords["metavar"] = tuple(setting.metavar.split()) if setting.length == 2 else setting.metavar
         keywords["type"] = data_name_or_path if name == "data" else path if setting.is_path else setting.kind
-        if setting.kind is tuple:
-            keywords |= {"nargs": 2, "type": float}
+        if setting.length != 1:
+            keywords["nargs"] = setting.length or "+"
         if setting.alone is not None:
             keywords |= {"nargs": "?", "const": setting.alone}
     group.add_argument(f"--{name.replace('_', '-')}", **keywords | changes)

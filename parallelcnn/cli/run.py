@@ -27,11 +27,13 @@ from parallelcnn.resilience.fault_tolerance import retry_after_loss
 from parallelcnn.resilience.signals import StopOnSignal, interrupts_ending_the_process
 from parallelcnn.resources import number_in
 from parallelcnn.trainer import evaluate, train
+from parallelcnn.training.callbacks import Callback
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.config import TrainConfig
-from parallelcnn.training.evaluation import Evaluation
+from parallelcnn.training.evaluation import Evaluation, default_metrics
 from parallelcnn.training.history import History
+from parallelcnn.training.loggers import CSVLogger, TensorBoard
 from parallelcnn.training.preparation import check_fit, check_numbers, check_resume, facts_of
 from parallelcnn.training.progress import show_compilation
 from parallelcnn.training.reduction import check_reproducible, fixed_shards
@@ -64,8 +66,13 @@ class Run:
             with StopOnSignal() as stop:
                 history = self._train(stop)
             self._reporter.history = history
-            if history.stopped:
-                return self._say_why_it_stopped(history, stop)
+            signalled = max(self._comm.allgather(stop.received))
+            if history.stopped and signalled:
+                return self._say_why_it_stopped(history, signalled)
+            if history.stopped and self._comm.rank == 0:
+                epoch = history.evaluations[-1][1]
+                what = "accuracy" if self._options.monitor == "accuracy" else "loss"
+                say(f"stopped    after epoch {epoch} of {self._options.epochs}: the {what} no longer improves")
             retry_after_loss(self._comm, lambda: self._finish(history))
         return 0
 
@@ -74,7 +81,17 @@ class Run:
         check_threads(options.threads)
         check_reproducible(options.reproducible)
         self._checkpoint_folder(Path())
+        self._callbacks(Path())
         return options.build_optimizer()
+
+    def _callbacks(self, path: Path) -> list[Callback]:
+        """The callbacks that the options ask for, which write to this directory."""
+        loggers: dict[str, Callable[[], Callback]] = {
+            "csv": lambda: CSVLogger(path / "epochs.csv"),
+            "tensorboard": lambda: TensorBoard(path / "tensorboard"),
+        }
+        stopping = self._options.build_early_stopping()
+        return [*(loggers[name]() for name in dict.fromkeys(self._options.log)), *([stopping] if stopping else [])]
 
     def _build(self) -> NetworkHandler:
         options = self._options
@@ -84,6 +101,8 @@ class Run:
         check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every, self._train_set)
         for dataset in (self._train_set, self._evaluated, self._test_set):
             check_fit(network, dataset, self._loss)
+        further = options.build_metrics(self._train_set.classes)
+        self._metrics = [*default_metrics(network, self._evaluated, self._loss), *further]
         return network
 
     def _named_checkpoint(self) -> Checkpoint | None:
@@ -214,7 +233,8 @@ class Run:
             self._comm,
             loss=self._loss,
             evaluate_every=options.evaluate_every,
-            callbacks=[self._reporter],
+            metrics=self._metrics,
+            callbacks=[self._reporter, *self._callbacks(self._path)],
             threads=self._threads,
             profiler=self._profiler,
             reproducible=options.reproducible,
@@ -225,8 +245,7 @@ class Run:
             timeout=options.timeout,
         )
 
-    def _say_why_it_stopped(self, history: History, stop: StopOnSignal) -> int:
-        number = max(self._comm.allgather(stop.received))
+    def _say_why_it_stopped(self, history: History, number: int) -> int:
         if self._comm.rank == 0:
             path = self._path if self._reporter.directory is None else self._reporter.directory.path
             why = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
@@ -241,7 +260,8 @@ class Run:
         comm = self._comm
 
         def on(dataset: Dataset) -> Evaluation:
-            return evaluate(self._network, dataset, comm, loss=self._loss, threads=self._threads)
+            metrics = self._metrics
+            return evaluate(self._network, dataset, comm, loss=self._loss, metrics=metrics, threads=self._threads)
 
         last = history.evaluations[-1][2]
         results = on(self._train_set), last if self._test_set is self._evaluated else on(self._test_set)

@@ -26,7 +26,7 @@ from parallelcnn.training.history import History
 
 _FILES = [
     *("model.npz", "config.toml", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json"),
-    "checkpoints",
+    *("epochs.csv", "tensorboard", "checkpoints"),
 ]
 _LOCK = ".lock"
 _LONGEST_END = 5.0  # of a process that was killed and still holds the lock [s]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from parallelcnn._version import __version__
+from parallelcnn.cli.metrics import as_json
 from parallelcnn.comm import mpi_library
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sampler import shard
@@ -112,6 +113,7 @@ def summarize(
         "validation_loss": last.loss if validated else None,
         "test_accuracy": on_test_set.accuracy,
         "test_loss": on_test_set.loss,
+        "test_metrics": {name: as_json(value) for name, value in on_test_set.others},
         "parameters_sha256": network.parameters_sha256(),
     }
 

@@ -6,10 +6,12 @@ To add a setting, add a field.
 
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
+from types import UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 from parallelcnn.errors import InputError, nearest_name
@@ -17,8 +19,10 @@ from parallelcnn.errors import InputError, nearest_name
 if TYPE_CHECKING:
     from parallelcnn.data import Dataset
     from parallelcnn.losses import Loss
+    from parallelcnn.metrics import Metric
     from parallelcnn.optimizers import KernelOptimizer, Optimizer
     from parallelcnn.schedules import Schedule
+    from parallelcnn.training.early_stopping import EarlyStopping
 
 NETWORK, TRAINING, LOSS = "network and data", "training", "loss"
 OPTIMIZER, SCHEDULE, RANKS = "optimiser", "learning-rate schedule", "ranks and threads"
@@ -36,24 +40,28 @@ _OF_OPTIMIZERS = (
     *("learning_rate", "momentum", "nesterov", "betas", "alpha", "eps", "weight_decay", "clip_norm", "clip_value"),
 )
 _OF_LOSSES = ("label_smoothing", "class_weight")
+METRICS = ("top-1, top-2, ...", "precision", "recall", "f1", "confusion-matrix")
+LOGS = ("csv", "tensorboard")
 # The schedules, and the settings of each besides the learning rate and the warm-up.
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "constant": (),
     "cosine": (),
     "one-cycle": (),
     "step": ("decay_every", "decay_factor"),
+    "multistep": ("milestones", "decay_factor"),
     "exponential": ("decay_factor",),
     "polynomial": (),
     "plateau": ("decay_factor", "patience", "monitor", "min_delta", "cooldown", "min_learning_rate"),
 }
-_METAVARS: dict[type, str] = {int: "N", float: "X", tuple: "B1 B2"}
+_METAVARS: dict[type, str] = {int: "N", float: "X"}
 
 
 class Setting(NamedTuple):
     """The properties of a setting besides its name and default.
 
     Attributes:
-        kind: int, float, str, bool, or tuple: two numbers.
+        kind: int, float, str or bool; of each value, if there are several.
+        length: number of values; None: one or more.
         group: the heading of the setting in the help.
         help: one sentence without a full stop.
         metavar: name of the value in the help.
@@ -73,6 +81,7 @@ class Setting(NamedTuple):
     is_path: bool = False
     alone: Any = None
     repeatable: bool = True
+    length: int | None = 1
 
 
 def _setting(default: Any, group: str, text: str, **more: Any) -> Any:
@@ -114,6 +123,32 @@ class TrainConfig:
     evaluate_every: int | None = _setting(
         None, TRAINING, "evaluate after every K minibatches as well as every epoch", metavar="K", at_least=1
     )
+    metrics: tuple[str, ...] = _setting(
+        (),
+        TRAINING,
+        "further metrics in metrics.jsonl: top-5 or another number, precision, recall, f1 (means over the "
+        "classes), confusion-matrix",
+        metavar="NAME",
+    )
+    early_stopping: int | None = _setting(
+        None,
+        TRAINING,
+        "stop when what --monitor names has not improved for more than N epochs; --keep-best keeps the best parameters",
+        at_least=0,
+    )
+    monitor: str | None = _setting(
+        None,
+        TRAINING,
+        "what must improve, for --early-stopping and the schedule plateau: loss or accuracy; by default loss",
+        metavar="NAME",
+        choices=("loss", "accuracy"),
+    )
+    min_delta: float | None = _setting(
+        None,
+        TRAINING,
+        "change that counts as an improvement; by default 0 for --early-stopping, 0.0001 for plateau",
+        at_least=0,
+    )
     loss: str = _setting(
         "softmax-cross-entropy", LOSS, f"the loss: {', '.join(LOSSES)}", metavar="NAME", choices=tuple(LOSSES)
     )
@@ -146,7 +181,10 @@ class TrainConfig:
     momentum: float = _setting(0.0, OPTIMIZER, "momentum of sgd and rmsprop, at least 0 and below 1", at_least=0)
     nesterov: bool = _setting(False, OPTIMIZER, "use Nesterov momentum with sgd")
     betas: tuple[float, float] | None = _setting(
-        None, OPTIMIZER, "decay of the averages of adam and adamw, by default 0.9 0.999, and of lion, 0.9 0.99"
+        None,
+        OPTIMIZER,
+        "decay of the averages of adam and adamw, by default 0.9 0.999, and of lion, 0.9 0.99",
+        metavar="B1 B2",
     )
     alpha: float | None = _setting(
         None, OPTIMIZER, "decay of the mean square of rmsprop, below 1; by default 0.99", at_least=0
@@ -179,24 +217,17 @@ class TrainConfig:
         metavar="K",
         at_least=1,
     )
+    milestones: tuple[int, ...] | None = _setting(
+        None, SCHEDULE, "steps after which the learning rate changes; the schedule multistep needs them", at_least=1
+    )
     decay_factor: float | None = _setting(
         None,
         SCHEDULE,
-        "factor of each change: with step and plateau 0.1 by default; the schedule exponential needs it",
+        "factor of each change: with step, multistep and plateau 0.1 by default; the schedule exponential needs it",
         at_least=0,
     )
     patience: int | None = _setting(
         None, SCHEDULE, "evaluations without an improvement that plateau accepts; by default 10", at_least=0
-    )
-    monitor: str | None = _setting(
-        None,
-        SCHEDULE,
-        "what must improve with plateau: loss or accuracy; by default loss",
-        metavar="NAME",
-        choices=("loss", "accuracy"),
-    )
-    min_delta: float | None = _setting(
-        None, SCHEDULE, "change that counts as an improvement with plateau; by default 0.0001", at_least=0
     )
     cooldown: int | None = _setting(
         None, SCHEDULE, "evaluations after a change of plateau that are not counted; by default 0", at_least=0
@@ -236,6 +267,13 @@ class TrainConfig:
     out: str | None = _path(
         None, RESULTS, "DIR", "run directory for the results; by default runs/ and the time in UTC", repeatable=False
     )
+    log: tuple[str, ...] = _setting(
+        (),
+        RESULTS,
+        "also write a row for each epoch to epochs.csv, or files for TensorBoard: csv, tensorboard",
+        metavar="NAME",
+        choices=LOGS,
+    )
     profile: bool = _setting(False, RESULTS, "measure where the time goes: a table, and a timeline in trace.json")
     checkpoint_every: int | None = _setting(
         None, CHECKPOINTS, "save after every K minibatches as well", metavar="K", at_least=1
@@ -269,6 +307,8 @@ class TrainConfig:
                 object.__setattr__(self, one.name, _checked(one.name, value, setting))
         if self.validation_split is not None and not 0 < self.validation_split < 1:
             raise InputError(f"validation_split must be above 0 and below 1, got {self.validation_split!r}")
+        for name in self.metrics:
+            _metric_of(name, classes=None)
         if self.out == "":
             raise InputError("out must name a directory, got ''")
         if self.resume == "auto" and self.out is None:
@@ -329,6 +369,36 @@ class TrainConfig:
             given["class_weight"] = None if train_set is None else train_set.balanced_class_weight()
         return getattr(losses, LOSSES[self.loss])(**given)
 
+    def build_metrics(self, classes: int | None) -> "list[Metric]":
+        """The metrics that are computed besides the default one.
+
+        Args:
+            classes: of the data set; None: the labels are no classes.
+
+        Raises:
+            InputError: if a metric needs classes and there are none.
+        """
+        from parallelcnn import metrics
+
+        found = []
+        for name in dict.fromkeys(self.metrics):
+            kind, takes = _metric_of(name, classes)
+            found.append(getattr(metrics, kind)(takes))
+        return found
+
+    def build_early_stopping(self) -> "EarlyStopping | None":
+        """The callback that stops training early, if it is asked for."""
+        from parallelcnn.training.early_stopping import EarlyStopping
+
+        if self.early_stopping is None:
+            return None
+        return EarlyStopping(self._monitored(), self.early_stopping, self.min_delta or 0.0)
+
+    def _monitored(self) -> str | None:
+        """The name, in the logs of callbacks, of what must improve; None: the loss."""
+        role = "test" if self.validation_split is None else "val"
+        return None if self.monitor is None else f"{role}_{self.monitor}"
+
     def _given(self, names: Iterable[str]) -> dict[str, Any]:
         """Those of the settings that differ from their defaults."""
         defaults = {one.name: one.default for one in fields(self)}
@@ -341,10 +411,12 @@ class TrainConfig:
         name, warmup = self.schedule, self.warmup
         given = self._given(dict.fromkeys(option for options in SCHEDULES.values() for option in options))
         for option, value in given.items():
-            if option not in SCHEDULES[name]:
+            shared = option in ("monitor", "min_delta")
+            if option not in SCHEDULES[name] and not (shared and self.early_stopping is not None):
                 users = [other for other, options in SCHEDULES.items() if option in options]
-                raise InputError(f"{option} is for the schedule {' or '.join(users)}, got {value!r} with {name}")
-        needed = {"step": "decay_every", "exponential": "decay_factor"}.get(name)
+                also = "early_stopping and " if shared else ""
+                raise InputError(f"{option} is for {also}the schedule {' or '.join(users)}, got {value!r} with {name}")
+        needed = {"step": "decay_every", "multistep": "milestones", "exponential": "decay_factor"}.get(name)
         if needed is not None and needed not in given:
             raise InputError(f"the schedule {name} needs {needed}")
         if name == "one-cycle":
@@ -353,12 +425,12 @@ class TrainConfig:
             return schedules.OneCycle(rate)
         if name == "step":
             return schedules.Step(rate, given["decay_every"], given.get("decay_factor", 0.1), warmup)
+        if name == "multistep":
+            return schedules.MultiStep(rate, given["milestones"], given.get("decay_factor", 0.1), warmup)
         if name == "exponential":
             return schedules.Exponential(rate, given["decay_factor"], warmup)
         if name == "plateau":
-            if "monitor" in given:
-                role = "test" if self.validation_split is None else "val"
-                given["monitor"] = f"{role}_{given['monitor']}"
+            given["monitor"] = self._monitored()
             return schedules.Plateau(rate, given.pop("decay_factor", 0.1), warmup=warmup, **given)
         if name == "polynomial":
             return schedules.Polynomial(rate, warmup)
@@ -388,10 +460,18 @@ class TrainConfig:
 def settings() -> Iterator[tuple[Field[Any], Setting]]:
     """Every field of `TrainConfig` with its setting."""
     for one in fields(TrainConfig):
-        kind: Any
-        kind, *_ = *get_args(one.type), one.type  # int for int | None
-        kind = get_origin(kind) or kind  # tuple for tuple[float, float]
-        yield one, Setting(kind, **{"metavar": _METAVARS.get(kind, ""), **one.metadata})
+        kind, length = _kind_and_length(one.type)
+        yield one, Setting(kind, **{"metavar": _METAVARS.get(kind, ""), **one.metadata}, length=length)
+
+
+def _kind_and_length(of: Any) -> tuple[type, int | None]:
+    """(int, 1) for int and int | None, (int, 2) for tuple[int, int], (int, None) for tuple[int, ...]."""
+    if get_origin(of) is UnionType:
+        of = get_args(of)[0]
+    if get_origin(of) is not tuple:
+        return of, 1
+    kind, *others = get_args(of)
+    return kind, None if others == [...] else 1 + len(others)
 
 
 def config_from(given: Mapping[str, Any], file: str | None = None) -> TrainConfig:
@@ -420,21 +500,37 @@ def config_from(given: Mapping[str, Any], file: str | None = None) -> TrainConfi
 
 def _checked(name: str, value: Any, setting: Setting) -> Any:
     """The value, converted to the setting's kind; InputError if it has another type or is outside its range."""
-    number, pair = _is_finite(value), isinstance(value, tuple | list) and len(value) == 2
-    rule, good = {
-        int: ("an integer", number and isinstance(value, int)),
-        float: ("a finite number", number),
-        tuple: ("two finite numbers", pair and all(map(_is_finite, value))),
-        bool: ("true or false", isinstance(value, bool)),
-        str: ("a string", isinstance(value, str)),
+    one, several, is_kind = {
+        int: ("an integer", "integers", lambda one: _is_finite(one) and isinstance(one, int)),
+        float: ("a finite number", "finite numbers", _is_finite),
+        bool: ("true or false", "", lambda one: isinstance(one, bool)),
+        str: ("a string", "names", lambda one: isinstance(one, str)),
     }[setting.kind]
+    rule, values = one, (value,)
+    if setting.length != 1:
+        rule = f"two {several}" if setting.length == 2 else f"a list of {several}"
+        is_list = isinstance(value, tuple | list) and setting.length in (None, len(value))
+        values = tuple(value) if is_list else (None,)
     if setting.at_least is not None:
-        rule, good = f"{rule} of at least {setting.at_least:g}", good and value >= setting.at_least
+        rule = f"{rule} of at least {setting.at_least:g}"
     if setting.choices:
-        rule, good = f"one of {', '.join(setting.choices)}", good and value in setting.choices
-    if not good:
-        raise InputError(f"{name} must be {rule}, got {value!r}")
-    return setting.kind(value)
+        rule = f"{'one' if setting.length == 1 else 'a list'} of {', '.join(setting.choices)}"
+    for one_value in values:
+        too_small = setting.at_least is not None and is_kind(one_value) and one_value < setting.at_least
+        if not is_kind(one_value) or too_small or (setting.choices and one_value not in setting.choices):
+            raise InputError(f"{name} must be {rule}, got {value!r}")
+    converted = tuple(map(setting.kind, values))
+    return converted[0] if setting.length == 1 else converted
+
+
+def _metric_of(name: str, classes: int | None) -> tuple[str, Any]:
+    """The class of a metric, in `metrics`, and its argument."""
+    if (top := re.fullmatch(r"top-([1-9]\d{0,8})", name)) is not None:
+        return "TopK", int(top[1])
+    kinds = {"precision": "Precision", "recall": "Recall", "f1": "F1", "confusion-matrix": "ConfusionMatrix"}
+    if name not in kinds:
+        raise InputError(f"metrics must be a list of {', '.join(METRICS)}, got {name!r}")
+    return kinds[name], classes
 
 
 def _is_finite(value: Any) -> bool:
