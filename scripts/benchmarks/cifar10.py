@@ -28,6 +28,7 @@ from typing import Any
 
 import cifar10_recipe as recipe
 import contract
+import numpy as np
 from pages import (
     Spread,
     existing_folder,
@@ -66,7 +67,9 @@ def train(options: argparse.Namespace) -> int:
     if options.samples:  # the files are sorted by class
         sets = [tuple(array[:: -(-len(array) // options.samples)] for array in one) for one in sets]
     make = recipe.SYSTEMS[options.system]
-    if options.turns:
+    if options.turns:  # in random order: losses of a single class would fall to 0
+        order = np.random.default_rng(0).permutation(len(sets[0][1]))
+        sets[0] = sets[0][0][order], sets[0][1][order]
         contract.take_turns(options.turns, make(argparse.Namespace(seed=0, **_how(options)), sets))
         return 0
     done = {line["seed"] for line in stored(options, "train") if line["system"] == options.system}
