@@ -28,6 +28,7 @@ from typing import Any
 
 import cifar10_recipe as recipe
 import contract
+import numpy as np
 from pages import (
     Spread,
     existing_folder,
@@ -63,10 +64,10 @@ def main() -> int:
 def train(options: argparse.Namespace) -> int:
     """Train the seeds of one system, or take part in a timing."""
     sets = recipe.load(options.images, options.folder / "cifar10.npz")
-    if options.samples:  # the files are sorted by class
-        sets = [tuple(array[:: -(-len(array) // options.samples)] for array in one) for one in sets]
     make = recipe.SYSTEMS[options.system]
-    if options.turns:
+    if options.turns:  # in random order: losses of a single class would fall to 0
+        order = np.random.default_rng(0).permutation(len(sets[0][1]))
+        sets[0] = sets[0][0][order], sets[0][1][order]
         contract.take_turns(options.turns, make(argparse.Namespace(seed=0, **_how(options)), sets))
         return 0
     done = {line["seed"] for line in stored(options, "train") if line["system"] == options.system}
@@ -203,7 +204,7 @@ def _accuracies(trainings: list[dict[str, Any]], systems: list[str]) -> str:
 def _times(timing: dict[str, Any], epochs: int) -> str:
     rounds, samples = timing["rounds"], timing["steps"] * recipe.BATCH_SIZE
     rows = []
-    for system in rounds[0]:
+    for system in (system for system in recipe.SYSTEMS if system in rounds[0]):
         one = Spread.of(1e6 * seconds[system] / samples for seconds in rounds)
         whole = Spread.of(seconds[system] / samples * _TRAINING_SET * epochs / 60 for seconds in rounds)
         ratio = Spread.of(seconds[system] / seconds["parallelcnn"] for seconds in rounds)
@@ -219,7 +220,6 @@ def _options() -> argparse.Namespace:
     one.add_argument("system", choices=recipe.SYSTEMS)
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     one.add_argument("--epochs", type=positive_integer, default=10, help="(default: 10)")
-    one.add_argument("--samples", type=positive_integer, metavar="N", help="only about N of each set")
     one.add_argument("--turns", type=Path, help=argparse.SUPPRESS)
     both.add_argument(
         "--systems", nargs="+", choices=recipe.SYSTEMS, default=list(recipe.SYSTEMS), help="(default: all)"
