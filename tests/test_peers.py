@@ -128,3 +128,15 @@ print(meter.allocated_bytes)
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert 12_000_000 <= int(ran.stdout) < 12_100_000
+
+
+def test_single_layers_are_timed_beside_pytorch(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    words = ["--cores", "1", "--rounds", "1", "--seconds", "0.001", "--samples", "3", "--out", tmp_path / "page.md"]
+    ran = subprocess.run(
+        [sys.executable, BENCHMARKS / "layers.py", *words], capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    rows = [line.split(" | ") for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| ")][2:]
+    assert [row[0].split(",")[0] for row in rows[-2:]] == ["| Adam", "| Adam"]
+    assert all(0 < float(cell.split()[0]) < 1e7 for row in rows for cell in row[1:])
