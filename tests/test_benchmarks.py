@@ -190,10 +190,12 @@ def test_this_checkout_is_timed_beside_another_in_one_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.mpi
-def test_hashes_are_compared_over_ranks_threads_and_a_resume(tmp_path):
+@pytest.mark.parametrize("network", ["paper", "everything"])
+def test_hashes_are_compared_over_ranks_threads_and_a_resume(network, tmp_path):
     launch.mpiexec()
     page, data = tmp_path / "same-bits.md", write_idx_folder(tmp_path / "data", 60, 10)
     options = ["--data", data, "--batch-size", 10, "--reproducible", 4, "--folder", tmp_path, "--out", page]
+    options += ["--everything"] if network == "everything" else []
     done = launch.run([sys.executable, str(BENCHMARKS / "same_bits.py"), "--quick", *map(str, options)], limit=300)
     assert done.code == 0, done.err
     text = page.read_text()

@@ -128,6 +128,8 @@ def test_the_command_lines_of_a_page_name_existing_commands_and_options(page):
 def test_the_text_of_a_page_names_existing_options_files_and_functions(page):
     text = page.read_text()
     known = MPIRUN_OPTIONS.union(SLURM_OPTIONS, *map(options_of, subcommands(_parsers()[0]).values()))
+    for script in re.findall(r"scripts/[\w/]+\.py", text):
+        known |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', (ROOT / script).read_text()))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
     assert set(re.findall(r"\bpc\.(\w+)", text)) <= set(dir(pc))
     for file in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|sh|sbatch|md))`", text):

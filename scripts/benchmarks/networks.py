@@ -46,6 +46,29 @@ if hasattr(pc, "resnet8"):  # an earlier version, which `compare.py --against` m
     NETWORKS["MobileNet"] = pc.mobilenet_small(), (3, 32, 32)
 
 
+def everything(classes: int) -> tuple[pc.Layer, ...]:
+    """A network with the layers that make equal bits on any number of ranks hard: statistics over samples, random
+    numbers, branches. For `parallelcnn train --model networks.py:everything`.
+    """
+    block = (
+        pc.DepthwiseConv2D(3, padding=1, bias=False),
+        pc.BatchNorm(activation="relu"),
+        pc.Conv2D(16, 1, bias=False),
+        pc.BatchNorm(),
+        pc.SpatialDropout(0.1),
+    )
+    return (
+        pc.Conv2D(8, 3, stride=2, padding=1, bias=False),
+        pc.BatchNorm(activation="relu"),
+        pc.Residual(block, shortcut=pc.Conv2D(16, 1), activation="relu"),
+        pc.Concat(((), pc.AvgPool2D(3, stride=1, padding=1))),
+        pc.GroupNorm(4, activation=lambda x: x if x > 0 else 0.1 * x),
+        pc.GlobalAvgPool2D(),
+        pc.Dropout(0.1),
+        pc.Dense(classes),
+    )
+
+
 def flop_per_sample(layers: tuple[pc.Layer, ...], input_shape: Shape) -> float:
     """Multiplications and additions of convolutions and dense layers in a training step, counted from their shapes.
 

@@ -5,7 +5,8 @@
     scripts/benchmarks/same_bits.py --quick                                     # the built-in digits, a minute
 
 Trains the paper's network many times with `parallelcnn train --reproducible N`, and writes a page with the SHA-256 of
-the parameters of every training.
+the parameters of every training. With --everything: a network with batch normalisation, dropout, a residual block and a
+depthwise convolution, by AdamW with warm-up, clipped gradients, label smoothing and averaged parameters.
 """
 
 import argparse
@@ -36,6 +37,17 @@ from soak_start import Ended, Installation, PlannedSignal, start
 _LAYOUTS = ((1, 1), (1, 2), (1, 4), (2, 1), (3, 1), (4, 1), (5, 1), (8, 1), (2, 2), (3, 2))
 _QUICK_LAYOUTS = ((1, 2), (2, 1))
 _FLOAT_LAYOUTS = ((1, 1), (1, 2), (2, 1), (3, 1))
+_EVERYTHING = {
+    "model": f"{Path(__file__).with_name('networks.py')}:everything",
+    "optimizer": "adamw",
+    "learning_rate": 0.01,
+    "schedule": "cosine",
+    "warmup": 20,
+    "clip_norm": 1,
+    "label_smoothing": 0.1,
+    "ema": 0.99,
+    "validation_split": 0.1,
+}
 _LIMIT = 300.0  # time limit of a training; the first may compile [s]
 
 
@@ -81,6 +93,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--reproducible", type=positive_integer, default=8, metavar="N", help="shards of a minibatch")
     parser.add_argument("--folder", type=existing_folder, default=Path(), help="folder for the runs, which are removed")
     parser.add_argument("--out", type=file_to_write, metavar="FILE.md", help="also write the page there")
+    parser.add_argument("--everything", action="store_true", help="another network and recipe; see above")
     parser.add_argument("--quick", action="store_true", help="few trainings")
     options = parser.parse_args()
     if options.data_dir:
@@ -154,6 +167,7 @@ class Trainings:
         notes.mkdir()
         names = ("data", "data_dir", "epochs", "batch_size")
         shared = {name: getattr(options, name) for name in names} | {"threads": threads}
+        shared |= _EVERYTHING if options.everything else {}
         arguments = ["train", *options_as_words(shared), *words]
         survives = any(planned.signal == signal.SIGKILL for planned in signals)
         return start(one.launch(ranks if ranks > 1 else 0, survives), arguments, ranks, signals, notes, _LIMIT)
@@ -197,12 +211,13 @@ def page_of(
     different = len({run.sha256 for run in fixed})
     header = ["MPI library", "ranks", "threads each", "what happened", "SHA-256 of the parameters", "test accuracy"]
     header.append("training [s]")
+    network = "The network `everything` of `networks.py`" if options.everything else "The paper's network"
     libraries = " and ".join("Open MPI" if one.open_mpi else "MPICH" for one in installations)
     parts = [
         "# The same bits on any number of ranks and threads",
         f"    {command_line()}",
         f"{processor()}; {len(os.sched_getaffinity(0))} usable. {versions('numpy', 'numba', 'mpi4py')}; {libraries}.",
-        f"The paper's network on {Path(options.data).name}, {options.epochs} "
+        f"{network} on {Path(options.data).name}, {options.epochs} "
         f"epoch{'s' if options.epochs > 1 else ''} of minibatches of {options.batch_size}, "
         f"`parallelcnn train --reproducible {options.reproducible}`. First 16 digits of `parameters_sha256` in "
         f"`summary.json`; seconds of the training loop, measured once, also with more ranks than cores. "
