@@ -120,6 +120,19 @@ def test_early_stopping_counts_on_after_a_resume(monkeypatch, tmp_path):
     assert len(history.evaluations) == 4
 
 
+def test_a_training_that_early_stopping_has_ended_takes_no_step_when_it_resumes(monkeypatch, tmp_path):
+    with_test_losses(monkeypatch, [1.0, 2.0, 3.0, 4.0, 5.0])
+    folder = pc.CheckpointFolder(tmp_path)
+    stopped, resumed = small.network(), small.network()
+    train([pc.EarlyStopping(patience=1)], epochs=5, checkpoints=folder, network=stopped)
+    history = train([pc.EarlyStopping(patience=1)], epochs=5, resume=folder.newest(), network=resumed)
+    assert history.stopped
+    assert len(history.evaluations) == 3
+    assert resumed.parameters_sha256() == stopped.parameters_sha256()
+    history = train([pc.EarlyStopping(patience=2)], epochs=5, resume=folder.newest())
+    assert len(history.evaluations) == 4  # more patience
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

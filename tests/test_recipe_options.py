@@ -120,6 +120,12 @@ def test_a_run_stops_early_and_writes_its_metrics_and_logs(two_classes, here, tm
     assert matrix.shape == (2, 2)
     assert matrix.sum() == 40
     assert matrix.trace() / 40 == found["test_accuracy"]
+    # A resume, as after a job that was killed while it wrote the results, trains no further.
+    ran = here("train", *options, "--log", "csv", "--keep-best", "--resume")
+    assert ran.code == 0, ran.err
+    assert "\nstopped    after epoch 3 of 9: the accuracy no longer improves\n" in ran.out
+    assert summary_of(out)["parameters_sha256"] == found["parameters_sha256"]
+    assert (out / "epochs.csv").read_text().splitlines() == lines
     # A command that trains again in the directory moves the files of the run before.
     assert here("train", *options[:4], "--out", out).code == 0
     assert not (out / "epochs.csv").exists()

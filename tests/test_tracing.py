@@ -64,6 +64,9 @@ FUNCTIONS = {
         lambda x: x * x.var() + np.std(x, (1, 2), keepdims=True) * x + x.var(0, ddof=1) + x.std(axis=-1)[..., None]
     ),
     "maxima": case(lambda x: x * x.max() + x.max((1, 2), keepdims=True) * np.min(x, 0) + x.min(-1)[..., None]),
+    "maxima by their other names": case(
+        lambda x: x * np.amax(x, 0) - np.amin(x, axis=1, keepdims=True) + np.around(x) * x
+    ),
     "softmax": case(lambda x: (e := np.exp(x - x.max(0))) / e.sum(0)),
     "a product with a matrix": case(lambda x, w: x @ w, w=of_shape(4, 3)),
     "a matrix times it": case(lambda x, w: w @ x, w=of_shape(2, 5)),

@@ -133,7 +133,7 @@ class TrainConfig:
     early_stopping: int | None = _setting(
         None,
         TRAINING,
-        "stop when what --monitor names has not improved for more than N epochs; --keep-best keeps the best parameters",
+        "stop when what --monitor names has not improved for more than N epochs; the last parameters are kept",
         at_least=0,
     )
     monitor: str | None = _setting(
@@ -282,7 +282,9 @@ class TrainConfig:
         None, CHECKPOINTS, "save every T seconds as well", metavar="T", at_least=0
     )
     keep_last: int = _setting(2, CHECKPOINTS, "how many checkpoints to keep", at_least=1)
-    keep_best: bool = _setting(False, CHECKPOINTS, "keep the checkpoint with the best evaluation as well")
+    keep_best: bool = _setting(
+        False, CHECKPOINTS, "keep the checkpoint with the best evaluation, by accuracy, then by loss, as well"
+    )
     resume: str | None = _path(
         None,
         CHECKPOINTS,

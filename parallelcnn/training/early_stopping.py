@@ -57,7 +57,11 @@ class EarlyStopping(Callback):
         ended, seen = divmod(history.samples_seen, self.training.samples)
         # The last epoch counts once it has been evaluated at its end: a rank may have been lost before.
         is_evaluated = any(step == history.steps for step, _, _ in history.evaluations)
-        self._best_step, _ = self._best(self._values(without=ended + 1 if seen else None if is_evaluated else ended))
+        self._best_step, waited = self._best(
+            self._values(without=ended + 1 if seen else None if is_evaluated else ended)
+        )
+        if not seen and is_evaluated and waited > self.patience:  # it had stopped here
+            self.training.stop()
         if not self.restore_best:
             return
         if self._best_step == history.steps:

@@ -83,6 +83,7 @@ class Loop:
     callbacks: Callbacks
     safeguard: Safeguard | None = None
     save_is_asked: bool = False
+    _has_resumed: bool = field(default=False, init=False)  # since the ranks last agreed whether to stop
     _optimizer_now: Optimizer = field(init=False)  # with the schedule given the history, which changes it rarely
 
     def __post_init__(self) -> None:
@@ -137,8 +138,9 @@ class Loop:
                 result = evaluate_by(self.pool, self.test_set, self.comm, self.loss, self.metrics)
             self._record_evaluation(result, epoch_ended=epoch_ended)
         began = time.perf_counter()
-        if evaluated:
+        if evaluated or self._has_resumed:  # then callbacks may ask to stop without a further minibatch
             history.stopped = any(self.comm.allgather(history.stopped or self.callbacks.stop_is_asked))
+            self._has_resumed = False
         if self.safeguard is not None and self.safeguard.between_steps(
             epoch_ended=epoch_ended, save=self.save_is_asked
         ):
@@ -163,6 +165,7 @@ class Loop:
         """Continue from the step in the history."""
         self._optimizer_now = self.optimizer.after(self.history)
         self.callbacks.resumed()
+        self._has_resumed = True
 
     def _record_minibatch(self, epoch: int, loss: float, samples: int) -> None:
         self.history.losses.append(loss)
