@@ -170,6 +170,7 @@ _MODULES = {
         "ZeroPad2D",
         "layer",
     ],
+    "folding": ["folded"],
     "losses": ["AbsoluteError", "BinaryCrossEntropy", "HuberLoss", "MeanSquaredError", "SoftmaxCrossEntropy"],
     "models": ["lenet5", "mobilenet_small", "paper", "resnet20", "resnet8", "vgg_small"],
     "network": ["NetworkHandler"],

@@ -28,7 +28,7 @@ from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.evaluation import Evaluation, as_metrics, evaluate_by, run_block
 from parallelcnn.training.history import History
 from parallelcnn.training.loop import Loop
-from parallelcnn.training.preparation import check_fit, check_loss, check_numbers, facts_of, start
+from parallelcnn.training.preparation import check_fit, check_loss, check_monitored, check_numbers, facts_of, start
 from parallelcnn.training.progress import Progress, check_verbose, show_compilation
 from parallelcnn.training.reduction import (
     check_reproducible,
@@ -141,7 +141,9 @@ def train(
             if comm.rank == 0:
                 warn_of_scale(train_set.input_range, test_set.input_range, stacklevel=5)
                 warn_of_small_shards(network, batch_size, reproducible, stacklevel=5)
-            return as_metrics(metrics, network, test_set, loss)
+            judges = as_metrics(metrics, network, test_set, loss)
+            check_monitored(test_set.role, judges, optimizer, callbacks)
+            return judges
 
         comm.status = "preparing to train"
         judges = run_together(comm, check)

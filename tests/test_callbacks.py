@@ -1,6 +1,7 @@
 """Callbacks: which methods are called when, with which values, and how they end a training."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import small
 
 import parallelcnn as pc
 from parallelcnn.errors import InputError, TrainingWarning
+from parallelcnn.training.callbacks import Callbacks
 
 
 def train(callbacks, epochs=3, network=None, **options):
@@ -158,3 +160,22 @@ def test_without_samples_seen_the_loss_of_an_epoch_is_unknown(tmp_path):
 
     train([Keeps()], epochs=1)
     assert math.isfinite(seen[0])
+
+
+def test_a_request_to_stop_is_dropped_where_training_goes_back_before_it():
+    training = SimpleNamespace(stop_is_asked=True)
+    Callbacks([], training).resumed()
+    assert not training.stop_is_asked
+
+
+@pytest.mark.parametrize("name", ["val_loss", "test_los", "test_f1"])
+def test_a_value_that_is_not_there_is_refused_before_the_first_step(name):
+    steps = []
+    counting = pc.LambdaCallback(on_batch_end=lambda step, logs: steps.append(step))
+    with pytest.raises(InputError, match=f"EarlyStopping: no value '{name}' to monitor: "):
+        train([pc.EarlyStopping(name), counting])
+    data, network = small.dataset(20), pc.NetworkHandler((pc.Flatten(), pc.Dense(5)), (1, 11, 9))
+    for optimizer in (pc.SGD(pc.Plateau(0.1, monitor=name)), pc.EMA(pc.SGD(pc.Plateau(0.1, monitor=name)))):
+        with pytest.raises(InputError, match=f"Plateau: no value '{name}' to monitor: "):
+            pc.train(network, data, data, optimizer, 1, 5, callbacks=[counting], verbose=0)
+    assert steps == []

@@ -167,6 +167,7 @@ class Callbacks:
 
     def resumed(self) -> None:
         self._loss_sum, self._samples = 0.0, 0
+        self._training.stop_is_asked = False  # a step after this one asked for it; when it is repeated, it asks again
         self._call("on_resume", {})
 
     def train_end(self) -> None:

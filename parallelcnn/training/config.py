@@ -32,8 +32,6 @@ LOSSES = {  # class names
     "softmax-cross-entropy": "SoftmaxCrossEntropy",
     "binary-cross-entropy": "BinaryCrossEntropy",
     "squared": "MeanSquaredError",
-    "absolute": "AbsoluteError",
-    "huber": "HuberLoss",
 }
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "lion": "Lion"}  # class names
 _OF_OPTIMIZERS = (

@@ -164,6 +164,7 @@ class Loop:
     def _resumed(self) -> None:
         """Continue from the step in the history."""
         self._optimizer_now = self.optimizer.after(self.history)
+        self.history.stopped = False
         self.callbacks.resumed()
         self._has_resumed = True
 

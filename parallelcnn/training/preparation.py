@@ -10,13 +10,16 @@ import numpy as np
 from parallelcnn.comm import Transport
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import shape_hint
-from parallelcnn.errors import CheckpointError, InputError, ShapeError, TrainingWarning, shown
+from parallelcnn.errors import CheckpointError, InputError, ShapeError, TrainingWarning, nearest_name, shown
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.files.model import describe_network
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy, takes_sample_weight
+from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
+from parallelcnn.schedules import Plateau
 from parallelcnn.training.agreement import describe_dataset
 from parallelcnn.training.checkpoint import Checkpoint, facts_that_changed
+from parallelcnn.training.early_stopping import EarlyStopping
 from parallelcnn.training.history import History
 
 # These facts must not change when training resumes.
@@ -37,6 +40,20 @@ def check_numbers(
         raise InputError(
             f"batch_size must be at most {len(train_set)}, the samples of {train_set.name}, got {batch_size}"
         )
+
+
+def check_monitored(role: str, metrics: Sequence[Metric], optimizer: Any, callbacks: Sequence[Any]) -> None:
+    """Raise InputError if early stopping or a plateau monitors a value that evaluations will not have.
+
+    Args:
+        role: of the data set that is evaluated.
+    """
+    known = [f"{role}_{name}" for name in ("loss", *(metric.name for metric in metrics))]
+    schedule = getattr(getattr(optimizer, "optimizer", optimizer), "learning_rate", None)
+    for one in (schedule, *callbacks):
+        monitor = one.monitor if isinstance(one, Plateau | EarlyStopping) else None
+        if monitor is not None and monitor not in known:
+            raise InputError(f"{type(one).__name__}: no value {monitor!r} to monitor: {nearest_name(monitor, known)}")
 
 
 def check_fit(network: NetworkHandler, dataset: Dataset, loss: Loss | None = None) -> None:
