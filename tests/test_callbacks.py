@@ -142,6 +142,15 @@ def test_a_training_that_early_stopping_has_ended_takes_no_step_when_it_resumes(
         (lambda: train([print]), "callbacks must have at least one of on_train_begin, .*, got <built-in"),
         (lambda: train([type("Own", (), {"on_batch_ends": print})()]), "no on_batch_ends: did you mean 'on_batch_end'"),
         (lambda: pc.EarlyStopping(patience=-1), "patience must be an integer of at least 0, got -1"),
+        (
+            lambda: pc.EarlyStopping(min_delta="a"),
+            "EarlyStopping: min_delta must be a finite number of at least 0, got 'a",
+        ),
+        (
+            lambda: pc.EarlyStopping(min_delta=float("nan")),
+            "EarlyStopping: min_delta must be a finite number of .* nan",
+        ),
+        (lambda: pc.EarlyStopping(3), 'EarlyStopping: monitor must be a name such as "test_accuracy" or None, got 3'),
         (lambda: pc.EarlyStopping(mode="best"), "mode must be auto, min or max, got 'best'"),
         (lambda: train([pc.EarlyStopping("val_loss")]), "EarlyStopping: no value 'val_loss' to monitor: "),
     ],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from parallelcnn.arguments import check_integer
 from parallelcnn.errors import InputError, TrainingWarning
 from parallelcnn.layers.base import Array
-from parallelcnn.schedules import MODES, larger_is_better
+from parallelcnn.schedules import MODES, check_number, larger_is_better
 from parallelcnn.training.callbacks import Callback, Logs
 
 
@@ -45,7 +45,12 @@ class EarlyStopping(Callback):
     _kept_step: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not (self.monitor is None or isinstance(self.monitor, str)):
+            raise InputError(
+                f'EarlyStopping: monitor must be a name such as "test_accuracy" or None, got {self.monitor!r}'
+            )
         check_integer("EarlyStopping: patience", self.patience, 0)
+        check_number("EarlyStopping", "min_delta", self.min_delta)
         if self.mode not in MODES:
             raise InputError(f"EarlyStopping: mode must be auto, min or max, got {self.mode!r}")
 
