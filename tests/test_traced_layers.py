@@ -176,6 +176,22 @@ def three_in_einsum(x):
     return np.einsum("abc,abc,abc->a", x, x, x)
 
 
+def negative_width(x):
+    return np.pad(x, -1)
+
+
+def axis_twice(x):
+    return np.tensordot(x, np.ones((2, 2, 3)), ([0, -3], [0, 1]))
+
+
+def sum_of_conditions(x):
+    return x * ((x > 0) + (x > 1))
+
+
+def minus_a_condition(x):
+    return -(x > 0)
+
+
 def ones_own_error(x):
     return {}["a"] * x
 
@@ -212,6 +228,10 @@ REFUSED = {
     other_lengths: r"arrays of shapes \(2, 3, 3\) and \(2, 2\) cannot be joined along axis 0",
     unknown_label: "np.einsum takes one or two arrays, '->' and no label twice in an array here, got 'iij->j'",
     three_in_einsum: "np.einsum takes one or two arrays",
+    negative_width: "np.pad takes widths of at least 0, got -1",
+    axis_twice: r"np.tensordot takes each axis of an array once, got axes \(\[0, -3\], \[0, 1\]\)",
+    sum_of_conditions: r"\+ and - take no conditions only",
+    minus_a_condition: r"\+ and - take no conditions only",
     ones_own_error: "KeyError: 'a'",
 }
 
@@ -264,6 +284,10 @@ def test_a_function_that_does_not_do_the_same_in_each_call_is_refused():
     refused(message, named(lambda x: x * np.random.default_rng().normal(size=3)))
     refused(message, named(lambda x: x * 2 if seen.again() else x * 1))
     refused(
+        r"the function must do the same in each call, got results of shapes \(1,\) and \(2,\)",
+        named(lambda x: x[: 2 - seen.again()]),
+    )
+    refused(
         "an array of an earlier call of the function cannot be used", named(lambda x: kept.append(x) or kept[0] + x)
     )
 
@@ -299,6 +323,10 @@ class Seen:
         (
             lambda: pc.NetworkHandler((pc.layer(w="ones")(named(lambda x, w: x))(),), (4,)),
             r"named\(\): parameter 'w' must be a number, an array, a Parameter or a function of the inp.* got 'ones'",
+        ),
+        (
+            lambda: pc.NetworkHandler((pc.layer(w=[[1], [1, 2]])(named(lambda x, w: x))(),), (4,)),
+            r"named\(\): parameter 'w' must all have the same shape, got \(1,\) at place 0 and \(2,\) at 1",
         ),
     ],
 )

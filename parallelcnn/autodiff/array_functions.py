@@ -60,6 +60,8 @@ def _pad(a: Traced, pad_width: Any, mode: str = "constant") -> Traced:
     if mode != "constant":
         raise InputError(f"np.pad adds zeros only here, got mode {mode!r}")
     widths = np.broadcast_to(pad_width, (a.ndim, 2)).tolist()
+    if min(map(min, widths), default=0) < 0:
+        raise InputError(f"np.pad takes widths of at least 0, got {pad_width!r}")
     place = tuple(slice(before, before + size) for (before, _), size in zip(widths, a.shape, strict=True))
     shape = [size + before + after for (before, after), size in zip(widths, a.shape, strict=True)]
     y = a.trace.placed((*shape, a.array.shape[-1]), [(place, a.trace.as_numbers(a))])
@@ -107,6 +109,8 @@ def _tensordot(a: Any, b: Any, axes: Any = 2) -> Traced:
     ndims = np.ndim(a), np.ndim(b)
     pairs = (range(ndims[0] - axes, ndims[0]), range(axes)) if isinstance(axes, int) else axes
     of_a, of_b = ([one] if isinstance(one, int) else list(one) for one in pairs)
+    if any(len({i % max(ndim, 1) for i in some}) < len(some) for some, ndim in zip((of_a, of_b), ndims, strict=True)):
+        raise ShapeError(f"np.tensordot takes each axis of an array once, got axes {axes!r}")
     left, right = string.ascii_lowercase[: ndims[0]], list(string.ascii_uppercase[: ndims[1]])
     for i, j in zip(of_a, of_b, strict=True):
         right[j] = left[i]

@@ -111,6 +111,10 @@ class Trace:
             if any(one.dtype != bool for one in arguments):
                 raise InputError(f"np.{LOGICAL[ufunc].__name__} takes conditions, such as x > 0")
             return self.record(self.elementwise(LOGICAL[ufunc], arguments, bool), arguments)
+        if ufunc in (np.add, np.subtract, np.negative) and all(one.dtype == bool for one in arguments):
+            raise InputError(
+                "+ and - take no conditions only, whose sum would be a condition: write a | b, a ^ b or ~a"
+            )
         arguments = tuple(map(self.as_numbers, arguments))
         if ufunc is np.matmul:
             return self.matmul(*arguments)

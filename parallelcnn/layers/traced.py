@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from parallelcnn.arguments import as_array
 from parallelcnn.autodiff.contraction import broadcast, contiguous
 from parallelcnn.autodiff.traced_array import Traced
 from parallelcnn.autodiff.tracing import Rehearsal, Trace
@@ -36,10 +37,14 @@ class TracedLayer(Layer):
                 raise InputError(f"{type(self).__name__}: {name} must be a number, a text or a tuple, got {value!r}")
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        (trace, y, _), (again, _, _) = self._rehearse(input_shape), self._rehearse(input_shape)
+        (trace, y, _), (again, z, _) = self._rehearse(input_shape), self._rehearse(input_shape)
         pairs = zip(trace.constants, again.constants, strict=False)
         if len(trace.constants) != len(again.constants) or not all(map(_are_equal, pairs)):
             raise InputError(f"{self}: the function uses other numbers in each call, such as random ones: it must not")
+        if y.shape != z.shape:
+            raise InputError(
+                f"{self}: the function must do the same in each call, got results of shapes {y.shape} and {z.shape}"
+            )
         return y.shape
 
     def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
@@ -98,12 +103,8 @@ class TracedLayer(Layer):
                 ) from error
         if isinstance(value, Parameter):
             return value
-        array = np.asarray(value)
-        if array.dtype.kind not in "biuf":
-            raise InputError(
-                f"{self}: parameter {name!r} must be a number, an array, a Parameter or a function of the input shape "
-                f"that returns one, got {value!r}"
-            )
+        rule = "a number, an array, a Parameter or a function of the input shape that returns one"
+        array = as_array(f"{self}: parameter {name!r}", value, rule)
         return Parameter(array.shape, lambda rng, shape: array, weight_decay=False)
 
 
