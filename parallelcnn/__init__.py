@@ -34,6 +34,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.errors import TrainingWarning as TrainingWarning
     from parallelcnn.files.model import load_model as load_model
     from parallelcnn.files.model import save_model as save_model
+    from parallelcnn.folding import folded as folded
     from parallelcnn.layers import Activation as Activation
     from parallelcnn.layers import AvgPool2D as AvgPool2D
     from parallelcnn.layers import BatchNorm as BatchNorm

@@ -27,7 +27,7 @@ from parallelcnn.layers.base import Array, Layer, Shape
 from parallelcnn.layers.recompute import without_recomputing
 from parallelcnn.layers.step import merged
 from parallelcnn.optimizers import Optimizer
-from parallelcnn.parameters import NamedArrays, decay_parts
+from parallelcnn.parameters import NamedArrays, decay_parts, set_values
 from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
 
@@ -85,10 +85,11 @@ class NetworkHandler:
         self._buffers = self.buffer_layout.views(self._buffer_vector)
         self._decay_parts = decay_parts(one for some, _ in declared for one in some.values())
         rng = np.random.default_rng(seed)
-        for arrays, (parameters, _) in zip(self._params, declared, strict=True):
+        for layer, arrays, (parameters, _) in zip(self.layers, self._params, declared, strict=True):
             for name, parameter in parameters.items():
                 initial = parameter.initial
-                arrays[name][...] = initial(rng, parameter.shape) if callable(initial) else initial
+                values = initial(rng, parameter.shape) if callable(initial) else np.full(parameter.shape, initial)
+                set_values(f"{layer}: the initial value of {name!r}", arrays[name], values)
         self._momentum = np.zeros(self.buffer_layout.size, self.dtype)
         momenta = self.buffer_layout.views(self._momentum)
         for arrays, weights, (_, buffers) in zip(self._buffers, momenta, declared, strict=True):

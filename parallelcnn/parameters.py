@@ -131,15 +131,7 @@ class NamedArrays(Mapping[str, Array]):
             raise UnknownNameError(f"the network has no array {name!r}: {nearest_name(str(name), known)}") from None
 
     def __setitem__(self, name: str, values: Any) -> None:
-        array = self[name]
-        values = as_array(name, values, "an array of numbers")
-        if values.shape != array.shape:
-            raise ShapeError(f"{name} must have shape {array.shape}, got {values.shape}")
-        with np.errstate(over="ignore"):  # a number that is too large for the network's type is refused
-            values = values.astype(array.dtype)
-        if not np.isfinite(values).all():
-            raise InputError(f"{name} must hold finite numbers of {array.dtype}, got others")
-        array[...] = values
+        set_values(name, self[name], values)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -151,6 +143,18 @@ class NamedArrays(Mapping[str, Array]):
         """A line with name and shape for each array."""
         width = max(map(len, self._arrays), default=0)
         return "\n".join(f"{name:<{width}}  {array.shape}" for name, array in self.items()) or "no arrays"
+
+
+def set_values(what: str, array: Array, values: Any) -> None:
+    """Copy values into an array; InputError or ShapeError unless they are finite numbers and have its shape."""
+    values = as_array(what, values, "an array of numbers")
+    if values.shape != array.shape:
+        raise ShapeError(f"{what} must have shape {array.shape}, got {values.shape}")
+    with np.errstate(over="ignore"):  # a number that is too large for the network's type is refused
+        values = values.astype(array.dtype)
+    if not np.isfinite(values).all():
+        raise InputError(f"{what} must hold finite numbers of {array.dtype}, got others")
+    array[...] = values
 
 
 def decay_parts(parameters: Iterable[Parameter]) -> Array:

@@ -259,3 +259,43 @@ def test_momentum_is_kept_from_step_to_step_also_when_the_rate_changes_until_it_
     network.reset_optimizer()
     network.update(pc.SGD(1, momentum=0.5))
     assert network.params[0] == -1 - 2 * 1.5 - 1
+
+
+class _Scaled(pc.Layer):
+    """y = weight x, with a weight of this shape and these initial values."""
+
+    def __init__(self, shape, initial):
+        self._parameter = shape, initial
+
+    def __repr__(self):
+        return "Scaled()"
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def parameters(self, input_shape):
+        return {"weight": pc.Parameter(*self._parameter)}
+
+    def forward(self, step, x):
+        return x
+
+    def backward(self, step, dy):
+        return dy
+
+
+@pytest.mark.parametrize(
+    ("shape", "initial", "message"),
+    [
+        (4, 0.0, "Parameter: shape must be a tuple of integers of at least 0, got 4"),
+        ((4.0,), 0.0, r"Parameter: shape must be a tuple of integers of at least 0, got \(4.0,\)"),
+        ((-4,), 0.0, r"Parameter: shape must be a tuple of integers of at least 0, got \(-4,\)"),
+        ((4,), "a", "Scaled\\(\\): the initial value of 'weight' must be an array of numbers"),
+        ((4,), np.nan, "Scaled\\(\\): the initial value of 'weight' must hold finite numbers of float32"),
+        ((4,), 1e300, "Scaled\\(\\): the initial value of 'weight' must hold finite numbers of float32"),
+        ((4,), lambda rng, shape: np.ones(3), r"the initial value of 'weight' must have shape \(4,\), got \(3,\)"),
+    ],
+    ids=repr,
+)
+def test_initial_values_that_do_not_fit_are_refused(shape, initial, message):
+    with pytest.raises((pc.InputError, pc.ShapeError), match=message):
+        pc.NetworkHandler((_Scaled(shape, initial),), (4,))

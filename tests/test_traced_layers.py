@@ -314,7 +314,7 @@ class Seen:
         (lambda: pc.layer(named(lambda x, **more: 0)), r"without \*args and \*\*kwargs"),
         (lambda: pc.layer(named(lambda x, forward: 0)), "no hyperparameter can be called 'forward'"),
         (lambda: pc.layer(named(lambda x, some=[]: 0)), r"some must be a number, a text or a tuple, got \[\]"),
-        (lambda: polynomial([3]), r"polynomial: degree must be a number, a text or a tuple, got \[3\]"),
+        (lambda: polynomial([3]), r"polynomial: degree must be a number, a text or a tuple of these, got \[3\]"),
         (
             lambda: pc.NetworkHandler((squeeze_excitation(0),), (4, 3, 3)),
             r"layer 1 of 1: squeeze_excitation\(ratio=0\): parameter 'weights' cannot be made for an input of shape "

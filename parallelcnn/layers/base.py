@@ -36,12 +36,20 @@ class Parameter:
         initial: the initial value of every element; or a function (rng, shape) -> array.
         weight_decay: whether an optimiser's weight decay applies to it.
         trainable: whether training changes it; see `Frozen`.
+
+    Raises:
+        ShapeError: if the shape is not a tuple of integers of at least 0.
     """
 
     shape: Shape
     initial: float | Initialiser = 0.0
     weight_decay: bool = True
     trainable: bool = True
+
+    def __post_init__(self) -> None:
+        lengths = self.shape if isinstance(self.shape, tuple) else (None,)
+        if not all(isinstance(one, int | np.integer) and one >= 0 for one in lengths):
+            raise ShapeError(f"Parameter: shape must be a tuple of integers of at least 0, got {self.shape!r}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Layers from plain numpy functions, which are differentiated automatically."""
 
 import inspect
+import math
 from collections.abc import Callable, Container, Hashable
 from dataclasses import MISSING, field, make_dataclass
 from types import FunctionType
@@ -13,6 +14,7 @@ from parallelcnn.autodiff.contraction import broadcast, contiguous
 from parallelcnn.autodiff.traced_array import Traced
 from parallelcnn.autodiff.tracing import Rehearsal, Trace
 from parallelcnn.errors import InputError, ShapeError, nearest_name
+from parallelcnn.resources import check_memory
 
 from .base import Array, Layer, Parameter, Shape, Step
 
@@ -33,8 +35,11 @@ class TracedLayer(Layer):
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not isinstance(value, Hashable):
-                raise InputError(f"{type(self).__name__}: {name} must be a number, a text or a tuple, got {value!r}")
+            try:
+                hash(value)
+            except TypeError:
+                what = f"{type(self).__name__}: {name} must be a number, a text or a tuple of these"
+                raise InputError(f"{what}, got {value!r}") from None
 
     def output_shape(self, input_shape: Shape) -> Shape:
         (trace, y, _), (again, z, _) = self._rehearse(input_shape), self._rehearse(input_shape)
@@ -77,7 +82,9 @@ class TracedLayer(Layer):
 
     def _rehearse(self, input_shape: Shape) -> tuple[Trace, Traced, list[Traced]]:
         """Trace the function for one sample, without computing anything."""
-        params = {name: np.empty(one.shape) for name, one in self.parameters(input_shape).items()}
+        declared = self.parameters(input_shape)
+        check_memory(f"the parameters of {self}", 8 * sum(math.prod(one.shape) for one in declared.values()))
+        params = {name: np.empty(one.shape) for name, one in declared.items()}
         return self._trace(Trace(Rehearsal()), np.empty((*input_shape, 1)), params, False, ())
 
     def _trace(
@@ -155,7 +162,7 @@ def layer(function: Function | None = None, /, **parameters: Any) -> Any:
             raise InputError(f"{what}: {one.name} must be a number, a text or a tuple, got {one.default!r}")
     of_class = {
         "__doc__": function.__doc__,
-        "__module__": function.__module__,
+        "__module__": function.__module__ or "__main__",  # exec may set none
         "__qualname__": function.__qualname__,
         "definition": Definition(function, parameters),
     }
