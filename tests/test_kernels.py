@@ -256,7 +256,7 @@ def test_softmax_cross_entropy_agrees_with_its_definition(classes, n, dtype, rng
     logits = (10 * rng.normal(size=(classes, n))).astype(dtype)
     labels = rng.integers(0, classes, n)
     dlogits = np.full_like(logits, 7)
-    total = losses.softmax_cross_entropy(logits, labels, 11, dlogits)
+    total = losses.softmax_cross_entropy(logits, labels, 11, dlogits, None)
     wanted, dwanted = reference.softmax_cross_entropy(logits.astype(np.float64), labels, 11)
     np.testing.assert_allclose(total, wanted, **TOLERANCE[dtype])
     np.testing.assert_allclose(dlogits, dwanted, **TOLERANCE[dtype])
@@ -271,7 +271,7 @@ def test_softmax_cross_entropy_agrees_with_its_definition(classes, n, dtype, rng
 def test_softmax_cross_entropy_of_huge_logits_is_finite(dtype):
     logits = np.array([[3e4], [-3e4]], dtype)
     dlogits = np.empty_like(logits)
-    assert losses.softmax_cross_entropy(logits, np.array([1]), 1, dlogits) == pytest.approx(6e4)
+    assert losses.softmax_cross_entropy(logits, np.array([1]), 1, dlogits, None) == pytest.approx(6e4)
     np.testing.assert_allclose(dlogits, [[1], [-1]])
 
 
@@ -279,7 +279,7 @@ def test_a_nan_logit_makes_the_loss_nan_and_no_answer_right():
     logits = np.array([[np.nan, 2.0], [1.0, 1.0]], np.float32)
     labels = np.array([0, 0])
     with np.errstate(invalid="ignore"):
-        assert np.isnan(losses.softmax_cross_entropy(logits, labels, 1, np.empty_like(logits)))
+        assert np.isnan(losses.softmax_cross_entropy(logits, labels, 1, np.empty_like(logits), None))
         assert losses.count_correct(logits, labels) == 1
 
 
@@ -294,7 +294,7 @@ def test_mean_squared_error_agrees_with_its_definition(n, dtype, rng):
         (losses.mean_squared_error_onehot, labels, np.eye(3, dtype=dtype)[labels]),
     ):
         doutputs = np.full_like(outputs, 7)
-        total = kernel(outputs, given, 11, doutputs)
+        total = kernel(outputs, given, 11, doutputs, None)
         wanted, dwanted = reference.mean_squared_error(outputs, onehot, 11)
         np.testing.assert_allclose(total, wanted, **TOLERANCE[dtype])
         np.testing.assert_allclose(doutputs, dwanted, **TOLERANCE[dtype])
