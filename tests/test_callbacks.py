@@ -1,7 +1,6 @@
 """Callbacks: which methods are called when, with which values, and how they end a training."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import small
 
 import parallelcnn as pc
 from parallelcnn.errors import InputError, TrainingWarning
-from parallelcnn.training.callbacks import Callbacks
 
 
 def train(callbacks, epochs=3, network=None, **options):
@@ -169,12 +167,6 @@ def test_without_samples_seen_the_loss_of_an_epoch_is_unknown(tmp_path):
 
     train([Keeps()], epochs=1)
     assert math.isfinite(seen[0])
-
-
-def test_a_request_to_stop_is_dropped_where_training_goes_back_before_it():
-    training = SimpleNamespace(stop_is_asked=True)
-    Callbacks([], training).resumed()
-    assert not training.stop_is_asked
 
 
 @pytest.mark.parametrize("name", ["val_loss", "test_los", "test_f1"])

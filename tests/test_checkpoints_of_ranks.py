@@ -95,6 +95,26 @@ def test_a_flipped_bit_is_found_before_it_is_saved(how, tmp_path, undisturbed):
     assert resumed.parameters_sha256() == undisturbed
 
 
+class StopsAfterAnEpoch(pc.Callback):
+    def on_epoch_end(self, epoch, logs):
+        self.training.stop()
+
+
+def test_a_stop_that_was_asked_for_after_the_step_gone_back_to_is_asked_for_again(tmp_path):
+    network = small.network()
+
+    def work(comm):
+        callbacks = [StopsAfterAnEpoch(), *([After(8, lambda: flip_a_bit(network))] if comm.rank == 0 else [])]
+        folder = pc.CheckpointFolder(tmp_path, every_steps=5)
+        mine = network if comm.rank == 0 else None
+        return train(comm, mine, callbacks=callbacks, checkpoints=folder, repair="checkpoint")[1].steps
+
+    with pytest.warns(TrainingWarning, match="from the checkpoint after minibatch 5"):
+        assert on_ranks(3, work) == [9, 9, 9]
+    undisturbed, _ = train(pc.Serial(), callbacks=[StopsAfterAnEpoch()])
+    assert network.parameters_sha256() == undisturbed.parameters_sha256()
+
+
 def test_replicas_that_always_differ_do_not_go_back_for_ever(tmp_path):
     def work(comm):
         network = small.network()

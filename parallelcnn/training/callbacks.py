@@ -148,6 +148,9 @@ class Callbacks:
         """Whether a callback of this rank has asked to stop."""
         return self._training.stop_is_asked
 
+    def withdraw_stop(self) -> None:
+        self._training.stop_is_asked = False
+
     def train_begin(self) -> None:
         self._call("on_train_begin", {})
 
@@ -167,7 +170,6 @@ class Callbacks:
 
     def resumed(self) -> None:
         self._loss_sum, self._samples = 0.0, 0
-        self._training.stop_is_asked = False  # a step after this one asked for it; when it is repeated, it asks again
         self._call("on_resume", {})
 
     def train_end(self) -> None:

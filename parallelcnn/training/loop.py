@@ -144,6 +144,9 @@ class Loop:
         if self.safeguard is not None and self.safeguard.between_steps(
             epoch_ended=epoch_ended, save=self.save_is_asked
         ):
+            # A stop was asked for after the step that training has gone back to. When repeated, it is asked for again.
+            history.stopped = False
+            self.callbacks.withdraw_stop()
             self._resumed()
             return False
         history.train_seconds += time.perf_counter() - began
@@ -164,7 +167,6 @@ class Loop:
     def _resumed(self) -> None:
         """Continue from the step in the history."""
         self._optimizer_now = self.optimizer.after(self.history)
-        self.history.stopped = False
         self.callbacks.resumed()
         self._has_resumed = True
 
