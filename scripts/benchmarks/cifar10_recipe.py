@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 import time
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,12 +104,13 @@ class Recipe(contract.Trainer):
         self.options, (self.train_set, self.test_set) = options, sets
         self.mean, self.deviation = mean_and_deviation(self.train_set[0])
 
+    @abstractmethod
     def train(self, samples: int, epochs: int) -> tuple[float, list[float]]:
         """Train from the initial weights on the first samples; returns seconds and the mean loss of each epoch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate(self) -> dict[str, float]:
-        raise NotImplementedError
+        """Loss and accuracy on the test set."""
 
     def initial_network(self) -> pc.NetworkHandler:
         """ResNet-20 with its initial weights, after the layer that prepares the images."""

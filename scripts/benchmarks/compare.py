@@ -15,7 +15,6 @@ row; the rest of the page is written.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from pathlib import Path
 from networks import NETWORKS, flop_per_sample
 from pages import (
     Spread,
+    check_cores,
     existing_folder,
     file_to_write,
     markdown_table,
@@ -445,9 +445,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=positive_number, default=0.05, help="length of a turn (default: 0.05)")
     parser.add_argument("--out", type=file_to_write, metavar="FILE.md", help="also write the page there")
     options = parser.parse_args()
-    usable = len(os.sched_getaffinity(0))
-    if max(options.cores) > usable:
-        parser.error(f"--cores must be at most {usable}, the cores that this process may use, got {max(options.cores)}")
+    check_cores(parser, options.cores)
     if options.against and not (options.against / "parallelcnn" / "__init__.py").exists():
         parser.error(f"--against must be a checkout of parallelcnn, got {str(options.against)!r}")
     return options

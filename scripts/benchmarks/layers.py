@@ -8,7 +8,6 @@ time of a round is that of the fastest of its runs, which other programs have di
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,7 +15,17 @@ from functools import partial
 from itertools import count
 
 import numpy as np
-from pages import Spread, file_to_write, markdown_table, page_head, positive_integer, print_page, run_to_the_end
+from pages import (
+    Spread,
+    check_cores,
+    file_to_write,
+    markdown_table,
+    page_head,
+    positive_integer,
+    positive_number,
+    print_page,
+    run_to_the_end,
+)
 
 import parallelcnn as pc
 from parallelcnn.replica import Replica
@@ -162,12 +171,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cores", type=positive_integer, nargs="+", default=[1], help="a table for each number (1)")
     parser.add_argument("--samples", type=positive_integer, default=32, help="(32)")
     parser.add_argument("--rounds", type=positive_integer, default=7, help="(7)")
-    parser.add_argument("--seconds", type=float, default=0.2, help="length of a turn (0.2)")
+    parser.add_argument("--seconds", type=positive_number, default=0.2, help="length of a turn (0.2)")
     parser.add_argument("--out", type=file_to_write, metavar="FILE.md", help="also write the page there")
     options = parser.parse_args()
-    usable = len(os.sched_getaffinity(0))
-    if max(options.cores) > usable:
-        parser.error(f"--cores must be at most {usable}, the cores that this process may use, got {max(options.cores)}")
+    check_cores(parser, options.cores)
     return options
 
 

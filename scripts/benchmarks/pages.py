@@ -80,6 +80,13 @@ def versions(*packages: str) -> str:
     return ", ".join(found)
 
 
+def check_cores(parser: argparse.ArgumentParser, cores: Sequence[int]) -> None:
+    """End the program with a message if this process may not use so many cores."""
+    usable = len(os.sched_getaffinity(0))
+    if max(cores) > usable:
+        parser.error(f"--cores must be at most {usable}, the cores that this process may use, got {max(cores)}")
+
+
 def command_line() -> str:
     """The command that was called, without this machine's folders, so that it can be repeated from any clone."""
     words = []
