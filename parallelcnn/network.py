@@ -6,12 +6,10 @@ Users pass images with the samples first, (n, C, H, W) or (n, H, W). Internally 
 
 import copy
 import hashlib
-import inspect
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +25,7 @@ from parallelcnn.layers.base import Array, Layer, Shape
 from parallelcnn.layers.recompute import without_recomputing
 from parallelcnn.layers.step import merged
 from parallelcnn.optimizers import Optimizer
+from parallelcnn.optimizers.base import Share
 from parallelcnn.parameters import NamedArrays, decay_parts, set_values
 from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
@@ -259,16 +258,19 @@ class NetworkHandler:
         finally:
             self._training_thread = before
 
-    def update(self, optimizer: Optimizer, samples: int = 1, step: int = 0, steps: int = 1) -> None:
+    def update(
+        self, optimizer: Optimizer, samples: int = 1, step: int = 0, steps: int = 1, share: Share | None = None
+    ) -> None:
         """Take one step of the optimiser along `gradients`, and update the buffers.
 
         Args:
             samples: number of samples in the minibatch over all ranks.
             step: number of steps done before.
             steps: number of steps of the whole training.
+            share: lets several threads update large networks; see `KernelOptimizer.update`.
         """
-        decay = self.decay_argument(optimizer)
-        optimizer.update(self.trained_params, self.gradients, self._optimizer_state, step, steps, **decay)
+        options = self.update_options(optimizer, share)
+        optimizer.update(self.trained_params, self.gradients, self._optimizer_state, step, steps, **options)
         if self.buffers.size:
             moving_average(self.buffers, self.replica.statistics, self._momentum, samples)
 
@@ -291,10 +293,12 @@ class NetworkHandler:
         if average is not None:
             self.trained_params[...] = average
 
-    def decay_argument(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The argument `parts` of the `update` of an optimiser with weight decay; see `Optimizer`."""
-        decays = getattr(optimizer, "weight_decay", 0) and _takes_parts(type(optimizer))
-        return {"parts": self._decay_parts} if decays else {}
+    def update_options(self, optimizer: Optimizer, share: Share | None = None) -> dict[str, Any]:
+        """The optional arguments of the optimiser's `update`; see `Optimizer`."""
+        options: dict[str, Any] = {"parts": self._decay_parts} if getattr(optimizer, "weight_decay", 0) else {}
+        if share is not None:
+            options["share"] = share
+        return {name: value for name, value in options.items() if optimizer.takes(name)}
 
     def check_memory(self, threads: int = 1) -> None:
         """Raise ShapeError unless the arrays of `threads` threads, one block of samples each, fit into memory."""
@@ -464,13 +468,6 @@ def _rebuild(
     network.set_state(state)
     network.prediction, network.input_range = prediction, input_range
     return network
-
-
-@cache
-def _takes_parts(kind: type[Optimizer]) -> bool:
-    """Whether `update` of this class has the argument `parts`."""
-    arguments = inspect.signature(kind.update).parameters.values()
-    return any(one.name == "parts" or one.kind is one.VAR_KEYWORD for one in arguments)
 
 
 def _checked(values: Any, like: Array, name: str) -> Array:

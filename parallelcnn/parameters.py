@@ -15,6 +15,8 @@ from parallelcnn.arguments import as_array
 from parallelcnn.errors import InputError, ShapeError, UnknownNameError, nearest_name
 from parallelcnn.layers.base import Array, Parameter, Shape
 
+MOST_IN_A_ROW = 2**14  # elements: 64 kB in float32
+
 
 class Slot(NamedTuple):
     """The position of one array in the vector."""
@@ -166,13 +168,22 @@ def decay_parts(parameters: Iterable[Parameter]) -> Array:
     Returns:
         (parts, 3), int64: rows (start, stop, decays) that cover the vector, with decays 1 or 0.
     """
-    parts: list[list[int]] = []
+    parts: list[tuple[int, int, int]] = []
     start = 0
     for parameter in (one for one in parameters if one.trainable):
         stop, decays = start + math.prod(parameter.shape), int(parameter.weight_decay)
         if parts and parts[-1][2] == decays:
-            parts[-1][1] = stop
-        else:
-            parts.append([start, stop, decays])
+            start = parts.pop()[0]
+        parts.append((start, stop, decays))
         start = stop
-    return np.array(parts, np.int64).reshape(len(parts), 3)
+    return in_rows(parts)
+
+
+def in_rows(parts: Iterable[tuple[int, int, int]]) -> Array:
+    """Parts (start, stop, decays) of a vector, as rows of at most `MOST_IN_A_ROW` elements, which threads share."""
+    rows = [
+        (first, min(first + MOST_IN_A_ROW, stop), decays)
+        for start, stop, decays in parts
+        for first in range(start, stop, MOST_IN_A_ROW)
+    ]
+    return np.array(rows, np.int64).reshape(len(rows), 3)

@@ -1,5 +1,6 @@
 """Optimisers: the steps of PyTorch's, weight decay, clipping, schedules, and exact resumes."""
 
+import threading
 import tracemalloc
 from dataclasses import dataclass
 
@@ -11,8 +12,9 @@ from launch import refused
 import parallelcnn as pc
 from parallelcnn.errors import InputError
 from parallelcnn.optimizers.base import clip_by_norm
-from parallelcnn.parameters import decay_parts
+from parallelcnn.parameters import MOST_IN_A_ROW, decay_parts
 from parallelcnn.training.config import OPTIMIZERS, TrainConfig, settings
+from parallelcnn.training.thread_pool import ThreadPool
 
 ALL = (pc.SGD, pc.Adam, pc.AdamW, pc.RMSprop, pc.Lion)
 SIZE, STEPS = 500, 100
@@ -137,6 +139,52 @@ def test_the_parts_cover_the_vector_and_neighbours_are_joined():
     assert decay_parts([weight, bias, bias, weight, weight]).tolist() == [[0, 6, 1], [6, 14, 0], [14, 26, 1]]
     assert decay_parts([bias]).tolist() == [[0, 4, 0]]
     assert decay_parts([]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_threads_that_share_the_update_of_a_large_network_change_no_bit(kind, rng):
+    layers = (pc.Dense(500, bias=True), pc.Dense(300))
+    one, three = (pc.NetworkHandler(layers, (700,), seed=3) for _ in range(2))
+    optimizer = pc.EMA(kind(0.01, weight_decay=0.1, clip_norm=1.0))
+    shares = []
+
+    with ThreadPool(three.replicas(3)) as pool:
+
+        def share(work, rows):
+            pool.share(lambda own: (shares.append((threading.get_ident(), len(own))), work(own)), rows)
+
+        for step in range(3):
+            one.gradients[:] = three.gradients[:] = rng.normal(size=one.params.size)
+            one.update(optimizer, step=step)
+            three.update(optimizer, step=step, share=share)
+    assert len({thread for thread, _ in shares}) == 3
+    assert min(rows for _, rows in shares) >= one.params.size / 3 // MOST_IN_A_ROW
+    assert one.state.keys() == three.state.keys()
+    for name, vector in one.state.items():
+        np.testing.assert_array_equal(vector, three.state[name], err_msg=name)
+
+
+def test_threads_do_not_share_the_update_of_a_small_network():
+    network = pc.NetworkHandler((pc.Dense(500),), (300,))
+    network.update(pc.Adam(), share=lambda *_: pytest.fail("shared"))
+
+
+def test_long_parts_are_cut_into_rows():
+    parts = decay_parts([pc.Parameter((2, MOST_IN_A_ROW)), pc.Parameter((5,), weight_decay=False)])
+    ends = [0, MOST_IN_A_ROW, 2 * MOST_IN_A_ROW, 2 * MOST_IN_A_ROW + 5]
+    assert parts.tolist() == [[*ends[0:2], 1], [*ends[1:3], 1], [*ends[2:4], 0]]
+
+
+def test_an_average_of_an_optimiser_without_optional_arguments_gives_it_none():
+    @dataclass(frozen=True)
+    class Plain(pc.Optimizer):
+        weight_decay: float = 0.1
+
+        def update(self, params, gradients, state, step=0, steps=1):
+            params -= gradients
+
+    network = pc.NetworkHandler((pc.Dense(3),), (2,))
+    network.update(pc.EMA(Plain()), share=lambda *_: pytest.fail("shared"))
 
 
 def test_an_optimiser_of_the_users_own_gets_the_parts_only_if_it_has_weight_decay():

@@ -1,12 +1,13 @@
 """Adam and AdamW."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from parallelcnn.errors import InputError
 from parallelcnn.kernels.adam import adam
 from parallelcnn.schedules import Schedule
 
-from .base import Array, KernelOptimizer, state_vector
+from .base import Array, KernelOptimizer
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,23 @@ class Adam(KernelOptimizer):
         self._check_betas(self.betas)
         self._check_numbers("eps")
 
-    def take_step(
-        self, params: Array, gradients: Array, state: dict[str, Array], parts: Array, rate: float, step: int
+    def update(
+        self, params: Array, gradients: Array, state: dict[str, Array], step: int = 0, *others: Any, **options: Any
     ) -> None:
         if step == 0 and "mean" in state:
             raise InputError(f"{type(self).__name__}: step must be the number of steps done before, got 0 again")
-        mean, square = state_vector(state, "mean", params), state_vector(state, "square", params)
+        super().update(params, gradients, state, step, *others, **options)
+
+    def state_names(self) -> tuple[str, ...]:
+        return "mean", "square"
+
+    def take_step(
+        self, params: Array, gradients: Array, state: dict[str, Array], rate: float, step: int, parts: Array
+    ) -> None:
         beta1, beta2 = self.betas
         corrected = rate / (1 - beta1 ** (step + 1)), (1 - beta2 ** (step + 1)) ** -0.5
         factors = corrected[0], 1 - beta1, 1 - beta2, corrected[1], self.eps, *self._decays(rate)
-        adam(params, gradients, mean, square, parts, *map(params.dtype.type, factors))
+        adam(params, gradients, state["mean"], state["square"], parts, *map(params.dtype.type, factors))
 
     def _decays(self, rate: float) -> tuple[float, float]:
         """The factor of the parameters that is added to the gradient, and that which is subtracted from them."""

@@ -67,6 +67,9 @@ class EMA(Optimizer):
         decay = min(self.decay, (1 + step) / (10 + step))
         move_average(state["average"], params, params.dtype.type(1 - decay))
 
+    def takes(self, name: str) -> bool:
+        return self.optimizer.takes(name)
+
     def rate(self, step: int, steps: int) -> float:
         return self.optimizer.rate(step, steps)
 

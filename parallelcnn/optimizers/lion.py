@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from parallelcnn.kernels.lion import lion
 from parallelcnn.schedules import Schedule
 
-from .base import Array, KernelOptimizer, state_vector
+from .base import Array, KernelOptimizer
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,12 @@ class Lion(KernelOptimizer):
         super().__post_init__()
         self._check_betas(self.betas)
 
+    def state_names(self) -> tuple[str, ...]:
+        return ("mean",)
+
     def take_step(
-        self, params: Array, gradients: Array, state: dict[str, Array], parts: Array, rate: float, step: int
+        self, params: Array, gradients: Array, state: dict[str, Array], rate: float, step: int, parts: Array
     ) -> None:
-        mean = state_vector(state, "mean", params)
         beta1, beta2 = self.betas
         factors = rate, rate * self.weight_decay, 1 - beta1, 1 - beta2
-        lion(params, gradients, mean, parts, *map(params.dtype.type, factors))
+        lion(params, gradients, state["mean"], parts, *map(params.dtype.type, factors))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from parallelcnn.kernels import rmsprop as kernels
 from parallelcnn.schedules import Schedule
 
-from .base import Array, KernelOptimizer, state_vector
+from .base import Array, KernelOptimizer
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,16 @@ class RMSprop(KernelOptimizer):
         self._check_numbers("alpha", "momentum", below_one=True)
         self._check_numbers("eps")
 
+    def state_names(self) -> tuple[str, ...]:
+        return ("square", "velocity") if self.momentum else ("square",)
+
     def take_step(
-        self, params: Array, gradients: Array, state: dict[str, Array], parts: Array, rate: float, step: int
+        self, params: Array, gradients: Array, state: dict[str, Array], rate: float, step: int, parts: Array
     ) -> None:
         number = params.dtype.type
-        square = state_vector(state, "square", params)
         factors = number(rate), number(self.weight_decay), number(1 - self.alpha), number(self.eps)
         if self.momentum:
-            velocity = state_vector(state, "velocity", params)
-            kernels.rmsprop_momentum(params, gradients, square, velocity, parts, *factors, number(self.momentum))
+            vectors = state["square"], state["velocity"]
+            kernels.rmsprop_momentum(params, gradients, *vectors, parts, *factors, number(self.momentum))
         else:
-            kernels.rmsprop(params, gradients, square, parts, *factors)
+            kernels.rmsprop(params, gradients, state["square"], parts, *factors)

@@ -6,7 +6,7 @@ from parallelcnn.errors import InputError
 from parallelcnn.kernels import sgd as kernels
 from parallelcnn.schedules import Schedule
 
-from .base import Array, KernelOptimizer, state_vector
+from .base import Array, KernelOptimizer
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,16 @@ class SGD(KernelOptimizer):
         if self.nesterov and self.momentum == 0:
             raise InputError("SGD: nesterov=True takes a momentum above 0, got momentum=0")
 
+    def state_names(self) -> tuple[str, ...]:
+        return ("velocity",) if self.momentum else ()
+
     def take_step(
-        self, params: Array, gradients: Array, state: dict[str, Array], parts: Array, rate: float, step: int
+        self, params: Array, gradients: Array, state: dict[str, Array], rate: float, step: int, parts: Array
     ) -> None:
         number = params.dtype.type
         factors = number(rate), number(self.weight_decay)
         if self.momentum:
-            velocity = state_vector(state, "velocity", params)
-            kernels.sgd_momentum(params, gradients, velocity, parts, *factors, number(self.momentum), self.nesterov)
+            momentum = number(self.momentum)
+            kernels.sgd_momentum(params, gradients, state["velocity"], parts, *factors, momentum, self.nesterov)
         else:
             kernels.sgd(params, gradients, parts, *factors)

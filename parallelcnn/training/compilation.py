@@ -44,7 +44,7 @@ def compile_kernels(
         with ThreadPool([network.replica]) as pool:
             reducer_of(network, pool, dataset, loss, reproducible).compute(samples, Serial(), key=0, stop=0)
             all_finite(network.reduction_buffer)
-    optimizer.update(network.trained_params.copy(), network.gradients, {}, **network.decay_argument(optimizer))
+    optimizer.update(network.trained_params.copy(), network.gradients, {}, **network.update_options(optimizer))
     if network.buffers.size:
         moving_average(network.buffers.copy(), network.replica.statistics, network.buffers, 1)
 

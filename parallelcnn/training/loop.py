@@ -122,7 +122,7 @@ class Loop:
         self._record_minibatch(epoch, float(network.reduction_buffer[LOSS]), len(minibatch))
         # All ranks have the same sums, so all raise, or all make the same update.
         check_finite(network, history.steps, epoch)
-        network.update(self._optimizer_now, len(minibatch), history.steps - 1, self.steps)
+        network.update(self._optimizer_now, len(minibatch), history.steps - 1, self.steps, self.pool.share)
         # If any rank has asked to save or stop, all ranks do so after this minibatch.
         asked = int(network.reduction_buffer[STOP])
         history.stopped, self.save_is_asked = asked >= END, asked % END == SAVE

@@ -95,6 +95,10 @@ class ThreadPool:
                 raise error
         return [own, *(value for value, _ in outcomes)]
 
+    def share(self, work: Callable[[Array], object], rows: Array) -> None:
+        """Call `work` with each thread's share of the rows of an array, in parallel; raises as `run`."""
+        self.run(lambda _, own: work(own), rows)
+
     def sum_reduction_buffers(self) -> None:
         """Add the reduction buffers of all replicas into the first one's, in order."""
         total = self.replicas[0].reduction_buffer

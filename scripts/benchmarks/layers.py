@@ -75,7 +75,10 @@ def contestants(cores: int, samples: int, pools: ExitStack) -> dict[str, tuple[R
         formats = torch.channels_last, torch.contiguous_format
         found[name] = ours(layer, shape, cores, samples, pools), [theirs(layer, shape, samples, one) for one in formats]
     for size in PARAMETERS:
-        found[f"Adam, {size:,} parameters"] = adam(size), [torch_adam(size, fused=fused) for fused in (True, False)]
+        found[f"Adam, {size:,} parameters"] = (
+            adam(size, cores, pools),
+            [torch_adam(size, fused=fused) for fused in (True, False)],
+        )
     return found
 
 
@@ -131,11 +134,12 @@ def theirs(layer: pc.Layer, shape: Shape, samples: int, memory_format: object) -
     return run
 
 
-def adam(size: int) -> Run:
+def adam(size: int, cores: int, pools: ExitStack) -> Run:
     rng = np.random.default_rng(0)
     params, gradients = rng.normal(size=(2, size)).astype(np.float32)
+    pool = pools.enter_context(ThreadPool(pc.NetworkHandler((pc.Flatten(),), (1,)).replicas(cores)))
     optimizer, state, steps = pc.Adam(1e-6), {}, count()
-    return lambda: optimizer.update(params, gradients, state, next(steps))
+    return lambda: optimizer.update(params, gradients, state, next(steps), share=pool.share)
 
 
 def torch_adam(size: int, *, fused: bool) -> Run:
