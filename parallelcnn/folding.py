@@ -28,7 +28,7 @@ def folded(network: NetworkHandler) -> NetworkHandler:
         (Conv2D(8, 3, activation='relu'), Sequential(()))
     """
     new = NetworkHandler(_fold_row(network.layers), network.input_shape, dtype=network.dtype.type)
-    new.prediction, new.input_range = network.prediction, network.input_range
+    new.origin = network.origin
     old = network.named_arrays
     for name, array in new.named_arrays.items():
         if name in old:

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -29,6 +29,8 @@ from parallelcnn.optimizers.base import Share
 from parallelcnn.parameters import NamedArrays, decay_parts, set_values
 from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
+
+ORIGIN = ("prediction", "input_range", "class_names", "resize")  # see `NetworkHandler.origin`
 
 
 class NetworkHandler:
@@ -52,6 +54,8 @@ class NetworkHandler:
         prediction: what `predict` returns, "softmax", "sigmoid" or "output". Training sets it from the loss.
         input_range: the smallest and largest number of the training images, with uint8 scaled to [0, 1]; None: not
             known. Images of another scale cause a warning.
+        class_names: the names of the classes, in the order of the outputs; None: not known.
+        resize: how the training images were brought to one size; see `Dataset`.
 
     Example:
         >>> network = NetworkHandler((Conv2D(6, 3, activation="relu"), Flatten(), Dense(10)), (1, 28, 28))
@@ -97,6 +101,8 @@ class NetworkHandler:
 
         self.prediction = "softmax"
         self.input_range: tuple[float, float] | None = None
+        self.class_names: tuple[str, ...] | None = None
+        self.resize: str | None = None
         self._optimizer_state: dict[str, Array] = {}
         self._running = fuse(self.layers, training=True)
         self._predicting = fuse(self.layers, training=False)
@@ -105,13 +111,23 @@ class NetworkHandler:
         self._replicas = [self.new_replica()]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.layers, self.input_shape, self.dtype, self.state, self.prediction, self.input_range)
+        return _rebuild, (self.layers, self.input_shape, self.dtype, self.state, self.origin)
 
     def __str__(self) -> str:
         return self.summary()
 
     def __copy__(self) -> "NetworkHandler":
         return copy.deepcopy(self)  # a copy that shared arrays would be changed by training the original
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the network knows of its training, by attribute: prediction, input_range, class_names, resize."""
+        return {name: getattr(self, name) for name in ORIGIN}
+
+    @origin.setter
+    def origin(self, values: Mapping[str, Any]) -> None:
+        for name in ORIGIN:
+            setattr(self, name, values[name])
 
     @property
     def params(self) -> Array:
@@ -374,6 +390,34 @@ class NetworkHandler:
                     predictions[some] = np.moveaxis(output, -1, 0)
         return predictions
 
+    def predict_classes(self, images: Array) -> Array:
+        """Predict the class of each image: the one with the largest probability.
+
+        Args:
+            images: as in `predict`.
+
+        Returns:
+            (N,): names of classes, or integers if `class_names` is None.
+
+        Raises:
+            InputError: if the network was not trained on classes; otherwise as `predict`.
+
+        Example:
+            >>> network = NetworkHandler((Flatten(), Dense(2)), (1, 8, 8))
+            >>> network.class_names = ("cat", "dog")
+            >>> network.predict_classes(np.zeros((3, 8, 8), np.uint8))
+            array(['cat', 'cat', 'cat'], dtype='<U3')
+        """
+        two = self.prediction == "sigmoid" and self.output_shape == (1,)
+        if not two and (self.prediction != "softmax" or len(self.output_shape) != 1):
+            raise InputError(
+                f"predict_classes takes a network that was trained on classes; this one predicts its {self.prediction} "
+                f"of shape {self.output_shape}: call predict"
+            )
+        probabilities = self.predict(images)
+        labels: Array = (probabilities[:, 0] > 0.5).astype(np.int64) if two else probabilities.argmax(axis=1)
+        return labels if self.class_names is None else np.array(self.class_names)[labels]
+
     def activations(self, images: Array, layer: int | None = None) -> Any:
         """Run the layers on images as in prediction, and return the output of one layer, or of each.
 
@@ -460,13 +504,12 @@ def _rebuild(
     input_shape: Shape,
     dtype: np.dtype,
     state: dict[str, Array],
-    prediction: str,
-    input_range: tuple[float, float] | None,
+    origin: dict[str, Any],
 ) -> NetworkHandler:
     """Rebuild a network from the values that `NetworkHandler.__reduce__` returns."""
     network = NetworkHandler(layers, input_shape, dtype=dtype.type)
     network.set_state(state)
-    network.prediction, network.input_range = prediction, input_range
+    network.origin = origin
     return network
 
 

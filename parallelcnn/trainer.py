@@ -177,7 +177,8 @@ def train(
         order: SampleOrder = Sampler(len(train_set), batch_size, seed) if sampler is None else sampler
         last_sample = order.samples_in(epochs)
         history = start(comm, network, facts, resume, last_sample)
-        network.input_range = train_set.input_range
+        network.input_range, network.resize = train_set.input_range, train_set.resize
+        network.class_names = train_set.class_names
         shards = fixed_shards(network, batch_size, reproducible)
         threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True), shards)
         all_threads = comm.allgather(threads)

@@ -1,6 +1,7 @@
 """A data set: images and labels in memory, samples first."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,8 @@ from parallelcnn.data.numbers import Range, check_finite, dtype_hint, range_of
 from parallelcnn.errors import DataError, InputError
 
 Array = np.ndarray
+
+RESIZE = ("crop", "pad", "stretch")
 
 _LABELS_RULE = "an array of numbers (np.unique(labels, return_inverse=True) numbers names)"
 
@@ -29,6 +32,8 @@ class Dataset:
         sample_weight: (N,) finite numbers of at least 0, by which the losses of the samples are multiplied, in training
             and in evaluation; stored as float64. The sum is divided by the number of samples, not by the sum of the
             weights. Metrics do not use them. None: all 1.
+        class_names: the name of each class, in the order of the labels; None: the classes have no names.
+        resize: how the images were brought to one size, "crop", "pad" or "stretch"; None: they were not.
 
     Raises:
         InputError: if images or labels are not such arrays, or do not fit together.
@@ -43,6 +48,8 @@ class Dataset:
     name: str = "data"
     role: str = "test"
     sample_weight: Array | None = None
+    class_names: tuple[str, ...] | None = None
+    resize: str | None = None
 
     def __post_init__(self) -> None:
         images = as_array(f"{self.name}: images", self.images, "an array of numbers, samples first")
@@ -76,6 +83,11 @@ class Dataset:
                     f"got {labels.dtype} of shape {labels.shape}{_label_hint(labels, classes)}"
                 )
             check_label_range(self.name, labels, classes)
+        if self.class_names is not None:
+            names = check_class_names(f"{self.name}: class_names", self.class_names, self.classes)
+            object.__setattr__(self, "class_names", names)
+        if self.resize not in (None, *RESIZE):
+            raise DataError(f"{self.name}: resize must be one of {', '.join(RESIZE)}, got {described(self.resize)}")
         # One array type for all inputs, so that kernels are compiled once.
         object.__setattr__(self, "images", np.ascontiguousarray(images))
         with np.errstate(over="ignore"):  # `check_numbers` finds the infinity
@@ -147,7 +159,8 @@ class Dataset:
 
         def part(some: Array, name: str, role: str) -> Dataset:
             weight = None if self.sample_weight is None else self.sample_weight[some]
-            return Dataset(self.images[some], self.labels[some], self.classes, name, role, weight)
+            images, labels = self.images[some], self.labels[some]
+            return replace(self, images=images, labels=labels, name=name, role=role, sample_weight=weight)
 
         return part(~chosen, self.name, self.role), part(chosen, f"{self.name}-validation", "val")
 
@@ -172,6 +185,16 @@ class Dataset:
     def input_range(self) -> Range:
         """The smallest and largest number of the images; see `range_of`."""
         return range_of(self.images)
+
+
+def check_class_names(what: str, names: Any, classes: int | None) -> tuple[str, ...]:
+    """The names of classes as a tuple; DataError unless they are as many different strings as there are classes."""
+    found = () if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
+    known = [name for name in found if isinstance(name, str) and name]
+    if classes is None or len(set(known)) != classes or len(found) != classes:
+        wanted = "None where labels are not classes" if classes is None else f"{classes} different names"
+        raise DataError(f"{what} must be {wanted}, got {described(names)}")
+    return tuple(known)
 
 
 def check_label_range(owner: str, labels: Array, classes: int) -> None:

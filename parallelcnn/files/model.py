@@ -17,6 +17,7 @@ import numpy as np
 from parallelcnn import layers as library_layers
 from parallelcnn.architecture import as_layers, chain_shapes, declare
 from parallelcnn.arguments import as_path, check_type
+from parallelcnn.data.dataset import RESIZE, check_class_names
 from parallelcnn.errors import CheckpointError, InputError, shown
 from parallelcnn.files.archive import Archive, naming_damage, read_archive, write_archive
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
@@ -72,7 +73,7 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
     except CheckpointError as error:
         raise CheckpointError(shown(error)) from error.__cause__
     network = NetworkHandler(parsed.layers, parsed.input_shape, dtype=parsed.dtype.type)
-    network.prediction, network.input_range = parsed.prediction, parsed.input_range
+    network.origin = parsed.origin
     for name, array in network.named_arrays.items():
         array[...] = archive.arrays[name]
     return network
@@ -83,8 +84,7 @@ def describe_network(network: NetworkHandler) -> dict[str, Any]:
     return {
         "input_shape": network.input_shape,
         "dtype": network.dtype.name,
-        "prediction": network.prediction,
-        "input_range": network.input_range,
+        **network.origin,
         "layers": [_describe(layer) for layer in network.layers],
         "parameters": {slot.key: tuple(map(int, slot.shape)) for slot in network.layout.slots},
         "trained": int(network.layout.trained.size),
@@ -125,8 +125,7 @@ class _Parsed(NamedTuple):
     layers: tuple[Layer, ...]
     input_shape: tuple[int, ...]
     dtype: np.dtype
-    prediction: str
-    input_range: tuple[float, float] | None
+    origin: dict[str, Any]
 
 
 def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _Parsed:
@@ -151,17 +150,27 @@ def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _P
         for layer, entry in zip(layers, description["layers"], strict=True):
             if "fingerprint" in entry and not matches(entry["fingerprint"], stored_fingerprint(layer)):
                 raise CheckpointError(f"{path} does not fit the network: it holds a {layer!r} with other values")
-        # Files of version 0.1 do not contain these.
-        prediction, input_range = description.get("prediction", "softmax"), description.get("input_range")
-        if not isinstance(prediction, str):
-            raise InputError(f"prediction must be a word, got {prediction!r}")
-        if input_range is not None:
-            low, high = input_range = tuple(map(float, input_range))
-            if not -math.inf < low <= high < math.inf:
-                raise InputError(f"input_range must be two numbers, got {input_range!r}")
+        origin = _origin(description, shapes[-1])
     for slot in (slot for layout in layouts for slot in layout.slots):
         _check_array(path, slot, dtype, archive.arrays.get(slot.key))
-    return _Parsed(layers, shapes[0], dtype, prediction, input_range)
+    return _Parsed(layers, shapes[0], dtype, origin)
+
+
+def _origin(description: dict[str, Any], output_shape: tuple[int, ...]) -> dict[str, Any]:
+    """See `NetworkHandler.origin`. Files of earlier versions do not contain all of it."""
+    prediction, input_range = description.get("prediction", "softmax"), description.get("input_range")
+    class_names, resize = description.get("class_names"), description.get("resize")
+    if not isinstance(prediction, str):
+        raise InputError(f"prediction must be a word, got {prediction!r}")
+    if input_range is not None:
+        low, high = input_range = tuple(map(float, input_range))
+        if not -math.inf < low <= high < math.inf:
+            raise InputError(f"input_range must be two numbers, got {input_range!r}")
+    if class_names is not None:
+        class_names = check_class_names("class_names", class_names, 2 if output_shape == (1,) else output_shape[0])
+    if resize not in (None, *RESIZE):
+        raise InputError(f"resize must be one of {', '.join(RESIZE)}, got {resize!r}")
+    return {"prediction": prediction, "input_range": input_range, "class_names": class_names, "resize": resize}
 
 
 def _rebuild(path: Path, entry: dict[str, Any]) -> Layer:

@@ -29,13 +29,13 @@ from parallelcnn.files.archive import Archive, naming_damage, read_archive, writ
 from parallelcnn.files.atomic import naming, remove_unfinished
 from parallelcnn.files.model import describe_network
 from parallelcnn.layers.base import Array
-from parallelcnn.network import NetworkHandler
+from parallelcnn.network import ORIGIN, NetworkHandler
 from parallelcnn.training.evaluation import Evaluation, as_value
 from parallelcnn.training.history import History
 
 _FILE = "step-{:09}.npz"
 _STATE = "state."
-_NETWORK = ("input_shape", "dtype", "prediction", "input_range", "layers", "parameters", "trained", "buffers")
+_NETWORK = ("input_shape", "dtype", *ORIGIN, "layers", "parameters", "trained", "buffers")
 _LARGEST_METRIC = 2**27  # bytes: a confusion matrix of 4,096 classes
 _CUT = {"params": "parameters", "buffers": "buffers"}  # vectors stored as named arrays, and the key of their names
 
