@@ -2,9 +2,10 @@
 
 import os
 
-from parallelcnn.arguments import described
+from parallelcnn.arguments import as_path, described
 from parallelcnn.data.dataset import Dataset as Dataset
 from parallelcnn.data.digits import load_digits as load_digits
+from parallelcnn.data.formats import load_path
 from parallelcnn.data.mnist import load_mnist as load_mnist
 from parallelcnn.data.readers.idx import PathLike
 from parallelcnn.data.readers.idx import load_idx_folder as load_idx_folder
@@ -40,5 +41,7 @@ def load_data(name: PathLike, data_dir: PathLike | None = None) -> tuple[Dataset
     if name == "digits":
         return load_digits()
     if os.path.exists(name) or os.sep in name or name.startswith("~"):
-        return load_idx_folder(name)
+        sets = load_path(as_path("name", name)).with_test_set()
+        assert sets.test is not None
+        return sets.train, sets.test
     raise DataError(f"no data set and no folder is named {name!r}: {nearest_name(name, DATA_NAMES)}")

@@ -20,8 +20,11 @@ import numpy as np
 from parallelcnn.arguments import as_path
 from parallelcnn.data.dataset import Array, Dataset, check_label_range
 from parallelcnn.data.readers.inflate import Inflated
+from parallelcnn.data.sets import DataSets
 from parallelcnn.errors import DataError, TrainingWarning, shown
 from parallelcnn.resources import memory_limit
+
+FORMAT = "IDX, the four files of MNIST and its variants in a folder"
 
 PathLike = str | os.PathLike[str]
 
@@ -129,6 +132,17 @@ def load_idx_folder(
     check_label_range(paths[3], test_labels, classes)
     name = name or str(folder)
     return Dataset(train_images, train_labels, classes, name), Dataset(test_images, test_labels, classes, name)
+
+
+def recognises(path: Path) -> bool:
+    """Whether a folder holds a file with a name as of MNIST's files."""
+    return path.is_dir() and any("idx" in name and "ubyte" in name for name in os.listdir(path))
+
+
+def load(path: Path, name: str) -> DataSets:
+    """As `load_idx_folder`, for `data.formats`."""
+    train, test = load_idx_folder(path, name)
+    return DataSets(train, test=test, found=f"IDX files: {len(train):,} and {len(test):,} images")
 
 
 def _find_files(folder: Path) -> list[list[str]]:

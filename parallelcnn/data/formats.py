@@ -1,0 +1,48 @@
+"""Find out in which format data lie at a path, and load them.
+
+Each module in `readers` that loads whole data sets has two functions: `recognises(path)` looks at names and the first
+bytes of files, and `load(path, name)` returns `DataSets`. To add a format, write such a module and add it to `READERS`.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from parallelcnn.data.readers import idx
+from parallelcnn.data.sets import DataSets
+from parallelcnn.errors import DataError
+
+
+class Reader(Protocol):
+    """A module that reads one format."""
+
+    FORMAT: str
+    """What it reads, in messages."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether this seems to be data in its format. It may be wrong; then `load` says what is missing."""
+
+    def load(self, path: Path, name: str) -> DataSets:
+        """Load the data; DataError if they are incomplete or damaged.
+
+        Args:
+            name: of the data in reports.
+        """
+
+
+# The first one that recognises the data loads them.
+READERS: tuple[Reader, ...] = (idx,)
+
+
+def load_path(path: Path) -> DataSets:
+    """Load the data at a path, a folder or a file.
+
+    Raises:
+        DataError: if there is nothing there, no reader recognises it, or it is damaged.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder")
+    for reader in READERS:
+        if reader.recognises(path):
+            return reader.load(path, str(path))
+    formats = "; ".join(reader.FORMAT for reader in READERS)
+    raise DataError(f"{path}: holds no data in a known format. Known formats: {formats}")

@@ -1,0 +1,42 @@
+"""The data sets of one source: a training set, and perhaps a validation and a test set."""
+
+from dataclasses import dataclass, replace
+
+from parallelcnn.data.dataset import Dataset
+
+TEST_FRACTION = 0.2  # of the samples, where the source has no test set
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """What a source of data holds.
+
+    Attributes:
+        train: the training set.
+        validation: the set to evaluate on during training; None: the source has none.
+        test: the test set; None: the source has none.
+        found: what was found, in words, such as "image folder: 3 classes, 900 images"; empty: nothing worth saying.
+    """
+
+    train: Dataset
+    validation: Dataset | None = None
+    test: Dataset | None = None
+    found: str = ""
+
+    def with_test_set(self, seed: int = 0) -> "DataSets":
+        """The same with a test set. If there is none, the validation set takes its place, or a part of the training
+        set: 20 % of each class, drawn at random.
+
+        Args:
+            seed: seed of the random choice.
+
+        Raises:
+            InputError: if the training set is too small to be split.
+        """
+        if self.test is not None:
+            return self
+        if self.validation is not None:
+            return replace(self, validation=None, test=replace(self.validation, role="test"))
+        train, test = self.train.split(TEST_FRACTION, seed)
+        found = f"{self.found}; no test set: {len(test):,} images drawn from the training set".removeprefix("; ")
+        return replace(self, train=train, test=replace(test, name=self.train.name, role="test"), found=found)
