@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallelcnn.cli.options import add_setting, load_data_sets, path, warn_of_too_many_threads
+from parallelcnn.cli.options import add_setting, path, warn_of_too_many_threads
 from parallelcnn.cli.output import say
 from parallelcnn.errors import InputError
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
@@ -51,6 +51,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn import losses
+    from parallelcnn.cli.data_sets import load_data_sets
     from parallelcnn.cli.models import find_model
     from parallelcnn.comm import Serial, run_together
     from parallelcnn.data import Dataset
