@@ -18,17 +18,22 @@ from parallelcnn.training.config import TrainConfig
 T = TypeVar("T")
 
 
-def load_data_sets(options: argparse.Namespace | TrainConfig, comm: Transport) -> tuple[Dataset, Dataset, Dataset]:
+def load_data_sets(
+    options: argparse.Namespace | TrainConfig, comm: Transport, like: ImageOptions | None = None
+) -> tuple[Dataset, Dataset, Dataset]:
     """The training set, the set to evaluate on during training, and the test set, one copy for each node.
 
     The second is the validation set of the data, or with --validation-split a part of the training set; otherwise it is
     the test set. Collective: every rank of `comm` must call it.
+
+    Args:
+        like: how the images of a folder are decoded; None: as the options say.
     """
     images = options.build_image_options() if isinstance(options, TrainConfig) else ImageOptions()
     fraction = getattr(options, "validation_split", None)
 
     def plan() -> DecodedImages | None:
-        return plan_of_images(options.data, images) if comm.rank == 0 else None
+        return plan_of_images(options.data, like or images) if comm.rank == 0 else None
 
     def split(sets: DataSets) -> tuple[Dataset, Dataset, Dataset]:
         sets = sets.with_test_set()

@@ -76,6 +76,7 @@ class DecodedImages:
         file: in the cache.
         shape: (C, H, W) of an image; None: in the file.
         why: how the shape was chosen, in words.
+        broken: why images were left out, a message for each.
     """
 
     found: ImageFolder
@@ -83,6 +84,7 @@ class DecodedImages:
     file: Path
     shape: tuple[int, int, int] | None = None
     why: str = ""
+    broken: tuple[str, ...] = ()
 
     def sets(self) -> DataSets | None:
         """The data sets, mapped from the file; None if it is missing or damaged."""
@@ -101,7 +103,8 @@ class DecodedImages:
                 )
                 for name in self.found.sets
             }
-            return DataSets(found=about["found"], **made)
+            files = {name: arrays[f"{name}_files"] for name in made}
+            return DataSets(found=about["found"], broken=tuple(json.loads(about["broken"])), files=files, **made)
         except (CheckpointError, ValueError, KeyError):
             return None
 
@@ -112,11 +115,17 @@ class DecodedImages:
         for name, one in self.found.sets.items():
             kinds[f"{name}_images"] = Kind(np.uint8, (len(one.files), *self.shape))
             kinds[f"{name}_labels"] = Kind(np.int64, (len(one.files),))
-        about = {"class_names": json.dumps(self.found.class_names), "found": f"{self.found}; {self.why}"}
+            kinds[f"{name}_files"] = Kind(np.uint8, (len(_joined(one.files)),))
+        about = {
+            "class_names": json.dumps(self.found.class_names),
+            "found": f"{self.found}; {self.why}",
+            "broken": json.dumps(self.broken),
+        }
         create_safetensors(file, kinds, about)
         arrays, _ = map_safetensors(file, writable=True)
         for name, one in self.found.sets.items():
             arrays[f"{name}_labels"][:] = one.labels
+            arrays[f"{name}_files"][:] = np.frombuffer(_joined(one.files), np.uint8)
 
     def decode(self, numbers: Array, arrays: dict[str, Array]) -> dict[int, str]:
         """Decode images into arrays of the file.
@@ -140,21 +149,20 @@ class DecodedImages:
                 broken[number] = str(error)
         return broken
 
-    def without(self, numbers: Iterable[int]) -> "DecodedImages":
-        """The same without some images."""
-        left_out, start, sets = set(numbers), 0, {}
+    def without(self, broken: dict[int, str]) -> "DecodedImages":
+        """The same without images that are broken; DataError if no training image of a class is left."""
+        start, sets = 0, {}
         for name, one in self.found.sets.items():
-            kept = [i for i in range(len(one.files)) if start + i not in left_out]
+            kept = [i for i in range(len(one.files)) if start + i not in broken]
             start += len(one.files)
             sets[name] = replace(one, files=[one.files[i] for i in kept], labels=[one.labels[i] for i in kept])
-            lost = set(one.labels) - set(sets[name].labels)
-            if lost and name == "train":
-                of_class = self.found.class_names[min(lost)]
-                raise DataError(
-                    f"{self.found.folder}: none of the training images of the class {of_class} can be decoded"
-                )
-        why = f"{self.why}; {plural(len(left_out), 'broken image')} left out"
-        return replace(self, found=replace(self.found, sets=sets), why=why)
+        lost = set(self.found.sets["train"].labels) - set(sets["train"].labels)
+        if lost:
+            name = self.found.class_names[min(lost)]
+            raise DataError(f"{self.found.folder}: none of the training images of the class {name} can be decoded")
+        why = f"{self.why}; {plural(len(broken), 'broken image')} left out"
+        messages = tuple(broken[number] for number in sorted(broken))
+        return replace(self, found=replace(self.found, sets=sets), why=why, broken=messages)
 
 
 def plan_images(folder: Path, options: ImageOptions) -> DecodedImages:
@@ -300,16 +308,7 @@ def _is_there(file: Path, identity: tuple[int, int]) -> bool:
 def _with_shape(plan: DecodedImages) -> DecodedImages:
     """The plan with a shape: that of the options, or one that suits the images."""
     files = plan.found.files
-    some = files[:: -(-len(files) // _LOOKED_AT)]
-
-    def try_to_look(file: Path) -> Look | DataError:
-        try:
-            return look(file)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(len(usable_cores())) as pool:
-        looks = list(pool.map(try_to_look, some))
+    looks = try_to_look(files[:: -(-len(files) // _LOOKED_AT)])
     seen = [one for one in looks if isinstance(one, Look)]
     if not seen:
         raise next(one for one in looks if isinstance(one, DataError))
@@ -330,6 +329,28 @@ def _with_shape(plan: DecodedImages) -> DecodedImages:
 
 def _times(rows: int, columns: int) -> str:
     return f"{rows} x {columns}"
+
+
+def try_to_look(files: Iterable[Path]) -> list[Look | DataError]:
+    """What the headers of images say, or why they cannot be read."""
+
+    def try_one(file: Path) -> Look | DataError:
+        try:
+            return look(file)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(len(usable_cores())) as pool:
+        return list(pool.map(try_one, files))
+
+
+def file_names(files: Array) -> list[str]:
+    """The names of files, from one of the arrays `DataSets.files`."""
+    return [os.fsdecode(name) for name in files.tobytes().split(b"\0")]
+
+
+def _joined(files: Iterable[Path]) -> bytes:
+    return b"\0".join(map(os.fsencode, files))
 
 
 def _described(broken: dict[int, str]) -> str:

@@ -100,7 +100,10 @@ def _open_array(path: Path) -> Array:
     except DataError:
         raise
     except Exception as error:  # readers of damaged files raise nearly everything
-        raise DataError(shown(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")) from None
+        why = str(getattr(error, "strerror", None) or error)
+        if "object" in why.lower():
+            why = "it holds Python objects, which are never loaded: save an array of numbers"
+        raise DataError(shown(f"{path}: cannot be read: {why}")) from None
     if array.ndim < 2:
         raise DataError(f"{path}: must hold images, samples first, got an array of shape {array.shape}")
     return array
