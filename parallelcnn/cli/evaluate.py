@@ -93,7 +93,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
         if trained_on == "mnist" and options.data_dir is None:
             options.data_dir = directory
     with show_compilation(comm, sys.stderr):
-        *_, test_set = load_data_sets(options, comm, like)
+        test_set = load_data_sets(options, comm, like).test
 
     def load() -> "tuple[NetworkHandler, losses.Loss]":
         layers = None if options.model is None else find_model(options.model, test_set.classes)
