@@ -7,7 +7,7 @@ bytes of files, and `load(path, name)` returns `DataSets`. To add a format, writ
 from pathlib import Path
 from typing import Protocol
 
-from parallelcnn.data.readers import cifar, idx_folder, npz, tables
+from parallelcnn.data.readers import cifar, hdf5, idx_folder, npz, tables
 from parallelcnn.data.sets import DataSets
 from parallelcnn.errors import DataError, shown
 
@@ -30,7 +30,7 @@ class Reader(Protocol):
 
 
 # The first one that recognises the data loads them.
-READERS: tuple[Reader, ...] = (idx_folder, cifar, npz, tables)
+READERS: tuple[Reader, ...] = (idx_folder, cifar, npz, hdf5, tables)
 
 
 def load_path(path: Path) -> DataSets:
