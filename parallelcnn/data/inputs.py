@@ -34,13 +34,13 @@ def find_items(paths: Iterable[Path]) -> Iterator[Item]:
     """
     for path in paths:
         if path.is_dir():
-            found = [file for file in files_below(path) if is_image(file)]
+            found = [Path(file) for file in files_below(str(path)) if is_image(file)]
             if not found:
                 raise DataError(f"{path}: must hold images, but holds none")
             yield from map(Item, found)
         elif path.suffix.lower() in _ARRAYS:
             yield from (Item(path, row) for row in range(len(_open_array(path))))
-        elif is_image(path):
+        elif is_image(path.name):
             if not path.exists():
                 raise DataError(f"{path}: there is no such file")
             yield Item(path)
