@@ -37,6 +37,7 @@ LEVELS = [
         "autodiff",
         "call_list",
         "data",
+        "exchange",
         "files",
         "folding",
         "fusions",

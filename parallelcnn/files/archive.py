@@ -41,7 +41,7 @@ _HEADER = re.compile(
 )
 # Errors that zipfile, json and numpy raise for damaged files, and errors of code that trusts a wrong description.
 _DAMAGED_FILE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, MemoryError, struct.error)
-_DAMAGED_CONTENT = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
+_DAMAGED_CONTENT = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
 
 
 class Archive(NamedTuple):
