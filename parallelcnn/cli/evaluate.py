@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallelcnn.cli.options import add_setting, load_data_sets, path, warn_of_too_many_threads
+from parallelcnn.cli.options import add_setting, path, warn_of_too_many_threads
 from parallelcnn.cli.output import say
 from parallelcnn.errors import InputError
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
@@ -43,6 +43,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     network, ranks = (parser.add_argument_group(title) for title in (NETWORK, RANKS))
     add_setting(network, "data", " [default: the data of the run]", default=None)
     add_setting(network, "data_dir")
+    add_setting(network, "skip_broken")
     add_setting(network, "model", "; needed only if its layers are your own", default=None)
     add_setting(network, "loss", " [default: that of the run]", default=None)
     add_setting(ranks, "threads")
@@ -51,18 +52,20 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn import losses
+    from parallelcnn.cli.data_sets import load_data_sets
     from parallelcnn.cli.models import find_model
     from parallelcnn.comm import Serial, run_together
     from parallelcnn.data import Dataset
+    from parallelcnn.data.readers.decoding import ImageOptions
     from parallelcnn.files.archive import open_npz
-    from parallelcnn.files.model import load_model
+    from parallelcnn.files.model import image_options_of, load_model
     from parallelcnn.trainer import evaluate
     from parallelcnn.training.compilation import compile_in_turns
     from parallelcnn.training.preparation import check_fit
     from parallelcnn.training.progress import percent, show_compilation
     from parallelcnn.training.threads import check_threads
 
-    def find() -> tuple[Path, dict[str, Any]]:
+    def find() -> tuple[Path, dict[str, Any], ImageOptions | None]:
         check_threads(options.threads)
         if options.loss not in (None, *LOSSES):
             raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {options.loss!r}")
@@ -71,10 +74,11 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
         file = Path(options.file)
         file = file / "model.npz" if os.path.isdir(file) else file
         with open_npz(file, "model file"):  # if there is none, say so before anything about its data
-            return file, _summary_of(file)
+            pass
+        return file, _summary_of(file), image_options_of(file, skip_broken=options.skip_broken)
 
     catch_interrupts()
-    file, summary = run_together(comm, find)
+    file, summary, like = run_together(comm, find)
     warn_of_too_many_threads(options, comm)
     summary = comm.allgather(summary)[0]
     trained_on, other_data = summary.get("data"), options.data is not None
@@ -89,7 +93,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
         if trained_on == "mnist" and options.data_dir is None:
             options.data_dir = directory
     with show_compilation(comm, sys.stderr):
-        *_, test_set = load_data_sets(options, comm)
+        test_set = load_data_sets(options, comm, like).test
 
     def load() -> "tuple[NetworkHandler, losses.Loss]":
         layers = None if options.model is None else find_model(options.model, test_set.classes)
