@@ -68,6 +68,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import SpatialDropout as SpatialDropout
     from parallelcnn.layers import Upsample2D as Upsample2D
     from parallelcnn.layers import ZeroPad2D as ZeroPad2D
+    from parallelcnn.layers import freeze as freeze
     from parallelcnn.layers import layer as layer
     from parallelcnn.losses import AbsoluteError as AbsoluteError
     from parallelcnn.losses import BinaryCrossEntropy as BinaryCrossEntropy
@@ -180,6 +181,7 @@ _MODULES = {
         "SpatialDropout",
         "Upsample2D",
         "ZeroPad2D",
+        "freeze",
         "layer",
     ],
     "folding": ["folded"],

@@ -15,14 +15,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from parallelcnn.activations import ActivationFunction
 from parallelcnn.arguments import as_path
 from parallelcnn.errors import CheckpointError, InputError, shown
+from parallelcnn.exchange.onnx_constants import find_constants
 from parallelcnn.exchange.onnx_export import PROBABILITIES
 from parallelcnn.exchange.onnx_operators import JOINERS, READERS, Node
-from parallelcnn.exchange.onnx_rows import CannotImportError, Row, is_all
+from parallelcnn.exchange.onnx_rows import CannotImportError, Row
 from parallelcnn.exchange.optional import import_optional
 from parallelcnn.files.archive import naming_damage
 from parallelcnn.files.model import checked_origin
@@ -74,16 +73,9 @@ class _Reader:
         graph = model.graph
         self._is_ours = model.producer_name == "parallelcnn"
         self._properties = {one.key: one.value for one in model.metadata_props}
-        constants = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
-        self._nodes: dict[str, Node] = {}  # by the name of their output
-        for one in graph.node:
-            node = Node(onnx, one, constants)
-            if node.operator == "Constant" and "value" in node.attributes:
-                constants[node.output] = onnx.numpy_helper.to_array(node.attributes["value"])
-            elif node.operator == "Identity" and not node.variable:
-                constants[node.output] = constants[node.inputs[0]]
-            else:
-                self._nodes[node.output] = node
+        constants = find_constants(onnx, model)
+        nodes = [Node(onnx, one, constants) for one in graph.node]
+        self._nodes = {node.output: node for node in nodes if node.output not in constants}
         inputs = [one for one in graph.input if one.name not in constants]
         for what, names in (("inputs", inputs), ("outputs", graph.output)):
             if len(names) != 1:
@@ -110,7 +102,7 @@ class _Reader:
             raise CannotImportError(f"no layer computes the operator {listed(unknown)}")
         row = self._row(self._input, self._output, self._shape)
         if self._takes_bytes:
-            self._scale_bytes(row)
+            row.scale_input(255)  # the network divides uint8 by 255 itself
         if not row.items:
             row.add(Sequential(()))
         layers, arrays = row.joined()
@@ -135,17 +127,6 @@ class _Reader:
         if node.operator == "Softmax" and node.attributes.get("axis", -1) not in (1, -1):
             node.require(axis=1)
         return node.inputs[0], _PREDICTIONS[node.operator]
-
-    def _scale_bytes(self, row: Row) -> None:
-        """The network divides uint8 by 255, so its first layer must multiply by that, unless the model divides, too."""
-        items = row.items
-        if not (items and items[0].is_affine):
-            before = Row(self._shape)
-            before.multiply(np.float32(1))
-            items[:0], row.shapes[:0] = before.items, [self._shape]
-        items[0].arrays["weight"] = items[0].arrays["weight"] * 255
-        if is_all(items[0].arrays["weight"], 1) and is_all(items[0].arrays["bias"], 0):
-            del items[0], row.shapes[0]
 
     def _take_origin(self, network: NetworkHandler) -> None:
         """Take over what a model that this library has exported says of the training, if it is valid."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from parallelcnn.exchange.onnx_constants import SAMPLES
 from parallelcnn.exchange.onnx_rows import ERF, TWICE_GELU, CannotImportError, Item, Row, is_all
 from parallelcnn.layers import (
     Activation,
@@ -281,7 +282,7 @@ def _reshape(row: Row, node: Node, samples: int) -> None:
     first, others = sizes[0], [row.shape[i] if one == 0 else one for i, one in enumerate(sizes[1:])]
     known = math.prod(one for one in others if one != -1)
     shape = tuple(math.prod(row.shape) // max(known, 1) if one == -1 else one for one in others)
-    keeps_samples = first == 0 or (first == -1 and -1 not in others) or first == samples > 0
+    keeps_samples = first in (0, SAMPLES) or (first == -1 and -1 not in others) or first == samples > 0
     if not keeps_samples or not shape or min(shape) < 1 or math.prod(shape) != math.prod(row.shape):
         raise CannotImportError(f"operator Reshape to {sizes} from samples of shape {row.shape}")
     row.reshape(shape)
@@ -402,15 +403,14 @@ def _join_product(row: Row, node: Node, branches: list[Row]) -> None:
 def _factor(row: Row) -> Any:
     """The factor by which a row multiplies; NaN if it does something else."""
     if not row.items:
-        return np.ones(1)
+        return 1
     item = row.items[0]
-    return (
-        item.arrays["weight"] if len(row.items) == 1 and item.is_affine and is_all(item.arrays["bias"], 0) else math.nan
-    )
+    return item.arrays["weight"] if len(row.items) == 1 and _is_affine(item, item.arrays.get("weight"), 0) else math.nan
 
 
-def _is_affine(item: Item, factor: float, added: float) -> bool:
-    return item.is_affine and is_all(item.arrays["weight"], factor) and is_all(item.arrays["bias"], added)
+def _is_affine(item: Item, factor: Any, added: float) -> bool:
+    is_bare = item.is_affine and getattr(item.layer, "activation", None) == "identity"
+    return is_bare and is_all(item.arrays["weight"], factor) and is_all(item.arrays["bias"], added)
 
 
 def _join_channels(row: Row, node: Node, branches: list[Row]) -> None:

@@ -82,7 +82,7 @@ class Row:
         last = self.last
         if isinstance(activation, str) and getattr(last.layer, "activation", None) == "identity":
             changes: Any = {"activation": activation}
-            last.layer, last.is_affine = replace(last.layer, **changes), False  # type: ignore[type-var]
+            last.layer = replace(last.layer, **changes)  # type: ignore[type-var]
         else:
             self.add(Activation(activation))
 
@@ -119,6 +119,20 @@ class Row:
                 last.layer = replace(last.layer, **changes)  # type: ignore[type-var]
         else:
             self._add_affine(np.ones(self.shape[:1]), self.by_channel(added, "Add"))
+
+    def scale_input(self, factor: float) -> None:
+        """Multiply the input of the first layer by a number. If that layer did the opposite, it is removed."""
+        if not (self.items and self.items[0].is_affine):
+            before = Row(self.shapes[0])
+            before.multiply(np.float32(1))
+            self.items[:0], self.shapes[:0] = before.items, before.shapes[:1]
+        first: Any = self.items[0]
+        first.arrays["weight"] = first.arrays["weight"] * factor
+        if is_all(first.arrays["weight"], 1) and is_all(first.arrays["bias"], 0):
+            if first.layer.activation == "identity":
+                del self.items[0], self.shapes[0]
+            else:
+                self.items[0] = Item(Activation(first.layer.activation))
 
     def _add_affine(self, factor: Array, added: Array) -> None:
         zeros = np.zeros(self.shape[:1])
@@ -179,6 +193,6 @@ def without_samples(values: Array, shape: Shape) -> Array:
     return values
 
 
-def is_all(values: Any, number: float) -> bool:
+def is_all(values: Any, number: Any) -> bool:
     """Whether all values are the number, to float32 rounding."""
     return bool(np.allclose(values, number, rtol=1e-5, atol=1e-6))

@@ -5,7 +5,7 @@ from typing import Any
 
 from parallelcnn.errors import InputError
 
-_EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "torch": "torch"}
+_EXTRAS = {"onnx": "onnx", "onnx.reference": "onnx", "onnxruntime": "onnx", "torch": "torch"}
 
 
 def import_optional(name: str, owner: str) -> Any:
