@@ -22,6 +22,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.data import load_digits as load_digits
     from parallelcnn.data import load_idx_folder as load_idx_folder
     from parallelcnn.data import load_mnist as load_mnist
+    from parallelcnn.data import read_images as read_images
     from parallelcnn.errors import CheckpointError as CheckpointError
     from parallelcnn.errors import DataError as DataError
     from parallelcnn.errors import DivergenceError as DivergenceError
@@ -138,7 +139,7 @@ _MODULES = {
     "training.checkpoint": ["Checkpoint", "CheckpointFolder", "load_checkpoint"],
     "comm": ["Serial"],
     "resilience.world": ["world"],
-    "data": ["Dataset", "load_data", "load_digits", "load_idx_folder", "load_mnist"],
+    "data": ["Dataset", "load_data", "load_digits", "load_idx_folder", "load_mnist", "read_images"],
     "errors": [
         "CheckpointError",
         "DataError",

@@ -8,11 +8,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from parallelcnn.cli.data_sets import load_data_sets
-from parallelcnn.cli.models import find_model
+from parallelcnn.cli.models import choose_model, find_model
 from parallelcnn.cli.options import warn_of_too_many_threads
 from parallelcnn.cli.output import say
 from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, RunReporter
@@ -99,6 +100,8 @@ class Run:
         return [*(loggers[name]() for name in dict.fromkeys(self._options.log)), *([stopping] if stopping else [])]
 
     def _build(self) -> NetworkHandler:
+        if self._options.model == "auto":
+            self._options = replace(self._options, model=choose_model(self._train_set.input_shape))
         options = self._options
         self._loss = options.build_loss(self._train_set)
         layers = freeze(find_model(options.model, self._train_set.classes, options.loss), options.freeze)

@@ -100,11 +100,12 @@ class TrainConfig:
     """
 
     model: str = _path(
-        "paper",
+        "auto",
         NETWORK,
         "NAME|FILE.py:FUNCTION",
         "the network: paper, lenet5, resnet8, resnet20, vgg-small, mobilenet-small, or your own function that returns "
-        "the layers",
+        "the layers; auto: paper for gray images up to 32 x 32, resnet8 for others up to 48 x 48, otherwise "
+        "mobilenet-small",
     )
     data: str = _path(
         "digits",
