@@ -33,6 +33,13 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.errors import ReplicaMismatchError as ReplicaMismatchError
     from parallelcnn.errors import ShapeError as ShapeError
     from parallelcnn.errors import TrainingWarning as TrainingWarning
+    from parallelcnn.exchange.onnx_export import export_onnx as export_onnx
+    from parallelcnn.exchange.onnx_import import import_onnx as import_onnx
+    from parallelcnn.exchange.parameter_files import load_safetensors as load_safetensors
+    from parallelcnn.exchange.parameter_files import read_parameters as read_parameters
+    from parallelcnn.exchange.parameter_files import save_safetensors as save_safetensors
+    from parallelcnn.exchange.parameter_files import save_state_dict as save_state_dict
+    from parallelcnn.exchange.torch_code import torch_code as torch_code
     from parallelcnn.files.model import load_model as load_model
     from parallelcnn.files.model import save_model as save_model
     from parallelcnn.folding import folded as folded
@@ -62,6 +69,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import SpatialDropout as SpatialDropout
     from parallelcnn.layers import Upsample2D as Upsample2D
     from parallelcnn.layers import ZeroPad2D as ZeroPad2D
+    from parallelcnn.layers import freeze as freeze
     from parallelcnn.layers import layer as layer
     from parallelcnn.losses import AbsoluteError as AbsoluteError
     from parallelcnn.losses import BinaryCrossEntropy as BinaryCrossEntropy
@@ -121,6 +129,10 @@ if _typing.TYPE_CHECKING:
 _MODULES = {
     "activations": ["ActivationFunction"],
     "files.model": ["load_model", "save_model"],
+    "exchange.onnx_export": ["export_onnx"],
+    "exchange.onnx_import": ["import_onnx"],
+    "exchange.parameter_files": ["load_safetensors", "read_parameters", "save_safetensors", "save_state_dict"],
+    "exchange.torch_code": ["torch_code"],
     "training.callbacks": ["Callback", "LambdaCallback"],
     "training.early_stopping": ["EarlyStopping"],
     "training.loggers": ["CSVLogger", "TensorBoard"],
@@ -170,6 +182,7 @@ _MODULES = {
         "SpatialDropout",
         "Upsample2D",
         "ZeroPad2D",
+        "freeze",
         "layer",
     ],
     "folding": ["folded"],

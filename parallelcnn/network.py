@@ -26,7 +26,7 @@ from parallelcnn.layers.recompute import without_recomputing
 from parallelcnn.layers.step import merged
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.optimizers.base import Share
-from parallelcnn.parameters import NamedArrays, decay_parts, set_values
+from parallelcnn.parameters import Matching, NamedArrays, decay_parts, set_values, take_matching
 from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
 
@@ -181,6 +181,32 @@ class NetworkHandler:
     def named_arrays(self) -> NamedArrays:
         """All parameters and buffers by name, such as "1.running_mean". They can be assigned to."""
         return NamedArrays({**self.layout.named(self._params), **self.buffer_layout.named(self._buffers)})
+
+    def load_parameters(self, arrays: Mapping[str, Any], *, strict: bool = True) -> Matching:
+        """Copy parameters and buffers from elsewhere into those of the same name; see `read_parameters` for files.
+
+        A name is the position of a layer and the name of the array, such as "0.weight". `Frozen` does not change it, so
+        a network of which some layers are frozen, or the last one is another, can take the arrays of the former.
+
+        Args:
+            arrays: values by name, in the network's shapes.
+            strict: whether to raise an error unless names and shapes are the network's. Otherwise only what fits is
+                taken, and all other arrays keep their values.
+
+        Returns:
+            what was taken and what was not.
+
+        Raises:
+            ShapeError: if `strict` and a name or shape differs.
+            InputError: if values are not finite numbers. Nothing is changed in both cases.
+
+        Example:
+            >>> old = NetworkHandler((Conv2D(6, 3), Flatten(), Dense(10)), (1, 8, 8))
+            >>> new = NetworkHandler((Frozen(Conv2D(6, 3)), Flatten(), Dense(3)), (1, 8, 8))
+            >>> print(new.load_parameters(old.named_arrays, strict=False))
+            2 of 4 arrays fit; 2.weight (3, 216) has shape (10, 216) there, 2.bias (3,) has shape (10,) there
+        """
+        return take_matching(self.named_arrays, arrays, strict=strict)
 
     @property
     def fused_layers(self) -> list[tuple[Layer, Shape]]:

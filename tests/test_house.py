@@ -40,6 +40,7 @@ LEVELS = [
         "autodiff",
         "call_list",
         "data",
+        "exchange",
         "files",
         "folding",
         "fusions",

@@ -15,6 +15,7 @@ from parallelcnn.layers.dropout import Dropout as Dropout
 from parallelcnn.layers.dropout import SpatialDropout as SpatialDropout
 from parallelcnn.layers.flatten import Flatten as Flatten
 from parallelcnn.layers.frozen import Frozen as Frozen
+from parallelcnn.layers.frozen import freeze as freeze
 from parallelcnn.layers.globalavgpool2d import GlobalAvgPool2D as GlobalAvgPool2D
 from parallelcnn.layers.globalmaxpool2d import GlobalMaxPool2D as GlobalMaxPool2D
 from parallelcnn.layers.group_norm import GroupNorm as GroupNorm

@@ -137,6 +137,13 @@ class TrainConfig:
     epochs: int = _setting(3, TRAINING, "passes over the training set", at_least=1)
     batch_size: int = _setting(100, TRAINING, "samples in a minibatch, over all ranks", at_least=1)
     seed: int = _setting(0, TRAINING, "seed of initial weights, sample order and dropout", at_least=0)
+    start_from: str | None = _path(
+        None,
+        TRAINING,
+        "RUN|FILE",
+        "start from the parameters of a run, a model file, safetensors, .pt or .onnx: all that fit by name and shape",
+    )
+    freeze: int = _setting(0, TRAINING, "do not change the parameters of the first N layers", at_least=0)
     validation_split: float | None = _setting(
         None,
         TRAINING,
@@ -484,6 +491,8 @@ class TrainConfig:
             kept["data"] = os.path.abspath(kept["data"])
         if kept["data_dir"] is not None:
             kept["data_dir"] = os.path.abspath(kept["data_dir"])
+        if kept["start_from"] is not None:
+            kept["start_from"] = os.path.abspath(kept["start_from"])
         if ".py:" in kept["model"]:
             kept["model"] = os.path.abspath(kept["model"])
         return kept
