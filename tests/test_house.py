@@ -40,6 +40,7 @@ LEVELS = [
         "files",
         "folding",
         "fusions",
+        "label_mixing",
         "models",
         "network",
         "optimizers",

@@ -96,8 +96,10 @@ class Run:
     def _build(self) -> NetworkHandler:
         options = self._options
         self._loss = options.build_loss(self._train_set)
+        input_shape = self._train_set.input_shape
         layers = find_model(options.model, self._train_set.classes, options.loss)
-        network = NetworkHandler(layers, self._train_set.input_shape, options.seed)
+        network = NetworkHandler((*options.build_first_layers(input_shape), *layers), input_shape, options.seed)
+        network.adapt(self._train_set)
         check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every, self._train_set)
         for dataset in (self._train_set, self._evaluated, self._test_set):
             check_fit(network, dataset, self._loss)
