@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.architecture import as_layers, chain_shapes, check_activations, declare
+from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import check_images
 from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.fusions import fuse
 from parallelcnn.kernels.losses import sigmoid, softmax
 from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.layers.base import Array, Layer, Shape
+from parallelcnn.layers.normalize import adapted
 from parallelcnn.layers.recompute import without_recomputing
 from parallelcnn.layers.step import merged
 from parallelcnn.optimizers import Optimizer
@@ -104,10 +106,14 @@ class NetworkHandler:
         self.class_names: tuple[str, ...] | None = None
         self.resize: str | None = None
         self._optimizer_state: dict[str, Array] = {}
+        self._training_thread: int | None = None
+        self._create_replicas()
+
+    def _create_replicas(self) -> None:
+        """Fuse the layers, and create the first replica that runs them."""
         self._running = fuse(self.layers, training=True)
         self._predicting = fuse(self.layers, training=False)
         self._idle: list[Replica] = []  # for predictions; append and pop of a list are thread-safe
-        self._training_thread: int | None = None
         self._replicas = [self.new_replica()]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -342,6 +348,27 @@ class NetworkHandler:
             options["share"] = share
         return {name: value for name, value in options.items() if optimizer.takes(name)}
 
+    def adapt(self, train_set: Dataset) -> None:
+        """Give a `Normalize("auto")` at the front of the network the mean and standard deviation of the training set.
+
+        The layer is replaced by one with these numbers. `train` calls this; without such a layer it does nothing.
+
+        Raises:
+            ShapeError: if the images do not have the network's input shape.
+
+        Example:
+            >>> network = NetworkHandler((Normalize("auto"), Flatten(), Dense(10)), (1, 8, 8))
+            >>> network.adapt(Dataset(np.full((3, 8, 8), 51, np.uint8), np.arange(3), 10))
+            >>> network.layers[0]
+            Normalize(mean=(0.2,), std=(1.0,))
+        """
+        if train_set.input_shape != self.input_shape:
+            raise ShapeError(f"the network takes images of shape {self.input_shape}, got {train_set.input_shape}")
+        layers = adapted(self.layers, train_set.images)
+        if layers is not self.layers:
+            self.layers = layers
+            self._create_replicas()
+
     def check_memory(self, threads: int = 1) -> None:
         """Raise ShapeError unless the arrays of `threads` threads, one block of samples each, fit into memory."""
         self.replica.check_memory()
@@ -409,7 +436,7 @@ class NetworkHandler:
         with self.idle_replicas(1) as (replica,):
             for start in range(0, max(len(images), 1), replica.block_size):
                 some = slice(start, start + replica.block_size)
-                output = replica.forward(replica.load(images[some]))
+                output = replica.forward(replica.load(images[some], fused=True))
                 if probabilities is not None:
                     probabilities(output, predictions[some])
                 else:

@@ -44,6 +44,7 @@ LEVELS = [
         "files",
         "folding",
         "fusions",
+        "label_mixing",
         "models",
         "network",
         "optimizers",

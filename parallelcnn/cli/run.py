@@ -104,8 +104,10 @@ class Run:
             self._options = replace(self._options, model=choose_model(self._train_set.input_shape))
         options = self._options
         self._loss = options.build_loss(self._train_set)
+        input_shape = self._train_set.input_shape
         layers = freeze(find_model(options.model, self._train_set.classes, options.loss), options.freeze)
-        network = NetworkHandler(layers, self._train_set.input_shape, options.seed)
+        network = NetworkHandler((*options.build_first_layers(input_shape), *layers), input_shape, options.seed)
+        network.adapt(self._train_set)
         if not network.trained_params.size:
             raise InputError(f"freeze must leave a layer with parameters to train, got {options.freeze}")
         if not self._may_resume():
