@@ -14,6 +14,7 @@ import numpy as np
 from parallelcnn.arguments import as_array
 from parallelcnn.errors import InputError, ShapeError, UnknownNameError, nearest_name
 from parallelcnn.layers.base import Array, Parameter, Shape
+from parallelcnn.wording import listed
 
 MOST_IN_A_ROW = 2**14  # elements: 64 kB in float32
 
@@ -145,6 +146,62 @@ class NamedArrays(Mapping[str, Array]):
         """A line with name and shape for each array."""
         width = max(map(len, self._arrays), default=0)
         return "\n".join(f"{name:<{width}}  {array.shape}" for name, array in self.items()) or "no arrays"
+
+
+class Matching(NamedTuple):
+    """Which arrays of a network were taken from elsewhere; see `NetworkHandler.load_parameters`.
+
+    Attributes:
+        taken: names of the arrays that were taken.
+        missing: names of the network's arrays that were not given.
+        other_shape: of the arrays that were given in another shape: their shape in the network, and the given one.
+        unused: names of given arrays that the network does not have.
+    """
+
+    taken: tuple[str, ...]
+    missing: tuple[str, ...]
+    other_shape: dict[str, tuple[Shape, Shape]]
+    unused: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether each array was taken, and no other was given."""
+        return not (self.missing or self.other_shape or self.unused)
+
+    def __str__(self) -> str:
+        """What does not fit, in words."""
+        shapes = [f"{name} {here} has shape {there} there" for name, (here, there) in self.other_shape.items()]
+        parts = [
+            f"{len(self.taken)} of {len(self.taken) + len(self.missing) + len(self.other_shape)} arrays fit",
+            listed(shapes),
+            f"missing there: {listed(self.missing)}" if self.missing else "",
+            f"only there: {listed(self.unused)}" if self.unused else "",
+        ]
+        return "; ".join(filter(None, parts))
+
+
+def take_matching(arrays: NamedArrays, given: Mapping[str, Any], *, strict: bool) -> Matching:
+    """Copy given values into the arrays of the same name and shape; see `NetworkHandler.load_parameters`."""
+    found = {name: as_array(f"array {name!r}", given[name], "an array of numbers") for name in arrays if name in given}
+    shapes = {name: (arrays[name].shape, values.shape) for name, values in found.items()}
+    other_shape = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
+    matching = Matching(
+        tuple(name for name in found if name not in other_shape),
+        tuple(name for name in arrays if name not in found),
+        other_shape,
+        tuple(name for name in given if name not in found),
+    )
+    if strict and not matching.fits:
+        raise ShapeError(f"the parameters do not fit the network: {matching}")
+    before = {name: arrays[name].copy() for name in matching.taken}
+    try:
+        for name in matching.taken:
+            set_values(f"array {name!r}", arrays[name], found[name])
+    except InputError:
+        for name, values in before.items():
+            arrays[name][...] = values
+        raise
+    return matching
 
 
 def set_values(what: str, array: Array, values: Any) -> None:

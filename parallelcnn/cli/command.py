@@ -19,7 +19,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
 from parallelcnn._version import __version__
-from parallelcnn.cli import data, doctor, evaluate, guide, info, predict, train
+from parallelcnn.cli import data, doctor, evaluate, export_model, guide, import_model, info, predict, train
 from parallelcnn.cli.options import Parser, UsageError
 from parallelcnn.cli.output import lost_output, safe_output, say
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, TrainingWarning
@@ -28,7 +28,7 @@ from parallelcnn.resilience.signals import hold_stop_signals, let_interrupts_end
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
 
-_COMMANDS = (train, evaluate, predict, data, info, doctor, guide)
+_COMMANDS = (train, evaluate, predict, export_model, import_model, data, info, doctor, guide)
 
 _EXAMPLES = """\
 examples:

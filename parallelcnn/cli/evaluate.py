@@ -75,7 +75,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
         file = file / "model.npz" if os.path.isdir(file) else file
         with open_npz(file, "model file"):  # if there is none, say so before anything about its data
             pass
-        return file, _summary_of(file), image_options_of(file, skip_broken=options.skip_broken)
+        return file, summary_of(file), image_options_of(file, skip_broken=options.skip_broken)
 
     catch_interrupts()
     file, summary, like = run_together(comm, find)
@@ -88,10 +88,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
                 f"evaluate needs --data NAME|DIR: {file.with_name('summary.json')}, "
                 f"which would say what {file} was trained on, is missing or unreadable"
             ).together()
-        directory = summary.get("data_directory")
-        options.data = trained_on if trained_on == "mnist" else directory or trained_on
-        if trained_on == "mnist" and options.data_dir is None:
-            options.data_dir = directory
+        options.data, options.data_dir = data_of_run(summary, options.data_dir)
     with show_compilation(comm, sys.stderr):
         test_set = load_data_sets(options, comm, like).test
 
@@ -122,7 +119,20 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     return 0
 
 
-def _summary_of(file: Path) -> dict[str, Any]:
+def data_of_run(summary: dict[str, Any], data_dir: str | None = None) -> tuple[str | None, str | None]:
+    """The settings `data` and `data_dir` that load the data of a run again; None for `data`: not known.
+
+    Args:
+        summary: see `summary_of`.
+        data_dir: where MNIST is now.
+    """
+    trained_on, directory = summary.get("data"), summary.get("data_directory")
+    if trained_on == "mnist":
+        return trained_on, data_dir or directory
+    return directory or trained_on, data_dir
+
+
+def summary_of(file: Path) -> dict[str, Any]:
     """What `summary.json` beside a model file says of data and parameters; empty if that is missing or unreadable."""
     from parallelcnn.files.regular import open_regular
 

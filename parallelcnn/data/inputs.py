@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -107,3 +108,27 @@ def _open_array(path: Path) -> Array:
     if array.ndim < 2:
         raise DataError(f"{path}: must hold images, samples first, got an array of shape {array.shape}")
     return array
+
+
+def read_images(files: Sequence[str | Path], network: Any) -> Array:
+    """Read image files as a network takes them.
+
+    Args:
+        files: paths.
+        network: a `NetworkHandler`, whose input shape and way to resize the images get.
+
+    Returns:
+        (N, C, H, W) uint8, for `predict`.
+
+    Raises:
+        DataError: if a file is no image, or damaged.
+        ShapeError: if the network takes no images.
+
+    Example:
+        >>> network.predict_classes(read_images(["cat.jpg"], network))
+    """
+    images, failures = read_items([Item(Path(file)) for file in files], network.input_shape, network.resize or "crop")
+    if failures:
+        raise DataError(failures[0])
+    none = np.empty((0, *network.input_shape), np.uint8)
+    return np.concatenate([none, *(image[np.newaxis] for image in images if image is not None)])

@@ -32,7 +32,7 @@ _MOST_DESCRIPTION = 2**26  # bytes, four per character: about 100,000 layers
 _LEAST_DESCRIPTION = 2**20  # bytes; this size is always allowed
 # Errors that zipfile, json and numpy raise for damaged files, and errors of code that trusts a wrong description.
 _DAMAGED_FILE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, MemoryError, struct.error)
-_DAMAGED_CONTENT = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
+_DAMAGED_CONTENT = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
 
 
 class Archive(NamedTuple):
