@@ -197,7 +197,8 @@ class NetworkHandler:
         Args:
             arrays: values by name, in the network's shapes.
             strict: whether to raise an error unless names and shapes are the network's. Otherwise only what fits is
-                taken, and all other arrays keep their values.
+                taken, and all other arrays keep their values. If more fits then, layers are counted from the first one
+                that has parameters, so that layers before it, such as augmentation, make no difference.
 
         Returns:
             what was taken and what was not.
