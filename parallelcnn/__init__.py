@@ -32,6 +32,8 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.errors import ReplicaMismatchError as ReplicaMismatchError
     from parallelcnn.errors import ShapeError as ShapeError
     from parallelcnn.errors import TrainingWarning as TrainingWarning
+    from parallelcnn.estimators import CNNClassifier as CNNClassifier
+    from parallelcnn.estimators import CNNRegressor as CNNRegressor
     from parallelcnn.files.model import load_model as load_model
     from parallelcnn.files.model import save_model as save_model
     from parallelcnn.folding import folded as folded
@@ -139,6 +141,7 @@ _MODULES = {
         "ShapeError",
         "TrainingWarning",
     ],
+    "estimators": ["CNNClassifier", "CNNRegressor"],
     "training.evaluation": ["Evaluation"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
