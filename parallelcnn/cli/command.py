@@ -19,7 +19,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
 from parallelcnn._version import __version__
-from parallelcnn.cli import doctor, evaluate, guide, info, train
+from parallelcnn.cli import doctor, evaluate, guide, info, runs, train
 from parallelcnn.cli.options import Parser, UsageError
 from parallelcnn.cli.output import lost_output, safe_output, say
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, TrainingWarning
@@ -28,7 +28,7 @@ from parallelcnn.resilience.signals import hold_stop_signals, let_interrupts_end
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
 
-_COMMANDS = (train, evaluate, info, doctor, guide)
+_COMMANDS = (train, evaluate, runs, info, doctor, guide)
 
 _EXAMPLES = """\
 examples:
