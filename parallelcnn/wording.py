@@ -3,16 +3,16 @@
 from collections.abc import Iterable
 
 
-def plural(counts: int | Iterable[int], noun: str, nouns: str | None = None) -> str:
+def plural(counts: int | Iterable[int], noun: str, nouns: str = "") -> str:
     """A count, or the range of several counts, with its noun: "1 core", "2 to 4 cores".
 
     Args:
-        nouns: its plural, if that has more than an s.
+        nouns: the plural; empty: the noun and an s.
     """
     numbers = [counts] if isinstance(counts, int) else list(counts)
     fewest, most = min(numbers), max(numbers)
     number = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    return f"{number} {noun if most == 1 else nouns or noun + 's'}"
+    return f"{number} {noun if most == 1 else nouns or f'{noun}s'}"
 
 
 def listed(things: Iterable[object]) -> str:

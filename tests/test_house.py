@@ -16,7 +16,10 @@ PACKAGE = Path(parallelcnn.__file__).parent
 
 # From the lowest level up. A module imports from lower levels, or from modules of its own level.
 LEVELS = [
-    {"_version", "arguments", "errors", "plotting", "resources", "kernels", "wording"},
+    {
+        *("_version", "arguments", "errors", "plotting", "resources", "kernels", "wording"),
+        *("files.atomic", "files.regular", "files.safetensors"),
+    },
     {
         "activations",
         "autodiff.array_functions",

@@ -4,11 +4,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallelcnn.cli.options import add_setting, load_data_sets, path, warn_of_too_many_threads
+from parallelcnn.cli.options import add_setting, path, warn_of_too_many_threads
 from parallelcnn.cli.output import aligned, say
 from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from parallelcnn.cli.trained_network import TrainedNetwork
     from parallelcnn.comm import Transport
     from parallelcnn.data import Dataset
+    from parallelcnn.data.readers.decoding import ImageOptions
     from parallelcnn.metrics import Metric
     from parallelcnn.network import NetworkHandler
     from parallelcnn.training.config import TrainConfig
@@ -58,6 +60,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     add_setting(network, "data", " [default: the data of the run]", default=None)
     add_setting(network, "data_dir")
+    add_setting(network, "skip_broken")
     add_setting(network, "model", "; needed only if its layers are your own", default=None)
     add_setting(network, "loss", " [default: that of the run]", default=None)
     add_setting(ranks, "threads")
@@ -70,10 +73,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn import losses
+    from parallelcnn.cli.data_sets import load_data_sets
     from parallelcnn.cli.models import find_model
     from parallelcnn.cli.trained_network import data_settings, find_trained_network, load_trained_network
     from parallelcnn.comm import Serial, run_together
     from parallelcnn.data import Dataset
+    from parallelcnn.files.model import image_options_of
     from parallelcnn.trainer import evaluate
     from parallelcnn.training.compilation import compile_in_turns
     from parallelcnn.training.evaluation import default_metrics
@@ -81,19 +86,22 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.training.progress import show_compilation
     from parallelcnn.training.threads import check_threads
 
-    def find() -> "tuple[TrainedNetwork, TrainConfig]":
+    def find() -> "tuple[TrainedNetwork, TrainConfig, ImageOptions | None]":
         check_threads(options.threads)
         if options.loss not in (None, *LOSSES):
             raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {options.loss!r}")
         found = find_trained_network(options.file, best=options.best)
-        return found, replace(data_settings(found, options.data, options.data_dir), metrics=tuple(options.metrics))
+        config = data_settings(found, options.data, options.data_dir)
+        config = replace(config, skip_broken=config.skip_broken or options.skip_broken, metrics=tuple(options.metrics))
+        return found, config, image_options_of(found.file, skip_broken=config.skip_broken)
 
     catch_interrupts()
-    found, config = comm.allgather(run_together(comm, find))[0]
+    found, config, like = comm.allgather(run_together(comm, find))[0]
     warn_of_too_many_threads(options, comm)
     other_data = options.data is not None
-    with show_compilation(comm, sys.stderr):
-        train_set, *_, test_set = load_data_sets(config, comm)
+    # What is found in a folder of images is printed, which must not be part of the JSON.
+    with show_compilation(comm, sys.stderr), redirect_stdout(sys.stderr if options.json else sys.stdout):
+        train_set, *_, test_set = load_data_sets(config, comm, like)
 
     def load() -> "tuple[NetworkHandler, losses.Loss, list[Metric]]":
         network = load_trained_network(

@@ -12,8 +12,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from parallelcnn.cli.data_sets import load_data_sets
 from parallelcnn.cli.models import find_model
-from parallelcnn.cli.options import load_data_sets, warn_of_too_many_threads
+from parallelcnn.cli.options import warn_of_too_many_threads
 from parallelcnn.cli.output import say
 from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, RunReporter
 from parallelcnn.cli.summary import describe_result, describe_run, summarize

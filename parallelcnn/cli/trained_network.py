@@ -129,7 +129,9 @@ def data_settings(found: TrainedNetwork, data: str | None, data_dir: str | None)
     Raises:
         InputError: if neither says which data.
     """
-    config = replace(found.config or TrainConfig(), validation_split=None)
+    config = found.config or TrainConfig()
+    if data is not None or config.class_weight is None:  # balanced weights are those of the part that is trained on
+        config = replace(config, validation_split=None)
     if data is not None:
         return replace(config, data=data, data_dir=data_dir)
     trained_on, directory = found.summary["data"], found.summary["data_directory"]

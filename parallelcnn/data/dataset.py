@@ -146,16 +146,8 @@ class Dataset:
         count = round(float(fraction) * len(self))
         if not 0 < count < len(self):
             raise InputError(f"{self.name}: a fraction of {fraction} of {len(self)} samples leaves one part empty")
-        order = np.random.default_rng(seed).permutation(len(self))
-        # The samples of each class, in random order, at equal distances in [0, 1]. The first `count` hold the same
-        # fraction of every class, up to one sample.
-        position = np.empty(len(self))
         labels = np.zeros(len(self), np.int64) if self.classes is None else self.labels
-        for label in np.unique(labels):
-            of_class = order[labels[order] == label]
-            position[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
-        chosen = np.zeros(len(self), bool)
-        chosen[order[np.argsort(position[order], kind="stable")[:count]]] = True
+        chosen = draw(labels, count, seed)
 
         def part(some: Array, name: str, role: str) -> Dataset:
             weight = None if self.sample_weight is None else self.sample_weight[some]
@@ -185,6 +177,20 @@ class Dataset:
     def input_range(self) -> Range:
         """The smallest and largest number of the images; see `range_of`."""
         return range_of(self.images)
+
+
+def draw(labels: Array, count: int, seed: int) -> Array:
+    """Draw samples at random, from each class in proportion to its size; returns a mask, (N,)."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    # The samples of each class, in random order, at equal distances in [0, 1]. The first `count` hold the same fraction
+    # of every class, up to one sample.
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        of_class = order[labels[order] == label]
+        position[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+    chosen = np.zeros(len(labels), bool)
+    chosen[order[np.argsort(position[order], kind="stable")[:count]]] = True
+    return chosen
 
 
 def check_class_names(what: str, names: Any, classes: int | None) -> tuple[str, ...]:

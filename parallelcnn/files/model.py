@@ -18,6 +18,7 @@ from parallelcnn import layers as library_layers
 from parallelcnn.architecture import as_layers, chain_shapes, declare
 from parallelcnn.arguments import as_path, check_type
 from parallelcnn.data.dataset import RESIZE, check_class_names
+from parallelcnn.data.readers.decoding import ImageOptions
 from parallelcnn.errors import CheckpointError, InputError, shown
 from parallelcnn.files.archive import Archive, naming_damage, read_archive, write_archive
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
@@ -77,6 +78,20 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
     for name, array in network.named_arrays.items():
         array[...] = archive.arrays[name]
     return network
+
+
+def image_options_of(path: Path, *, skip_broken: bool = False) -> ImageOptions | None:
+    """How a folder of images is decoded for the network of a model file; None if it takes no images.
+
+    Raises:
+        CheckpointError: if the file is not a model file, or is damaged.
+    """
+    description = read_archive(path, "model", "checkpoint").description
+    with naming_damage(path, "its description makes no network"):
+        shape, resize = description.get("input_shape", ()), description.get("resize")
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            return None
+        return ImageOptions(tuple(shape[1:]), resize or "crop", "gray" if shape[0] == 1 else "rgb", skip_broken)
 
 
 def describe_network(network: NetworkHandler) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from parallelcnn.errors import InputError, nearest_name
 
 if TYPE_CHECKING:
     from parallelcnn.data import Dataset
+    from parallelcnn.data.readers.decoding import ImageOptions
     from parallelcnn.losses import Loss
     from parallelcnn.metrics import Metric
     from parallelcnn.optimizers import KernelOptimizer, Optimizer
@@ -105,10 +106,33 @@ class TrainConfig:
         "the network: paper, lenet5, resnet8, resnet20, vgg-small, mobilenet-small, or your own function that returns "
         "the layers",
     )
-    data: str = _path("digits", NETWORK, "NAME|DIR", "digits, mnist, or a directory with the four IDX files")
+    data: str = _path(
+        "digits",
+        NETWORK,
+        "NAME|PATH",
+        "digits, mnist, or a path: images in folders of classes, or another format that the guide's page data lists",
+    )
     data_dir: str | None = _path(
         None, NETWORK, "DIR", "directory of MNIST's files; by default the cache, filled by a download"
     )
+    image_size: str | None = _setting(
+        None,
+        NETWORK,
+        "rows and columns of the images of a folder; by default their own if all have the same of up to 128, "
+        "otherwise 64x64",
+        metavar="H[xW]",
+    )
+    resize: str = _setting(
+        "crop",
+        NETWORK,
+        "how images are brought to this size: crop what is too much, pad with black, or stretch",
+        metavar="HOW",
+        choices=("crop", "pad", "stretch"),
+    )
+    color: str | None = _setting(
+        None, NETWORK, "rgb or gray; by default gray if all images are", metavar="KIND", choices=("rgb", "gray")
+    )
+    skip_broken: bool = _setting(False, NETWORK, "leave out images that cannot be decoded")
     epochs: int = _setting(3, TRAINING, "passes over the training set", at_least=1)
     batch_size: int = _setting(100, TRAINING, "samples in a minibatch, over all ranks", at_least=1)
     seed: int = _setting(0, TRAINING, "seed of initial weights, sample order and dropout", at_least=0)
@@ -313,8 +337,21 @@ class TrainConfig:
             raise InputError("out must name a directory, got ''")
         if self.resume == "auto" and self.out is None:
             raise InputError("--resume takes the run directory, --out DIR, or a checkpoint, --resume FILE")
+        self.build_image_options()
         self.build_optimizer()
         self.build_loss()
+
+    def build_image_options(self) -> "ImageOptions":
+        """How the images of a folder become arrays."""
+        from parallelcnn.data.readers.decoding import ImageOptions
+
+        size = None
+        if self.image_size is not None:
+            numbers = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", self.image_size)
+            if numbers is None:
+                raise InputError(f"image_size must be a number or ROWSxCOLUMNS, such as 64x48, got {self.image_size!r}")
+            size = int(numbers[1]), int(numbers[2] or numbers[1])
+        return ImageOptions(size, self.resize, self.color, self.skip_broken)
 
     def build_optimizer(self) -> "Optimizer":
         """The optimiser that these settings describe."""
