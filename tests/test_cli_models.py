@@ -61,11 +61,11 @@ def test_evaluate_takes_model_and_data_from_the_run(folder, tmp_path, here, monk
 def test_evaluate_loads_the_data_set_that_the_run_was_trained_on(data, wanted, tmp_path, monkeypatch, here):
     asked = []
 
-    def load_data(*arguments):
-        asked.append(arguments)
-        raise InputError("stop here")
+    def load_data_sets(options, *_):
+        asked.append((options.data, options.data_dir))
+        raise InputError("stop here").together()
 
-    monkeypatch.setattr("parallelcnn.data.load_data", load_data)
+    monkeypatch.setattr("parallelcnn.cli.data_sets.load_data_sets", load_data_sets)
     pc.save_model(tmp_path / "model.npz", small.network())
     (tmp_path / "summary.json").write_text(json.dumps(data))
     refused(here("evaluate", tmp_path), "stop here")

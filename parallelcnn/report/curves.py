@@ -14,6 +14,7 @@ _DASHES = ("", "7 4", "2 4", "10 3 2 3")  # after as many lines as there are col
 _WIDTH, _HEIGHT = 400, 260  # units of the drawing: about a pixel on a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 40
 _LOG_FROM = 30.0  # ratio of the largest to the smallest value
+_MOST_LOG_TICKS = 8
 _MOST_STRIPS = 120  # places where values appear
 
 
@@ -148,12 +149,14 @@ def linear_axis(
 def log_axis(low: float, high: float, start: float, end: float) -> Axis:
     """A logarithmic axis that contains low and high, with 1, 10, 100 and, if there is room, 2 and 5 as ticks."""
     first, last = math.floor(_log(low)), math.ceil(_log(high))
-    factors = (1, 2, 5) if last - first <= 2 else (1,)
-    every = 1 + (last - first) // 8
-    ticks = [factor * 10.0**i for i in range(first, last + 1, every) for factor in factors]
-    lowest = max((tick for tick in ticks if tick <= low), default=low)
-    highest = min((tick for tick in ticks if tick >= high), default=high)
-    return Axis(lowest, highest, start, end, tuple(tick for tick in ticks if lowest <= tick <= highest), is_log=True)
+    fine = [factor * 10.0**i for i in range(first, last + 1) for factor in (1, 2, 5)]
+    lowest = max((tick for tick in fine if tick <= low), default=low)
+    highest = min((tick for tick in fine if tick >= high), default=high)
+    ticks = [tick for tick in fine if lowest <= tick <= highest]
+    if len(ticks) > _MOST_LOG_TICKS:
+        every = 1 + (last - first) // _MOST_LOG_TICKS
+        ticks = [10.0**i for i in range(first, last + 1, every) if lowest <= 10.0**i <= highest]
+    return Axis(lowest, highest, start, end, tuple(ticks), is_log=True)
 
 
 def _frame(
@@ -193,7 +196,9 @@ def _line(series: Series, x_axis: Axis, y_axis: Axis) -> Markup:
     ]
     area = element("path", d=" ".join(below), class_=f"area c{series.style % COLOURS}") if series.area else None
     marks = [
-        element("circle", cx=x, cy=y, r=3, class_=f"mark c{series.style % COLOURS}") for part in parts for x, y in part
+        element("circle", cx=x, cy=y, r=3 if series.line else 4, class_=f"mark c{series.style % COLOURS}")
+        for part in parts
+        for x, y in part
     ]
     return join(area, line if series.line else None, marks if series.markers or not series.line else None)
 
@@ -225,7 +230,7 @@ def _key(series: Series) -> Markup:
     """The line or the marker of a series, for the legend."""
     classes = f"c{series.style % COLOURS}"
     line = element("line", x1=1, x2=27, y1=7, y2=7, class_=f"line {classes}", stroke_dasharray=_dashes(series))
-    mark = element("circle", cx=14, cy=7, r=3, class_=f"mark {classes}")
+    mark = element("circle", cx=14, cy=7, r=3 if series.line else 4, class_=f"mark {classes}")
     parts = (line if series.line else None, mark if series.markers or not series.line else None)
     return element("svg", *parts, viewBox="0 0 28 14", class_="key", aria_hidden="true")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EpochsAt = Callable[[Any], Any]  # minibatches done, or an array of them, to epochs done
 
-_MOST_POINTS = 240  # of a curve
+_MOST_POINTS = 120  # of a curve
 
 # The first three colours of the style sheet.
 TRAINING, TESTING, RATE, FINAL = 0, 1, 2, 3
@@ -98,4 +98,5 @@ def _rates(run: "ReportedRun", epochs: EpochsAt) -> list[tuple[float, float]]:
     optimizer = run.optimizer.after(run.history)
     steps = np.unique(np.linspace(0, done - 1, min(done, _MOST_POINTS)).astype(int)).tolist()
     rates = [(float(epochs(step)), float(optimizer.rate(step, planned))) for step in steps]
+    rates.append((float(epochs(done)), rates[-1][1]))
     return [(x, rate) for x, rate in rates if math.isfinite(rate)]

@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable
 from typing import Any
 
-from parallelcnn.errors import shown
+from parallelcnn.errors import printable
 
 _VOID = {"meta", "img", "br", "rect", "line", "path", "circle"}  # elements without content
 
@@ -36,7 +36,7 @@ def join(*children: Any) -> Markup:
 
 def escaped(value: Any) -> Markup:
     """The value as text. Control characters, which HTML cannot contain, are shown as in Python."""
-    return Markup(html.escape("\n".join(map(shown, str(value).split("\n")))))
+    return Markup(html.escape("\n".join(map(printable, str(value).split("\n")))))
 
 
 def _child(child: Any) -> str:

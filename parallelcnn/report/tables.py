@@ -16,15 +16,23 @@ MOST_CELLS = 20  # classes of a confusion matrix with numbers
 _MOST_ROWS = 1000  # of a table of classes
 _MOST_OPEN = 30  # classes in a table that is shown in full
 _LOWEST = 10  # classes shown of a longer one
-_CONFUSIONS = 15  # listed
+_CONFUSIONS = 12  # listed
 _LONG_NAME = 4  # characters; columns of longer names are headed by vertical text
 
 
-def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str, *, numbers_from: int = 1) -> Markup:
+def table(
+    head: Sequence[Any],
+    rows: Iterable[Sequence[Any]],
+    caption: str,
+    *,
+    numbers_from: int = 1,
+    class_: str | None = None,
+) -> Markup:
     """A table whose first column names the rows. A wide one scrolls by itself.
 
     Args:
         numbers_from: the first column that holds numbers, which are aligned to the right.
+        class_: of the table, for the style sheet.
     """
     columns = [
         element("th", name, scope="col", class_="number" if i >= numbers_from else None) for i, name in enumerate(head)
@@ -37,7 +45,7 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str, *, n
         ]
         body.append(element("tr", element("th", name, scope="row"), shown))
     parts = element("caption", caption), element("thead", element("tr", columns)), element("tbody", body)
-    return scrolling(element("table", *parts), caption)
+    return scrolling(element("table", *parts, class_=class_), caption)
 
 
 def scrolling(wide: Markup, name: str) -> Markup:
@@ -84,7 +92,8 @@ def confusion_matrix(matrix: Array, names: Sequence[str]) -> Markup:
         "Rows: true classes. Columns: predicted classes. Blue: right, orange: wrong. "
         "Recall: the part of a row that is right.",
     )
-    corner = element("td", "true \N{DOWNWARDS ARROW} predicted \N{RIGHTWARDS ARROW}", class_="corner")
+    arrows = "predicted \N{RIGHTWARDS ARROW}", element("br"), "true \N{DOWNWARDS ARROW}"
+    corner = element("td", *arrows, class_="corner")
     head = element("thead", element("tr", corner, heads, element("th", "recall", scope="col", class_="number")))
     return scrolling(element("table", caption, head, element("tbody", rows), class_="heat"), "confusion matrix")
 
@@ -98,9 +107,7 @@ def confusions(matrix: Array, names: Sequence[str]) -> Markup | None:
     if not places:
         return None
     rows = [(names[i], names[j], f"{wrong[i, j]:,}", f"{100 * wrong[i, j] / matrix[i].sum():.1f} %") for i, j in places]
-    return table(
-        ("true class", "taken for", "samples", "of the class"), rows, "Most frequent confusions", numbers_from=2
-    )
+    return table(("true", "taken for", "samples", "of class"), rows, "Most frequent confusions", numbers_from=2)
 
 
 def score_table(
@@ -133,7 +140,7 @@ def _scores(order: Array, scores: ClassScores, samples: Array, names: Sequence[s
     rows = [
         (short(names[i], 40), *(_bar(float(column[i])) for column in scores), f"{samples[i]:,}") for i in order.tolist()
     ]
-    return table((what, "precision", "recall", "F1", "samples"), rows, caption)
+    return table((what, "precision", "recall", "F1", "samples"), rows, caption, class_="scores")
 
 
 def _bar(value: float) -> Markup:
@@ -144,7 +151,7 @@ def _bar(value: float) -> Markup:
 def _heat(count: int, fraction: float, true: str, predicted: str, *, right: bool) -> Markup:
     kind = "right" if right else "wrong"
     # Few mistakes shall be seen, too.
-    strength = fraction if right else fraction**0.5
+    strength = fraction if right else fraction ** (1 / 3)
     title = f"{true} predicted as {predicted}: {count:,} ({100 * fraction:.1f} %)"
     style = f"--v:{strength:.3f}" if count else None
     return element("td", f"{count:,}" if count else "", class_=kind if count else None, style=style, title=title)

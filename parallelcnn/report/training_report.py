@@ -27,7 +27,7 @@ from parallelcnn.report.pictures import filters_across, filters_picture, first_f
 from parallelcnn.report.png import data_uri
 from parallelcnn.report.predictions import ClassPredictions, LabelPredictions, Predictions, ValuePredictions
 from parallelcnn.report.scores import class_scores
-from parallelcnn.report.tables import MOST_CELLS, confusion_matrix, confusions, facts, score_table, scrolling
+from parallelcnn.report.tables import confusion_matrix, confusions, facts, score_table, scrolling
 from parallelcnn.resources import processor_name, usable_cores
 from parallelcnn.training.config import TrainConfig
 from parallelcnn.training.evaluation import Evaluation
@@ -110,10 +110,10 @@ def _key_figures(run: ReportedRun) -> Iterator[tuple[str, str | None]]:
     if run.on_train_set is not None and run.on_train_set.accuracy is not None:
         yield "training accuracy", percent(run.on_train_set.accuracy)
     yield "training time", duration(run.history.train_seconds)
-    yield "samples a second", _rate(run.history)
+    yield "samples/s", _rate(run.history)
     yield "parameters", f"{run.network.params.size:,}"
     yield (
-        "ranks x threads".replace("x", "\N{MULTIPLICATION SIGN}"),
+        "ranks \N{MULTIPLICATION SIGN} threads",
         f"{len(run.hosts)} \N{MULTIPLICATION SIGN} {_range(run.threads)}",
     )
 
@@ -124,12 +124,8 @@ def _predictions(run: ReportedRun) -> Iterator[Markup | None]:
     if isinstance(found, ClassPredictions):
         names = run.names_of(len(found.counts[0]))
         if found.matrix is not None:
-            pairs = confusions(found.matrix, names)
-            whole = confusion_matrix(found.matrix, names)
-            both = (
-                element("div", whole, pairs, class_="beside") if len(names) > MOST_CELLS else join(whole, _below(pairs))
-            )
-            yield section("Confusion matrix", both)
+            both = confusion_matrix(found.matrix, names), confusions(found.matrix, names)
+            yield section("Confusion matrix", element("div", both, class_="tables"))
         yield section("Scores", score_table(class_scores(found.counts), found.counts[2], names))
         yield section("Most confident mistakes", gallery(found, run.test_set, names))
     elif isinstance(found, LabelPredictions):
@@ -139,10 +135,6 @@ def _predictions(run: ReportedRun) -> Iterator[Markup | None]:
     elif isinstance(found, ValuePredictions):
         yield section("Errors", value_sections(found, run.test_set))
         yield section("Largest errors", gallery(found, run.test_set, ()))
-
-
-def _below(pairs: Markup | None) -> Markup | None:
-    return None if pairs is None else element("details", element("summary", "Most frequent confusions"), pairs)
 
 
 def _filters(network: NetworkHandler) -> Markup | None:
