@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from parallelcnn.errors import InputError, ShapeError
+from parallelcnn.files.rows import FileRows
 from parallelcnn.kernels.load import all_within
 from parallelcnn.kernels.load import load as load_kernel
 from parallelcnn.kernels.random import sample_keys
@@ -135,7 +136,8 @@ class Replica:
             ShapeError: if the images do not have the network's input shape.
             InputError: if the images have another type, or an index is out of range.
         """
-        images = np.asarray(images)
+        in_file = isinstance(images, FileRows)
+        images = images if in_file else np.asarray(images)
         shape = images.shape[1:]
         if shape != self.input_shape and (1, *shape) != self.input_shape:
             raise ShapeError(f"the network takes images of shape {self.input_shape}, got {shape}")
@@ -149,7 +151,7 @@ class Replica:
         if tape.keys is not None:
             sample_keys(np.uint64(key), indices, tape.keys)
         dtype = self._recordable.dtype
-        if images.dtype not in (np.uint8, dtype) or not images.flags.c_contiguous:
+        if in_file or images.dtype not in (np.uint8, dtype) or not images.flags.c_contiguous:
             images = np.ascontiguousarray(images[indices], np.uint8 if images.dtype == np.uint8 else dtype)
             indices = np.arange(len(images))
         features = math.prod(self.input_shape)

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +38,34 @@ def open_page(file: Path, *arguments: str, profile: Path, width: int = 1200, hei
     return ran.stdout + ran.stderr
 
 
-def layout(content: bytes, width: int, folder: Path) -> dict[str, Any]:
-    """How wide a page of this width gets and how high, the elements that stick out of it ("out"), and whether it shows
-    all its images.
+def layouts(pages: dict[str, bytes], widths: Sequence[int], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The layout of each page at each width: how wide it gets and how high, the elements that stick out of it ("out"),
+    and whether it shows all its images.
 
-    The page is shown inside another one, since windows cannot be as narrow as phones.
+    The pages are shown inside another one, since windows cannot be as narrow as phones.
     """
-    page = _POLICY.sub("", content.decode())
-    inside = html.escape(page, quote=True)
+    frames = [
+        f'<iframe srcdoc="{html.escape(_POLICY.sub("", page.decode()))}" width={width} height=900 style="border:0"></iframe>'
+        for page in pages.values()
+        for width in widths
+    ]
     script = """
-        const inner = document.querySelector("iframe").contentDocument, body = inner.documentElement;
+        const measured = frame => {
+        const inner = frame.contentDocument, body = inner.documentElement;
         const out = [...inner.querySelectorAll("body *")].filter(one =>
             !one.closest(".scroll") && one.getBoundingClientRect().right > body.clientWidth + 0.5);
-        document.body.dataset.found = JSON.stringify({
+        return {
             width: body.scrollWidth, height: body.scrollHeight,
             images: [...inner.images].every(one => one.naturalWidth > 0),
             out: out.map(one => one.tagName + "." + one.className),
-        });
+        }};
+        document.body.dataset.found = JSON.stringify([...document.querySelectorAll("iframe")].map(measured));
     """
-    file = folder / f"layout-{width}.html"
-    file.write_text(
-        f'<!DOCTYPE html><body style="margin:0"><iframe srcdoc="{inside}" width={width} height=900 '
-        f'style="border:0"></iframe><script>addEventListener("load", () => {{ {script} }})</script>'
-    )
+    file = folder / "layouts.html"
+    loaded = f'<script>addEventListener("load", () => {{ {script} }})</script>'
+    file.write_text(f"<!DOCTYPE html><body>{''.join(frames)}{loaded}", encoding="utf-8")
     shown = open_page(file, "--dump-dom", profile=folder / "profile")
     found = re.search(r'data-found="([^"]*)"', shown)
     assert found, shown
-    return json.loads(html.unescape(found[1]))
+    measured = iter(json.loads(html.unescape(found[1])))
+    return {name: [next(measured) for _ in widths] for name in pages}

@@ -25,7 +25,7 @@ def test_evaluate_takes_model_and_data_from_the_run(folder, tmp_path, here, monk
     for place in (out, out / "model.npz", f"{out}/"):
         ran = here("evaluate", place)
         assert (ran.code, ran.err) == (0, "")
-        assert ran.out.startswith(f"{folder}: {result}class ")
+        assert ran.out == f"{folder}: {result}"
 
     other = write_idx_folder(tmp_path / "other", n_train=10, n_test=30)
     ran = here("evaluate", out, "--data", other)
@@ -36,8 +36,7 @@ def test_evaluate_takes_model_and_data_from_the_run(folder, tmp_path, here, monk
     shutil.copy(out / "model.npz", alone)
     refused(here("evaluate", alone), f"evaluate needs --data NAME|DIR: {tmp_path / 'summary.json'}, which would say")
     ran = here("evaluate", alone, "--data", folder)
-    assert ran.code == 0
-    assert ran.out.startswith(f"{folder}: {result}")
+    assert (ran.code, ran.out) == (0, f"{folder}: {result}")
     for content in ("", "{", "[]", "[" * 100_000, json.dumps({**summary, "data": 3})):
         (tmp_path / "summary.json").write_text(content)
         refused(here("evaluate", alone), "is missing or unreadable")
@@ -61,11 +60,11 @@ def test_evaluate_takes_model_and_data_from_the_run(folder, tmp_path, here, monk
 def test_evaluate_loads_the_data_set_that_the_run_was_trained_on(data, wanted, tmp_path, monkeypatch, here):
     asked = []
 
-    def load_data_sets(options, *_):
-        asked.append((options.data, options.data_dir))
-        raise InputError("stop here").together()
+    def load_sets(name, data_dir, _):
+        asked.append((name, data_dir))
+        raise InputError("stop here")
 
-    monkeypatch.setattr("parallelcnn.cli.data_sets.load_data_sets", load_data_sets)
+    monkeypatch.setattr("parallelcnn.cli.data_sets.load_sets", load_sets)
     pc.save_model(tmp_path / "model.npz", small.network())
     (tmp_path / "summary.json").write_text(json.dumps(data))
     refused(here("evaluate", tmp_path), "stop here")

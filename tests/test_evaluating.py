@@ -125,7 +125,7 @@ def test_regression_prints_the_loss_alone(outputs, here, tmp_path, monkeypatch):
     network = pc.NetworkHandler((pc.Dense(outputs),), (5,))
     network.prediction = "output"
     pc.save_model(tmp_path / "model.npz", network)
-    monkeypatch.setattr("parallelcnn.cli.data_sets.load_data_sets", lambda *_: (dataset, dataset, dataset))
+    monkeypatch.setattr("parallelcnn.cli.data_sets.load_data_sets", lambda *_: (dataset, dataset, dataset, ""))
     ran = here("evaluate", tmp_path / "model.npz", "--data", "numbers")
     assert ran.out.startswith("numbers: test loss ")
     assert len(ran.out.splitlines()) == 1

@@ -18,7 +18,7 @@ PACKAGE = Path(parallelcnn.__file__).parent
 LEVELS = [
     {
         *("_version", "arguments", "errors", "plotting", "resources", "kernels", "wording"),
-        *("files.atomic", "files.regular", "files.safetensors"),
+        *("files.atomic", "files.regular", "files.rows", "files.safetensors"),
     },
     {
         "activations",

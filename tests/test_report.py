@@ -254,7 +254,7 @@ def test_a_report_has_all_parts():
     assert "83.33 %" in text  # accuracy
     assert "parallelcnn train --batch-size 10" in text
     assert "400 samples a second" in text
-    assert "epoch 3\ntraining loss: 0.2" in text
+    assert "epoch 3\ntraining loss: 0.2899\ntest loss: 0.3333" in text
 
 
 @pytest.mark.parametrize(

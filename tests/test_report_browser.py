@@ -1,7 +1,7 @@
 """Reports in a real browser: no errors, nothing too wide on a phone, light and dark, and on paper."""
 
 import pytest
-from browser import layout, open_page
+from browser import layouts, open_page
 from report_cases import binary, classification, regression, several_labels
 
 from parallelcnn.report.training_report import training_report
@@ -22,15 +22,15 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_nothing_sticks_out_of_a_page_on_phones_and_desktops(name, tmp_path):
-    content = training_report(RUNS[name])
-    for width in (320, 390, 1200):
-        found = layout(content, width, tmp_path)
-        assert found["width"] <= width, found["out"]
-        assert found["out"] == []
-        assert found["images"]
-        assert found["height"] > 900
+def test_nothing_sticks_out_of_a_page_on_phones_and_desktops(tmp_path):
+    widths = 320, 390, 1200
+    pages = {name: training_report(run) for name, run in RUNS.items()}
+    for name, found in layouts(pages, widths, tmp_path).items():
+        for one, width in zip(found, widths, strict=True):
+            assert (name, one["out"]) == (name, [])
+            assert one["width"] <= width
+            assert one["images"]
+            assert one["height"] > 900
 
 
 def test_a_page_causes_no_errors_and_can_be_printed(tmp_path):
@@ -53,4 +53,4 @@ def test_an_error_of_a_page_would_be_seen(tmp_path):
     (tmp_path / "wrong.html").write_text("<script>throw new Error('found')</script>")
     assert "CONSOLE" in open_page(tmp_path / "wrong.html", "--dump-dom", profile=tmp_path / "profile")
     wide = b"<!DOCTYPE html><meta charset='utf-8'><p style='width:900px'>wide</p>"
-    assert layout(wide, 390, tmp_path)["out"] == ["P."]
+    assert layouts({"wide": wide}, [390], tmp_path)["wide"][0]["out"] == ["P."]

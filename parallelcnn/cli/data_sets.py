@@ -4,9 +4,8 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from parallelcnn.cli.output import say
 from parallelcnn.comm import Transport, run_together, share_on_node
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.images import DecodedImages, load_images
@@ -18,13 +17,28 @@ from parallelcnn.training.config import TrainConfig
 T = TypeVar("T")
 
 
+class Loaded(NamedTuple):
+    """The data of a command.
+
+    Attributes:
+        train: to train on.
+        evaluated: to evaluate on during training; the test set if there is no validation set.
+        test: the test set.
+        found: what was found, in words; may be empty.
+    """
+
+    train: Dataset
+    evaluated: Dataset
+    test: Dataset
+    found: str
+
+
 def load_data_sets(
     options: argparse.Namespace | TrainConfig, comm: Transport, like: ImageOptions | None = None
-) -> tuple[Dataset, Dataset, Dataset]:
-    """The training set, the set to evaluate on during training, and the test set, one copy for each node.
+) -> Loaded:
+    """Load the data that the options name, one copy for each node.
 
-    The second is the validation set of the data, or with --validation-split a part of the training set; otherwise it is
-    the test set. Collective: every rank of `comm` must call it.
+    Collective: every rank of `comm` must call it.
 
     Args:
         like: how the images of a folder are decoded; None: as the options say.
@@ -35,33 +49,22 @@ def load_data_sets(
     def plan() -> DecodedImages | None:
         return plan_of_images(options.data, like or images) if comm.rank == 0 else None
 
-    def split(sets: DataSets) -> tuple[Dataset, Dataset, Dataset]:
+    def split(sets: DataSets) -> Loaded:
         sets = sets.with_test_set()
         assert sets.test is not None
-        train, validation = (
-            (sets.train, sets.validation) if fraction is None else sets.train.split(fraction, options.seed)
-        )
-        return train, validation or sets.test, sets.test
+        train, validation = sets.train, sets.validation
+        if fraction is not None:
+            train, validation = train.split(fraction, options.seed)
+        return Loaded(train, validation or sets.test, sets.test, sets.found)
 
     comm.status = "reading the data set"
     with without_warnings():
         planned = comm.allgather(run_together(comm, plan))[0]
     if planned is None:
-        sets, found = share_on_node(
-            comm, lambda: _split_and_found(load_sets(options.data, options.data_dir, images), split)
-        )
-    else:
-        with without_warnings(), _progress(comm, len(planned.found.files)) as advance:
-            decoded = load_images(planned, Ranks(comm), advance)
-        sets, found = run_together(comm, lambda: split(decoded)), decoded.found
-    if comm.rank == 0 and found:
-        say(f"found      {found}")
-    return sets
-
-
-def _split_and_found(sets: DataSets, split: Callable[[DataSets], T]) -> tuple[T, str]:
-    sets = sets.with_test_set()
-    return split(sets), sets.found
+        return share_on_node(comm, lambda: split(load_sets(options.data, options.data_dir, images)))
+    with without_warnings(), _progress(comm, len(planned.found.files)) as advance:
+        decoded = load_images(planned, Ranks(comm), advance)
+    return run_together(comm, lambda: split(decoded))
 
 
 class Ranks:

@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,9 +98,8 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     found, config, like = comm.allgather(run_together(comm, find))[0]
     warn_of_too_many_threads(options, comm)
     other_data = options.data is not None
-    # What is found in a folder of images is printed, which must not be part of the JSON.
-    with show_compilation(comm, sys.stderr), redirect_stdout(sys.stderr if options.json else sys.stdout):
-        train_set, *_, test_set = load_data_sets(config, comm, like)
+    with show_compilation(comm, sys.stderr):
+        train_set, _, test_set, _ = load_data_sets(config, comm, like)
 
     def load() -> "tuple[NetworkHandler, losses.Loss, list[Metric]]":
         network = load_trained_network(

@@ -62,7 +62,7 @@ class Run:
         # All input is checked before the first file is written.
         self._optimizer = run_together(self._comm, self._check_options)
         with show_compilation(self._comm):
-            self._train_set, self._evaluated, self._test_set = load_data_sets(self._options, self._comm)
+            self._train_set, self._evaluated, self._test_set, self._found = load_data_sets(self._options, self._comm)
             self._comm.status = "building the network"
             self._network = run_together(self._comm, self._build)
             self._resume = run_together(self._comm, self._named_checkpoint)
@@ -194,6 +194,8 @@ class Run:
         elif options.resume is not None:
             say(f"no checkpoint in {directory.checkpoints} yet: starting from the beginning")
         data = self._train_set, self._evaluated, self._test_set
+        if self._found:
+            say(f"found      {self._found}")
         say(describe_run(options, all_hosts, all_threads, self._network, *data, self._optimizer, self._loss))
 
     def _take_directory(self) -> RunDirectory | None:

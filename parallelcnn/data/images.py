@@ -26,8 +26,9 @@ from parallelcnn.data.readers.image_folder import ImageFolder, find_images
 from parallelcnn.data.sampler import shard
 from parallelcnn.data.sets import DataSets
 from parallelcnn.errors import CheckpointError, DataError
-from parallelcnn.files.safetensors import Kind, create_safetensors, map_safetensors
-from parallelcnn.resources import usable_cores
+from parallelcnn.files.rows import FileRows
+from parallelcnn.files.safetensors import Kind, create_safetensors, open_safetensors
+from parallelcnn.resources import memory_limit, usable_cores
 from parallelcnn.wording import plural
 
 T = TypeVar("T")
@@ -89,12 +90,12 @@ class DecodedImages:
     def sets(self) -> DataSets | None:
         """The data sets, mapped from the file; None if it is missing or damaged."""
         try:
-            arrays, about = map_safetensors(self.file)
+            arrays, about = open_safetensors(self.file)
             class_names = tuple(json.loads(about["class_names"]))
             made = {
                 name: Dataset(
-                    arrays[f"{name}_images"],
-                    arrays[f"{name}_labels"],
+                    _in_memory_if_it_fits(arrays[f"{name}_images"]),
+                    arrays[f"{name}_labels"][:],
                     len(class_names),
                     str(self.found.folder),
                     role="val" if name == "validation" else "test",
@@ -103,9 +104,9 @@ class DecodedImages:
                 )
                 for name in self.found.sets
             }
-            files = {name: arrays[f"{name}_files"] for name in made}
+            files = {name: arrays[f"{name}_files"][:] for name in made}
             return DataSets(found=about["found"], broken=tuple(json.loads(about["broken"])), files=files, **made)
-        except (CheckpointError, ValueError, KeyError):
+        except (CheckpointError, OSError, ValueError, KeyError):
             return None
 
     def create(self, file: Path) -> None:
@@ -122,12 +123,12 @@ class DecodedImages:
             "broken": json.dumps(self.broken),
         }
         create_safetensors(file, kinds, about)
-        arrays, _ = map_safetensors(file, writable=True)
+        arrays, _ = open_safetensors(file, writable=True)
         for name, one in self.found.sets.items():
             arrays[f"{name}_labels"][:] = one.labels
             arrays[f"{name}_files"][:] = np.frombuffer(_joined(one.files), np.uint8)
 
-    def decode(self, numbers: Array, arrays: dict[str, Array]) -> dict[int, str]:
+    def decode(self, numbers: Array, arrays: dict[str, FileRows]) -> dict[int, str]:
         """Decode images into arrays of the file.
 
         Args:
@@ -142,9 +143,10 @@ class DecodedImages:
         names = [f"{name}_images" for name in self.found.sets]
         for number in numbers:
             of_set = int(np.searchsorted(starts, number, "right")) - 1
-            image = arrays[names[of_set]][number - starts[of_set]]
             try:
-                image[...] = decode(self.found.files[number], self.shape, self.options.resize)
+                arrays[names[of_set]][int(number - starts[of_set])] = decode(
+                    self.found.files[number], self.shape, self.options.resize
+                )
             except DataError as error:
                 broken[number] = str(error)
         return broken
@@ -246,7 +248,7 @@ def _decode(
         numbers = np.empty(0, np.int64)
         if takes_part:
             assert made is not None
-            arrays, _ = map_safetensors(made[0], writable=True)
+            arrays, _ = open_safetensors(made[0], writable=True)
             numbers = shard(np.arange(len(plan.found.files)), partners.index(ranks.rank), len(partners))
         size = _IN_A_ROUND * threads
         pieces = [numbers[start : start + size] for start in range(0, len(numbers), size)]
@@ -342,6 +344,11 @@ def try_to_look(files: Iterable[Path]) -> list[Look | DataError]:
 
     with ThreadPoolExecutor(len(usable_cores())) as pool:
         return list(pool.map(try_one, files))
+
+
+def _in_memory_if_it_fits(rows: FileRows) -> Any:
+    """The images mapped into memory, unless they need more than half of it: then they are read when they are used."""
+    return rows.mapped() if rows.nbytes <= memory_limit()[0] / 2 else rows
 
 
 def file_names(files: Array) -> list[str]:

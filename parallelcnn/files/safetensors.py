@@ -22,11 +22,13 @@ import numpy as np
 from parallelcnn.errors import CheckpointError, InputError, shown
 from parallelcnn.files.atomic import naming, renamed_when_complete
 from parallelcnn.files.regular import open_regular
+from parallelcnn.files.rows import FileRows
 
 Array = np.ndarray
 
 _ALIGNMENT = 64  # bytes: a line of the cache
 _MOST_HEADER = 2**24  # bytes: about 100,000 arrays
+_MOST_DIMENSIONS = 32  # numpy 1.26 has no more
 _METADATA = "__metadata__"
 _FILLER = "__filler_"  # begin of the names of arrays that only take up space, since the format allows no gaps
 _TYPES = {
@@ -48,6 +50,13 @@ class Tensors(NamedTuple):
     """The contents of a safetensors file."""
 
     arrays: dict[str, Array]
+    metadata: dict[str, str]
+
+
+class OpenTensors(NamedTuple):
+    """The arrays of an open safetensors file."""
+
+    arrays: dict[str, FileRows]
     metadata: dict[str, str]
 
 
@@ -108,22 +117,52 @@ def map_safetensors(path: Path, *, writable: bool = False) -> Tensors:
     Raises:
         CheckpointError: if there is no such file, it is damaged, or it has numbers that numpy has no type for.
     """
+    places, metadata, start = _read_places(path)
+    with open_regular(path, "r+" if writable else "r") as file:
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=access), np.uint8)[start:]
+    return Tensors({one.name: _array(one, data, writable=writable) for one in places}, metadata)
+
+
+def open_safetensors(path: Path, *, writable: bool = False) -> OpenTensors:
+    """Open a file whose arrays may be larger than the memory: they are read, or written, by rows.
+
+    Raises:
+        CheckpointError: as `map_safetensors`.
+        OSError: if the file cannot be opened for writing.
+    """
+    places, metadata, start = _read_places(path)
+    if any(one.dtype == _BFLOAT16 for one in places):
+        raise CheckpointError(f"{path} has numbers of 16 bits that numpy has no type for: they cannot be read by rows")
+    rows = {
+        one.name: FileRows(path, start + one.begin, _TYPES[one.dtype], one.shape, writable=writable) for one in places
+    }
+    return OpenTensors(rows, metadata)
+
+
+def _read_places(path: Path) -> tuple[list[_Place], dict[str, str], int]:
+    """The places of a file's arrays, its metadata, and where the bytes begin that the places count from.
+
+    Raises:
+        CheckpointError: if there is no such file, or it is damaged.
+    """
     try:
-        with open_regular(path, "r+" if writable else "r") as file:
-            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-            content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=access), np.uint8)
+        with open_regular(path, "r") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
+            if not 2 <= length <= min(size - 8, _MOST_HEADER):
+                raise ValueError(f"its header cannot have {length} bytes, the file has {size}")
+            text = os.pread(file.fileno(), length, 8)
+        if not text.startswith(b"{"):
+            raise ValueError("its header is not JSON")
+        header = json.loads(text.decode(), object_pairs_hook=_unique)
+        metadata = _checked_metadata(header.pop(_METADATA, {}))
+        places = sorted((_place(name, entry) for name, entry in header.items()), key=lambda one: (one.begin, one.end))
+        _check_cover(places, size - 8 - length)
+        return [one for one in places if not one.name.startswith(_FILLER)], metadata, 8 + length
     except OSError as error:
         why = "a folder or a device" if error.errno in (errno.EISDIR, errno.EINVAL) else error.strerror
         raise CheckpointError(f"{path} cannot be read: {why}") from None
-    except ValueError:  # mmap takes no empty file
-        content = np.empty(0, np.uint8)
-    try:
-        header, data = _split(content)
-        metadata = _checked_metadata(header.pop(_METADATA, {}))
-        places = sorted((_place(name, entry) for name, entry in header.items()), key=lambda one: (one.begin, one.end))
-        _check_cover(places, len(data))
-        named = (one for one in places if not one.name.startswith(_FILLER))
-        return Tensors({one.name: _array(one, data, writable=writable) for one in named}, metadata)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(shown(f"{path} is no safetensors file, or a damaged one: {error}")) from None
 
@@ -163,18 +202,6 @@ def _header(places: Iterable[_Place], metadata: Mapping[str, str] | None) -> byt
     return len(text).to_bytes(8, "little") + text
 
 
-def _split(content: Array) -> tuple[dict[str, Any], Array]:
-    """The header, and the bytes after it; ValueError if there is no header."""
-    length = int.from_bytes(content[:8].tobytes(), "little")
-    if not 2 <= length <= min(len(content) - 8, _MOST_HEADER):
-        raise ValueError(f"its header cannot have {length} bytes, the file has {len(content)}")
-    text = content[8 : 8 + length].tobytes()
-    if not text.startswith(b"{"):
-        raise ValueError("its header is not JSON")
-    header = json.loads(text.decode(), object_pairs_hook=_unique)
-    return header, content[8 + length :]
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -200,6 +227,8 @@ def _place(name: str, entry: Any) -> _Place:
     for counts in (shape, offsets):
         if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError(f"{what} has a shape or data_offsets that are not lists of counts")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"{what} has {len(shape)} dimensions, more than {_MOST_DIMENSIONS}")
     size = math.prod(shape) * (2 if dtype == _BFLOAT16 else np.dtype(_TYPES[dtype]).itemsize)
     if len(offsets) != 2 or offsets[1] - offsets[0] != size:
         raise ValueError(f"{what} has {size} bytes by its shape, which do not fit its data_offsets, {offsets}")
