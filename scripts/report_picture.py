@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 PICTURE = Path(__file__).parent.parent / "parallelcnn" / "guide" / "pictures" / "report.png"
-WIDTH, HEIGHT = 1160, 1560  # the upper part of the page
-COLOURS = 64  # keep the file small
+WIDTH, HEIGHT = 1160, 2080  # down to the first mistakes
+COLOURS = 160  # keep the file small
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def layouts(pages: dict[str, bytes], widths: Sequence[int], folder: Path) -> dic
     The pages are shown inside another one, since windows cannot be as narrow as phones.
     """
     frames = [
-        f'<iframe srcdoc="{html.escape(_POLICY.sub("", page.decode()))}" width={width} height=900 style="border:0"></iframe>'
+        f'<iframe srcdoc="{html.escape(_POLICY.sub("", page.decode()))}" width={width} style="border:0"></iframe>'
         for page in pages.values()
         for width in widths
     ]

@@ -74,13 +74,13 @@ def check_page(content):
     return page
 
 
-def history_of(steps=60, epochs=3, batch_size=10, role="test", accuracy=True):
-    """A history of `epochs` epochs of 200 samples."""
+def history_of(steps=60, epochs=3, samples=60, role="test", accuracy=True):
+    """A history of `epochs` epochs of these samples."""
     history = pc.History(losses=[2.0 / (1 + step / 10) for step in range(steps)])
     for epoch in range(1, epochs + 1):
         value = 1 - 0.5 / epoch if accuracy else None
         history.evaluations.append((epoch * steps // epochs, epoch, pc.Evaluation(1 / epoch, value, 70, (), role)))
-    history.samples_seen, history.train_seconds = steps * batch_size, 1.5
+    history.samples_seen, history.train_seconds = epochs * samples, 1.5
     return history
 
 
@@ -89,7 +89,7 @@ def run_on(images, labels, classes, layers, *, names=None, outputs=None, predict
     dataset = pc.Dataset(images, labels, classes, "stripes", class_names=names)
     network = pc.NetworkHandler(layers, dataset.input_shape)
     network.prediction, network.class_names = prediction, names
-    history = history_of(accuracy=prediction != "output" and classes is not None)
+    history = history_of(samples=len(dataset), accuracy=prediction != "output" and classes is not None)
     config = TrainConfig(epochs=3, batch_size=10, **changes.pop("settings", {}))
     if outputs is None:
         found = None

@@ -253,7 +253,7 @@ def test_a_report_has_all_parts():
     assert gallery[0]["alt"] == "test image 6: is owl, taken for fly"  # the surest one
     assert "83.33 %" in text  # accuracy
     assert "parallelcnn train --batch-size 10" in text
-    assert "400 samples a second" in text
+    assert "120 samples a second" in text
     assert "epoch 3\ntraining loss: 0.2899\ntest loss: 0.3333" in text
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import select
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,8 @@ def safe_output() -> Iterator[None]:
 
 
 def _is_number(text: str) -> bool:
-    return text.replace(",", "").replace(".", "", 1).isdecimal() or text == ""
+    """Whether the text is a number, perhaps with a unit, or empty."""
+    return re.fullmatch(r"(?:\d[\d,.]*(?:/\d+)?(?: %| s|(?: min \d+ s)|(?: h \d+ min))?)?", text) is not None
 
 
 def lost_output() -> OSError | None:

@@ -13,8 +13,9 @@ _DASHES = ("", "7 4", "2 4", "10 3 2 3")  # after as many lines as there are col
 
 _WIDTH, _HEIGHT = 400, 260  # units of the drawing: about a pixel on a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 40
-_LOG_FROM = 30.0  # ratio of the largest to the smallest value
+_LOG_FROM = 10.0  # ratio of the largest to the smallest value
 _MOST_LOG_TICKS = 8
+_MANY = 100  # markers, which are then small and translucent
 _MOST_STRIPS = 120  # places where values appear
 
 
@@ -139,6 +140,7 @@ def linear_axis(
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = [i * step for i in range(first, last + 1)]
     if whole:
+        high = max(high, min(math.ceil(high), 1.02 * high))  # 2.99 of 3 epochs
         return Axis(low, high, start, end, tuple(tick for tick in ticks if low <= tick <= high))
     if highest is not None and ticks[-1] > highest >= high:
         ticks = [tick for tick in ticks if tick <= highest * (1 + 1e-9)]
@@ -195,8 +197,9 @@ def _line(series: Series, x_axis: Axis, y_axis: Axis) -> Markup:
         for part in parts
     ]
     area = element("path", d=" ".join(below), class_=f"area c{series.style % COLOURS}") if series.area else None
+    kind, radius = ("mark", 3 if series.line else 4) if len(series.points) < _MANY else ("dots", 2.5)
     marks = [
-        element("circle", cx=x, cy=y, r=3 if series.line else 4, class_=f"mark c{series.style % COLOURS}")
+        element("circle", cx=x, cy=y, r=radius, class_=f"{kind} c{series.style % COLOURS}")
         for part in parts
         for x, y in part
     ]

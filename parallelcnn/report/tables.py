@@ -71,7 +71,9 @@ def confusion_matrix(matrix: Array, names: Sequence[str]) -> Markup:
             "figure",
             element("img", src=data_uri(matrix_picture(fractions)), alt=text, class_="pixels matrix"),
             element(
-                "figcaption", f"{text}. Blue: right; orange: wrong; the stronger, the more of the row.", class_="quiet"
+                "figcaption",
+                f"{text}. Blue: right, orange: wrong. The stronger a colour, the larger its part of the row.",
+                class_="quiet",
             ),
         )
     long = max(map(len, names)) > _LONG_NAME
@@ -106,7 +108,10 @@ def confusions(matrix: Array, names: Sequence[str]) -> Markup | None:
     places = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
     if not places:
         return None
-    rows = [(names[i], names[j], f"{wrong[i, j]:,}", f"{100 * wrong[i, j] / matrix[i].sum():.1f} %") for i, j in places]
+    rows = [
+        (short(names[i]), short(names[j]), f"{wrong[i, j]:,}", f"{100 * wrong[i, j] / matrix[i].sum():.1f} %")
+        for i, j in places
+    ]
     return table(("true", "taken for", "samples", "of class"), rows, "Most frequent confusions", numbers_from=2)
 
 
