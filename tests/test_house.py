@@ -53,7 +53,7 @@ LEVELS = [
         "tape",
     },
     {"comm", "training"},
-    {"doctor", "profiling", "resilience"},
+    {"doctor", "profiling", "report", "resilience"},
     {"__main__", "cli", "estimators", "trainer"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
