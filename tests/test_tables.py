@@ -264,7 +264,7 @@ DAMAGES = {
     "too large": (damaged(5, lambda row: row.rpartition(",")[0] + ",1e300"), "numbers must fit into float32"),
     "an open quote": (damaged(6, lambda row: '"' + row), ", line 6: must have 65 columns"),
     "nothing beside the label": ("0,1\n1,\n", "line 2, column 2: must be a finite number, got ''"),
-    "no label": (damaged(7, lambda row: "," + row.partition(",")[2]), "line 7, column 'label': must be a label, got nothing"),
+    "no label": (damaged(7, lambda row: "," + row.partition(",")[2]), "7, column 'label': must be a label, got noth"),
     "labels from 1": (kaggle(labels=LABELS + 1), "column 'label' must start at 0, got 1 to 3: subtract 1"),
     "one class": (kaggle(labels=LABELS * 0), "must name at least 2 classes"),
     "empty": ("", "is empty"),
