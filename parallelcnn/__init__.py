@@ -33,6 +33,8 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.errors import ReplicaMismatchError as ReplicaMismatchError
     from parallelcnn.errors import ShapeError as ShapeError
     from parallelcnn.errors import TrainingWarning as TrainingWarning
+    from parallelcnn.estimators import CNNClassifier as CNNClassifier
+    from parallelcnn.estimators import CNNRegressor as CNNRegressor
     from parallelcnn.exchange.onnx_export import export_onnx as export_onnx
     from parallelcnn.exchange.onnx_import import import_onnx as import_onnx
     from parallelcnn.exchange.parameter_files import load_safetensors as load_safetensors
@@ -49,6 +51,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import Buffer as Buffer
     from parallelcnn.layers import Concat as Concat
     from parallelcnn.layers import Conv2D as Conv2D
+    from parallelcnn.layers import Cutout as Cutout
     from parallelcnn.layers import Dense as Dense
     from parallelcnn.layers import DepthwiseConv2D as DepthwiseConv2D
     from parallelcnn.layers import Dropout as Dropout
@@ -60,8 +63,16 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import Layer as Layer
     from parallelcnn.layers import LayerNorm as LayerNorm
     from parallelcnn.layers import MaxPool2D as MaxPool2D
+    from parallelcnn.layers import MixUp as MixUp
+    from parallelcnn.layers import Normalize as Normalize
     from parallelcnn.layers import Parameter as Parameter
     from parallelcnn.layers import PReLU as PReLU
+    from parallelcnn.layers import RandomBrightness as RandomBrightness
+    from parallelcnn.layers import RandomContrast as RandomContrast
+    from parallelcnn.layers import RandomCrop as RandomCrop
+    from parallelcnn.layers import RandomFlip as RandomFlip
+    from parallelcnn.layers import RandomRotation as RandomRotation
+    from parallelcnn.layers import RandomZoom as RandomZoom
     from parallelcnn.layers import Recompute as Recompute
     from parallelcnn.layers import Reshape as Reshape
     from parallelcnn.layers import Residual as Residual
@@ -152,6 +163,7 @@ _MODULES = {
         "ShapeError",
         "TrainingWarning",
     ],
+    "estimators": ["CNNClassifier", "CNNRegressor"],
     "training.evaluation": ["Evaluation"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
@@ -173,6 +185,15 @@ _MODULES = {
         "Layer",
         "LayerNorm",
         "MaxPool2D",
+        "Cutout",
+        "MixUp",
+        "Normalize",
+        "RandomBrightness",
+        "RandomContrast",
+        "RandomCrop",
+        "RandomFlip",
+        "RandomRotation",
+        "RandomZoom",
         "PReLU",
         "Parameter",
         "Recompute",

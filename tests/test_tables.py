@@ -218,15 +218,22 @@ def test_a_single_file_may_have_these_names(tmp_path, name):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a.csv", "b.csv"], "holds several tables, of which the names must say what they are, such as train.csv and "),
+        (
+            ["b.csv", "test.csv"],
+            "holds several tables, of which the names must say what they are, such as train.csv and ",
+        ),
         (["train.csv", "train2.csv"], "both seem to be the training set"),
-        (["test.csv", "b.csv"], "holds several tables"),
     ],
 )
 def test_tables_whose_names_do_not_say_what_they_are_are_refused(tmp_path, names, message):
     for name in names:
         (tmp_path / name).write_text(kaggle())
     assert message in refusal(tmp_path)
+
+
+def test_a_folder_with_other_tables_is_no_data_set(tmp_path):
+    (tmp_path / "epochs.csv").write_text("epoch,loss\n1,0.5\n")  # a run directory
+    assert "holds no data in a known format. Known formats: " in refusal(tmp_path)
 
 
 def test_tables_of_other_columns_are_refused(tmp_path):
@@ -256,7 +263,11 @@ DAMAGES = {
     "infinity": (damaged(5, lambda row: row.rpartition(",")[0] + ",-inf"), "must be a finite number, got '-inf'"),
     "too large": (damaged(5, lambda row: row.rpartition(",")[0] + ",1e300"), "numbers must fit into float32"),
     "an open quote": (damaged(6, lambda row: '"' + row), ", line 6: must have 65 columns"),
-    "no label": (damaged(7, lambda row: "," + row.partition(",")[2]), "must have the name of a class, got ''"),
+    "nothing beside the label": ("0,1\n1,\n", "line 2, column 2: must be a finite number, got ''"),
+    "no label": (
+        damaged(7, lambda row: "," + row.partition(",")[2]),
+        "line 7, column 'label': must be a label, got nothing",
+    ),
     "labels from 1": (kaggle(labels=LABELS + 1), "column 'label' must start at 0, got 1 to 3: subtract 1"),
     "one class": (kaggle(labels=LABELS * 0), "must name at least 2 classes"),
     "empty": ("", "is empty"),

@@ -7,7 +7,7 @@ bytes of files, and `load(path, name)` returns `DataSets`. To add a format, writ
 from pathlib import Path
 from typing import Protocol
 
-from parallelcnn.data.readers import cifar, hdf5, idx_folder, npz, tables
+from parallelcnn.data.readers import cifar, hdf5, idx_folder, image_folder, npz, tables
 from parallelcnn.data.sets import DataSets
 from parallelcnn.errors import DataError, shown
 
@@ -47,5 +47,5 @@ def load_path(path: Path) -> DataSets:
                 return reader.load(path, str(path))
             except DataError as error:  # it may quote what is in a file
                 raise DataError(shown(error)) from error.__cause__
-    formats = "; ".join(reader.FORMAT for reader in READERS)
+    formats = "; ".join([image_folder.FORMAT, *(reader.FORMAT for reader in READERS)])
     raise DataError(f"{path}: holds no data in a known format. Known formats: {formats}")

@@ -130,8 +130,5 @@ def read_images(files: Sequence[str | Path], network: Any) -> Array:
     images, failures = read_items([Item(Path(file)) for file in files], network.input_shape, network.resize or "crop")
     if failures:
         raise DataError(failures[0])
-    return (
-        np.stack([image for image in images if image is not None])
-        if images
-        else np.empty((0, *network.input_shape), np.uint8)
-    )
+    none = np.empty((0, *network.input_shape), np.uint8)
+    return np.concatenate([none, *(image[np.newaxis] for image in images if image is not None)])

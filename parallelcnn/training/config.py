@@ -19,6 +19,7 @@ from parallelcnn.errors import InputError, nearest_name
 if TYPE_CHECKING:
     from parallelcnn.data import Dataset
     from parallelcnn.data.readers.decoding import ImageOptions
+    from parallelcnn.layers import Layer
     from parallelcnn.losses import Loss
     from parallelcnn.metrics import Metric
     from parallelcnn.optimizers import KernelOptimizer, Optimizer
@@ -136,7 +137,17 @@ class TrainConfig:
     skip_broken: bool = _setting(False, NETWORK, "leave out images that cannot be decoded")
     epochs: int = _setting(3, TRAINING, "passes over the training set", at_least=1)
     batch_size: int = _setting(100, TRAINING, "samples in a minibatch, over all ranks", at_least=1)
-    seed: int = _setting(0, TRAINING, "seed of initial weights, sample order and dropout", at_least=0)
+    seed: int = _setting(0, TRAINING, "seed of initial weights, sample order, augmentation and dropout", at_least=0)
+    augment: tuple[str, ...] = _setting(
+        (),
+        TRAINING,
+        "change the training images at random: light (flip, crop), strong, or a list of flip, crop, rotation, zoom, "
+        "brightness, contrast, cutout, mixup, with a number if wanted, as crop:4; not for digits: flip",
+        metavar="NAME",
+    )
+    normalize: bool = _setting(
+        False, TRAINING, "normalize each channel by its mean and standard deviation in the training set"
+    )
     start_from: str | None = _path(
         None,
         TRAINING,
@@ -341,6 +352,7 @@ class TrainConfig:
             raise InputError(f"validation_split must be above 0 and below 1, got {self.validation_split!r}")
         for name in self.metrics:
             _metric_of(name, classes=None)
+        self.build_first_layers((1, 1, 1))
         if self.out == "":
             raise InputError("out must name a directory, got ''")
         if self.resume == "auto" and self.out is None:
@@ -413,6 +425,19 @@ class TrainConfig:
         if "class_weight" in given:
             given["class_weight"] = None if train_set is None else train_set.balanced_class_weight()
         return getattr(losses, LOSSES[self.loss])(**given)
+
+    def build_first_layers(self, input_shape: tuple[int, ...]) -> "tuple[Layer, ...]":
+        """The layers of augmentation and normalisation, to be put in front of the network's.
+
+        Args:
+            input_shape: shape of one sample.
+
+        Raises:
+            InputError: if a name is not known or given twice, or an argument breaks its rule.
+        """
+        from parallelcnn.training.augmentation import first_layers
+
+        return first_layers(self.augment, self.normalize, input_shape)
 
     def build_metrics(self, classes: int | None) -> "list[Metric]":
         """The metrics that are computed besides the default one.
@@ -496,6 +521,19 @@ class TrainConfig:
         if ".py:" in kept["model"]:
             kept["model"] = os.path.abspath(kept["model"])
         return kept
+
+    def to_arguments(self) -> list[str]:
+        """The repeatable settings that differ from their defaults, as arguments of `parallelcnn train`."""
+        values, found = self.repeatable(), []
+        for one, setting in settings():
+            value = values.get(one.name, one.default)
+            if value == one.default:
+                continue
+            option = f"--{one.name.replace('_', '-')}"
+            words = [] if setting.kind is bool else [str(word) for word in (value if setting.length != 1 else (value,))]
+            is_option_like = len(words) == 1 and words[0].startswith("-")
+            found += [f"{option}={words[0]}"] if is_option_like else [option, *words]
+        return found
 
     def to_toml(self) -> str:
         """The repeatable settings as TOML, without those that are None."""

@@ -87,9 +87,9 @@ class _Form:
 
 
 def recognises(path: Path) -> bool:
-    """Whether this is a CSV file by its name, an archive that holds one, or a folder of them."""
+    """Whether this is a CSV file by its name, an archive that holds one, or a folder with one of a data set's names."""
     if path.is_dir():
-        return any(_is_table(name) for name in os.listdir(path))
+        return any(_is_table(name) and _role_of(name) for name in os.listdir(path))
     if path.suffix.lower() == ".zip" and zipfile.is_zipfile(path):
         return bool(_members(path))
     return path.is_file() and _is_table(path.name)
@@ -319,10 +319,10 @@ def _label_column(names: tuple[str, ...] | None, rows: list[list[str]], unused: 
     if not places:
         return 0
     first, last = places[0], places[-1]
-    first_numbers, last_numbers = (all(_is_number(row[place]) for row in rows) for place in (first, last))
+    first_numbers, last_numbers = (all(_is_number(row[place]) for row in rows if row[place]) for place in (first, last))
     if first_numbers != last_numbers:
         return last if first_numbers else first
-    first_whole, last_whole = (all(_is_whole(row[place]) for row in rows) for place in (first, last))
+    first_whole, last_whole = (all(_is_whole(row[place]) for row in rows if row[place]) for place in (first, last))
     return last if last_whole and not first_whole else first
 
 
@@ -395,7 +395,10 @@ def _rows(table: _Table, form: _Form, labels: list[str]) -> Iterator[str]:
             line, _, label = line.rpartition(separator)
         if not line:  # loadtxt would leave it out
             raise DataError(_no_number(table, form, number, form.features[0], line))
-        labels.append(label.strip())
+        label = label.strip()
+        if not label:
+            raise DataError(f"{table.title}, line {number}, {form.column(form.label)}: must be a label, got nothing")
+        labels.append(label)
         yield line
 
 
