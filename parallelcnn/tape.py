@@ -18,6 +18,7 @@ from parallelcnn.layers.step import check_returned
 from parallelcnn.resources import check_memory
 
 _CACHE_LINE = 64  # bytes; see `aligned`
+_OFTEN = 16  # predictions on one tape, after which it pays to join its calls, which takes some milliseconds
 
 
 class LayerArrays(NamedTuple):
@@ -86,8 +87,15 @@ class Tape:
         self.forward_parts, self.backward_parts = recorder.parts
         self.forward = [call for part in self.forward_parts for call in part]
         self.backward = [call for part in self.backward_parts for call in part]
-        if training:  # a prediction may run only once for its number of samples: joining would not pay
+        self._predictions = 0
+        if training:
             self.forward, self.backward = join(self.forward), join(self.backward)
+
+    def count_prediction(self) -> None:
+        """Join the calls of a tape for predictions when it has run often. Many run only once."""
+        self._predictions += 1
+        if self._predictions == _OFTEN:
+            self.forward = join(self.forward)
 
 
 def plan_tape(recordable: Recordable, n: int, *, training: bool, shared: bool = True) -> Plan:
