@@ -16,18 +16,20 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.architecture import as_layers, chain_shapes, check_activations, declare
+from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import check_images
 from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.fusions import fuse
 from parallelcnn.kernels.losses import sigmoid, softmax
 from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.layers.base import Array, Layer, Shape
+from parallelcnn.layers.normalize import adapted
 from parallelcnn.layers.recompute import without_recomputing
 from parallelcnn.layers.step import merged
 from parallelcnn.notebook import table
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.optimizers.base import Share
-from parallelcnn.parameters import NamedArrays, decay_parts, set_values
+from parallelcnn.parameters import Matching, NamedArrays, decay_parts, set_values, take_matching
 from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
 
@@ -108,10 +110,14 @@ class NetworkHandler:
         self.resize: str | None = None
         self.history: Any = None  # `training` is on a higher level
         self._optimizer_state: dict[str, Array] = {}
+        self._training_thread: int | None = None
+        self._create_replicas()
+
+    def _create_replicas(self) -> None:
+        """Fuse the layers, and create the first replica that runs them."""
         self._running = fuse(self.layers, training=True)
         self._predicting = fuse(self.layers, training=False)
         self._idle: list[Replica] = []  # for predictions; append and pop of a list are thread-safe
-        self._training_thread: int | None = None
         self._replicas = [self.new_replica()]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -185,6 +191,33 @@ class NetworkHandler:
     def named_arrays(self) -> NamedArrays:
         """All parameters and buffers by name, such as "1.running_mean". They can be assigned to."""
         return NamedArrays({**self.layout.named(self._params), **self.buffer_layout.named(self._buffers)})
+
+    def load_parameters(self, arrays: Mapping[str, Any], *, strict: bool = True) -> Matching:
+        """Copy parameters and buffers from elsewhere into those of the same name; see `read_parameters` for files.
+
+        A name is the position of a layer and the name of the array, such as "0.weight". `Frozen` does not change it, so
+        a network of which some layers are frozen, or the last one is another, can take the arrays of the former.
+
+        Args:
+            arrays: values by name, in the network's shapes.
+            strict: whether to raise an error unless names and shapes are the network's. Otherwise only what fits is
+                taken, and all other arrays keep their values. If more fits then, layers are counted from the first one
+                that has parameters, so that layers before it, such as augmentation, make no difference.
+
+        Returns:
+            what was taken and what was not.
+
+        Raises:
+            ShapeError: if `strict` and a name or shape differs.
+            InputError: if values are not finite numbers. Nothing is changed in both cases.
+
+        Example:
+            >>> old = NetworkHandler((Conv2D(6, 3), Flatten(), Dense(10)), (1, 8, 8))
+            >>> new = NetworkHandler((Frozen(Conv2D(6, 3)), Flatten(), Dense(3)), (1, 8, 8))
+            >>> print(new.load_parameters(old.named_arrays, strict=False))
+            2 of 4 arrays fit; 2.weight (3, 216) has shape (10, 216) there, 2.bias (3,) has shape (10,) there
+        """
+        return take_matching(self.named_arrays, arrays, strict=strict)
 
     @property
     def fused_layers(self) -> list[tuple[Layer, Shape]]:
@@ -320,6 +353,27 @@ class NetworkHandler:
             options["share"] = share
         return {name: value for name, value in options.items() if optimizer.takes(name)}
 
+    def adapt(self, train_set: Dataset) -> None:
+        """Give a `Normalize("auto")` at the front of the network the mean and standard deviation of the training set.
+
+        The layer is replaced by one with these numbers. `train` calls this; without such a layer it does nothing.
+
+        Raises:
+            ShapeError: if the images do not have the network's input shape.
+
+        Example:
+            >>> network = NetworkHandler((Normalize("auto"), Flatten(), Dense(10)), (1, 8, 8))
+            >>> network.adapt(Dataset(np.full((3, 8, 8), 51, np.uint8), np.arange(3), 10))
+            >>> network.layers[0]
+            Normalize(mean=(0.2,), std=(1.0,))
+        """
+        if train_set.input_shape != self.input_shape:
+            raise ShapeError(f"the network takes images of shape {self.input_shape}, got {train_set.input_shape}")
+        layers = adapted(self.layers, train_set.images)
+        if layers is not self.layers:
+            self.layers = layers
+            self._create_replicas()
+
     def check_memory(self, threads: int = 1) -> None:
         """Raise ShapeError unless the arrays of `threads` threads, one block of samples each, fit into memory."""
         self.replica.check_memory()
@@ -419,7 +473,7 @@ class NetworkHandler:
         with self.idle_replicas(1) as (replica,):
             for start in range(0, max(len(images), 1), replica.block_size):
                 some = slice(start, start + replica.block_size)
-                output = replica.forward(replica.load(images[some]))
+                output = replica.forward(replica.load(images[some], fused=True))
                 if probabilities is not None:
                     probabilities(output, predictions[some])
                 else:

@@ -81,7 +81,7 @@ def train(
         test_set: evaluated after each epoch. If you choose anything by the results, pass a validation set here, and
             evaluate on the test set once; see `Dataset.split`.
         batch_size: samples in a minibatch over ALL ranks. The last minibatch of an epoch may be smaller.
-        seed: seed of the order of the samples and of dropout. Rank 0's value is used.
+        seed: seed of the order of the samples, of augmentation and of dropout. Rank 0's value is used.
         comm: an mpi4py communicator. None: all ranks that mpirun or srun started together; without a launcher, this
             process alone.
         loss: the loss function. Default: softmax cross-entropy.
@@ -166,6 +166,7 @@ def train(
         seed, saves = comm.allgather((seed, checkpoints is not None or resume is not None))[0]
         data = describe_data(comm, train_set=train_set, test_set=test_set) if saves or comm.size > 1 else {}
         check_replicas(comm, {**plan, "classes": (train_set.classes, test_set.classes), **data})
+        network.adapt(train_set)
 
         def describe() -> dict[str, Any]:
             how = {"optimizer": optimizer, "epochs": epochs, "batch_size": batch_size, "seed": seed}

@@ -3,12 +3,16 @@
 from collections.abc import Iterable
 
 
-def plural(counts: int | Iterable[int], noun: str) -> str:
-    """A count, or the range of several counts, with its noun: "1 core", "2 to 4 cores"."""
+def plural(counts: int | Iterable[int], noun: str, nouns: str = "") -> str:
+    """A count, or the range of several counts, with its noun: "1 core", "2 to 4 cores".
+
+    Args:
+        nouns: the plural; empty: the noun and an s.
+    """
     numbers = [counts] if isinstance(counts, int) else list(counts)
     fewest, most = min(numbers), max(numbers)
     number = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    return f"{number} {noun}{'' if most == 1 else 's'}"
+    return f"{number} {noun if most == 1 else nouns or f'{noun}s'}"
 
 
 def listed(things: Iterable[object]) -> str:
@@ -30,3 +34,16 @@ def function_name(function: object) -> str:
     """A function as layers and losses print it: without its address, which differs between ranks."""
     name = getattr(function, "__name__", repr(function))
     return name if name.startswith("<") else f"<{name}>"
+
+
+def duration(seconds: float) -> str:
+    """A time as people read it: "0.45 s", "12.3 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min"

@@ -53,9 +53,9 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """A folder with the real MNIST."""
-    from parallelcnn.data.mnist import cache_folder
+    from parallelcnn.data.cache import cache_folder
 
-    for folder in (ROOT.parent / "shared" / "mnist", cache_folder()):
+    for folder in (ROOT.parent / "shared" / "mnist", cache_folder("mnist", "")):
         if (folder / "train-images-idx3-ubyte.gz").exists():
             return folder
     pytest.skip("the real MNIST is neither in ../shared/mnist nor in the cache")

@@ -37,7 +37,7 @@ def test_training_writes_what_it_promises(train, folder, tmp_path):
     # The plot is an optional extra: a run without matplotlib writes everything else, without a warning.
     plots = ["loss.png"] if find_spec("matplotlib") else []
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [".lock", "checkpoints", "config.toml", *plots, "metrics.jsonl", "model.npz", "summary.json"]
+        [".lock", "checkpoints", "config.toml", *plots, "metrics.jsonl", "model.npz", "report.html", "summary.json"]
     )
     assert all((out / plot).read_bytes().startswith(b"\x89PNG") for plot in plots)
 

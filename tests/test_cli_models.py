@@ -34,7 +34,7 @@ def test_evaluate_takes_model_and_data_from_the_run(folder, tmp_path, here, monk
 
     alone = tmp_path / "alone.npz"
     shutil.copy(out / "model.npz", alone)
-    refused(here("evaluate", alone), f"evaluate needs --data NAME|DIR: {tmp_path / 'summary.json'}, which would say")
+    refused(here("evaluate", alone), f"--data NAME|PATH is needed: {tmp_path / 'summary.json'}, which would say")
     ran = here("evaluate", alone, "--data", folder)
     assert (ran.code, ran.out) == (0, f"{folder}: {result}")
     for content in ("", "{", "[]", "[" * 100_000, json.dumps({**summary, "data": 3})):
@@ -60,11 +60,11 @@ def test_evaluate_takes_model_and_data_from_the_run(folder, tmp_path, here, monk
 def test_evaluate_loads_the_data_set_that_the_run_was_trained_on(data, wanted, tmp_path, monkeypatch, here):
     asked = []
 
-    def load_data(*arguments):
-        asked.append(arguments)
+    def load_sets(name, data_dir, _):
+        asked.append((name, data_dir))
         raise InputError("stop here")
 
-    monkeypatch.setattr("parallelcnn.data.load_data", load_data)
+    monkeypatch.setattr("parallelcnn.cli.data_sets.load_sets", load_sets)
     pc.save_model(tmp_path / "model.npz", small.network())
     (tmp_path / "summary.json").write_text(json.dumps(data))
     refused(here("evaluate", tmp_path), "stop here")

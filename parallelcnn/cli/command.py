@@ -20,7 +20,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
 from parallelcnn._version import __version__
-from parallelcnn.cli import doctor, evaluate, guide, info, train
+from parallelcnn.cli import data, doctor, evaluate, export_model, guide, import_model, info, predict, runs, train
 from parallelcnn.cli.options import Parser, UsageError
 from parallelcnn.cli.output import lost_output, safe_output, say
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, TrainingWarning
@@ -30,13 +30,15 @@ from parallelcnn.status_line import StatusLine
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
 
-_COMMANDS = (train, evaluate, info, doctor, guide)
+_COMMANDS = (train, evaluate, predict, runs, export_model, import_model, data, info, doctor, guide)
 
 _EXAMPLES = """\
 examples:
   parallelcnn train                            train on the built-in digits
   parallelcnn train --help                     options of a command
   parallelcnn evaluate runs/a                  evaluate the network of a run
+  parallelcnn predict runs/a new/*.jpg         predict the classes of images
+  parallelcnn runs                             list runs and compare them
   mpirun -n 4 parallelcnn train --data mnist   train on four ranks
   mpirun -n 4 parallelcnn doctor               check installation and launch
 """

@@ -10,7 +10,6 @@ from parallelcnn.wording import plural
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
-    from parallelcnn.data import Dataset
 
 _SETTINGS = {one.name: (one.default, setting) for one, setting in settings()}
 
@@ -70,26 +69,6 @@ def add_setting(group: argparse._ActionsContainer, name: str, note: str | None =
     action: Any = group.add_argument(f"--{name.replace('_', '-')}", **keywords | changes)
     if setting.choices:
         action.completer = lambda **_: setting.choices  # for argcomplete; see `command._complete`
-
-
-def load_data_sets(options: argparse.Namespace | TrainConfig, comm: "Transport") -> "tuple[Dataset, Dataset, Dataset]":
-    """The training set, the set to evaluate on during training, and the test set, one copy for each node.
-
-    With --validation-split the second is split off the first, otherwise it is the test set. Collective: every rank of
-    `comm` must call it.
-    """
-    from parallelcnn.comm import share_on_node
-    from parallelcnn.data import load_data
-
-    fraction = getattr(options, "validation_split", None)
-
-    def load() -> "tuple[Dataset, ...]":
-        train_set, test_set = load_data(options.data, options.data_dir)
-        return (train_set, test_set) if fraction is None else (*train_set.split(fraction, options.seed), test_set)
-
-    comm.status = "reading the data set"
-    train_set, *validation_set, test_set = share_on_node(comm, load)
-    return train_set, (validation_set or [test_set])[0], test_set
 
 
 def warn_of_too_many_threads(options: argparse.Namespace | TrainConfig, comm: "Transport") -> None:

@@ -8,21 +8,29 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from parallelcnn.cli.models import find_model
-from parallelcnn.cli.options import load_data_sets, warn_of_too_many_threads
+from parallelcnn.cli.data_sets import load_data_sets
+from parallelcnn.cli.models import choose_model, find_model
+from parallelcnn.cli.options import warn_of_too_many_threads
 from parallelcnn.cli.output import say
 from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, RunReporter
 from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.data.dataset import Dataset
+from parallelcnn.errors import DivergenceError, InputError
+from parallelcnn.exchange.parameter_files import read_parameters
 from parallelcnn.files.model import save_model
+from parallelcnn.layers.frozen import freeze
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.profiling import Profiler
+from parallelcnn.report.predictions import Predictions, predictions_on
+from parallelcnn.report.training_report import ReportedRun, training_report
 from parallelcnn.resilience.fault_tolerance import retry_after_loss
 from parallelcnn.resilience.signals import StopOnSignal, interrupts_ending_the_process
 from parallelcnn.resources import number_in
@@ -38,6 +46,7 @@ from parallelcnn.training.preparation import check_fit, check_numbers, check_res
 from parallelcnn.training.progress import show_compilation
 from parallelcnn.training.reduction import check_reproducible, fixed_shards
 from parallelcnn.training.threads import check_threads, choose_threads
+from parallelcnn.wording import plural
 
 LONGEST_WAIT = 30.0  # for an earlier start of the same run to finish [s]
 _POLL_EVERY = 0.1  # [s]
@@ -49,13 +58,15 @@ class Run:
     def __init__(self, options: TrainConfig, comm: Transport) -> None:
         self._options, self._comm = options, comm
         self._profiler = Profiler() if options.profile else None
+        self._started_from: str | None = None
+        self._notes: list[str] = []  # for the report
 
     def go(self) -> int:
         """Train and write the results; returns the exit code."""
         # All input is checked before the first file is written.
         self._optimizer = run_together(self._comm, self._check_options)
         with show_compilation(self._comm):
-            self._train_set, self._evaluated, self._test_set = load_data_sets(self._options, self._comm)
+            self._train_set, self._evaluated, self._test_set, self._found = load_data_sets(self._options, self._comm)
             self._comm.status = "building the network"
             self._network = run_together(self._comm, self._build)
             self._resume = run_together(self._comm, self._named_checkpoint)
@@ -63,16 +74,23 @@ class Run:
         self._verify()
         self._open_directory()
         with contextlib.closing(self._reporter):
-            with StopOnSignal() as stop:
-                history = self._train(stop)
+            try:
+                with StopOnSignal() as stop:
+                    history = self._train(stop)
+            except DivergenceError as error:
+                self._report_unfinished(f"Training ended without a result: {error}.")
+                raise
             self._reporter.history = history
             signalled = max(self._comm.allgather(stop.received))
             if history.stopped and signalled:
                 return self._say_why_it_stopped(history, signalled)
-            if history.stopped and self._comm.rank == 0:
+            if history.stopped:
                 epoch = history.evaluations[-1][1]
                 what = "accuracy" if self._options.monitor == "accuracy" else "loss"
-                say(f"stopped    after epoch {epoch} of {self._options.epochs}: the {what} no longer improves")
+                why = f"after epoch {epoch} of {self._options.epochs}: the {what} no longer improves"
+                self._notes.append(f"Stopped early, {why}.")
+                if self._comm.rank == 0:
+                    say(f"stopped    {why}")
             retry_after_loss(self._comm, lambda: self._finish(history))
         return 0
 
@@ -94,16 +112,39 @@ class Run:
         return [*(loggers[name]() for name in dict.fromkeys(self._options.log)), *([stopping] if stopping else [])]
 
     def _build(self) -> NetworkHandler:
+        if self._options.model == "auto":
+            self._options = replace(self._options, model=choose_model(self._train_set.input_shape))
         options = self._options
         self._loss = options.build_loss(self._train_set)
-        layers = find_model(options.model, self._train_set.classes, options.loss)
-        network = NetworkHandler(layers, self._train_set.input_shape, options.seed)
+        input_shape = self._train_set.input_shape
+        layers = freeze(find_model(options.model, self._train_set.classes, options.loss), options.freeze)
+        network = NetworkHandler((*options.build_first_layers(input_shape), *layers), input_shape, options.seed)
+        network.adapt(self._train_set)
+        if not network.trained_params.size:
+            raise InputError(f"freeze must leave a layer with parameters to train, got {options.freeze}")
+        if not self._may_resume():
+            self._start_from(network)
         check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every, self._train_set)
         for dataset in (self._train_set, self._evaluated, self._test_set):
             check_fit(network, dataset, self._loss)
         further = options.build_metrics(self._train_set.classes)
         self._metrics = [*default_metrics(network, self._evaluated, self._loss), *further]
         return network
+
+    def _may_resume(self) -> bool:
+        """Whether there is a checkpoint to resume from, which may turn out to be damaged."""
+        resume, out = self._options.resume, self._options.out
+        return resume is not None and (resume != "auto" or any(self._checkpoint_folder(Path(out or "")).files()))
+
+    def _start_from(self, network: NetworkHandler) -> None:
+        """Take the parameters of --start-from that fit."""
+        source = self._options.start_from
+        if source is None:
+            return
+        matching = network.load_parameters(read_parameters(source), strict=False)
+        if not matching.taken:
+            raise InputError(f"--start-from {source}: no array fits the network by name and shape: {matching}")
+        self._started_from = f"{source}: {matching}"
 
     def _named_checkpoint(self) -> Checkpoint | None:
         """The checkpoint of --resume FILE, on rank 0."""
@@ -155,6 +196,8 @@ class Run:
             newest = None
             if options.resume == "auto":  # once the directory is locked, no other run deletes checkpoints
                 newest = self._checked(self._checkpoint_folder(directory.path).newest())
+                if newest is None and self._started_from is None:
+                    self._start_from(self._network)
             directory.open(resume=newest is not None)
             return newest
 
@@ -167,7 +210,9 @@ class Run:
         path, token = comm.allgather(("", "") if directory is None else (str(directory.path), directory.token))[0]
         self._path = Path(path)
         self._reporter = RunReporter(comm, directory, self._path, token, len(self._train_set))
-        all_hosts, all_threads = hosts(comm), comm.allgather(self._threads)
+        all_hosts, all_threads = self._ranks = hosts(comm), comm.allgather(self._threads)
+        if self._resume is not None:
+            self._notes.append(f"Resumed after minibatch {self._resume.history.steps:,}.")
         if directory is None:
             return
         directory.write_config(options.to_toml())
@@ -177,7 +222,11 @@ class Run:
             say(f"resumed after minibatch {self._resume.history.steps:,}")
         elif options.resume is not None:
             say(f"no checkpoint in {directory.checkpoints} yet: starting from the beginning")
+        if self._started_from is not None and self._resume is None:
+            say(f"start from {self._started_from}")
         data = self._train_set, self._evaluated, self._test_set
+        if self._found:
+            say(f"found      {self._found}")
         say(describe_run(options, all_hosts, all_threads, self._network, *data, self._optimizer, self._loss))
 
     def _take_directory(self) -> RunDirectory | None:
@@ -252,6 +301,9 @@ class Run:
             where = f"stopped after minibatch {history.steps:,}"
             how = f"to continue, give the same command with --out {path} --resume"
             say(f"parallelcnn: {why}: {where}; {how}", sys.stderr)
+        self._report_unfinished(
+            f"Training was {'interrupted' if number == signal.SIGINT else f'ended by {why}'}: {where}; {how}."
+        )
         self._comm.barrier()  # a launcher kills the others when one rank exits: print first
         return 128 + number
 
@@ -265,13 +317,18 @@ class Run:
 
         last = history.evaluations[-1][2]
         results = on(self._train_set), last if self._test_set is self._evaluated else on(self._test_set)
+        predictions = predictions_on(self._network, self._test_set, comm, self._threads)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # KiB on Linux
         everyone = comm.allgather((this_host(), self._threads, peak))
         comm.status = "writing the results"
-        run_together(comm, lambda: self._write_results(history, results, everyone))
+        run_together(comm, lambda: self._write_results(history, results, predictions, everyone))
 
     def _write_results(
-        self, history: History, results: tuple[Evaluation, Evaluation], everyone: Sequence[tuple[str, int, int]]
+        self,
+        history: History,
+        results: tuple[Evaluation, Evaluation],
+        predictions: Predictions | None,
+        everyone: Sequence[tuple[str, int, int]],
     ) -> None:
         if self._comm.rank != 0:
             return
@@ -291,9 +348,50 @@ class Run:
         summary["first_step_seconds"] = summary["wall_seconds"] - since_first_step if took_a_step else None
         directory.write_summary(summary)
         directory.write_extras(history, self._profiler)
+        self._write_report(history, results, predictions, summary)
         if self._profiler is not None:
             say(f"\n{self._profiler.table()}\n")
         say(describe_result(directory.path, summary))
+
+    def _report_unfinished(self, why: str) -> None:
+        """Write the report of a run that has not come to its end, on rank 0."""
+        history = self._reporter.history
+        if self._comm.rank != 0 or history is None:
+            return
+        self._notes.append(why)
+        self._write_report(history, (None, None), None, {})
+
+    def _write_report(
+        self,
+        history: History,
+        results: tuple[Evaluation | None, Evaluation | None],
+        predictions: Predictions | None,
+        summary: dict[str, Any],
+    ) -> None:
+        hosts, threads = self._ranks
+        lost = [f"{plural(history.lost_ranks, 'rank')} of {len(hosts)} lost during training; the others continued."]
+        with contextlib.suppress(OSError):  # no new directory, where another run has taken this one
+            directory = self._reporter.directory_to_write()
+            run = ReportedRun(
+                name=str(directory.path),
+                config=self._options,
+                network=self._network,
+                train_set=self._train_set,
+                evaluated=self._evaluated,
+                test_set=self._test_set,
+                optimizer=self._optimizer,
+                loss=self._loss,
+                history=history,
+                hosts=hosts,
+                threads=threads,
+                started=datetime.now(UTC) - timedelta(seconds=_seconds_since_start()),
+                on_train_set=results[0],
+                on_test_set=results[1],
+                predictions=predictions,
+                summary=summary,
+                notes=[*self._notes, *(lost if history.lost_ranks else ())],
+            )
+            directory.write_report(lambda: training_report(run))
 
 
 def _seconds_since_start() -> float:

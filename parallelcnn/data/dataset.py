@@ -10,6 +10,7 @@ import numpy as np
 from parallelcnn.arguments import as_array, check_integer, described
 from parallelcnn.data.numbers import Range, check_finite, dtype_hint, range_of
 from parallelcnn.errors import DataError, InputError
+from parallelcnn.files.rows import FileRows, choose
 from parallelcnn.notebook import contact_sheet, picture, png, table
 
 Array = np.ndarray
@@ -27,7 +28,7 @@ class Dataset:
 
     Args:
         images: (N, H, W), (N, C, H, W) or (N, features); uint8, which networks scale to [0, 1] during loading, or
-            float32, which is not scaled.
+            float32, which is not scaled. A `FileRows` stays in its file.
         labels: (N,) integers in [0, classes), stored as int64; for regression, floats of shape (N,) or (N, outputs).
         classes: number of classes; None for regression.
         name: name of the data set in reports.
@@ -55,7 +56,9 @@ class Dataset:
     resize: str | None = None
 
     def __post_init__(self) -> None:
-        images = as_array(f"{self.name}: images", self.images, "an array of numbers, samples first")
+        images: Any = self.images
+        if not isinstance(images, FileRows):
+            images = as_array(f"{self.name}: images", images, "an array of numbers, samples first")
         labels = as_array(f"{self.name}: labels", self.labels, _LABELS_RULE)
         if images.ndim not in (2, 3, 4) or images.dtype not in (np.uint8, np.float32):
             swapped = images.ndim == 1 and labels.ndim in (2, 3, 4)
@@ -92,7 +95,8 @@ class Dataset:
         if self.resize not in (None, *RESIZE):
             raise DataError(f"{self.name}: resize must be one of {', '.join(RESIZE)}, got {described(self.resize)}")
         # One array type for all inputs, so that kernels are compiled once.
-        object.__setattr__(self, "images", np.ascontiguousarray(images))
+        if not isinstance(images, FileRows):
+            object.__setattr__(self, "images", np.ascontiguousarray(images))
         with np.errstate(over="ignore"):  # `check_numbers` finds the infinity
             labels = np.ascontiguousarray(labels, np.float32 if self.classes is None else np.int64)
         object.__setattr__(self, "labels", labels)
@@ -172,20 +176,12 @@ class Dataset:
         count = round(float(fraction) * len(self))
         if not 0 < count < len(self):
             raise InputError(f"{self.name}: a fraction of {fraction} of {len(self)} samples leaves one part empty")
-        order = np.random.default_rng(seed).permutation(len(self))
-        # The samples of each class, in random order, at equal distances in [0, 1]. The first `count` hold the same
-        # fraction of every class, up to one sample.
-        position = np.empty(len(self))
         labels = np.zeros(len(self), np.int64) if self.classes is None else self.labels
-        for label in np.unique(labels):
-            of_class = order[labels[order] == label]
-            position[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
-        chosen = np.zeros(len(self), bool)
-        chosen[order[np.argsort(position[order], kind="stable")[:count]]] = True
+        chosen = draw(labels, count, seed)
 
         def part(some: Array, name: str, role: str) -> Dataset:
             weight = None if self.sample_weight is None else self.sample_weight[some]
-            images, labels = self.images[some], self.labels[some]
+            images, labels = choose(self.images, some), self.labels[some]
             return replace(self, images=images, labels=labels, name=name, role=role, sample_weight=weight)
 
         return part(~chosen, self.name, self.role), part(chosen, f"{self.name}-validation", "val")
@@ -211,6 +207,20 @@ class Dataset:
     def input_range(self) -> Range:
         """The smallest and largest number of the images; see `range_of`."""
         return range_of(self.images)
+
+
+def draw(labels: Array, count: int, seed: int) -> Array:
+    """Draw samples at random, from each class in proportion to its size; returns a mask, (N,)."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    # The samples of each class, in random order, at equal distances in [0, 1]. The first `count` hold the same fraction
+    # of every class, up to one sample.
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        of_class = order[labels[order] == label]
+        position[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+    chosen = np.zeros(len(labels), bool)
+    chosen[order[np.argsort(position[order], kind="stable")[:count]]] = True
+    return chosen
 
 
 def _abridged(rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:

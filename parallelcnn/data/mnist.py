@@ -15,8 +15,10 @@ from glob import iglob
 from pathlib import Path
 
 from parallelcnn.arguments import as_path
+from parallelcnn.data.cache import cache_folder
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.data.readers.idx import PathLike, load_idx_folder, open_content
+from parallelcnn.data.readers.idx import PathLike, open_content
+from parallelcnn.data.readers.idx_folder import load_idx_folder
 from parallelcnn.errors import DataError, shown
 
 # Copies by PyTorch, by the Common Visual Data Foundation and by Amazon: MNIST's own page has refused downloads for
@@ -84,26 +86,12 @@ def load_mnist(
         places = (folder, folder / "mnist", folder / "MNIST" / "raw")  # other programs use the last two
         folder = next((place for place in places if any(iglob("*idx*ubyte*", root_dir=place))), folder)
         return load_idx_folder(folder, "mnist", classes=_CLASSES)
-    folder = as_path("cache_dir", cache_dir) if cache_dir is not None else cache_folder()
+    folder = as_path("cache_dir", cache_dir) if cache_dir is not None else cache_folder("mnist", _WAY_OUT)
     try:
         return load_idx_folder(folder, "mnist", classes=_CLASSES)
     except DataError:
         _complete(folder, mirrors or os.environ.get("PARALLELCNN_MNIST_MIRRORS", "").split() or MIRRORS, progress)
     return load_idx_folder(folder, "mnist", classes=_CLASSES)
-
-
-def cache_folder() -> Path:
-    if cache := os.environ.get("PARALLELCNN_CACHE"):
-        return Path(cache).expanduser() / "mnist"
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(cache):  # the XDG specification says to ignore relative paths
-        return Path(cache) / "parallelcnn" / "mnist"
-    try:
-        return Path.home() / ".cache" / "parallelcnn" / "mnist"
-    except RuntimeError:
-        raise DataError(
-            f"MNIST: no home folder is known to keep it in: set PARALLELCNN_CACHE to a folder, {_WAY_OUT}"
-        ) from None
 
 
 def _complete(folder: Path, mirrors: Sequence[str], progress: bool | None) -> None:

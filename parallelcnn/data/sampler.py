@@ -3,11 +3,12 @@
 Every rank computes the same permutation from (seed, epoch). Only `shard` depends on the rank.
 """
 
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 Array = np.ndarray
+Some = TypeVar("Some", np.ndarray, list[Any])
 
 
 def shuffle(n_samples: int, seed: int, epoch: int) -> Array:
@@ -68,8 +69,8 @@ class Sampler:
         return epochs * -(-self._n_samples // self._batch_size)
 
 
-def shard(samples: Array, index: int, count: int) -> Array:
-    """Shard `index` of a minibatch that is cut into `count` shards of nearly equal size. If there are more shards than
-    samples, some are empty.
+def shard(samples: Some, index: int, count: int) -> Some:
+    """Shard `index` of a minibatch, or of a list, that is cut into `count` shards of nearly equal size. If there are
+    more shards than samples, some are empty.
     """
     return samples[len(samples) * index // count : len(samples) * (index + 1) // count]

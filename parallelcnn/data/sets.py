@@ -1,8 +1,9 @@
 """The data sets of one source: a training set, and perhaps a validation and a test set."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.dataset import Array, Dataset
 
 TEST_FRACTION = 0.2  # of the samples, where the source has no test set
 
@@ -15,6 +16,8 @@ class DataSets:
         train: the training set.
         validation: the set to evaluate on during training; None: the source has none.
         test: the test set; None: the source has none.
+        broken: why images were left out, a message for each.
+        files: of a folder of images, the names of the files in it by set; see `images.file_names`.
         found: what was found, in words, such as "image folder: 3 classes, 900 images"; empty: nothing worth saying.
     """
 
@@ -22,6 +25,8 @@ class DataSets:
     validation: Dataset | None = None
     test: Dataset | None = None
     found: str = ""
+    broken: tuple[str, ...] = ()
+    files: Mapping[str, Array] = field(default_factory=dict)
 
     def with_test_set(self, seed: int = 0) -> "DataSets":
         """The same with a test set. If there is none, the validation set takes its place, or a part of the training

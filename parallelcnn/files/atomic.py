@@ -22,31 +22,40 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def write_atomically(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
-    """Write `content` to a temporary file beside `path`, flush it to disk, and rename it to `path`.
+@contextlib.contextmanager
+def renamed_when_complete(path: Path, check: Callable[[Path], object] | None = None) -> Iterator[Path]:
+    """Context that yields the path of a new, empty file beside `path`, to be filled. At its end, the file is flushed to
+    disk and renamed to `path`; if an error was raised, it is removed.
 
     Args:
-        check: called with the new file before it is renamed. If it raises an error, the file is removed.
+        check: called with the file before it is renamed. If it raises an error, the file is removed.
 
     Raises:
-        OSError: if writing fails. An earlier file at `path` remains, and no temporary file is left.
+        OSError: if the file cannot be created, flushed or renamed. An earlier file at `path` remains.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_urlsafe(6)}{_UNFINISHED}")
     with naming(path):
-        temporary = path.with_name(f".{path.name}.{secrets.token_urlsafe(6)}{_UNFINISHED}")
         # The kernel applies the umask. It could only be read here by setting it, for all threads of the process.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+    try:
+        yield temporary
+        with naming(path):
+            os.fsync(descriptor)  # also what was written through other descriptors and memory maps
             if check is not None:
                 check(temporary)
             os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
+    """Write `content` to a file; see `renamed_when_complete`."""
+    with naming(path), renamed_when_complete(path, check) as temporary, open(temporary, "wb") as file:
+        file.write(content)
 
 
 def remove_unfinished(folder: Path) -> None:

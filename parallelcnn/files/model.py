@@ -18,6 +18,7 @@ from parallelcnn import layers as library_layers
 from parallelcnn.architecture import as_layers, chain_shapes, declare
 from parallelcnn.arguments import as_path, check_type
 from parallelcnn.data.dataset import RESIZE, check_class_names
+from parallelcnn.data.readers.decoding import ImageOptions
 from parallelcnn.errors import CheckpointError, InputError, shown
 from parallelcnn.files.archive import Archive, naming_damage, read_archive, write_archive
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
@@ -68,8 +69,13 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
     archive = read_archive(path, "model", "checkpoint")
     if "layers" not in archive.description and "facts" in archive.description:
         raise CheckpointError(f"{path} is a checkpoint of an earlier version, which holds no layers: resume from it")
+    return network_of(path, archive, layers)
+
+
+def network_of(path: Path, archive: Archive, layers: Iterable[Layer] | None = None) -> NetworkHandler:
+    """The network that an archive of the file at `path` describes; errors as of `load_model`."""
     try:
-        parsed = _parse(path, archive, layers)
+        parsed = _parse(path, archive, None if layers is None else as_layers(layers))
     except CheckpointError as error:
         raise CheckpointError(shown(error)) from error.__cause__
     network = NetworkHandler(parsed.layers, parsed.input_shape, dtype=parsed.dtype.type)
@@ -77,6 +83,20 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
     for name, array in network.named_arrays.items():
         array[...] = archive.arrays[name]
     return network
+
+
+def image_options_of(path: Path, *, skip_broken: bool = False) -> ImageOptions | None:
+    """How a folder of images is decoded for the network of a model file; None if it takes no images.
+
+    Raises:
+        CheckpointError: if the file is not a model file, or is damaged.
+    """
+    description = read_archive(path, "model", "checkpoint").description
+    with naming_damage(path, "its description makes no network"):
+        shape, resize = description.get("input_shape", ()), description.get("resize")
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            return None
+        return ImageOptions(tuple(shape[1:]), resize or "crop", "gray" if shape[0] == 1 else "rgb", skip_broken)
 
 
 def describe_network(network: NetworkHandler) -> dict[str, Any]:
@@ -150,14 +170,16 @@ def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _P
         for layer, entry in zip(layers, description["layers"], strict=True):
             if "fingerprint" in entry and not matches(entry["fingerprint"], stored_fingerprint(layer)):
                 raise CheckpointError(f"{path} does not fit the network: it holds a {layer!r} with other values")
-        origin = _origin(description, shapes[-1])
+        origin = checked_origin(description, shapes[-1])
     for slot in (slot for layout in layouts for slot in layout.slots):
         _check_array(path, slot, dtype, archive.arrays.get(slot.key))
     return _Parsed(layers, shapes[0], dtype, origin)
 
 
-def _origin(description: dict[str, Any], output_shape: tuple[int, ...]) -> dict[str, Any]:
-    """See `NetworkHandler.origin`. Files of earlier versions do not contain all of it."""
+def checked_origin(description: dict[str, Any], output_shape: tuple[int, ...]) -> dict[str, Any]:
+    """The `NetworkHandler.origin` in a description; InputError if it is none. Files of earlier versions do not contain
+    all of it.
+    """
     prediction, input_range = description.get("prediction", "softmax"), description.get("input_range")
     class_names, resize = description.get("class_names"), description.get("resize")
     if not isinstance(prediction, str):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 
-def open_regular(path: str | Path, mode: Literal["r", "a"] = "r") -> TextIO:
+def open_regular(path: str | Path, mode: Literal["r", "r+", "a"] = "r") -> TextIO:
     """Open a UTF-8 text file as `open` does, but never wait for a writer, a reader or a device.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from parallelcnn.comm import Transport, run_together, shared_file
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.errors import ReplicaMismatchError, shown
 from parallelcnn.files.fingerprint import fingerprint
+from parallelcnn.files.rows import FileRows
+
+_ROWS = 256  # of an array in a file that are read at a time
 
 
 class _Argument(NamedTuple):
@@ -63,7 +66,7 @@ def describe_data(comm: Transport, **datasets: Dataset) -> dict[str, str]:
     """
     arrays = [array for dataset in datasets.values() for array in _arrays(dataset)]
     node = comm.ranks_on_node()[0]
-    places = comm.allgather([(node, place) if (place := shared_file(array)) else None for array in arrays])
+    places = comm.allgather([(node, place) if (place := _place_of(array)) else None for array in arrays])
     mine = places[comm.rank]
     # The first rank that has the array reads it.
     readers = [
@@ -89,6 +92,11 @@ def _arrays(dataset: Dataset) -> list[np.ndarray]:
     return [dataset.images, dataset.labels, *weight]
 
 
+def _place_of(array: np.ndarray | FileRows) -> Any:
+    """Where an array is that other ranks see as well; None: only in this process, or not known."""
+    return array.identity if isinstance(array, FileRows) else shared_file(array)
+
+
 def _with_checksums(dataset: Dataset, checksums: Sequence[int]) -> str:
     """The data set's description. The names are those of `_arrays`; without weights it is that of earlier versions."""
     names = ("CRC-32", "labels", "weights")
@@ -96,8 +104,13 @@ def _with_checksums(dataset: Dataset, checksums: Sequence[int]) -> str:
     return f"{dataset.images.dtype} of shape {dataset.images.shape}, {found}"
 
 
-def _crc32(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).data)
+def _crc32(array: np.ndarray | FileRows) -> int:
+    if isinstance(array, np.ndarray):
+        return zlib.crc32(np.ascontiguousarray(array).data)
+    checksum = 0
+    for start in range(0, len(array), _ROWS):
+        checksum = zlib.crc32(array[start : start + _ROWS].data, checksum)
+    return checksum
 
 
 def _described(value: object) -> _Argument:

@@ -141,7 +141,7 @@ class CheckpointFolder:
             remove_unfinished(folder)
         new = folder / _FILE.format(checkpoint.history.steps)
         save_checkpoint(new, checkpoint)
-        files = self._files()
+        files = self.files()
         keep = [new.name, *(file.name for file in files[: self.keep_last])]
         if self.keep_best:
             keep.append(_FILE.format(_best_step(checkpoint.history)))
@@ -154,7 +154,7 @@ class CheckpointFolder:
 
         Warns about each file that cannot be read.
         """
-        for file in self._files():
+        for file in self.files():
             if int(file.stem[5:]) > up_to:
                 continue
             try:
@@ -163,12 +163,26 @@ class CheckpointFolder:
                 warnings.warn(f"{error}; taking the checkpoint before it", TrainingWarning, stacklevel=2)
         return None
 
+    def newest_file(self) -> Path | None:
+        """The file of the newest readable checkpoint; see `newest`."""
+        newest = self.newest()
+        return None if newest is None else self._file_of(newest.history.steps)
+
+    def best_file(self) -> Path | None:
+        """The file of the checkpoint with the best evaluation; None if it was not kept. See `keep_best`."""
+        newest = self.newest()
+        best = None if newest is None else self._file_of(_best_step(newest.history))
+        return best if best is not None and best.exists() else None
+
+    def _file_of(self, step: int) -> Path:
+        return self._located() / _FILE.format(step)
+
     def _located(self) -> Path:
         if self.locate is not None:
             self.path = self.locate()
         return Path(self.path)
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
         """All checkpoints in the folder, newest first."""
         files = [file for file in self._located().glob("step-*.npz") if file.stem[5:].isdecimal()]
         return sorted(files, key=lambda file: int(file.stem[5:]), reverse=True)

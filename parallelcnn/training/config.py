@@ -18,6 +18,8 @@ from parallelcnn.errors import InputError, nearest_name
 
 if TYPE_CHECKING:
     from parallelcnn.data import Dataset
+    from parallelcnn.data.readers.decoding import ImageOptions
+    from parallelcnn.layers import Layer
     from parallelcnn.losses import Loss
     from parallelcnn.metrics import Metric
     from parallelcnn.optimizers import KernelOptimizer, Optimizer
@@ -99,19 +101,60 @@ class TrainConfig:
     """
 
     model: str = _path(
-        "paper",
+        "auto",
         NETWORK,
         "NAME|FILE.py:FUNCTION",
         "the network: paper, lenet5, resnet8, resnet20, vgg-small, mobilenet-small, or your own function that returns "
-        "the layers",
+        "the layers; auto: paper for gray images up to 32 x 32, resnet8 for others up to 48 x 48, otherwise "
+        "mobilenet-small",
     )
-    data: str = _path("digits", NETWORK, "NAME|DIR", "digits, mnist, or a directory with the four IDX files")
+    data: str = _path(
+        "digits",
+        NETWORK,
+        "NAME|PATH",
+        "digits, mnist, or a path: images in folders of classes, or another format that the guide's page data lists",
+    )
     data_dir: str | None = _path(
         None, NETWORK, "DIR", "directory of MNIST's files; by default the cache, filled by a download"
     )
+    image_size: str | None = _setting(
+        None,
+        NETWORK,
+        "rows and columns of the images of a folder; by default their own if all have the same of up to 128, "
+        "otherwise 64x64",
+        metavar="H[xW]",
+    )
+    resize: str = _setting(
+        "crop",
+        NETWORK,
+        "how images are brought to this size: crop what is too much, pad with black, or stretch",
+        metavar="HOW",
+        choices=("crop", "pad", "stretch"),
+    )
+    color: str | None = _setting(
+        None, NETWORK, "rgb or gray; by default gray if all images are", metavar="KIND", choices=("rgb", "gray")
+    )
+    skip_broken: bool = _setting(False, NETWORK, "leave out images that cannot be decoded")
     epochs: int = _setting(3, TRAINING, "passes over the training set", at_least=1)
     batch_size: int = _setting(100, TRAINING, "samples in a minibatch, over all ranks", at_least=1)
-    seed: int = _setting(0, TRAINING, "seed of initial weights, sample order and dropout", at_least=0)
+    seed: int = _setting(0, TRAINING, "seed of initial weights, sample order, augmentation and dropout", at_least=0)
+    augment: tuple[str, ...] = _setting(
+        (),
+        TRAINING,
+        "change the training images at random: light (flip, crop), strong, or a list of flip, crop, rotation, zoom, "
+        "brightness, contrast, cutout, mixup, with a number if wanted, as crop:4; not for digits: flip",
+        metavar="NAME",
+    )
+    normalize: bool = _setting(
+        False, TRAINING, "normalize each channel by its mean and standard deviation in the training set"
+    )
+    start_from: str | None = _path(
+        None,
+        TRAINING,
+        "RUN|FILE",
+        "start from the parameters of a run, a model file, safetensors, .pt or .onnx: all that fit by name and shape",
+    )
+    freeze: int = _setting(0, TRAINING, "do not change the parameters of the first N layers", at_least=0)
     validation_split: float | None = _setting(
         None,
         TRAINING,
@@ -309,12 +352,26 @@ class TrainConfig:
             raise InputError(f"validation_split must be above 0 and below 1, got {self.validation_split!r}")
         for name in self.metrics:
             _metric_of(name, classes=None)
+        self.build_first_layers((1, 1, 1))
         if self.out == "":
             raise InputError("out must name a directory, got ''")
         if self.resume == "auto" and self.out is None:
             raise InputError("--resume takes the run directory, --out DIR, or a checkpoint, --resume FILE")
+        self.build_image_options()
         self.build_optimizer()
         self.build_loss()
+
+    def build_image_options(self) -> "ImageOptions":
+        """How the images of a folder become arrays."""
+        from parallelcnn.data.readers.decoding import ImageOptions
+
+        size = None
+        if self.image_size is not None:
+            numbers = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", self.image_size)
+            if numbers is None:
+                raise InputError(f"image_size must be a number or ROWSxCOLUMNS, such as 64x48, got {self.image_size!r}")
+            size = int(numbers[1]), int(numbers[2] or numbers[1])
+        return ImageOptions(size, self.resize, self.color, self.skip_broken)
 
     def build_optimizer(self) -> "Optimizer":
         """The optimiser that these settings describe."""
@@ -368,6 +425,19 @@ class TrainConfig:
         if "class_weight" in given:
             given["class_weight"] = None if train_set is None else train_set.balanced_class_weight()
         return getattr(losses, LOSSES[self.loss])(**given)
+
+    def build_first_layers(self, input_shape: tuple[int, ...]) -> "tuple[Layer, ...]":
+        """The layers of augmentation and normalisation, to be put in front of the network's.
+
+        Args:
+            input_shape: shape of one sample.
+
+        Raises:
+            InputError: if a name is not known or given twice, or an argument breaks its rule.
+        """
+        from parallelcnn.training.augmentation import first_layers
+
+        return first_layers(self.augment, self.normalize, input_shape)
 
     def build_metrics(self, classes: int | None) -> "list[Metric]":
         """The metrics that are computed besides the default one.
@@ -446,9 +516,24 @@ class TrainConfig:
             kept["data"] = os.path.abspath(kept["data"])
         if kept["data_dir"] is not None:
             kept["data_dir"] = os.path.abspath(kept["data_dir"])
+        if kept["start_from"] is not None:
+            kept["start_from"] = os.path.abspath(kept["start_from"])
         if ".py:" in kept["model"]:
             kept["model"] = os.path.abspath(kept["model"])
         return kept
+
+    def to_arguments(self) -> list[str]:
+        """The repeatable settings that differ from their defaults, as arguments of `parallelcnn train`."""
+        values, found = self.repeatable(), []
+        for one, setting in settings():
+            value = values.get(one.name, one.default)
+            if value == one.default:
+                continue
+            option = f"--{one.name.replace('_', '-')}"
+            words = [] if setting.kind is bool else [str(word) for word in (value if setting.length != 1 else (value,))]
+            is_option_like = len(words) == 1 and words[0].startswith("-")
+            found += [f"{option}={words[0]}"] if is_option_like else [option, *words]
+        return found
 
     def to_toml(self) -> str:
         """The repeatable settings as TOML, without those that are None."""

@@ -1,0 +1,134 @@
+"""The images to predict from: image files, folders of them, and arrays in .npy and .npz files."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parallelcnn.data.dataset import Array
+from parallelcnn.data.readers.decoding import decode, is_image
+from parallelcnn.data.readers.image_folder import files_below
+from parallelcnn.errors import DataError, ShapeError, shown
+
+_ARRAYS = (".npy", ".npz")
+_NAMES = ("images", "x", "X", "data", "x_test", "test_images")  # of the images in an .npz file, best first
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image: a file, or a row of the array in a file."""
+
+    file: Path
+    row: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.file) if self.row is None else f"{self.file}[{self.row}]"
+
+
+def find_items(paths: Iterable[Path]) -> Iterator[Item]:
+    """The images at these paths, in order; those of a folder sorted by name, with those of the folders in it.
+
+    Raises:
+        DataError: if there is nothing at a path, or nothing that can be predicted from.
+    """
+    for path in paths:
+        if path.is_dir():
+            found = [Path(file) for file in files_below(str(path)) if is_image(file)]
+            if not found:
+                raise DataError(f"{path}: must hold images, but holds none")
+            yield from map(Item, found)
+        elif path.suffix.lower() in _ARRAYS:
+            yield from (Item(path, row) for row in range(len(_open_array(path))))
+        elif is_image(path.name):
+            if not path.exists():
+                raise DataError(f"{path}: there is no such file")
+            yield Item(path)
+        else:
+            what = "is neither an image, nor a folder, nor an .npy or .npz file" if path.exists() else "does not exist"
+            raise DataError(f"{path}: {what}")
+
+
+def read_items(items: Sequence[Item], shape: tuple[int, ...], resize: str) -> tuple[list[Array | None], list[str]]:
+    """The images of items.
+
+    Args:
+        shape: of an image for the network; images from files are brought to it.
+        resize: see `ImageOptions`.
+
+    Returns:
+        the images, None for those that cannot be read; and why they cannot.
+
+    Raises:
+        ShapeError: if the network takes no images, but vectors.
+    """
+    images: list[Array | None] = []
+    failures: list[str] = []
+    arrays: dict[Path, Array] = {}
+    for item in items:
+        file = item.file
+        if item.row is not None:
+            if file not in arrays:
+                arrays[file] = _open_array(file)
+            images.append(arrays[file][item.row])
+            continue
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise ShapeError(
+                f"{file}: the network takes inputs of shape {shape}, not gray or colour images: give arrays"
+            )
+        try:
+            images.append(decode(file, shape, resize))
+        except DataError as error:
+            images.append(None)
+            failures.append(str(error))
+    return images, failures
+
+
+def _open_array(path: Path) -> Array:
+    """The images in an .npy file, memory-mapped, or an .npz file."""
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            with np.load(path, allow_pickle=False) as arrays:
+                names = [name for name in _NAMES if name in arrays.files] or arrays.files
+                if len(arrays.files) > 1 and names == arrays.files:
+                    raise DataError(f"{path}: must hold one array, or one called images, got {', '.join(names)}")
+                array = arrays[names[0]]
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except DataError:
+        raise
+    except Exception as error:  # readers of damaged files raise nearly everything
+        why = str(getattr(error, "strerror", None) or error)
+        if "object" in why.lower():
+            why = "it holds Python objects, which are never loaded: save an array of numbers"
+        raise DataError(shown(f"{path}: cannot be read: {why}")) from None
+    if array.ndim < 2:
+        raise DataError(f"{path}: must hold images, samples first, got an array of shape {array.shape}")
+    return array
+
+
+def read_images(files: Sequence[str | Path], network: Any) -> Array:
+    """Read image files as a network takes them.
+
+    Args:
+        files: paths.
+        network: a `NetworkHandler`, whose input shape and way to resize the images get.
+
+    Returns:
+        (N, C, H, W) uint8, for `predict`.
+
+    Raises:
+        DataError: if a file is no image, or damaged.
+        ShapeError: if the network takes no images.
+
+    Example:
+        >>> network.predict_classes(read_images(["cat.jpg"], network))
+    """
+    images, failures = read_items([Item(Path(file)) for file in files], network.input_shape, network.resize or "crop")
+    if failures:
+        raise DataError(failures[0])
+    none = np.empty((0, *network.input_shape), np.uint8)
+    return np.concatenate([none, *(image[np.newaxis] for image in images if image is not None)])

@@ -1,0 +1,163 @@
+"""An array in a file whose rows are read when they are used: it may be larger than the memory."""
+
+import mmap
+import os
+import weakref
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+
+class FileRows:
+    """An array in a file, in C order. Indexing reads rows; several threads may do so at the same time.
+
+    Args:
+        path: the file.
+        offset: where the array begins [bytes].
+        dtype, shape: of the array.
+        writable: whether rows can be assigned.
+        chosen: indices of the rows that this array consists of; None: all.
+
+    Attributes:
+        dtype, shape, ndim, size, nbytes: as of a numpy array.
+
+    Raises:
+        OSError: if the file cannot be opened, and when rows cannot be read.
+
+    Example:
+        >>> images = FileRows(path, 64, np.uint8, (60000, 28, 28))
+        >>> images[[5, 3]].shape
+        (2, 28, 28)
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        offset: int,
+        dtype: Any,
+        shape: tuple[int, ...],
+        *,
+        writable: bool = False,
+        chosen: Array | None = None,
+    ) -> None:
+        self.path, self.offset, self.writable = path, offset, writable
+        self.dtype, self._row_shape, self._chosen = np.dtype(dtype), tuple(shape[1:]), chosen
+        self._rows = shape[0]
+        self._row_bytes = self.dtype.itemsize * int(np.prod(self._row_shape, dtype=np.int64))
+        self._descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.path, self.offset, self.dtype, (self._rows, *self._row_shape), self._chosen)
+
+    def __repr__(self) -> str:
+        return f"<FileRows {self.dtype} {self.shape} in {self.path}>"
+
+    def __len__(self) -> int:
+        return self._rows if self._chosen is None else len(self._chosen)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self), *self._row_shape
+
+    @property
+    def ndim(self) -> int:
+        return 1 + len(self._row_shape)
+
+    @property
+    def size(self) -> int:
+        return self.nbytes // self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return len(self) * self._row_bytes
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for equal arrays in the same file."""
+        status = os.fstat(self._descriptor)
+        chosen = b"" if self._chosen is None else self._chosen.tobytes()
+        return status.st_dev, status.st_ino, self.offset, self.shape, zlib.crc32(chosen)
+
+    def __getitem__(self, key: Any) -> Array:
+        """The rows at an index, a slice, or an array of indices, as an array in memory."""
+        if isinstance(key, int | np.integer):
+            return self[[key]][0]
+        if isinstance(key, slice) and self._chosen is None and key.step in (None, 1):
+            start, stop, _ = key.indices(len(self))
+            rows = np.empty((max(0, stop - start), *self._row_shape), self.dtype)
+            self._read(rows, start)
+            return rows
+        indices = self._indices(key)
+        rows = np.empty((len(indices), *self._row_shape), self.dtype)
+        for row, index in zip(rows, indices.tolist(), strict=True):
+            self._read(row, index)
+        return rows
+
+    def __setitem__(self, key: int | slice, values: Any) -> None:
+        """Write a row, or all rows."""
+        rows = np.ascontiguousarray(
+            np.broadcast_to(values, self._row_shape if isinstance(key, int) else self.shape), self.dtype
+        )
+        os.pwrite(
+            self._descriptor,
+            rows.data.cast("B") if rows.size else b"",
+            self._place(key if isinstance(key, int) else 0),
+        )
+
+    def choose(self, rows: Array) -> "FileRows":
+        """An array of some rows, in the given order, of which none is read yet.
+
+        Args:
+            rows: indices, or a mask.
+        """
+        shape = self._rows, *self._row_shape
+        return FileRows(self.path, self.offset, self.dtype, shape, chosen=self._indices(rows))
+
+    def mapped(self) -> Array:
+        """The array as one in memory that the system reads from the file when it is used; read-only."""
+        page = self.offset % mmap.ALLOCATIONGRANULARITY
+        size = self._rows * self._row_bytes
+        if size == 0:
+            return np.empty((self._rows, *self._row_shape), self.dtype)
+        memory = mmap.mmap(self._descriptor, page + size, access=mmap.ACCESS_READ, offset=self.offset - page)
+        array = np.frombuffer(memory, np.uint8)[page:].view(self.dtype).reshape(self._rows, *self._row_shape)
+        return array if self._chosen is None else array[self._chosen]
+
+    def _indices(self, key: Any) -> Array:
+        """The rows of the file that a key means."""
+        if isinstance(key, slice):
+            found = np.arange(len(self))[key]
+        else:
+            found = np.asarray(key)
+            found = np.flatnonzero(found) if found.dtype == bool else found.astype(np.int64)
+        if found.size and not -len(self) <= found.min() <= found.max() < len(self):
+            raise IndexError(f"rows must lie in [0, {len(self)}), got {found.min()} to {found.max()}")
+        found = np.where(found < 0, found + len(self), found)
+        return found if self._chosen is None else self._chosen[found]
+
+    def _place(self, row: int) -> int:
+        return self.offset + row * self._row_bytes
+
+    def _read(self, into: Any, row: int) -> None:
+        if into.size == 0:
+            return
+        view, place = memoryview(into).cast("B"), self._place(row)
+        while view:
+            count = os.preadv(self._descriptor, [view], place)
+            if count == 0:
+                raise OSError(f"{self.path}: has become shorter")
+            view, place = view[count:], place + count
+
+
+def _rebuild(path: Path, offset: int, dtype: Any, shape: tuple[int, ...], chosen: Array | None) -> FileRows:
+    return FileRows(path, offset, dtype, shape, chosen=chosen)
+
+
+def choose(rows: Any, which: Array) -> Any:
+    """Some rows of an array, or of one in a file, which stay there."""
+    return rows.choose(which) if isinstance(rows, FileRows) else rows[which]

@@ -1,0 +1,249 @@
+"""`parallelcnn predict` and `parallelcnn data`: what they print, and what they refuse."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from launch import refused
+from small import network as small_network
+
+import parallelcnn as pc
+from parallelcnn.cli.models import choose_model
+
+Image = pytest.importorskip("PIL.Image")
+
+NAMES = ("blue", "red")
+COLORS = {"blue": (10, 20, 220), "red": (220, 20, 10)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("PARALLELCNN_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def save(file, color, size=(8, 8)):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(file)
+    return file
+
+
+def photos(folder, count=6):
+    for name, color in COLORS.items():
+        for number in range(count):
+            shade = tuple(min(255, part + 3 * number) for part in color)
+            save(folder / name / f"{number}.png", shade)
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A network that tells blue from red by the mean of the channels, without training."""
+    network = pc.NetworkHandler((pc.GlobalAvgPool2D(), pc.Dense(2)), (3, 8, 8))
+    network.parameters["1.weight"] = [[-3, 0, 3], [3, 0, -3]]
+    network.class_names, network.resize, network.input_range = NAMES, "crop", (0.0, 1.0)
+    pc.save_model(tmp_path / "run" / "model.npz", network) if (tmp_path / "run").mkdir() is None else None
+    return tmp_path / "run"
+
+
+def test_a_line_for_each_image_in_the_given_order(model, tmp_path, here):
+    red, blue = save(tmp_path / "a.png", COLORS["red"]), save(tmp_path / "b.jpg", COLORS["blue"], (30, 20))
+    result = here("predict", model, blue, red)
+    assert result.code == 0, result.err
+    lines = [line.split() for line in result.out.splitlines()]
+    assert [line[:2] for line in lines] == [[str(blue), "blue"], [str(red), "red"]]
+    network = pc.load_model(model / "model.npz")
+    pixels = np.array(Image.open(red)).transpose(2, 0, 1)[np.newaxis]
+    assert float(lines[1][2]) == pytest.approx(100 * network.predict(pixels)[0, 1], abs=0.01)
+
+
+def test_a_folder_means_all_images_in_it(model, tmp_path, here):
+    result = here("predict", model, photos(tmp_path / "new"), "--csv", "--top", 2)
+    rows = list(csv.DictReader(io.StringIO(result.out)))
+    assert [row["file"] for row in rows] == [str(file) for file in sorted((tmp_path / "new").rglob("*.png"))]
+    assert [row["class"] for row in rows] == ["blue"] * 6 + ["red"] * 6
+    for row in rows:
+        assert float(row["probability"]) + float(row["probability_2"]) == pytest.approx(1, abs=1e-5)
+        assert {row["class"], row["class_2"]} == set(NAMES)
+
+
+def test_json_and_arrays(model, tmp_path, here):
+    images = np.zeros((3, 3, 8, 8), np.uint8)
+    images[:, 0], images[1, :] = 200, [[[0]], [[0]], [[200]]]
+    np.save(tmp_path / "x.npy", images)
+    np.savez(tmp_path / "x.npz", images=images.astype(np.float32) / 255, labels=np.zeros(3))
+    result = here("predict", model, tmp_path / "x.npy", tmp_path / "x.npz", "--json", "--top", 5)
+    found = json.loads(result.out)
+    assert [one["file"] for one in found] == [f"{tmp_path}/x.np{end}[{i}]" for end in "yz" for i in range(3)]
+    assert [one["classes"][0]["class"] for one in found] == ["red", "blue", "red"] * 2
+    assert [len(one["classes"]) for one in found] == [2] * 6
+    assert found[0]["classes"] == found[3]["classes"]  # uint8, and floats in [0, 1]
+
+
+def test_of_one_output_and_of_regression(model, tmp_path, here):
+    binary = pc.NetworkHandler((pc.GlobalAvgPool2D(), pc.Dense(1)), (3, 8, 8))
+    binary.parameters["1.weight"] = [[3, 0, -3]]
+    binary.prediction, binary.class_names = "sigmoid", NAMES
+    pc.save_model(tmp_path / "binary.npz", binary)
+    file = save(tmp_path / "x.png", COLORS["blue"])
+    (found,) = json.loads(here("predict", tmp_path / "binary.npz", file, "--json", "--top", 2).out)
+    assert [one["class"] for one in found["classes"]] == ["blue", "red"]
+    assert sum(one["probability"] for one in found["classes"]) == pytest.approx(1, abs=1e-5)
+    binary.prediction, binary.class_names = "output", None
+    pc.save_model(tmp_path / "regression.npz", binary)
+    pixels = np.array(Image.open(file)).transpose(2, 0, 1)[np.newaxis]
+    wanted = binary.predict(pixels)[0, 0]
+    (found,) = json.loads(here("predict", tmp_path / "regression.npz", file, "--json").out)
+    assert found["output"] == pytest.approx([wanted])
+    rows = list(csv.reader(io.StringIO(here("predict", tmp_path / "regression.npz", file, "--csv").out)))
+    assert rows[0] == ["file", "output_0"]
+    assert float(here("predict", tmp_path / "regression.npz", file).out.split()[-1]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_what_cannot_be_read_is_named_and_the_others_are_predicted(model, tmp_path, here):
+    good, bad = save(tmp_path / "good.png", COLORS["red"]), tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    result = here("predict", model, bad, good)
+    assert result.code == 2
+    assert result.out.split()[:2] == [str(good), "red"]
+    assert f"{bad}: cannot be decoded: is no image that Pillow can read" in result.err
+    assert "parallelcnn: error: 1 of 2 images cannot be read; the others are predicted" in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.png", None, "missing.png: there is no such file"),
+        ("missing", None, "missing: does not exist"),
+        ("x.txt", b"x", "x.txt: is neither an image, nor a folder, nor an .npy or .npz file"),
+        ("x.npy", b"x", "x.npy: cannot be read"),
+        ("x.npz", b"x", "x.npz: cannot be read"),
+        ("folder/x.txt", b"x", "folder: must hold images, but holds none"),
+    ],
+)
+def test_paths_that_hold_no_images_are_refused(name, content, message, model, tmp_path, here):
+    file = tmp_path / name
+    if content is not None:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+    refused(here("predict", model, file.parent if "/" in name else file), message)
+
+
+def test_pickled_objects_and_arrays_of_another_shape_are_refused(model, tmp_path, here):
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    refused(
+        here("predict", model, tmp_path / "x.npy"),
+        "x.npy: cannot be read: it holds Python objects, which are never loaded",
+    )
+    np.save(tmp_path / "x.npy", np.zeros((2, 1, 5, 5), np.uint8))
+    refused(here("predict", model, tmp_path / "x.npy"), "the network takes images of shape")
+    np.savez(tmp_path / "x.npz", a=np.zeros((2, 2)), b=np.zeros((2, 2)))
+    refused(here("predict", model, tmp_path / "x.npz"), "must hold one array, or one called images, got a, b")
+
+
+def test_a_network_of_vectors_takes_no_image_files(tmp_path, here):
+    pc.save_model(tmp_path / "model.npz", pc.NetworkHandler((pc.Dense(2),), (5,)))
+    file = save(tmp_path / "x.png", COLORS["red"])
+    refused(here("predict", tmp_path / "model.npz", file), "takes inputs of shape (5,), not gray or colour images")
+
+
+def test_top_must_be_a_count(model, here):
+    refused(here("predict", model, "x.png", "--top", "0"), "top must be an integer of at least 1, got 0")
+
+
+def test_a_run_on_a_folder_of_images_can_be_repeated_evaluated_and_used(tmp_path, here):
+    photos(tmp_path / "photos" / "train", 20)
+    photos(tmp_path / "photos" / "test", 3)
+    trained = here(
+        *("train", "--data", tmp_path / "photos", "--image-size", "9x7", "--resize", "pad", "--epochs", 2),
+        *("--batch-size", 5, "--model", "lenet5", "--image-size", "32", "--out", tmp_path / "run"),
+    )
+    assert trained.code == 0, trained.err
+    assert "found      image folder: 2 classes, images: 40 in the train set, 6 in the test set" in trained.out
+    assert "8 x 8 pixels, resized to 32 x 32 (pad), rgb" in trained.out
+    network = pc.load_model(tmp_path / "run" / "model.npz")
+    assert (network.class_names, network.resize, network.input_shape) == (NAMES, "pad", (3, 32, 32))
+    config = (tmp_path / "run" / "config.toml").read_text()
+    assert 'image_size = "32"' in config
+    assert 'resize = "pad"' in config
+    accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"]
+    evaluated = here("evaluate", tmp_path / "run")
+    assert f"test accuracy {100 * accuracy:.2f} %" in evaluated.out, evaluated.err
+    predicted = here("predict", tmp_path / "run", tmp_path / "photos" / "test", "--csv")
+    rows = list(csv.DictReader(io.StringIO(predicted.out)))
+    right = [row["class"] == row["file"].split("/")[-2] for row in rows]
+    assert np.mean(right) == pytest.approx(accuracy)
+
+
+def test_files_are_read_as_the_network_takes_them(model, tmp_path):
+    network = pc.load_model(model / "model.npz")
+    red, blue = save(tmp_path / "a.png", COLORS["red"], (20, 30)), save(tmp_path / "b.png", COLORS["blue"])
+    images = pc.read_images([red, str(blue)], network)
+    assert (images.shape, images.dtype) == ((2, 3, 8, 8), np.uint8)
+    assert network.predict_classes(images).tolist() == ["red", "blue"]
+    assert pc.read_images([], network).shape == (0, 3, 8, 8)
+    with pytest.raises(pc.DataError, match="no longer there"):
+        pc.read_images([tmp_path / "missing.png"], network)
+    with pytest.raises(pc.ShapeError, match="not gray or colour images"):
+        pc.read_images([red], pc.NetworkHandler((pc.Dense(2),), (5,)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [((1, 28, 28), "paper"), ((1, 33, 8), "resnet8"), ((3, 32, 32), "resnet8"), ((3, 64, 64), "mobilenet-small")],
+)
+def test_the_model_auto_depends_on_the_size_and_the_channels(shape, name):
+    assert choose_model(shape) == name
+    with pytest.raises(pc.InputError, match=r"no images, but of shape \(5,\): name a network for them"):
+        choose_model((5,))
+
+
+# ---- describing
+
+
+def test_data_describes_a_folder_of_images(tmp_path, here):
+    folder = photos(tmp_path / "photos", 10)
+    save(folder / "red" / "again.png", COLORS["red"])
+    save(folder / "blue" / "wide.png", COLORS["blue"], (30, 8))
+    (folder / "blue" / "bad.jpg").write_bytes(b"")
+    (tmp_path / "about").mkdir()
+    result = here("data", folder, "--out", tmp_path / "about")
+    assert result.code == 0, result.err
+    text = result.out
+    assert "22 images, rows x columns: 8 x 8 (21), 8 x 30 (1); all in colour" in text
+    assert "broken     1 image, left out by --skip-broken:" in text
+    assert "bad.jpg: cannot be decoded" in text
+    assert "with the pixels of another one" in text
+    assert "red/0.png = red/again.png" in text or "red/again.png = red/0.png" in text
+    with Image.open(tmp_path / "about" / "contact-sheet.png") as sheet:
+        assert sheet.size == (4 + 10 * 68, 4 + 2 * 88)
+        assert sheet.getpixel((30, 4 + 16 + 30))[2] > 150  # blue comes first
+        assert sheet.getpixel((30, 88 + 4 + 16 + 30))[0] > 150
+
+
+def test_data_describes_other_data(here):
+    result = here("data", "digits")
+    assert result.code == 0, result.err
+    assert "train      60,000 samples, uint8 28 x 28" in result.out
+    train, _ = pc.load_data("digits")
+    mean, deviation = train.images.mean() / 255, train.images.std() / 255
+    assert f"mean {mean:.4g}, standard deviation {deviation:.4g}" in result.out
+
+
+def test_data_counts_classes_of_unequal_size_and_labels_that_differ(tmp_path, here):
+    folder = photos(tmp_path / "photos" / "train", 12)
+    for number in range(1, 12):
+        (folder / "red" / f"{number}.png").unlink()
+    save(tmp_path / "photos" / "test" / "red" / "x.png", COLORS["blue"])
+    text = here("data", tmp_path / "photos").out
+    assert "the largest class has 12 samples, the smallest 1: consider --class-weight balanced" in text
+    assert "1 sample with the pixels of another one; 1 of them in different sets" in text
+    assert "train/blue/0.png = test/red/x.png (different labels)" in text
+
+
+def test_data_refuses_what_train_refuses(tmp_path, here):
+    refused(here("data", tmp_path), "holds no data in a known format")
+    refused(here("data", "digits", "--out", tmp_path / "missing"), "--out must be a directory that exists")
+    refused(here("data", "digits", "--image-size", "5y5"), "image_size must be a number or ROWSxCOLUMNS")
+    assert small_network().class_names is None
