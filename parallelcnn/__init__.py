@@ -22,6 +22,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.data import load_digits as load_digits
     from parallelcnn.data import load_idx_folder as load_idx_folder
     from parallelcnn.data import load_mnist as load_mnist
+    from parallelcnn.data import read_images as read_images
     from parallelcnn.errors import CheckpointError as CheckpointError
     from parallelcnn.errors import DataError as DataError
     from parallelcnn.errors import DivergenceError as DivergenceError
@@ -32,6 +33,15 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.errors import ReplicaMismatchError as ReplicaMismatchError
     from parallelcnn.errors import ShapeError as ShapeError
     from parallelcnn.errors import TrainingWarning as TrainingWarning
+    from parallelcnn.estimators import CNNClassifier as CNNClassifier
+    from parallelcnn.estimators import CNNRegressor as CNNRegressor
+    from parallelcnn.exchange.onnx_export import export_onnx as export_onnx
+    from parallelcnn.exchange.onnx_import import import_onnx as import_onnx
+    from parallelcnn.exchange.parameter_files import load_safetensors as load_safetensors
+    from parallelcnn.exchange.parameter_files import read_parameters as read_parameters
+    from parallelcnn.exchange.parameter_files import save_safetensors as save_safetensors
+    from parallelcnn.exchange.parameter_files import save_state_dict as save_state_dict
+    from parallelcnn.exchange.torch_code import torch_code as torch_code
     from parallelcnn.files.model import load_model as load_model
     from parallelcnn.files.model import save_model as save_model
     from parallelcnn.folding import folded as folded
@@ -41,6 +51,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import Buffer as Buffer
     from parallelcnn.layers import Concat as Concat
     from parallelcnn.layers import Conv2D as Conv2D
+    from parallelcnn.layers import Cutout as Cutout
     from parallelcnn.layers import Dense as Dense
     from parallelcnn.layers import DepthwiseConv2D as DepthwiseConv2D
     from parallelcnn.layers import Dropout as Dropout
@@ -52,8 +63,16 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import Layer as Layer
     from parallelcnn.layers import LayerNorm as LayerNorm
     from parallelcnn.layers import MaxPool2D as MaxPool2D
+    from parallelcnn.layers import MixUp as MixUp
+    from parallelcnn.layers import Normalize as Normalize
     from parallelcnn.layers import Parameter as Parameter
     from parallelcnn.layers import PReLU as PReLU
+    from parallelcnn.layers import RandomBrightness as RandomBrightness
+    from parallelcnn.layers import RandomContrast as RandomContrast
+    from parallelcnn.layers import RandomCrop as RandomCrop
+    from parallelcnn.layers import RandomFlip as RandomFlip
+    from parallelcnn.layers import RandomRotation as RandomRotation
+    from parallelcnn.layers import RandomZoom as RandomZoom
     from parallelcnn.layers import Recompute as Recompute
     from parallelcnn.layers import Reshape as Reshape
     from parallelcnn.layers import Residual as Residual
@@ -61,6 +80,7 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.layers import SpatialDropout as SpatialDropout
     from parallelcnn.layers import Upsample2D as Upsample2D
     from parallelcnn.layers import ZeroPad2D as ZeroPad2D
+    from parallelcnn.layers import freeze as freeze
     from parallelcnn.layers import layer as layer
     from parallelcnn.losses import AbsoluteError as AbsoluteError
     from parallelcnn.losses import BinaryCrossEntropy as BinaryCrossEntropy
@@ -120,13 +140,17 @@ if _typing.TYPE_CHECKING:
 _MODULES = {
     "activations": ["ActivationFunction"],
     "files.model": ["load_model", "save_model"],
+    "exchange.onnx_export": ["export_onnx"],
+    "exchange.onnx_import": ["import_onnx"],
+    "exchange.parameter_files": ["load_safetensors", "read_parameters", "save_safetensors", "save_state_dict"],
+    "exchange.torch_code": ["torch_code"],
     "training.callbacks": ["Callback", "LambdaCallback"],
     "training.early_stopping": ["EarlyStopping"],
     "training.loggers": ["CSVLogger", "TensorBoard"],
     "training.checkpoint": ["Checkpoint", "CheckpointFolder", "load_checkpoint"],
     "comm": ["Serial"],
     "resilience.world": ["world"],
-    "data": ["Dataset", "load_data", "load_digits", "load_idx_folder", "load_mnist"],
+    "data": ["Dataset", "load_data", "load_digits", "load_idx_folder", "load_mnist", "read_images"],
     "errors": [
         "CheckpointError",
         "DataError",
@@ -139,6 +163,7 @@ _MODULES = {
         "ShapeError",
         "TrainingWarning",
     ],
+    "estimators": ["CNNClassifier", "CNNRegressor"],
     "training.evaluation": ["Evaluation"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],
@@ -160,6 +185,15 @@ _MODULES = {
         "Layer",
         "LayerNorm",
         "MaxPool2D",
+        "Cutout",
+        "MixUp",
+        "Normalize",
+        "RandomBrightness",
+        "RandomContrast",
+        "RandomCrop",
+        "RandomFlip",
+        "RandomRotation",
+        "RandomZoom",
         "PReLU",
         "Parameter",
         "Recompute",
@@ -169,6 +203,7 @@ _MODULES = {
         "SpatialDropout",
         "Upsample2D",
         "ZeroPad2D",
+        "freeze",
         "layer",
     ],
     "folding": ["folded"],

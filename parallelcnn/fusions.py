@@ -8,12 +8,17 @@ import math
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
+
+import numpy as np
 
 from parallelcnn.activations import find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import conv2d as kernels
 from parallelcnn.kernels import maxpool2d as pooling_kernels
+from parallelcnn.kernels import windows as window_kernels
 from parallelcnn.kernels.batch_norm import fold
+from parallelcnn.kernels.load import load_windows
 from parallelcnn.layers.base import Array, Layer, Parameter, Shape, Step
 from parallelcnn.layers.batch_norm import BatchNorm
 from parallelcnn.layers.composite import Composite, Layers, Replaced, Sequential
@@ -21,8 +26,10 @@ from parallelcnn.layers.concat import Concat
 from parallelcnn.layers.conv2d import Conv2D, windows_of
 from parallelcnn.layers.conv_algorithms import NO_BIAS, Algorithm, Direct, as_rows, select
 from parallelcnn.layers.depthwise_conv2d import DepthwiseConv2D
+from parallelcnn.layers.flip_crop import RandomCrop, RandomFlip, WindowLayer
 from parallelcnn.layers.frozen import Frozen
 from parallelcnn.layers.maxpool2d import MaxPool2D, argmax_type, window_and_stride
+from parallelcnn.layers.normalize import Normalize
 from parallelcnn.layers.pooling import padding_of
 from parallelcnn.layers.recompute import Recompute
 from parallelcnn.layers.residual import Residual
@@ -33,13 +40,19 @@ CONVOLUTIONS = (Conv2D, DepthwiseConv2D)
 
 
 def fuse(layers: Layers, *, training: bool) -> dict[int, Layer]:
-    """The layers that run, in training or in prediction. Each key is the index of the first layer that is replaced; the
-    others are those up to the next key.
+    """The layers of a network that run, in training or in prediction. Each key is the index of the first layer that is
+    replaced; the others are those up to the next key.
     """
-    running: dict[int, Layer] = {}
     bare = tuple(map(thawed, layers))
-    i = 0
-    while i < len(layers):
+    loaded = _loaded_first(bare, training=training)
+    front: dict[int, Layer] = {0: PreparedImages(bare[:loaded])} if loaded else {}
+    return front | _fuse_from(loaded, bare, training=training)
+
+
+def _fuse_from(i: int, bare: Layers, *, training: bool) -> dict[int, Layer]:
+    """As `fuse`, for the layers from the i-th on, none of them frozen."""
+    running: dict[int, Layer] = {}
+    while i < len(bare):
         running[i], replaced = _fuse_first(*bare[i:], training=training)
         i += replaced
     return running
@@ -63,9 +76,22 @@ def _fuse_first(layer: Layer, *others: Layer, training: bool) -> tuple[Layer, in
     return FoldedConv2D(folded, after.epsilon), replaced + 1
 
 
+def _loaded_first(bare: Layers, *, training: bool) -> int:
+    """How many of the first layers `load` can compute: flips and crops, at most one of each, then a normalisation."""
+    kinds: list[type] = []
+    for layer in bare:
+        kind = type(layer)
+        if isinstance(layer, Normalize) and kind is Normalize and not layer.is_auto:
+            return len(kinds) + 1
+        if kind not in (RandomFlip, RandomCrop) or kind in kinds:
+            break
+        kinds.append(kind)
+    return len(kinds) if training else 0
+
+
 def _fuse_row(layers: Layers, *, training: bool) -> Layers:
     """As `fuse`, for a row of layers inside another layer. The layers keep their places, and so their names."""
-    running = fuse(layers, training=training)
+    running = _fuse_from(0, tuple(map(thawed, layers)), training=training)
     return tuple(running.get(i, Replaced()) for i in range(len(layers)))
 
 
@@ -86,6 +112,48 @@ def _can_be_pooled(convolution: Conv2D, pooling: MaxPool2D) -> bool:
     plain = convolution.groups == 1 and convolution.dilation in (1, (1, 1)) and pooling.activation == "identity"
     side_by_side = window == stride and not any(padding_of(pooling))
     return plain and monotonic and side_by_side and pooling_kernels.is_tiled(*window)
+
+
+@dataclass(frozen=True, repr=False)
+class PreparedImages(Layer):
+    """The first layers of a network, which `load` computes while it gathers samples: one pass over the images of uint8
+    gathers, crops, flips, scales and normalises.
+
+    Args:
+        layers: `RandomFlip` and `RandomCrop`, at most one of each, then `Normalize`; any of them may be missing.
+    """
+
+    layers: Layers
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        for layer in self.layers:
+            input_shape = layer.output_shape(input_shape)
+        return input_shape
+
+    def forward(self, step: Step, x: Array) -> Array:
+        y, windows = step.array(x.shape[:-1]), step.array((4,), np.int64)
+        shape = (*x.shape[:-1], 1, 1)[:3]  # a vector is an image of one pixel
+        calls: list[tuple[Any, ...]] = [(window_kernels.whole_windows, windows)]
+        mean, factor = np.zeros(shape[0], step.dtype), np.ones(shape[0], step.dtype)
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, Normalize):
+                mean, factor = layer.mean_and_factor(shape[0], step.dtype)
+            elif isinstance(layer, WindowLayer) and step.training and layer.is_active:
+                calls.append(layer.draw(step.keys, step.number + i, shape, windows))
+        images = (*shape, step.n)
+        for call in calls:
+            step.call(*call)
+        how = windows, mean, factor, y.reshape(images)
+        step.call(window_kernels.take_windows, x.reshape(images), *how)
+        step.load_by(calls, partial(_load_windows, how), y)
+        return y
+
+    def backward(self, step: Step, dy: Array) -> Array | None:
+        raise NotImplementedError(f"{self} has no backward pass: no layer before it is trained")
+
+
+def _load_windows(how: tuple[Array, ...], images: Array, indices: Array, scale: float) -> None:
+    load_windows(images, indices, scale, *how)
 
 
 @dataclass(frozen=True, repr=False)

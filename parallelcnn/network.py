@@ -16,17 +16,20 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.architecture import as_layers, chain_shapes, check_activations, declare
+from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import check_images
 from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.fusions import fuse
 from parallelcnn.kernels.losses import sigmoid, softmax
 from parallelcnn.kernels.moving_average import moving_average
 from parallelcnn.layers.base import Array, Layer, Shape
+from parallelcnn.layers.normalize import adapted
 from parallelcnn.layers.recompute import without_recomputing
 from parallelcnn.layers.step import merged
+from parallelcnn.notebook import table
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.optimizers.base import Share
-from parallelcnn.parameters import NamedArrays, decay_parts, set_values
+from parallelcnn.parameters import Matching, NamedArrays, decay_parts, set_values, take_matching
 from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
 
@@ -56,6 +59,8 @@ class NetworkHandler:
             known. Images of another scale cause a warning.
         class_names: the names of the classes, in the order of the outputs; None: not known.
         resize: how the training images were brought to one size; see `Dataset`.
+        history: the history of the last training, also if it was interrupted or failed; None: there was none in this
+            process.
 
     Example:
         >>> network = NetworkHandler((Conv2D(6, 3, activation="relu"), Flatten(), Dense(10)), (1, 28, 28))
@@ -103,11 +108,16 @@ class NetworkHandler:
         self.input_range: tuple[float, float] | None = None
         self.class_names: tuple[str, ...] | None = None
         self.resize: str | None = None
+        self.history: Any = None  # `training` is on a higher level
         self._optimizer_state: dict[str, Array] = {}
+        self._training_thread: int | None = None
+        self._create_replicas()
+
+    def _create_replicas(self) -> None:
+        """Fuse the layers, and create the first replica that runs them."""
         self._running = fuse(self.layers, training=True)
         self._predicting = fuse(self.layers, training=False)
         self._idle: list[Replica] = []  # for predictions; append and pop of a list are thread-safe
-        self._training_thread: int | None = None
         self._replicas = [self.new_replica()]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -181,6 +191,33 @@ class NetworkHandler:
     def named_arrays(self) -> NamedArrays:
         """All parameters and buffers by name, such as "1.running_mean". They can be assigned to."""
         return NamedArrays({**self.layout.named(self._params), **self.buffer_layout.named(self._buffers)})
+
+    def load_parameters(self, arrays: Mapping[str, Any], *, strict: bool = True) -> Matching:
+        """Copy parameters and buffers from elsewhere into those of the same name; see `read_parameters` for files.
+
+        A name is the position of a layer and the name of the array, such as "0.weight". `Frozen` does not change it, so
+        a network of which some layers are frozen, or the last one is another, can take the arrays of the former.
+
+        Args:
+            arrays: values by name, in the network's shapes.
+            strict: whether to raise an error unless names and shapes are the network's. Otherwise only what fits is
+                taken, and all other arrays keep their values. If more fits then, layers are counted from the first one
+                that has parameters, so that layers before it, such as augmentation, make no difference.
+
+        Returns:
+            what was taken and what was not.
+
+        Raises:
+            ShapeError: if `strict` and a name or shape differs.
+            InputError: if values are not finite numbers. Nothing is changed in both cases.
+
+        Example:
+            >>> old = NetworkHandler((Conv2D(6, 3), Flatten(), Dense(10)), (1, 8, 8))
+            >>> new = NetworkHandler((Frozen(Conv2D(6, 3)), Flatten(), Dense(3)), (1, 8, 8))
+            >>> print(new.load_parameters(old.named_arrays, strict=False))
+            2 of 4 arrays fit; 2.weight (3, 216) has shape (10, 216) there, 2.bias (3,) has shape (10,) there
+        """
+        return take_matching(self.named_arrays, arrays, strict=strict)
 
     @property
     def fused_layers(self) -> list[tuple[Layer, Shape]]:
@@ -316,6 +353,27 @@ class NetworkHandler:
             options["share"] = share
         return {name: value for name, value in options.items() if optimizer.takes(name)}
 
+    def adapt(self, train_set: Dataset) -> None:
+        """Give a `Normalize("auto")` at the front of the network the mean and standard deviation of the training set.
+
+        The layer is replaced by one with these numbers. `train` calls this; without such a layer it does nothing.
+
+        Raises:
+            ShapeError: if the images do not have the network's input shape.
+
+        Example:
+            >>> network = NetworkHandler((Normalize("auto"), Flatten(), Dense(10)), (1, 8, 8))
+            >>> network.adapt(Dataset(np.full((3, 8, 8), 51, np.uint8), np.arange(3), 10))
+            >>> network.layers[0]
+            Normalize(mean=(0.2,), std=(1.0,))
+        """
+        if train_set.input_shape != self.input_shape:
+            raise ShapeError(f"the network takes images of shape {self.input_shape}, got {train_set.input_shape}")
+        layers = adapted(self.layers, train_set.images)
+        if layers is not self.layers:
+            self.layers = layers
+            self._create_replicas()
+
     def check_memory(self, threads: int = 1) -> None:
         """Raise ShapeError unless the arrays of `threads` threads, one block of samples each, fit into memory."""
         self.replica.check_memory()
@@ -375,20 +433,7 @@ class NetworkHandler:
             InputError: if the images have another shape or type, or hold NaN or infinity; or if another thread is
                 training the network.
         """
-        images = check_images(images, self.input_shape, self.input_range, stacklevel=2)
-        probabilities = {"softmax": softmax, "sigmoid": sigmoid}.get(self.prediction)
-        if probabilities is not None and len(self.output_shape) != 1:
-            raise ShapeError(f"predict takes a network that ends in (classes,), got {self.output_shape}")
-        predictions = np.empty((len(images), *self.output_shape), self.dtype)
-        with self.idle_replicas(1) as (replica,):
-            for start in range(0, max(len(images), 1), replica.block_size):
-                some = slice(start, start + replica.block_size)
-                output = replica.forward(replica.load(images[some]))
-                if probabilities is not None:
-                    probabilities(output, predictions[some])
-                else:
-                    predictions[some] = np.moveaxis(output, -1, 0)
-        return predictions
+        return self._predict(images, stacklevel=2)
 
     def predict_classes(self, images: Array) -> Array:
         """Predict the class of each image: the one with the largest probability.
@@ -414,9 +459,26 @@ class NetworkHandler:
                 f"predict_classes takes a network that was trained on classes; this one predicts its {self.prediction} "
                 f"of shape {self.output_shape}: call predict"
             )
-        probabilities = self.predict(images)
+        probabilities = self._predict(images, stacklevel=2)
         labels: Array = (probabilities[:, 0] > 0.5).astype(np.int64) if two else probabilities.argmax(axis=1)
         return labels if self.class_names is None else np.array(self.class_names)[labels]
+
+    def _predict(self, images: Array, *, stacklevel: int) -> Array:
+        """See `predict`."""
+        images = check_images(images, self.input_shape, self.input_range, stacklevel=stacklevel + 1)
+        probabilities = {"softmax": softmax, "sigmoid": sigmoid}.get(self.prediction)
+        if probabilities is not None and len(self.output_shape) != 1:
+            raise ShapeError(f"predict takes a network that ends in (classes,), got {self.output_shape}")
+        predictions = np.empty((len(images), *self.output_shape), self.dtype)
+        with self.idle_replicas(1) as (replica,):
+            for start in range(0, max(len(images), 1), replica.block_size):
+                some = slice(start, start + replica.block_size)
+                output = replica.forward(replica.load(images[some], fused=True))
+                if probabilities is not None:
+                    probabilities(output, predictions[some])
+                else:
+                    predictions[some] = np.moveaxis(output, -1, 0)
+        return predictions
 
     def activations(self, images: Array, layer: int | None = None) -> Any:
         """Run the layers on images as in prediction, and return the output of one layer, or of each.
@@ -462,20 +524,31 @@ class NetworkHandler:
 
     def summary(self) -> str:
         """A table of the layers with output shapes (None: the number of samples) and numbers of parameters."""
+        rows = self._summary_rows()
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
+        rule = "-" * len(lines[0])
+        return "\n".join([rule, lines[0], rule, *lines[1:], rule, *self._summary_totals()])
+
+    def _repr_html_(self) -> str:
+        """The summary as a table, for notebooks."""
+        indented = [(layer.replace("  ", "\N{EM SPACE}"), *others) for layer, *others in self._summary_rows()]
+        return table(". ".join(self._summary_totals()), indented[0], indented[1:])
+
+    def _summary_rows(self) -> list[tuple[str, str, str]]:
         rows = [
             ("Layer", "Output shape", "Parameters"),
             ("Input", _any_number(self.input_shape), "0"),
         ]
         for i, layer in enumerate(self.layers):
             rows += _rows(layer, self.shapes[i], self.layout.count(i))
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
-        rule = "-" * len(lines[0])
+        return rows
+
+    def _summary_totals(self) -> Iterator[str]:
         size = self.layout.size * self.dtype.itemsize / 1024
-        total = f"{self.layout.size:,} parameters, {size:,.1f} KiB"
-        if self.layout.frozen:
-            total += f", {self.trained_params.size:,} of them trained"
-        return "\n".join([rule, lines[0], rule, *lines[1:], rule, total, *self._recomputation()])
+        frozen = f", {self.trained_params.size:,} of them trained" if self.layout.frozen else ""
+        yield f"{self.layout.size:,} parameters, {size:,.1f} KiB{frozen}"
+        yield from self._recomputation()
 
     def _recomputation(self) -> Iterator[str]:
         """A line of the summary about the memory that `Recompute` saves."""

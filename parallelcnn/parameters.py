@@ -5,6 +5,7 @@ layout. So one Allreduce, one update and one check serve all layers. Layers use 
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +15,9 @@ import numpy as np
 from parallelcnn.arguments import as_array
 from parallelcnn.errors import InputError, ShapeError, UnknownNameError, nearest_name
 from parallelcnn.layers.base import Array, Parameter, Shape
+from parallelcnn.wording import listed
 
+_NUMBERED = re.compile(r"(\d{1,6})(\..*)", re.ASCII | re.DOTALL)  # the name of an array: layer, and name in the layer
 MOST_IN_A_ROW = 2**14  # elements: 64 kB in float32
 
 
@@ -145,6 +148,87 @@ class NamedArrays(Mapping[str, Array]):
         """A line with name and shape for each array."""
         width = max(map(len, self._arrays), default=0)
         return "\n".join(f"{name:<{width}}  {array.shape}" for name, array in self.items()) or "no arrays"
+
+
+class Matching(NamedTuple):
+    """Which arrays of a network were taken from elsewhere; see `NetworkHandler.load_parameters`.
+
+    Attributes:
+        taken: names of the arrays that were taken.
+        missing: names of the network's arrays that were not given.
+        other_shape: of the arrays that were given in another shape: their shape in the network, and the given one.
+        unused: names of given arrays that the network does not have.
+        shift: what was added to the numbers of the given layers.
+    """
+
+    taken: tuple[str, ...]
+    missing: tuple[str, ...]
+    other_shape: dict[str, tuple[Shape, Shape]]
+    unused: tuple[str, ...]
+    shift: int = 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether each array was taken, and no other was given."""
+        return not (self.missing or self.other_shape or self.unused)
+
+    def __str__(self) -> str:
+        """What does not fit, in words."""
+        shapes = [f"{name} {here} has shape {there} there" for name, (here, there) in self.other_shape.items()]
+        parts = [
+            f"{len(self.taken)} of {len(self.taken) + len(self.missing) + len(self.other_shape)} arrays fit",
+            listed(shapes),
+            f"missing there: {listed(self.missing)}" if self.missing else "",
+            f"only there: {listed(self.unused)}" if self.unused else "",
+            f"layer {self.shift} here is layer 0 there" if self.shift > 0 else "",
+            f"layer 0 here is layer {-self.shift} there" if self.shift < 0 else "",
+        ]
+        return "; ".join(filter(None, parts))
+
+
+def take_matching(arrays: NamedArrays, given: Mapping[str, Any], *, strict: bool) -> Matching:
+    """Copy given values into the arrays of the same name and shape; see `NetworkHandler.load_parameters`."""
+    given = {name: as_array(f"array {name!r}", values, "an array of numbers") for name, values in given.items()}
+    matching = _match(arrays, given)
+    if strict and not matching.fits:
+        raise ShapeError(f"the parameters do not fit the network: {matching}")
+    first, first_given = _first_layer(arrays), _first_layer(given)
+    if not strict and first != first_given:
+        shifted = _match(arrays, _shifted(given, first - first_given), first - first_given)
+        matching = max(matching, shifted, key=lambda one: len(one.taken))
+        given = _shifted(given, matching.shift)
+    before = {name: arrays[name].copy() for name in matching.taken}
+    try:
+        for name in matching.taken:
+            set_values(f"array {name!r}", arrays[name], given[name])
+    except InputError:
+        for name, values in before.items():
+            arrays[name][...] = values
+        raise
+    return matching
+
+
+def _match(arrays: Mapping[str, Array], given: Mapping[str, Array], shift: int = 0) -> Matching:
+    """What fits by name and shape."""
+    shapes = {name: (arrays[name].shape, given[name].shape) for name in arrays if name in given}
+    other_shape = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
+    return Matching(
+        tuple(name for name in shapes if name not in other_shape),
+        tuple(name for name in arrays if name not in shapes),
+        other_shape,
+        tuple(name for name in given if name not in shapes),
+        shift,
+    )
+
+
+def _first_layer(names: Iterable[str]) -> int:
+    """The number of the first layer that arrays of these names belong to."""
+    return min((int(found[1]) for found in map(_NUMBERED.fullmatch, names) if found), default=0)
+
+
+def _shifted(given: Mapping[str, Array], shift: int) -> dict[str, Array]:
+    """The arrays by their names if `shift` is added to the numbers of their layers."""
+    return {_NUMBERED.sub(lambda found: f"{int(found[1]) + shift}{found[2]}", name): given[name] for name in given}
 
 
 def set_values(what: str, array: Array, values: Any) -> None:

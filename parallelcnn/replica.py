@@ -11,8 +11,10 @@ from parallelcnn.files.rows import FileRows
 from parallelcnn.kernels.load import all_within
 from parallelcnn.kernels.load import load as load_kernel
 from parallelcnn.kernels.random import sample_keys
+from parallelcnn.label_mixing import LabelMixer
 from parallelcnn.layers.base import Array, Call, Layer, Shape
 from parallelcnn.layers.step import merged
+from parallelcnn.losses import Loss
 from parallelcnn.parameters import ArrayLayout
 from parallelcnn.resources import check_memory
 from parallelcnn.tape import LayerArrays, Recordable, Tape, aligned, plan_tape
@@ -74,6 +76,7 @@ class Replica:
         self._mixes_samples = any(layer.mixes_samples for layer in layers.values())
         self.block_size = _block_size(self._recordable.shapes, dtype)
         self._sum: Array | None = None
+        self._mixer = LabelMixer()
 
     @property
     def input_shape(self) -> Shape:
@@ -120,7 +123,15 @@ class Replica:
             np.add(self._sum, self.reduction_buffer, out=self._sum)
         self.reduction_buffer[...] = self._sum
 
-    def load(self, images: Array, indices: Array | None = None, *, training: bool = False, key: int = 0) -> Array:
+    def load(
+        self,
+        images: Array,
+        indices: Array | None = None,
+        *,
+        training: bool = False,
+        key: int = 0,
+        fused: bool = False,
+    ) -> Array:
         """Gather samples, scale uint8 to [0, 1], and convert them to the internal layout.
 
         Args:
@@ -128,6 +139,8 @@ class Replica:
             indices: (n,), indices of the images to load; None: all.
             training: whether a forward pass in training follows.
             key: key of the random numbers of this pass, a function of seed and epoch.
+            fused: whether to run the first layers as well, if they are fused with loading; see `fusions`. Then hand the
+                returned array itself to `forward`, which leaves these layers out.
 
         Returns:
             (*input_shape, n), valid until the next call.
@@ -156,7 +169,13 @@ class Replica:
             indices = np.arange(len(images))
         features = math.prod(self.input_shape)
         scale = dtype.type(1 / 255 if images.dtype == np.uint8 else 1)
-        load_kernel(images.reshape(len(images), features), indices, scale, tape.x.reshape(features, len(indices)))
+        rows = images.reshape(len(images), features)
+        if fused and tape.loading is not None:
+            for call in tape.loading.calls:
+                call()
+            tape.loading.load(rows, indices, scale)
+            return tape.loading.y
+        load_kernel(rows, indices, scale, tape.x.reshape(features, len(indices)))
         return tape.x
 
     def load_labels(self, labels: Array, indices: Array) -> Array:
@@ -193,6 +212,9 @@ class Replica:
             (*output_shape, n), valid until the next call.
         """
         tape = self.tape(x.shape[-1], training=training)
+        if tape.loading is not None and x is tape.loading.y:
+            self._run(([], *tape.forward_parts[1:]) if self._by_layer else (tape.forward_loaded,))
+            return tape.y
         if x is not tape.x:
             tape.x[...] = x
         self._run(tape.forward_parts if self._by_layer else (tape.forward,))
@@ -213,6 +235,13 @@ class Replica:
     def output_gradient(self, n: int, *, training: bool = True) -> Array:
         """The array, (*output_shape, n), to which a loss writes the gradient of the output."""
         return self.tape(n, training=training).dy
+
+    def loss(self, loss: Loss, output: Array, labels: Array, batch_size: int, doutput: Array, *weight: Array) -> float:
+        """The loss's `forward_backward` for the output of `forward` in training, also if the layers mix labels."""
+        shares = self.tape(len(labels), training=True).label_shares
+        if shares is None:
+            return loss.forward_backward(output, labels, batch_size, doutput, *weight)
+        return self._mixer.forward_backward(loss, output, labels, shares, batch_size, doutput, *weight)
 
     def outputs(self, x: Array) -> list[Array]:
         """As `forward`, in prediction, for the outputs of all layers. Needs a replica that does not share memory."""

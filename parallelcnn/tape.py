@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from parallelcnn.call_list import join
+from parallelcnn.errors import InputError
 from parallelcnn.layers.base import Array, Call, Layer, Shape, Step
-from parallelcnn.layers.step import check_returned
+from parallelcnn.layers.step import Load, check_returned
 from parallelcnn.resources import check_memory
 
 _CACHE_LINE = 64  # bytes; see `aligned`
@@ -56,6 +57,20 @@ class Plan(NamedTuple):
     size: int
 
 
+class Loading(NamedTuple):
+    """How to load samples and run the first layer at once; see `Step.load_by`.
+
+    Attributes:
+        calls: come first.
+        load: writes y, the output of the first layer.
+        y: (C, H, W, n).
+    """
+
+    calls: list[Call]
+    load: Load
+    y: Array
+
+
 class Tape:
     """The recorded passes for n samples.
 
@@ -74,8 +89,12 @@ class Tape:
         dx: the gradient with respect to x; the backward pass writes it. None if it is not needed.
         keys: (n,) uint64, a random key for each sample; the caller writes them before the forward pass. None if no
             layer uses them.
+        loading: how to load samples and run the first layer at once; None if it cannot be done.
+        label_shares: (n,), the share of each sample's own label, which the forward pass writes; None if labels are not
+            mixed. See `Step.mix_labels`.
         forward_parts, backward_parts: the calls of each layer, in order.
         forward, backward: all calls of the pass, in order.
+        forward_loaded: those of the forward pass behind the first layer; see `loading`.
     """
 
     def __init__(self, recordable: Recordable, n: int, plan: Plan, memory: Array, *, training: bool) -> None:
@@ -83,11 +102,16 @@ class Tape:
         self.x, self.outputs, self.dy, self.dx = _record(recorder, recordable)
         self.y = self.outputs[-1]
         self.keys = recorder.keys if recorder.uses_keys else None
+        self.loading, self.label_shares = recorder.loading, recorder.label_shares
         self.forward_parts, self.backward_parts = recorder.parts
         self.forward = [call for part in self.forward_parts for call in part]
         self.backward = [call for part in self.backward_parts for call in part]
+        self.forward_loaded = self.forward[len(self.forward_parts[0]) :] if self.loading else []
         if training:  # a prediction may run only once for its number of samples: joining would not pay
             self.forward, self.backward = join(self.forward), join(self.backward)
+            self.forward_loaded = join(self.forward_loaded)
+            if self.loading is not None:
+                self.loading = self.loading._replace(calls=join(self.loading.calls))
 
 
 def plan_tape(recordable: Recordable, n: int, *, training: bool, shared: bool = True) -> Plan:
@@ -128,6 +152,9 @@ class _Recorder:
     def __init__(self, n: int, dtype: np.dtype, memory: _Memory, *, training: bool) -> None:
         self.n, self.dtype, self.training = n, dtype, training
         self.uses_keys = False
+        self.loading: Loading | None = None
+        self.label_shares: Array | None = None
+        self._mixed_by: int | None = None
         self.parts: tuple[list[list[Call]], list[list[Call]]] = ([], [])  # forward, backward
         self._keys = np.zeros(n, np.uint64)
         self._memory = memory
@@ -141,6 +168,15 @@ class _Recorder:
     def add(self, call: Call) -> None:
         self.parts[bool(self.parts[1])][-1].append(call)
         self.use(call)
+
+    def mix_labels(self, number: int, shares: Array) -> None:
+        if self._mixed_by not in (None, number):
+            raise InputError("a network takes one layer that mixes labels, such as MixUp, got another one")
+        if self.label_shares is None:  # a layer that is recorded again, in backward, writes the same numbers
+            self._mixed_by, self.label_shares = number, shares
+
+    def load_by(self, calls: list[Call], load: Load, y: Array) -> None:
+        self.loading = Loading(calls, load, y)
 
     def use(self, *values: Any) -> None:
         """Note a use of the arrays in `values` at the next position."""
@@ -168,7 +204,7 @@ def _record(recorder: _Recorder, recordable: Recordable) -> tuple[Array, list[Ar
         check_returned(layer, "forward", y, (*shapes[i + 1], recorder.n))
         outputs.append(y)
     dy = recorder.array(y.shape, recorder.dtype)
-    recorder.use(y, dy)  # the loss is computed
+    recorder.use(y, dy, recorder.label_shares)  # the loss is computed
     flowing: Array | None = dy
     for i in reversed(range(len(layers))):
         recorder.parts[1].append([])

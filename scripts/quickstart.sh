@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 # MPICH, because it needs no options to run as root or with more ranks than cores.
-make_environment "$ROOT/.venv" mpich,plot
+make_environment "$ROOT/.venv" mpich,plot,images
 bin=$ROOT/.venv/bin
 ranks=$(($(usable_cores "$bin/python") > 1 ? 2 : 1))
 

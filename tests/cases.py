@@ -6,6 +6,7 @@ from parallelcnn import (
     BatchNorm,
     Concat,
     Conv2D,
+    Cutout,
     Dense,
     DepthwiseConv2D,
     Dropout,
@@ -16,7 +17,15 @@ from parallelcnn import (
     GroupNorm,
     LayerNorm,
     MaxPool2D,
+    MixUp,
+    Normalize,
     PReLU,
+    RandomBrightness,
+    RandomContrast,
+    RandomCrop,
+    RandomFlip,
+    RandomRotation,
+    RandomZoom,
     Recompute,
     Reshape,
     Residual,
@@ -156,6 +165,31 @@ DROPOUTS = [
     (SpatialDropout(0.1), (3, 1, 1)),
 ]
 
+AUGMENTATIONS = [
+    (RandomFlip(), (2, 3, 5)),
+    (RandomFlip("vertical"), (1, 4, 1)),
+    (RandomFlip("horizontal_and_vertical"), (3, 4, 5)),
+    (RandomCrop(2), (2, 4, 5)),
+    (RandomCrop((0, 3)), (1, 3, 2)),  # more zeros than columns
+    (RandomCrop(0), (1, 3, 2)),
+    (RandomRotation(30), (2, 5, 4)),
+    (RandomRotation(180), (1, 1, 6)),
+    (RandomZoom(0.5), (3, 4, 5)),
+    (RandomZoom(0.99), (1, 1, 1)),
+    (RandomBrightness(0.3), (2, 3, 4)),
+    (RandomContrast(0.7), (2, 3, 5)),
+    (RandomContrast(1), (1, 1, 1)),
+    (Cutout(2), (2, 4, 5)),
+    (Cutout((3, 1)), (1, 2, 3)),
+    (Cutout(9), (1, 3, 4)),
+    (MixUp(), (2, 3, 1)),
+    (MixUp(4), (3,)),
+    (Normalize(0.5, 2), (2, 3, 4)),
+    (Normalize((1.0, -2.0), (0.5, 3.0)), (2, 3, 1)),
+    (Normalize((1, 2, 3), 0.1), (3,)),
+    (Sequential((Conv2D(2, 1, activation="tanh"), RandomCrop(1), RandomZoom(0.3), Flatten(), Dense(2))), (1, 3, 4)),
+]
+
 POOLED_CONVOLUTIONS = [
     (PooledConv2D(Conv2D(6, 3), MaxPool2D(2)), (1, 8, 8)),
     (PooledConv2D(Conv2D(7, 3), MaxPool2D(2, activation="relu")), (4, 7, 9)),  # rows and columns left over
@@ -245,6 +279,7 @@ FROZEN = [
 
 LAYERS = [
     *ACTIVATED,
+    *AUGMENTATIONS,
     *AVERAGE_POOLINGS,
     *COMPOSITES,
     *CONVOLUTIONS,

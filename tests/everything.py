@@ -16,6 +16,12 @@ def network(seed=0):
         pc.SpatialDropout(0.2),
     )
     layers = (
+        pc.RandomFlip("vertical"),
+        pc.RandomCrop((0, 2)),
+        pc.Normalize("auto"),
+        pc.RandomRotation(5),
+        pc.RandomContrast(0.1),
+        pc.MixUp(0.1),
         pc.Conv2D(4, 3, padding="same", bias=False),
         pc.BatchNorm(activation=lambda x: x if x > 0 else 0.1 * x),
         pc.MaxPool2D(3, stride=2, padding=1),

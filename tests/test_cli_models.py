@@ -34,7 +34,7 @@ def test_evaluate_takes_model_and_data_from_the_run(folder, tmp_path, here, monk
 
     alone = tmp_path / "alone.npz"
     shutil.copy(out / "model.npz", alone)
-    refused(here("evaluate", alone), f"evaluate needs --data NAME|DIR: {tmp_path / 'summary.json'}, which would say")
+    refused(here("evaluate", alone), f"--data NAME|PATH is needed: {tmp_path / 'summary.json'}, which would say")
     ran = here("evaluate", alone, "--data", folder)
     assert ran.code == 0
     assert ran.out.startswith(f"{folder}: {result}")

@@ -39,7 +39,17 @@ def test_a_config_is_written_and_read_again(tmp_path):
     assert again.data.startswith("/")
     values = tomllib.loads(file.read_text())
     assert {one.name for one in fields(TrainConfig)} - set(values) == {
-        *("data_dir", "weight_decay", "clip_norm", "clip_value", "ema", "evaluate_every", "threads", "verify"),
+        *(
+            "data_dir",
+            "weight_decay",
+            "clip_norm",
+            "clip_value",
+            "ema",
+            "evaluate_every",
+            "threads",
+            "verify",
+            "start_from",
+        ),
         *("early_stopping", "milestones", "image_size", "color"),
         *("decay_every", "decay_factor", "patience", "monitor", "min_delta", "cooldown", "min_learning_rate"),
         *("class_weight", "scale_learning_rate", "betas", "alpha", "eps", "validation_split"),

@@ -117,30 +117,6 @@ def test_folders_without_pictures_and_other_sizes_are_refused(pictures, tmp_path
         recipe.load(tmp_path, tmp_path / "cifar10.npz")
 
 
-def test_mean_and_deviation_are_those_of_each_channel(sets):
-    images = sets[0][0] / 255
-    mean, deviation = recipe.mean_and_deviation(sets[0][0])
-    np.testing.assert_allclose(mean, images.mean((0, 2, 3)))
-    np.testing.assert_allclose(deviation, images.std((0, 2, 3)))
-
-
-def test_training_images_are_standardised_windows_and_some_are_flipped(rng):
-    x = rng.random((3, 32, 32, 40), np.float32)
-    mean, deviation = rng.random((2, 3), np.float32) + np.float32(0.1)
-    y, places, keys = np.empty_like(x), np.empty((3, 40), np.int64), rng.integers(0, 2**63, 40).astype(np.uint64)
-    recipe.prepare(x, keys, 1, 4, mean, deviation, places, y)
-    padded = np.pad(x, ((0, 0), (4, 4), (4, 4), (0, 0)))
-    for i, (row, column, flipped) in enumerate(places.T):
-        window = padded[:, 4 + row : 36 + row, 4 + column : 36 + column, i]
-        expected = (window[:, :, :: -1 if flipped else 1] - mean[:, None, None]) / deviation[:, None, None]
-        np.testing.assert_allclose(y[..., i], expected, rtol=1e-6)
-    assert set(places[2]) == {0, 1}
-    assert -4 in places[:2]
-    assert 4 in places[:2]
-    recipe.prepare(x, keys, 1, 0, mean, deviation, places, y)
-    np.testing.assert_allclose(y, (x - mean[:, None, None, None]) / deviation[:, None, None, None], rtol=1e-6)
-
-
 def test_both_systems_begin_with_the_same_network_and_cut_alike(sets):
     torch = pytest.importorskip("torch")
     ours, theirs = (recipe.SYSTEMS[name](options(), sets) for name in ("parallelcnn", "pytorch"))

@@ -260,7 +260,7 @@ def _idx_files(draw):
     if wrong == "end":
         content = content[: -draw(st.integers(1, len(content)))]
     content += {"zeros behind": bytes(9), "more behind": b"more"}.get(wrong, b"")
-    true = kind == 8 and len(shape) == 3 and shape[0] == 4 and 0 not in shape and math.prod(shape) == len(values)
+    true = kind in (8, 9) and len(shape) == 3 and shape[0] == 4 and 0 not in shape and math.prod(shape) == len(values)
     # Zeros behind a gzip file mean nothing. Images of another size than those of the test set are refused, too.
     fits = shape == (4, 3, 2) and wrong not in ("end", "more behind") and (packed or wrong != "zeros behind")
     return content, true and fits

@@ -68,11 +68,13 @@ def named(pages=PAGES):
 
 @named([page for page in PAGES if "```python" in page.read_text()])
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
-    def small(name, data_dir=None):
-        return pc.load_digits(n_train=600, n_test=200) if name in ("digits", "mnist") else load(name, data_dir)
+    def small(name, *arguments, **options):
+        small_one = name in ("digits", "mnist")
+        return pc.load_digits(n_train=600, n_test=200) if small_one else load(name, *arguments, **options)
 
     load = pc.load_data
     monkeypatch.setattr(pc, "load_data", small)
+    monkeypatch.setenv("PARALLELCNN_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # dataclasses look their module up

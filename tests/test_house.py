@@ -17,8 +17,8 @@ PACKAGE = Path(parallelcnn.__file__).parent
 # From the lowest level up. A module imports from lower levels, or from modules of its own level.
 LEVELS = [
     {
-        *("_version", "arguments", "errors", "plotting", "resources", "kernels", "wording"),
-        *("files.atomic", "files.regular", "files.rows", "files.safetensors"),
+        *("_version", "arguments", "errors", "notebook", "plotting", "resources", "status_line", "kernels", "wording"),
+        *("files.archive", "files.atomic", "files.npy", "files.regular", "files.rows", "files.safetensors"),
     },
     {
         "activations",
@@ -40,9 +40,11 @@ LEVELS = [
         "autodiff",
         "call_list",
         "data",
+        "exchange",
         "files",
         "folding",
         "fusions",
+        "label_mixing",
         "models",
         "network",
         "optimizers",
@@ -52,7 +54,7 @@ LEVELS = [
     },
     {"comm", "training"},
     {"doctor", "profiling", "report", "resilience"},
-    {"__main__", "cli", "trainer"},
+    {"__main__", "cli", "estimators", "trainer"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 

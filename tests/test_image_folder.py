@@ -201,14 +201,14 @@ def test_a_folder_without_images_is_not_one_of_images(tmp_path):
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     photos(tmp_path)
-    listdir = os.listdir
+    scandir = os.scandir
 
     def refusing(folder):
         if os.fspath(folder).endswith("dog"):  # root, who may run the tests, may read every folder
             raise PermissionError(13, "Permission denied")
-        return listdir(folder)
+        return scandir(folder)
 
-    monkeypatch.setattr(os, "listdir", refusing)
+    monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(DataError, match="dog: cannot be read: Permission denied"):
         pc.load_data(tmp_path)
 

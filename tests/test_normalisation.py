@@ -172,7 +172,11 @@ def test_running_statistics_are_means_over_shards_weighted_by_their_samples():
 @pytest.mark.parametrize(
     ("batch_size", "reproducible", "message"),
     [
-        (1, None, r"^batch_size should be at least 2 for layers that compute .* such as BatchNorm, got 1: each shard"),
+        (
+            1,
+            None,
+            r"^batch_size should be at least 2 for layers that mix samples, such as .*MixUp, got 1: each shard",
+        ),
         (7, 4, r"^with reproducible=4, batch_size should be at least 8 for layers .*, got 7: each shard"),
     ],
 )

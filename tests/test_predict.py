@@ -10,6 +10,7 @@ from launch import refused
 from small import network as small_network
 
 import parallelcnn as pc
+from parallelcnn.cli.models import choose_model
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -173,6 +174,29 @@ def test_a_run_on_a_folder_of_images_can_be_repeated_evaluated_and_used(tmp_path
     rows = list(csv.DictReader(io.StringIO(predicted.out)))
     right = [row["class"] == row["file"].split("/")[-2] for row in rows]
     assert np.mean(right) == pytest.approx(accuracy)
+
+
+def test_files_are_read_as_the_network_takes_them(model, tmp_path):
+    network = pc.load_model(model / "model.npz")
+    red, blue = save(tmp_path / "a.png", COLORS["red"], (20, 30)), save(tmp_path / "b.png", COLORS["blue"])
+    images = pc.read_images([red, str(blue)], network)
+    assert (images.shape, images.dtype) == ((2, 3, 8, 8), np.uint8)
+    assert network.predict_classes(images).tolist() == ["red", "blue"]
+    assert pc.read_images([], network).shape == (0, 3, 8, 8)
+    with pytest.raises(pc.DataError, match="no longer there"):
+        pc.read_images([tmp_path / "missing.png"], network)
+    with pytest.raises(pc.ShapeError, match="not gray or colour images"):
+        pc.read_images([red], pc.NetworkHandler((pc.Dense(2),), (5,)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [((1, 28, 28), "paper"), ((1, 33, 8), "resnet8"), ((3, 32, 32), "resnet8"), ((3, 64, 64), "mobilenet-small")],
+)
+def test_the_model_auto_depends_on_the_size_and_the_channels(shape, name):
+    assert choose_model(shape) == name
+    with pytest.raises(pc.InputError, match=r"no images, but of shape \(5,\): name a network for them"):
+        choose_model((5,))
 
 
 # ---- describing

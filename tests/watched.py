@@ -4,7 +4,9 @@ It neither takes long nor more memory than the input accounts for, nor writes, s
 """
 
 import difflib  # noqa: F401  imported when they are needed: that is not the input's doing
+import encodings.ascii
 import encodings.cp437
+import encodings.raw_unicode_escape
 import encodings.utf_32_be
 import encodings.utf_32_le  # noqa: F401
 import os
@@ -13,6 +15,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import numpy.ma  # noqa: F401
 from hypothesis import HealthCheck, settings
 
 from parallelcnn.errors import InputError

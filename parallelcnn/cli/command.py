@@ -10,6 +10,7 @@ imports numpy, numba and MPI inside functions: --help and typing errors are answ
 
 import contextlib
 import difflib
+import os
 import re
 import signal
 import sys
@@ -19,16 +20,17 @@ import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
 from parallelcnn._version import __version__
-from parallelcnn.cli import data, doctor, evaluate, guide, info, predict, runs, train
+from parallelcnn.cli import data, doctor, evaluate, export_model, guide, import_model, info, predict, runs, train
 from parallelcnn.cli.options import Parser, UsageError
 from parallelcnn.cli.output import lost_output, safe_output, say
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, TrainingWarning
 from parallelcnn.resilience.signals import hold_stop_signals, let_interrupts_end_the_process
+from parallelcnn.status_line import StatusLine
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
 
-_COMMANDS = (train, evaluate, predict, runs, data, info, doctor, guide)
+_COMMANDS = (train, evaluate, predict, runs, export_model, import_model, data, info, doctor, guide)
 
 _EXAMPLES = """\
 examples:
@@ -56,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> int:
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
+        return _complete()
     if arguments is None:
         hold_stop_signals()
     let_interrupts_end_the_process()
@@ -82,14 +86,16 @@ def _main(arguments: list[str] | None) -> int:
     if options.command is None:
         return _say_once(2, parser.format_help())
     comm: Transport = Serial()
+    status_line = StatusLine(sys.stderr if options.strict else None, lambda: comm.status)
     try:
-        if options.strict is not None:  # None: a command of one process
-            from parallelcnn.resilience.world import world
+        with status_line:
+            if options.strict is not None:  # None: a command of one process
+                from parallelcnn.resilience.world import world
 
-            with contextlib.nullcontext() if options.strict else contextlib.suppress(LaunchError):
-                comm = world(strict=options.strict, timeout=options.timeout)
-        with Watchdog(comm, options.timeout):
-            code = options.run(options, comm)
+                with contextlib.nullcontext() if options.strict else contextlib.suppress(LaunchError):
+                    comm = world(strict=options.strict, timeout=options.timeout)
+            with Watchdog(comm, options.timeout):
+                code = options.run(options, comm)
         if code == 0 and options.run is not train.run:  # whose results are files
             code = _check_output()
         return _code_of_rank(code, comm)
@@ -97,6 +103,15 @@ def _main(arguments: list[str] | None) -> int:
         return _say_once(2, f"parallelcnn: error: {error}")
     except BaseException as error:  # any error at all: the other ranks are waiting
         return _code_of_rank(_fail(error, comm), comm)
+
+
+def _complete() -> int:
+    """Tell the shell the completions of its command line, which argcomplete finds in variables of the environment."""
+    with contextlib.suppress(ImportError):  # without the extra there are none
+        import argcomplete
+
+        argcomplete.autocomplete(_parsers()[0])  # ends the process
+    return 1
 
 
 def _check_output() -> int:

@@ -30,7 +30,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.set_defaults(run=run, strict=False)
     planned = parser.add_argument_group("the planned training")
-    for name in ("model", "batch_size", "threads", "timeout"):
+    add_setting(planned, "model", " [default: paper]", default="paper")
+    for name in ("batch_size", "threads", "timeout"):
         add_setting(planned, name)
     planned.add_argument(
         "--folder", type=path, default=".", metavar="DIR", help="directory for the results [default: the current one]"

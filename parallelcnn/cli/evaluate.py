@@ -112,7 +112,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
         )
         if not other_data and not is_of_the_run:
             raise InputError(
-                f"evaluate needs --data NAME|DIR: {found.run / 'summary.json'} is about another model than {found.file}"
+                f"--data NAME|PATH is needed: {found.run / 'summary.json'} is about another model than {found.file}"
             )
         loss: losses.Loss
         if options.loss is None and not other_data and found.config is not None:

@@ -49,6 +49,22 @@ def find_model(model: str, classes: int | None, loss: str = "softmax-cross-entro
         raise InputError(f"{model} raised {_described(error, path)}") from error
 
 
+def choose_model(input_shape: tuple[int, ...]) -> str:
+    """The named network for images of this shape when the user has named none.
+
+    Raises:
+        InputError: if the samples are not images.
+    """
+    if len(input_shape) != 3:
+        raise InputError(
+            f"the samples are no images, but of shape {input_shape}: name a network for them, --model FILE.py:FUNCTION"
+        )
+    channels, *sides = input_shape
+    if channels == 1 and max(sides) <= 32:
+        return "paper"
+    return "resnet8" if max(sides) <= 48 else "mobilenet-small"
+
+
 def _find_function(file: Path, name: str) -> Callable[..., Any]:
     if not os.path.isfile(file):  # Path.is_file raises for a name that is too long
         raise InputError(f"no file {file}, named by --model {file}:{name}")

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from parallelcnn.errors import shown
+from parallelcnn.status_line import make_room
 
 
 def say(text: object, stream: TextIO | None = None) -> None:
     """Print text that may quote files, on stdout by default, with control characters escaped."""
+    make_room()
     print("\n".join(map(shown, str(text).split("\n"))), file=stream or sys.stdout, flush=True)
 
 

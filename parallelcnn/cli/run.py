@@ -8,12 +8,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from parallelcnn.cli.data_sets import load_data_sets
-from parallelcnn.cli.models import find_model
+from parallelcnn.cli.models import choose_model, find_model
 from parallelcnn.cli.options import warn_of_too_many_threads
 from parallelcnn.cli.output import say
 from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, RunReporter
@@ -21,8 +22,10 @@ from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.errors import DivergenceError
+from parallelcnn.errors import DivergenceError, InputError
+from parallelcnn.exchange.parameter_files import read_parameters
 from parallelcnn.files.model import save_model
+from parallelcnn.layers.frozen import freeze
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.profiling import Profiler
@@ -55,6 +58,7 @@ class Run:
     def __init__(self, options: TrainConfig, comm: Transport) -> None:
         self._options, self._comm = options, comm
         self._profiler = Profiler() if options.profile else None
+        self._started_from: str | None = None
         self._notes: list[str] = []  # for the report
 
     def go(self) -> int:
@@ -108,16 +112,39 @@ class Run:
         return [*(loggers[name]() for name in dict.fromkeys(self._options.log)), *([stopping] if stopping else [])]
 
     def _build(self) -> NetworkHandler:
+        if self._options.model == "auto":
+            self._options = replace(self._options, model=choose_model(self._train_set.input_shape))
         options = self._options
         self._loss = options.build_loss(self._train_set)
-        layers = find_model(options.model, self._train_set.classes, options.loss)
-        network = NetworkHandler(layers, self._train_set.input_shape, options.seed)
+        input_shape = self._train_set.input_shape
+        layers = freeze(find_model(options.model, self._train_set.classes, options.loss), options.freeze)
+        network = NetworkHandler((*options.build_first_layers(input_shape), *layers), input_shape, options.seed)
+        network.adapt(self._train_set)
+        if not network.trained_params.size:
+            raise InputError(f"freeze must leave a layer with parameters to train, got {options.freeze}")
+        if not self._may_resume():
+            self._start_from(network)
         check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every, self._train_set)
         for dataset in (self._train_set, self._evaluated, self._test_set):
             check_fit(network, dataset, self._loss)
         further = options.build_metrics(self._train_set.classes)
         self._metrics = [*default_metrics(network, self._evaluated, self._loss), *further]
         return network
+
+    def _may_resume(self) -> bool:
+        """Whether there is a checkpoint to resume from, which may turn out to be damaged."""
+        resume, out = self._options.resume, self._options.out
+        return resume is not None and (resume != "auto" or any(self._checkpoint_folder(Path(out or "")).files()))
+
+    def _start_from(self, network: NetworkHandler) -> None:
+        """Take the parameters of --start-from that fit."""
+        source = self._options.start_from
+        if source is None:
+            return
+        matching = network.load_parameters(read_parameters(source), strict=False)
+        if not matching.taken:
+            raise InputError(f"--start-from {source}: no array fits the network by name and shape: {matching}")
+        self._started_from = f"{source}: {matching}"
 
     def _named_checkpoint(self) -> Checkpoint | None:
         """The checkpoint of --resume FILE, on rank 0."""
@@ -169,6 +196,8 @@ class Run:
             newest = None
             if options.resume == "auto":  # once the directory is locked, no other run deletes checkpoints
                 newest = self._checked(self._checkpoint_folder(directory.path).newest())
+                if newest is None and self._started_from is None:
+                    self._start_from(self._network)
             directory.open(resume=newest is not None)
             return newest
 
@@ -193,6 +222,8 @@ class Run:
             say(f"resumed after minibatch {self._resume.history.steps:,}")
         elif options.resume is not None:
             say(f"no checkpoint in {directory.checkpoints} yet: starting from the beginning")
+        if self._started_from is not None and self._resume is None:
+            say(f"start from {self._started_from}")
         data = self._train_set, self._evaluated, self._test_set
         if self._found:
             say(f"found      {self._found}")

@@ -51,7 +51,7 @@ def find_trained_network(name: str, *, best: bool = False) -> TrainedNetwork:
     from parallelcnn.files.archive import open_npz
 
     if name == "":
-        raise InputError("evaluate takes a run directory, a model file or a checkpoint, got ''")
+        raise InputError("MODEL must be a run directory, a model file or a checkpoint, got ''")
     path = Path(name)
     file, note = _in_directory(path, best=best) if os.path.isdir(path) else (path, "")
     if best and file == path:
@@ -138,7 +138,7 @@ def data_settings(found: TrainedNetwork, data: str | None, data_dir: str | None)
     if trained_on is None:
         if not found.is_unfinished:
             raise InputError(
-                f"evaluate needs --data NAME|DIR: {found.run / 'summary.json'}, "
+                f"--data NAME|PATH is needed: {found.run / 'summary.json'}, "
                 f"which would say what {found.file} was trained on, is missing or unreadable"
             )
         return config if data_dir is None else replace(config, data_dir=data_dir)

@@ -7,9 +7,9 @@ bytes of files, and `load(path, name)` returns `DataSets`. To add a format, writ
 from pathlib import Path
 from typing import Protocol
 
-from parallelcnn.data.readers import idx
+from parallelcnn.data.readers import cifar, hdf5, idx_folder, image_folder, npz, tables
 from parallelcnn.data.sets import DataSets
-from parallelcnn.errors import DataError
+from parallelcnn.errors import DataError, shown
 
 
 class Reader(Protocol):
@@ -30,7 +30,7 @@ class Reader(Protocol):
 
 
 # The first one that recognises the data loads them.
-READERS: tuple[Reader, ...] = (idx,)
+READERS: tuple[Reader, ...] = (idx_folder, cifar, npz, hdf5, tables)
 
 
 def load_path(path: Path) -> DataSets:
@@ -43,6 +43,9 @@ def load_path(path: Path) -> DataSets:
         raise DataError(f"{path}: there is no such file or folder")
     for reader in READERS:
         if reader.recognises(path):
-            return reader.load(path, str(path))
-    formats = "; ".join(reader.FORMAT for reader in READERS)
+            try:
+                return reader.load(path, str(path))
+            except DataError as error:  # it may quote what is in a file
+                raise DataError(shown(error)) from error.__cause__
+    formats = "; ".join([image_folder.FORMAT, *(reader.FORMAT for reader in READERS)])
     raise DataError(f"{path}: holds no data in a known format. Known formats: {formats}")

@@ -333,10 +333,10 @@ def _times(rows: int, columns: int) -> str:
     return f"{rows} x {columns}"
 
 
-def try_to_look(files: Iterable[Path]) -> list[Look | DataError]:
+def try_to_look(files: Iterable[str]) -> list[Look | DataError]:
     """What the headers of images say, or why they cannot be read."""
 
-    def try_one(file: Path) -> Look | DataError:
+    def try_one(file: str) -> Look | DataError:
         try:
             return look(file)
         except DataError as error:
@@ -356,7 +356,7 @@ def file_names(files: Array) -> list[str]:
     return [os.fsdecode(name) for name in files.tobytes().split(b"\0")]
 
 
-def _joined(files: Iterable[Path]) -> bytes:
+def _joined(files: Iterable[str]) -> bytes:
     return b"\0".join(map(os.fsencode, files))
 
 
@@ -364,15 +364,17 @@ def _described(broken: dict[int, str]) -> str:
     """A message about broken images."""
     first = "; ".join(broken[number] for number in sorted(broken)[:_NAMED])
     more = f"; and {len(broken) - _NAMED:,} more" if len(broken) > _NAMED else ""
-    return f"{first}{more}. Remove what is broken, or leave it out: --skip-broken"
+    return f"{first}{more}. Remove what is broken, or leave it out: --skip-broken (skip_broken=True)"
 
 
 def _key(found: ImageFolder, options: ImageOptions) -> str:
     """A name for the file: a digest of all that decides on its content."""
     digest = hashlib.sha256(repr((_VERSION, found.class_names, options)).encode())
     for name, one in found.sets.items():
-        digest.update(f"{name} {len(one.files)}".encode())
-        for file in one.files:
-            status = (found.folder / file).stat()
-            digest.update(os.fsencode(file) + f"\0{status.st_size} {status.st_mtime_ns}\0".encode())
+        digest.update(f"{name} {len(one.files)}".encode() + _joined(one.files))
+    try:
+        facts = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, found.files)]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    digest.update(np.array(facts, np.int64).tobytes())
     return digest.hexdigest()[:32]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,13 +35,13 @@ def find_items(paths: Iterable[Path]) -> Iterator[Item]:
     """
     for path in paths:
         if path.is_dir():
-            found = [file for file in files_below(path) if is_image(file)]
+            found = [Path(file) for file in files_below(str(path)) if is_image(file)]
             if not found:
                 raise DataError(f"{path}: must hold images, but holds none")
             yield from map(Item, found)
         elif path.suffix.lower() in _ARRAYS:
             yield from (Item(path, row) for row in range(len(_open_array(path))))
-        elif is_image(path):
+        elif is_image(path.name):
             if not path.exists():
                 raise DataError(f"{path}: there is no such file")
             yield Item(path)
@@ -107,3 +108,27 @@ def _open_array(path: Path) -> Array:
     if array.ndim < 2:
         raise DataError(f"{path}: must hold images, samples first, got an array of shape {array.shape}")
     return array
+
+
+def read_images(files: Sequence[str | Path], network: Any) -> Array:
+    """Read image files as a network takes them.
+
+    Args:
+        files: paths.
+        network: a `NetworkHandler`, whose input shape and way to resize the images get.
+
+    Returns:
+        (N, C, H, W) uint8, for `predict`.
+
+    Raises:
+        DataError: if a file is no image, or damaged.
+        ShapeError: if the network takes no images.
+
+    Example:
+        >>> network.predict_classes(read_images(["cat.jpg"], network))
+    """
+    images, failures = read_items([Item(Path(file)) for file in files], network.input_shape, network.resize or "crop")
+    if failures:
+        raise DataError(failures[0])
+    none = np.empty((0, *network.input_shape), np.uint8)
+    return np.concatenate([none, *(image[np.newaxis] for image in images if image is not None)])

@@ -17,7 +17,8 @@ from pathlib import Path
 from parallelcnn.arguments import as_path
 from parallelcnn.data.cache import cache_folder
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.data.readers.idx import PathLike, load_idx_folder, open_content
+from parallelcnn.data.readers.idx import PathLike, open_content
+from parallelcnn.data.readers.idx_folder import load_idx_folder
 from parallelcnn.errors import DataError, shown
 
 # Copies by PyTorch, by the Common Visual Data Foundation and by Amazon: MNIST's own page has refused downloads for

@@ -13,8 +13,6 @@ import contextlib
 import hashlib
 import io
 import json
-import math
-import re
 import struct
 import zipfile
 import zlib
@@ -24,24 +22,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parallelcnn.errors import CheckpointError, shown
+from parallelcnn.errors import CheckpointError, InputError, shown
 from parallelcnn.files.atomic import write_atomically
+from parallelcnn.files.npy import check_characters, parse_header
 
 _WORDS = {"model": "model file", "checkpoint": "checkpoint"}
 _VERSION = 2  # version 1 has no checksum in model files, and no layers in checkpoints
 _MOST_DESCRIPTION = 2**26  # bytes, four per character: about 100,000 layers
 _LEAST_DESCRIPTION = 2**20  # bytes; this size is always allowed
-# An array's header as numpy writes it. numpy's own reader compiles any Python literal in it, and passes on the errors
-# and warnings of that.
-_HEADER = re.compile(
-    rb"\x93NUMPY\x01\0.."
-    rb"\{'descr': '([<>|](?:b1|[iu][1248]|f[248]|U\d{1,8}))', 'fortran_order': (True|False), "
-    rb"'shape': \(((?:\d{1,18}, )*(?:\d{1,18},?)?)\), \} *\n",
-    re.DOTALL,
-)
 # Errors that zipfile, json and numpy raise for damaged files, and errors of code that trusts a wrong description.
 _DAMAGED_FILE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, MemoryError, struct.error)
-_DAMAGED_CONTENT = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
+_DAMAGED_CONTENT = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
 
 
 class Archive(NamedTuple):
@@ -118,25 +109,25 @@ def seal(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> st
 
 
 @contextlib.contextmanager
-def open_npz(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
-    """Open the .npz file at `path`. Inside the `with` statement, errors caused by damage become a CheckpointError.
+def open_npz(path: Path, kind: str, failure: type[InputError] = CheckpointError) -> Iterator[zipfile.ZipFile]:
+    """Open the .npz or .zip file at `path`. Inside the `with` statement, errors caused by damage become a `failure`.
 
     Args:
         kind: the expected kind of file, for messages.
     """
     try:
         if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path} must be a {kind}, not a folder or a device")
+            raise failure(f"{path} must be a {kind}, not a folder or a device")
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except CheckpointError as error:
-        raise CheckpointError(shown(error)) from error.__cause__
+    except InputError as error:
+        raise type(error)(shown(error)) from error.__cause__
     except FileNotFoundError:
-        raise CheckpointError(f"no {kind} {path}") from None
+        raise failure(f"no {kind} {path}") from None
     except (*_DAMAGED_FILE, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.strerror:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-        raise CheckpointError(shown(f"{path} is no {kind}, or a damaged one: {error}")) from None
+            raise failure(f"{path} cannot be read: {error.strerror}") from None
+        raise failure(shown(f"{path} is no {kind}, or a damaged one: {error}")) from None
 
 
 @contextlib.contextmanager
@@ -185,13 +176,9 @@ def read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"larger than the {limit} bytes that it may have")
-    header = _HEADER.match(content)
-    if header is None:
-        raise ValueError("it starts with no header of an array of numbers")
-    kind, order, lengths = (part.decode() for part in header.groups())
-    dtype, shape = np.dtype(kind), tuple(int(length) for length in lengths.replace(",", " ").split())
-    if math.prod(shape) * dtype.itemsize != len(content) - header.end():
+    dtype, shape, order, start = header = parse_header(content)
+    if header.nbytes != len(content) - start or dtype.kind == "S":
         raise ValueError(f"its header says {dtype} of shape {shape}, which is not what follows")
-    if dtype.kind == "U":  # numpy would accept characters that do not exist, and their strings crash Python
-        content[header.end() :].decode("utf-32-be" if kind.startswith(">") else "utf-32-le")
-    return np.frombuffer(content, dtype, offset=header.end()).reshape(shape, order="F" if order == "True" else "C")
+    array = np.frombuffer(content, dtype, offset=start).reshape(shape, order=order)  # type: ignore[call-overload]
+    check_characters(array)
+    return array

@@ -69,8 +69,13 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
     archive = read_archive(path, "model", "checkpoint")
     if "layers" not in archive.description and "facts" in archive.description:
         raise CheckpointError(f"{path} is a checkpoint of an earlier version, which holds no layers: resume from it")
+    return network_of(path, archive, layers)
+
+
+def network_of(path: Path, archive: Archive, layers: Iterable[Layer] | None = None) -> NetworkHandler:
+    """The network that an archive of the file at `path` describes; errors as of `load_model`."""
     try:
-        parsed = _parse(path, archive, layers)
+        parsed = _parse(path, archive, None if layers is None else as_layers(layers))
     except CheckpointError as error:
         raise CheckpointError(shown(error)) from error.__cause__
     network = NetworkHandler(parsed.layers, parsed.input_shape, dtype=parsed.dtype.type)
@@ -165,14 +170,16 @@ def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _P
         for layer, entry in zip(layers, description["layers"], strict=True):
             if "fingerprint" in entry and not matches(entry["fingerprint"], stored_fingerprint(layer)):
                 raise CheckpointError(f"{path} does not fit the network: it holds a {layer!r} with other values")
-        origin = _origin(description, shapes[-1])
+        origin = checked_origin(description, shapes[-1])
     for slot in (slot for layout in layouts for slot in layout.slots):
         _check_array(path, slot, dtype, archive.arrays.get(slot.key))
     return _Parsed(layers, shapes[0], dtype, origin)
 
 
-def _origin(description: dict[str, Any], output_shape: tuple[int, ...]) -> dict[str, Any]:
-    """See `NetworkHandler.origin`. Files of earlier versions do not contain all of it."""
+def checked_origin(description: dict[str, Any], output_shape: tuple[int, ...]) -> dict[str, Any]:
+    """The `NetworkHandler.origin` in a description; InputError if it is none. Files of earlier versions do not contain
+    all of it.
+    """
     prediction, input_range = description.get("prediction", "softmax"), description.get("input_range")
     class_names, resize = description.get("class_names"), description.get("resize")
     if not isinstance(prediction, str):

@@ -219,6 +219,10 @@ class Vectors:
             distance *= 2
         return rows
 
+    def backwards(self, vector: Any) -> Any:
+        """The vector with its lanes in reverse order."""
+        return self._shuffle(vector, vector, [*reversed(range(self.lanes))])
+
     def _vector_of(self, number: Any) -> Any:
         return ir.VectorType(number, self.lanes)
 

@@ -7,8 +7,7 @@ from numba import uint64
 
 from ._jit import exact_kernel
 from ._mix import mix as mix
-
-_TO_UNIT = 2.0**-24
+from ._mix import unit
 
 
 @exact_kernel
@@ -28,4 +27,4 @@ def uniform(keys, number, y):
     for i in range(n):
         key = mix(keys[i], number)
         for f in range(features):
-            y[f, i] = (mix(key, f) >> uint64(40)) * _TO_UNIT
+            y[f, i] = unit(key, f)

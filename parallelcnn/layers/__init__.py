@@ -1,25 +1,35 @@
 """Layers. A layer holds only hyperparameters, and records its forward and backward passes."""
 
 from parallelcnn.layers.activation import Activation as Activation
+from parallelcnn.layers.affine import RandomRotation as RandomRotation
+from parallelcnn.layers.affine import RandomZoom as RandomZoom
 from parallelcnn.layers.avgpool2d import AvgPool2D as AvgPool2D
 from parallelcnn.layers.base import Buffer as Buffer
 from parallelcnn.layers.base import Layer as Layer
 from parallelcnn.layers.base import Parameter as Parameter
 from parallelcnn.layers.batch_norm import BatchNorm as BatchNorm
+from parallelcnn.layers.brightness_contrast import RandomBrightness as RandomBrightness
+from parallelcnn.layers.brightness_contrast import RandomContrast as RandomContrast
 from parallelcnn.layers.composite import Sequential as Sequential
 from parallelcnn.layers.concat import Concat as Concat
 from parallelcnn.layers.conv2d import Conv2D as Conv2D
+from parallelcnn.layers.cutout import Cutout as Cutout
 from parallelcnn.layers.dense import Dense as Dense
 from parallelcnn.layers.depthwise_conv2d import DepthwiseConv2D as DepthwiseConv2D
 from parallelcnn.layers.dropout import Dropout as Dropout
 from parallelcnn.layers.dropout import SpatialDropout as SpatialDropout
 from parallelcnn.layers.flatten import Flatten as Flatten
+from parallelcnn.layers.flip_crop import RandomCrop as RandomCrop
+from parallelcnn.layers.flip_crop import RandomFlip as RandomFlip
 from parallelcnn.layers.frozen import Frozen as Frozen
+from parallelcnn.layers.frozen import freeze as freeze
 from parallelcnn.layers.globalavgpool2d import GlobalAvgPool2D as GlobalAvgPool2D
 from parallelcnn.layers.globalmaxpool2d import GlobalMaxPool2D as GlobalMaxPool2D
 from parallelcnn.layers.group_norm import GroupNorm as GroupNorm
 from parallelcnn.layers.group_norm import LayerNorm as LayerNorm
 from parallelcnn.layers.maxpool2d import MaxPool2D as MaxPool2D
+from parallelcnn.layers.mixup import MixUp as MixUp
+from parallelcnn.layers.normalize import Normalize as Normalize
 from parallelcnn.layers.prelu import PReLU as PReLU
 from parallelcnn.layers.recompute import Recompute as Recompute
 from parallelcnn.layers.reshape import Reshape as Reshape

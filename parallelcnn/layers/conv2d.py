@@ -117,6 +117,19 @@ class Conv2D(Layer):
         return dx
 
 
+def sides_of(layer: Conv2D, input_shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The zeros around the image: ((above, below), (left, right)).
+
+    A padding that is a number is the same on both sides, even if no window reaches the last zeros.
+    """
+    sides = []
+    strides, sizes = pair(layer, "stride", layer.stride), input_shape[1:]
+    for axis, stride, size in zip(windows_of(layer, input_shape), strides, sizes, strict=True):
+        used = (axis.outputs - 1) * stride + (axis.window - 1) * axis.dilation + 1 - axis.before - size
+        sides.append((axis.before, max(used, 0) if layer.padding == "same" else axis.before))
+    return sides[0], sides[1]
+
+
 @cache
 def windows_of(layer: Conv2D, input_shape: Shape) -> Windows:
     """The windows of the layer along rows and columns; ShapeError if it does not accept this input shape."""

@@ -47,21 +47,21 @@ class DepthwiseConv2D(Layer):
         _convolution(self, channels=1)  # checks the other fields
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        return _named(self, self._for(input_shape).output_shape, input_shape)
+        return _named(self, self.as_conv2d(input_shape).output_shape, input_shape)
 
     def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
-        return self._for(input_shape).parameters(input_shape)
+        return self.as_conv2d(input_shape).parameters(input_shape)
 
     def multiply_adds(self, input_shape: Shape) -> int:
-        return self._for(input_shape).multiply_adds(input_shape)
+        return self.as_conv2d(input_shape).multiply_adds(input_shape)
 
     def forward(self, step: Step, x: Array) -> Array:
-        return self._for(x.shape[:-1]).forward(step, x)
+        return self.as_conv2d(x.shape[:-1]).forward(step, x)
 
     def backward(self, step: Step, dy: Array) -> Array | None:
         return _convolution(self, len(dy) // self.multiplier).backward(step, dy)
 
-    def _for(self, input_shape: Shape) -> Conv2D:
+    def as_conv2d(self, input_shape: Shape) -> Conv2D:
         """The convolution with groups that this layer is for that input."""
         if len(input_shape) != 3:
             raise ShapeError(f"{self} takes images (C, H, W), got {input_shape}")

@@ -1,9 +1,10 @@
 """Layers whose parameters training does not change."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
-from parallelcnn.errors import ShapeError
+from parallelcnn.arguments import check_integer
+from parallelcnn.errors import InputError, ShapeError
 
 from .base import Array, Buffer, Layer, Parameter, Shape, Step
 
@@ -33,9 +34,8 @@ class Frozen(Layer):
 
         >>> old = NetworkHandler((Conv2D(8, 3, activation="relu"), Flatten(), Dense(10)), (1, 8, 8))
         >>> new = NetworkHandler((*map(Frozen, old.layers[:-1]), Dense(3)), old.input_shape)
-        >>> for name in new.parameters:
-        ...     if not name.startswith("2."):
-        ...         new.parameters[name] = old.parameters[name]
+        >>> print(new.load_parameters(old.parameters, strict=False))
+        2 of 4 arrays fit; 2.weight (3, 288) has shape (10, 288) there, 2.bias (3,) has shape (10,) there
         >>> new.trained_params.size
         867
     """
@@ -76,3 +76,24 @@ class Frozen(Layer):
 
     def backward(self, step: Step, dy: Array) -> Array | None:
         return self.layer.backward(step, dy)
+
+
+def freeze(layers: Iterable[Layer], first: int) -> tuple[Layer, ...]:
+    """The layers with the first ones frozen.
+
+    Args:
+        first: how many layers to freeze, from the beginning.
+
+    Raises:
+        InputError: if `first` is not an integer from 0 to the number of layers.
+
+    Example:
+        >>> freeze((Conv2D(8, 3), Flatten(), Dense(10)), 1)
+        (Frozen(Conv2D(8, 3)), Flatten(), Dense(10))
+    """
+    layers = tuple(layers)
+    check_integer("first", first, 0)
+    if first > len(layers):
+        raise InputError(f"at most all {len(layers)} layers of the network can be frozen, got {first}")
+    frozen = (layer if isinstance(layer, Frozen) else Frozen(layer) for layer in layers[:first])
+    return (*frozen, *layers[first:])

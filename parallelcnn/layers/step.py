@@ -19,6 +19,7 @@ Array = np.ndarray
 Arrays = dict[str, Array]
 Shape = tuple[int, ...]
 Call = Callable[[], object]
+Load = Callable[[Array, Array, float], object]
 T = TypeVar("T")
 
 
@@ -33,6 +34,10 @@ class Recorder(Protocol):
     def keys(self) -> Array: ...
 
     def add(self, call: Call) -> None: ...
+
+    def mix_labels(self, number: int, shares: Array) -> None: ...
+
+    def load_by(self, calls: list[Call], load: "Load", y: Array) -> None: ...
 
     def array(self, shape: Shape, dtype: np.dtype) -> Array: ...
 
@@ -92,6 +97,27 @@ class Step:
         Consecutive calls of kernels compiled with `nogil=True` become one call.
         """
         self._recorder.add(partial(function, *arguments, **named))
+
+    def mix_labels(self, shares: Array) -> None:
+        """Give each sample the labels of two: its own with the share shares[i], and with the rest of 1 that of the next
+        sample; see `MixUp`.
+
+        Args:
+            shares: (n,), which the forward calls write.
+
+        Raises:
+            InputError: if another layer has done so.
+        """
+        self._recorder.mix_labels(self.number, shares)
+
+    def load_by(self, calls: Sequence[tuple[Any, ...]], load: Load, y: Array) -> None:
+        """Record how loading can compute the output y of the network's first layer, in place of its forward calls.
+
+        Args:
+            calls: each a function and its arguments, to be called before `load`.
+            load: called with the arguments `images`, `indices` and `scale` of `kernels.load.load`.
+        """
+        self._recorder.load_by([partial(function, *arguments) for function, *arguments in calls], load, y)
 
     def array(self, shape: Shape, dtype: Any = None) -> Array:
         """A new array with the samples as its last axis, (*shape, n).

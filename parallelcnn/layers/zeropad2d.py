@@ -36,16 +36,16 @@ class ZeroPad2D(Layer):
                 f"{self}: padding must be a number, (rows, columns) or ((top, bottom), (left, right)), "
                 f"got {self.padding!r}"
             )
-        self._sides()
+        sides_of_padding(self)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         C, H, W = image_shape(self, input_shape)
-        (top, bottom), (left, right) = self._sides()
+        (top, bottom), (left, right) = sides_of_padding(self)
         return (C, top + H + bottom, left + W + right)
 
     def forward(self, step: Step, x: Array) -> Array:
         y = step.array(self.output_shape(x.shape[:-1]))
-        (top, _), (left, _) = self._sides()
+        (top, _), (left, _) = sides_of_padding(self)
         step.call(pad, x, top, left, y)
         step.save(x.shape[:-1])
         return y
@@ -54,12 +54,13 @@ class ZeroPad2D(Layer):
         if not step.needs_input_gradient:
             return None
         (input_shape,) = step.saved
-        (top, _), (left, _) = self._sides()
+        (top, _), (left, _) = sides_of_padding(self)
         dx = step.array(input_shape)
         step.call(crop, dy, top, left, dx)
         return dx
 
-    def _sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """((top, bottom), (left, right))."""
-        rows, columns = self.padding if isinstance(self.padding, tuple) else (self.padding, self.padding)
-        return pair(self, "padding", rows, at_least=0), pair(self, "padding", columns, at_least=0)
+
+def sides_of_padding(layer: ZeroPad2D) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((top, bottom), (left, right))."""
+    rows, columns = layer.padding if isinstance(layer.padding, tuple) else (layer.padding, layer.padding)
+    return pair(layer, "padding", rows, at_least=0), pair(layer, "padding", columns, at_least=0)

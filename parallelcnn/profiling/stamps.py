@@ -77,9 +77,9 @@ class WatchedReplica(Replica):
         self.__dict__.update(replica.__dict__)
         self._log, self._steps = log, steps
 
-    def load(self, images: Array, indices: Array | None = None, *, training: bool = False, key: int = 0) -> Array:
+    def load(self, images: Array, indices: Array | None = None, **how: Any) -> Array:
         began = clock()
-        x = super().load(images, indices, training=training, key=key)
+        x = super().load(images, indices, **how)
         numbers, begin = self._log.numbers, self._log.begin
         numbers[begin + STEP], numbers[begin + THREAD] = self._steps.count, threading.get_ident()
         numbers[begin + SAMPLES] = x.shape[-1]

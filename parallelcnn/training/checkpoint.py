@@ -141,7 +141,7 @@ class CheckpointFolder:
             remove_unfinished(folder)
         new = folder / _FILE.format(checkpoint.history.steps)
         save_checkpoint(new, checkpoint)
-        files = self._files()
+        files = self.files()
         keep = [new.name, *(file.name for file in files[: self.keep_last])]
         if self.keep_best:
             keep.append(_FILE.format(_best_step(checkpoint.history)))
@@ -154,7 +154,7 @@ class CheckpointFolder:
 
         Warns about each file that cannot be read.
         """
-        for file in self._files():
+        for file in self.files():
             if int(file.stem[5:]) > up_to:
                 continue
             try:
@@ -182,7 +182,7 @@ class CheckpointFolder:
             self.path = self.locate()
         return Path(self.path)
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
         """All checkpoints in the folder, newest first."""
         files = [file for file in self._located().glob("step-*.npz") if file.stem[5:].isdecimal()]
         return sorted(files, key=lambda file: int(file.stem[5:]), reverse=True)

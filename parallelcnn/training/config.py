@@ -19,6 +19,7 @@ from parallelcnn.errors import InputError, nearest_name
 if TYPE_CHECKING:
     from parallelcnn.data import Dataset
     from parallelcnn.data.readers.decoding import ImageOptions
+    from parallelcnn.layers import Layer
     from parallelcnn.losses import Loss
     from parallelcnn.metrics import Metric
     from parallelcnn.optimizers import KernelOptimizer, Optimizer
@@ -100,11 +101,12 @@ class TrainConfig:
     """
 
     model: str = _path(
-        "paper",
+        "auto",
         NETWORK,
         "NAME|FILE.py:FUNCTION",
         "the network: paper, lenet5, resnet8, resnet20, vgg-small, mobilenet-small, or your own function that returns "
-        "the layers",
+        "the layers; auto: paper for gray images up to 32 x 32, resnet8 for others up to 48 x 48, otherwise "
+        "mobilenet-small",
     )
     data: str = _path(
         "digits",
@@ -135,7 +137,24 @@ class TrainConfig:
     skip_broken: bool = _setting(False, NETWORK, "leave out images that cannot be decoded")
     epochs: int = _setting(3, TRAINING, "passes over the training set", at_least=1)
     batch_size: int = _setting(100, TRAINING, "samples in a minibatch, over all ranks", at_least=1)
-    seed: int = _setting(0, TRAINING, "seed of initial weights, sample order and dropout", at_least=0)
+    seed: int = _setting(0, TRAINING, "seed of initial weights, sample order, augmentation and dropout", at_least=0)
+    augment: tuple[str, ...] = _setting(
+        (),
+        TRAINING,
+        "change the training images at random: light (flip, crop), strong, or a list of flip, crop, rotation, zoom, "
+        "brightness, contrast, cutout, mixup, with a number if wanted, as crop:4; not for digits: flip",
+        metavar="NAME",
+    )
+    normalize: bool = _setting(
+        False, TRAINING, "normalize each channel by its mean and standard deviation in the training set"
+    )
+    start_from: str | None = _path(
+        None,
+        TRAINING,
+        "RUN|FILE",
+        "start from the parameters of a run, a model file, safetensors, .pt or .onnx: all that fit by name and shape",
+    )
+    freeze: int = _setting(0, TRAINING, "do not change the parameters of the first N layers", at_least=0)
     validation_split: float | None = _setting(
         None,
         TRAINING,
@@ -333,6 +352,7 @@ class TrainConfig:
             raise InputError(f"validation_split must be above 0 and below 1, got {self.validation_split!r}")
         for name in self.metrics:
             _metric_of(name, classes=None)
+        self.build_first_layers((1, 1, 1))
         if self.out == "":
             raise InputError("out must name a directory, got ''")
         if self.resume == "auto" and self.out is None:
@@ -405,6 +425,19 @@ class TrainConfig:
         if "class_weight" in given:
             given["class_weight"] = None if train_set is None else train_set.balanced_class_weight()
         return getattr(losses, LOSSES[self.loss])(**given)
+
+    def build_first_layers(self, input_shape: tuple[int, ...]) -> "tuple[Layer, ...]":
+        """The layers of augmentation and normalisation, to be put in front of the network's.
+
+        Args:
+            input_shape: shape of one sample.
+
+        Raises:
+            InputError: if a name is not known or given twice, or an argument breaks its rule.
+        """
+        from parallelcnn.training.augmentation import first_layers
+
+        return first_layers(self.augment, self.normalize, input_shape)
 
     def build_metrics(self, classes: int | None) -> "list[Metric]":
         """The metrics that are computed besides the default one.
@@ -483,6 +516,8 @@ class TrainConfig:
             kept["data"] = os.path.abspath(kept["data"])
         if kept["data_dir"] is not None:
             kept["data_dir"] = os.path.abspath(kept["data_dir"])
+        if kept["start_from"] is not None:
+            kept["start_from"] = os.path.abspath(kept["start_from"])
         if ".py:" in kept["model"]:
             kept["model"] = os.path.abspath(kept["model"])
         return kept

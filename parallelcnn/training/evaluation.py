@@ -137,7 +137,7 @@ def run_block(
     replica: Replica, dataset: Dataset, samples: Array, loss: Loss, metrics: Sequence[Metric], sums: Array
 ) -> None:
     """Evaluate the samples of a block and add to its sums: the loss, then the terms of each metric."""
-    output = replica.forward(replica.load(dataset.images, samples))
+    output = replica.forward(replica.load(dataset.images, samples, fused=True))
     labels = replica.load_labels(dataset.labels, samples)
     at = 1
     for metric in metrics:

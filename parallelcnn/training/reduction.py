@@ -68,12 +68,12 @@ def compute_shard(
         batch_size: samples in the minibatch over all ranks; the loss divides by it.
     """
     for block in replica.blocks(samples):
-        x = replica.load(dataset.images, block, training=True, key=key)
+        x = replica.load(dataset.images, block, training=True, key=key, fused=True)
         output = replica.forward(x, training=True)
         labels = replica.load_labels(dataset.labels, block)
         weight = replica.load_sample_weight(dataset.sample_weight, block)
         doutput = replica.output_gradient(len(block))
-        replica.reduction_buffer[LOSS] = loss.forward_backward(output, labels, batch_size, doutput, *weight)
+        replica.reduction_buffer[LOSS] = replica.loss(loss, output, labels, batch_size, doutput, *weight)
         replica.backward(doutput)
 
 
@@ -228,13 +228,15 @@ def check_reproducible(shards: int | None) -> None:
 
 
 def warn_of_small_shards(network: NetworkHandler, batch_size: int, shards: int | None, *, stacklevel: int) -> None:
-    """Warn if layers mix samples and a shard of a whole minibatch holds only one: a variance over it would be zero."""
+    """Warn if layers mix samples and a shard of a whole minibatch holds only one: a variance over it would be zero, and
+    there would be nothing to mix it with.
+    """
     count = default_shards(batch_size) if shards is None else shards
     if network.mixes_samples and batch_size < 2 * count:
         name = "batch_size" if shards is None else f"with reproducible={shards}, batch_size"
         warnings.warn(
-            f"{name} should be at least {2 * count} for layers that compute statistics over samples, such as "
-            f"BatchNorm, got {batch_size}: each shard of a minibatch needs at least two samples",
+            f"{name} should be at least {2 * count} for layers that mix samples, such as BatchNorm and "
+            f"MixUp, got {batch_size}: each shard of a minibatch needs at least two samples",
             TrainingWarning,
             stacklevel=stacklevel + 1,
         )

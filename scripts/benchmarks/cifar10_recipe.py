@@ -17,15 +17,13 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 import parallelcnn as pc
-from parallelcnn.kernels.random import mix
+from parallelcnn.layers.normalize import mean_and_deviation
 
 sys.path.append(str(Path(__file__).with_name("systems")))
 import contract
@@ -80,15 +78,6 @@ def _decode(folder: Path) -> tuple[Array, Array]:
     return images, np.array([label for _, label in files])
 
 
-def mean_and_deviation(images: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images that are scaled to [0, 1]."""
-    counts = [np.bincount(images[:, channel].ravel(), minlength=256) for channel in range(images.shape[1])]
-    values = np.arange(256) / 255
-    means = [float(np.average(values, weights=count)) for count in counts]
-    squares = [float(np.average(values**2, weights=count)) for count in counts]
-    return tuple(means), tuple((square - mean**2) ** 0.5 for square, mean in zip(squares, means, strict=True))
-
-
 # ---- training
 
 
@@ -113,61 +102,15 @@ class Recipe(contract.Trainer):
         """Loss and accuracy on the test set."""
 
     def initial_network(self) -> pc.NetworkHandler:
-        """ResNet-20 with its initial weights, after the layer that prepares the images."""
-        layers = (Prepare(self.mean, self.deviation), *pc.resnet20())
+        """ResNet-20 with its initial weights, after the layers that prepare the images."""
+        prepare = pc.RandomFlip(), pc.RandomCrop(BORDER), pc.Normalize(self.mean, self.deviation)
+        layers = (*prepare, *pc.resnet20())
         network = pc.NetworkHandler(layers, (3, SIZE, SIZE), self.options.seed)
         rng = np.random.default_rng(self.options.seed)
         for weight in network.named_arrays.values():
             if weight.ndim == 4:  # parallelcnn's own choice for a convolution without relu is Glorot's
                 weight[...] = rng.normal(0, np.sqrt(2 / weight[0].size), weight.shape)
         return network
-
-
-@njit(nogil=True, cache=True)
-def prepare(x, keys, number, border, mean, deviation, places, y):
-    """y = (x - mean) / deviation; with a border, of a random window of x between so many zeros, flipped at random.
-
-    x, y: (C, H, W, n); mean, deviation: (C,); places: (3, n) integers, overwritten.
-    """
-    C, H, W, n = y.shape
-    for i in range(n):
-        bits = mix(keys[i], number)
-        places[0, i] = np.int64(bits % np.uint64(2 * border + 1)) - border
-        places[1, i] = np.int64((bits >> np.uint64(20)) % np.uint64(2 * border + 1)) - border
-        places[2, i] = np.int64(bits >> np.uint64(63)) if border else 0
-    for c in range(C):
-        for p in range(H):
-            for q in range(W):
-                for i in range(n):
-                    row = p + places[0, i]
-                    column = (W - 1 - q if places[2, i] else q) + places[1, i]
-                    inside = 0 <= row < H and 0 <= column < W
-                    value = x[c, row, column, i] if inside else np.float32(0)
-                    y[c, p, q, i] = (value - mean[c]) / deviation[c]
-
-
-@dataclass(frozen=True, repr=False)
-class Prepare(pc.Layer):
-    """Standardise each channel; in training, also crop and flip at random.
-
-    Args:
-        mean, deviation: those of each channel.
-    """
-
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
-
-    def output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return input_shape
-
-    def forward(self, step, x: Array) -> Array:
-        y, places = step.array(x.shape[:-1]), step.array((3,), np.int64)
-        numbers = np.array(self.mean, step.dtype), np.array(self.deviation, step.dtype)
-        step.call(prepare, x, step.keys, step.number, BORDER if step.training else 0, *numbers, places, y)
-        return y
-
-    def backward(self, step, dy: Array) -> None:
-        """No gradient: none with respect to the images is needed."""
 
 
 class Ours(Recipe):

@@ -61,9 +61,9 @@ class ImageOptions:
             raise InputError(f"color must be one of {', '.join(COLORS)}, got {described(self.color)}")
 
 
-def is_image(file: Path) -> bool:
+def is_image(file: str) -> bool:
     """Whether the name of a file is that of an image."""
-    return file.suffix.lower() in ENDINGS and not file.is_dir()
+    return file.lower().endswith(ENDINGS)
 
 
 class Look(NamedTuple):
@@ -74,7 +74,7 @@ class Look(NamedTuple):
     is_gray: bool
 
 
-def look(file: Path) -> Look:
+def look(file: str | Path) -> Look:
     """Read the header of an image file.
 
     Raises:
@@ -86,7 +86,7 @@ def look(file: Path) -> Look:
         return Look(*((columns, rows) if turned else (rows, columns)), _is_gray(picture))
 
 
-def decode(file: Path, shape: tuple[int, int, int], resize: str) -> Array:
+def decode(file: str | Path, shape: tuple[int, int, int], resize: str) -> Array:
     """The pixels of an image file: the first picture of an animation, turned as its EXIF data say, on white where it is
     transparent.
 
@@ -130,7 +130,7 @@ def without_warnings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open(file: Path) -> Iterator[Any]:
+def _open(file: str | Path) -> Iterator[Any]:
     """The opened image. Whatever Pillow raises for it becomes a DataError that names the file."""
     try:
         from PIL import Image

@@ -39,7 +39,7 @@ class Listing:
         ignored: number of files that are not images.
     """
 
-    files: list[Path] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     ignored: int = 0
 
@@ -61,9 +61,9 @@ class ImageFolder:
     drawn: int = 0
 
     @cached_property
-    def files(self) -> list[Path]:
+    def files(self) -> list[str]:
         """The paths of all images, one set after the other."""
-        return [self.folder / file for one in self.sets.values() for file in one.files]
+        return [os.path.join(self.folder, file) for one in self.sets.values() for file in one.files]
 
     def __str__(self) -> str:
         counts = ", ".join(f"{len(one.files):,} in the {name} set" for name, one in self.sets.items())
@@ -79,9 +79,12 @@ def recognises(path: Path) -> bool:
     """Whether a folder holds images in folders of classes, or images that should lie in such folders."""
     if not path.is_dir():
         return False
-    folders = list(_folders(path))
-    classes = [inner for one in folders if one.name.lower() in _SETS for inner in _folders(one)] or folders
-    return any(is_image(file) for one in (path, *classes) for file in _entries(one))
+    folders = _classes(path)
+    inside = [
+        _join(path, one, inner) for one in folders if one.lower() in _SETS for inner in _classes(_join(path, one))
+    ]
+    places = [os.fspath(path), *(inside or [_join(path, one) for one in folders])]
+    return any(is_image(name) for place in places for name in _entries(place)[1])
 
 
 def find_images(folder: Path) -> ImageFolder:
@@ -93,14 +96,14 @@ def find_images(folder: Path) -> ImageFolder:
         DataError: if there are no classes, a class is empty, or one is only in the test or validation set; if a folder
             cannot be read, or a link leads back to a folder above it.
     """
-    by_set = {_SETS[one.name.lower()]: one for one in _folders(folder) if one.name.lower() in _SETS}
+    by_set = {_SETS[name.lower()]: _join(folder, name) for name in _classes(folder) if name.lower() in _SETS}
     if by_set and "train" not in by_set:
         raise DataError(f"{folder}: holds {' and '.join(sorted(by_set))}, but no folder train")
     if not by_set:
-        by_set = {"train": folder}
-    class_names = tuple(one.name for one in _folders(by_set["train"]))
+        by_set = {"train": os.fspath(folder)}
+    class_names = tuple(_classes(by_set["train"]))
     if len(class_names) < 2:
-        loose = any(map(is_image, _entries(by_set["train"])))
+        loose = any(map(is_image, _entries(by_set["train"])[1]))
         found = f"the only one is {class_names[0]}" if class_names else "there is none"
         raise DataError(
             f"{by_set['train']}: must hold at least two folders, one for each class, with its images in it; {found}"
@@ -110,10 +113,11 @@ def find_images(folder: Path) -> ImageFolder:
     for name in ("train", "validation", "test"):
         if name in by_set:
             sets[name] = _listing(by_set[name], class_names, folder)
-    counts = [sets["train"].labels.count(label) for label in range(len(class_names))]
-    if 0 in counts:
-        empty = by_set["train"] / class_names[counts.index(0)]
-        raise DataError(f"{empty}: must hold images, but is empty: a class that has none cannot be learnt")
+    found_labels = set(sets["train"].labels)
+    for label, name in enumerate(class_names):
+        if label not in found_labels:
+            empty = _join(by_set["train"], name)
+            raise DataError(f"{empty}: must hold images, but is empty: a class that has none cannot be learnt")
     drawn = 0
     if len(sets) == 1:
         sets["train"], sets["test"] = _split(sets["train"])
@@ -135,49 +139,60 @@ def _split(listing: Listing) -> tuple[Listing, Listing]:
     return parts[0], parts[1]
 
 
-def _listing(of_set: Path, class_names: tuple[str, ...], folder: Path) -> Listing:
+def _listing(of_set: str, class_names: tuple[str, ...], folder: Path) -> Listing:
     """The images of a set; its paths are relative to `folder`."""
     numbers = {name: label for label, name in enumerate(class_names)}
-    found = Listing(ignored=sum(not one.is_dir() for one in _entries(of_set)))
-    for of_class in _folders(of_set):
-        files = sorted(files_below(of_class))
-        images = [file for file in files if is_image(file)]
-        if of_class.name not in numbers and images:
+    found = Listing(ignored=len(_entries(of_set)[1]))
+    start = len(_join(folder, ""))
+    for name in _classes(of_set):
+        of_class = _join(of_set, name)
+        files = list(files_below(of_class))
+        images = [file[start:] for file in files if is_image(file)]
+        if name not in numbers and images:
             known = ", ".join(class_names[:10]) + (" ..." if len(class_names) > 10 else "")
             raise DataError(f"{of_class}: the class must be one of the training set, which has {known}")
-        found.files += [file.relative_to(folder) for file in images]
-        found.labels += [numbers[of_class.name]] * len(images) if images else []
+        found.files += images
+        found.labels += [numbers[name]] * len(images) if images else []
         found.ignored += len(files) - len(images)
     if not found.files:
         raise DataError(f"{of_set}: must hold images in folders of classes, but holds none")
     return found
 
 
-def files_below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+def files_below(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
     """All files in a folder and the folders in it, sorted by name, through links, without what is hidden.
 
     Raises:
         DataError: if a folder cannot be read, or a link leads back to a folder above it.
     """
-    status = folder.stat()
+    status = os.stat(folder)
     here = status.st_dev, status.st_ino
     if here in above:
         raise DataError(f"{folder}: is a link to a folder above it: remove the link")
-    for entry in _entries(folder):
-        if entry.is_dir():
-            yield from files_below(entry, (*above, here))
-        else:
-            yield entry
+    folders, files = _entries(folder)
+    for name in files:
+        yield _join(folder, name)
+    for name in folders:
+        yield from files_below(_join(folder, name), (*above, here))
 
 
-def _folders(folder: Path) -> Iterator[Path]:
-    """The folders in a folder, sorted by name, without those that hold no class."""
-    return (one for one in _entries(folder) if one.is_dir() and one.name.lower() not in _NO_CLASSES)
+def _classes(folder: str | Path) -> list[str]:
+    """The names of the folders in a folder, without those that hold no class."""
+    return [name for name in _entries(folder)[0] if name.lower() not in _NO_CLASSES]
 
 
-def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, sorted by name, without what is hidden."""
+def _entries(folder: str | Path) -> tuple[list[str], list[str]]:
+    """The names of the folders, and of the files, in a folder, sorted, without what is hidden."""
+    found: tuple[list[str], list[str]] = [], []
     try:
-        return sorted(folder / name for name in os.listdir(folder) if not name.startswith("."))
+        # With paths as objects, finding 60,000 images took 3 s, and takes 0.3 s with strings.
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    found[not entry.is_dir()].append(entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
+    return sorted(found[0]), sorted(found[1])
+
+
+_join = os.path.join

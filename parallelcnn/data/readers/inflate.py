@@ -6,6 +6,9 @@ from typing import Self
 
 # Compressed bytes read at a time: they inflate to about the requested size, so that few bytes are left and copied.
 _COMPRESSED_BYTES = 1 << 14
+MOST_INFLATED = 1032
+"""The largest compression factor of deflate, in gzip and zip files (zlib technical details, "maximum compression
+factor")."""
 _GZIP_FORMAT = 16 + zlib.MAX_WBITS
 
 

@@ -1,0 +1,47 @@
+"""Mixtures of pairs of samples. The partner of sample i is the next one; that of the last is the first."""
+
+import math
+
+from numba import uint64
+
+from ._jit import kernel
+from ._mix import mix, unit
+
+
+@kernel
+def draw_shares(keys, number, alpha, shares):
+    """shares[i] = a random number from the symmetric beta distribution with both parameters alpha; shares: (n,).
+
+    Devroye 1996, "Random variate generation in one line of code", the generator of the symmetric beta distribution,
+    written such that no number overflows.
+    """
+    for i in range(keys.size):
+        key = mix(keys[i], number)
+        power = (1 - unit(key, 0)) ** (1 / alpha)
+        square = (1 - power) * math.cos(2 * math.pi * unit(key, 1)) ** 2
+        half = 0.5 * math.sqrt(square / (power + square)) if square > 0 else 0.0
+        shares[i] = 0.5 - half if mix(key, 2) >> uint64(63) else 0.5 + half
+
+
+@kernel
+def mix_samples(x, shares, y):
+    """y[f, i] = shares[i] * x[f, i] + (1 - shares[i]) * (x of the partner)[f]; x, y: (features, n)."""
+    features, n = x.shape
+    one = x.dtype.type(1)
+    for f in range(features):
+        for i in range(n - 1):
+            y[f, i] = shares[i] * x[f, i] + (one - shares[i]) * x[f, i + 1]
+        if n > 0:
+            y[f, n - 1] = shares[n - 1] * x[f, n - 1] + (one - shares[n - 1]) * x[f, 0]
+
+
+@kernel
+def mix_samples_backward(dy, shares, dx):
+    """The gradient of `mix_samples` with respect to x."""
+    features, n = dy.shape
+    one = dy.dtype.type(1)
+    for f in range(features):
+        if n > 0:
+            dx[f, 0] = shares[0] * dy[f, 0] + (one - shares[n - 1]) * dy[f, n - 1]
+        for i in range(1, n):
+            dx[f, i] = shares[i] * dy[f, i] + (one - shares[i - 1]) * dy[f, i - 1]
