@@ -3,8 +3,10 @@
 import io
 import json
 import math
+import os
 import re
 import shlex
+import signal
 import struct
 import zlib
 from dataclasses import replace
@@ -13,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import small
+from launch import parallelcnn
 from report_cases import binary, check_page, classification, history_of, regression, several_labels
 
 import parallelcnn as pc
@@ -468,3 +471,39 @@ def test_early_stopping_is_in_the_report(here, folder, tmp_path):
     text = (out / "report.html").read_text()
     assert "Stopped early, after epoch 2 of 9: the loss no longer improves." in text
     assert "validation loss" in text
+
+
+def test_an_interrupted_run_leaves_a_report_that_says_how_to_continue(here, folder, tmp_path, monkeypatch):
+    class Interrupt:
+        def __init__(self, path):
+            pass
+
+        def on_batch_end(self, step, logs):
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr("parallelcnn.cli.run.CSVLogger", Interrupt)
+    out = tmp_path / "out"
+    ran = here("train", "--data", folder, "--epochs", 50, "--out", out, "--log", "csv")
+    assert ran.code == 128 + signal.SIGUSR1
+    page = check_page((out / "report.html").read_bytes())
+    text = " ".join(page.text)
+    assert "Training was ended by SIGUSR1: stopped after minibatch " in text
+    assert f"give the same command with --out {out} --resume." in text
+    assert page.headings[0] == "Learning curves"
+    assert "Scores" not in page.headings
+
+
+@pytest.mark.mpi
+def test_two_ranks_write_the_report_that_one_writes(folder, tmp_path):
+    parts = []
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        arguments = ("--data", folder, "--epochs", 1, "--reproducible", 2, "--threads", 1, "--out", out)
+        ran = parallelcnn("train", *arguments, ranks=ranks)
+        assert (ran.code, ran.err) == (0, "")
+        content = (out / "report.html").read_text()
+        page = check_page(content.encode())
+        assert ("mpirun -n 2 parallelcnn train" in " ".join(page.text)) == (ranks == 2)
+        parts.append(content[content.index("<h2>Confusion matrix") : content.index("<h2>The run")])
+    assert parts[0] == parts[1]
