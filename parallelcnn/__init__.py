@@ -33,6 +33,8 @@ if _typing.TYPE_CHECKING:
     from parallelcnn.errors import ReplicaMismatchError as ReplicaMismatchError
     from parallelcnn.errors import ShapeError as ShapeError
     from parallelcnn.errors import TrainingWarning as TrainingWarning
+    from parallelcnn.estimators import CNNClassifier as CNNClassifier
+    from parallelcnn.estimators import CNNRegressor as CNNRegressor
     from parallelcnn.exchange.onnx_export import export_onnx as export_onnx
     from parallelcnn.exchange.onnx_import import import_onnx as import_onnx
     from parallelcnn.exchange.parameter_files import load_safetensors as load_safetensors
@@ -161,6 +163,7 @@ _MODULES = {
         "ShapeError",
         "TrainingWarning",
     ],
+    "estimators": ["CNNClassifier", "CNNRegressor"],
     "training.evaluation": ["Evaluation"],
     "autodiff.gradient_check": ["gradient_check"],
     "training.history": ["History"],

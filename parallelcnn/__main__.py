@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m parallelcnn` is the command `parallelcnn`."""
 
 import sys

@@ -80,7 +80,14 @@ def nearest_name(name: str, known: "list[str] | tuple[str, ...]") -> str:
     return f"did you mean {near[0]!r}? ({listed})" if near else listed
 
 
+def printable(text: str) -> str:
+    """The text with control characters, and others that cannot be seen, written as in Python: "\\x1b"."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def shown(message: object) -> str:
     """Clean a message that may quote a file: remove control characters, and the middle of a long message."""
-    escaped = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(message))
+    escaped = printable(str(message))
     return escaped if len(escaped) <= 2 * _MESSAGE_ENDS else f"{escaped[:_MESSAGE_ENDS]} ... {escaped[-_MESSAGE_ENDS:]}"

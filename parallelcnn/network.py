@@ -26,6 +26,7 @@ from parallelcnn.layers.base import Array, Layer, Shape
 from parallelcnn.layers.normalize import adapted
 from parallelcnn.layers.recompute import without_recomputing
 from parallelcnn.layers.step import merged
+from parallelcnn.notebook import table
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.optimizers.base import Share
 from parallelcnn.parameters import Matching, NamedArrays, decay_parts, set_values, take_matching
@@ -58,6 +59,8 @@ class NetworkHandler:
             known. Images of another scale cause a warning.
         class_names: the names of the classes, in the order of the outputs; None: not known.
         resize: how the training images were brought to one size; see `Dataset`.
+        history: the history of the last training, also if it was interrupted or failed; None: there was none in this
+            process.
 
     Example:
         >>> network = NetworkHandler((Conv2D(6, 3, activation="relu"), Flatten(), Dense(10)), (1, 28, 28))
@@ -105,6 +108,7 @@ class NetworkHandler:
         self.input_range: tuple[float, float] | None = None
         self.class_names: tuple[str, ...] | None = None
         self.resize: str | None = None
+        self.history: Any = None  # `training` is on a higher level
         self._optimizer_state: dict[str, Array] = {}
         self._training_thread: int | None = None
         self._create_replicas()
@@ -197,7 +201,8 @@ class NetworkHandler:
         Args:
             arrays: values by name, in the network's shapes.
             strict: whether to raise an error unless names and shapes are the network's. Otherwise only what fits is
-                taken, and all other arrays keep their values.
+                taken, and all other arrays keep their values. If more fits then, layers are counted from the first one
+                that has parameters, so that layers before it, such as augmentation, make no difference.
 
         Returns:
             what was taken and what was not.
@@ -428,20 +433,7 @@ class NetworkHandler:
             InputError: if the images have another shape or type, or hold NaN or infinity; or if another thread is
                 training the network.
         """
-        images = check_images(images, self.input_shape, self.input_range, stacklevel=2)
-        probabilities = {"softmax": softmax, "sigmoid": sigmoid}.get(self.prediction)
-        if probabilities is not None and len(self.output_shape) != 1:
-            raise ShapeError(f"predict takes a network that ends in (classes,), got {self.output_shape}")
-        predictions = np.empty((len(images), *self.output_shape), self.dtype)
-        with self.idle_replicas(1) as (replica,):
-            for start in range(0, max(len(images), 1), replica.block_size):
-                some = slice(start, start + replica.block_size)
-                output = replica.forward(replica.load(images[some], fused=True))
-                if probabilities is not None:
-                    probabilities(output, predictions[some])
-                else:
-                    predictions[some] = np.moveaxis(output, -1, 0)
-        return predictions
+        return self._predict(images, stacklevel=2)
 
     def predict_classes(self, images: Array) -> Array:
         """Predict the class of each image: the one with the largest probability.
@@ -467,9 +459,26 @@ class NetworkHandler:
                 f"predict_classes takes a network that was trained on classes; this one predicts its {self.prediction} "
                 f"of shape {self.output_shape}: call predict"
             )
-        probabilities = self.predict(images)
+        probabilities = self._predict(images, stacklevel=2)
         labels: Array = (probabilities[:, 0] > 0.5).astype(np.int64) if two else probabilities.argmax(axis=1)
         return labels if self.class_names is None else np.array(self.class_names)[labels]
+
+    def _predict(self, images: Array, *, stacklevel: int) -> Array:
+        """See `predict`."""
+        images = check_images(images, self.input_shape, self.input_range, stacklevel=stacklevel + 1)
+        probabilities = {"softmax": softmax, "sigmoid": sigmoid}.get(self.prediction)
+        if probabilities is not None and len(self.output_shape) != 1:
+            raise ShapeError(f"predict takes a network that ends in (classes,), got {self.output_shape}")
+        predictions = np.empty((len(images), *self.output_shape), self.dtype)
+        with self.idle_replicas(1) as (replica,):
+            for start in range(0, max(len(images), 1), replica.block_size):
+                some = slice(start, start + replica.block_size)
+                output = replica.forward(replica.load(images[some], fused=True))
+                if probabilities is not None:
+                    probabilities(output, predictions[some])
+                else:
+                    predictions[some] = np.moveaxis(output, -1, 0)
+        return predictions
 
     def activations(self, images: Array, layer: int | None = None) -> Any:
         """Run the layers on images as in prediction, and return the output of one layer, or of each.
@@ -515,20 +524,31 @@ class NetworkHandler:
 
     def summary(self) -> str:
         """A table of the layers with output shapes (None: the number of samples) and numbers of parameters."""
+        rows = self._summary_rows()
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
+        rule = "-" * len(lines[0])
+        return "\n".join([rule, lines[0], rule, *lines[1:], rule, *self._summary_totals()])
+
+    def _repr_html_(self) -> str:
+        """The summary as a table, for notebooks."""
+        indented = [(layer.replace("  ", "\N{EM SPACE}"), *others) for layer, *others in self._summary_rows()]
+        return table(". ".join(self._summary_totals()), indented[0], indented[1:])
+
+    def _summary_rows(self) -> list[tuple[str, str, str]]:
         rows = [
             ("Layer", "Output shape", "Parameters"),
             ("Input", _any_number(self.input_shape), "0"),
         ]
         for i, layer in enumerate(self.layers):
             rows += _rows(layer, self.shapes[i], self.layout.count(i))
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
-        rule = "-" * len(lines[0])
+        return rows
+
+    def _summary_totals(self) -> Iterator[str]:
         size = self.layout.size * self.dtype.itemsize / 1024
-        total = f"{self.layout.size:,} parameters, {size:,.1f} KiB"
-        if self.layout.frozen:
-            total += f", {self.trained_params.size:,} of them trained"
-        return "\n".join([rule, lines[0], rule, *lines[1:], rule, total, *self._recomputation()])
+        frozen = f", {self.trained_params.size:,} of them trained" if self.layout.frozen else ""
+        yield f"{self.layout.size:,} parameters, {size:,.1f} KiB{frozen}"
+        yield from self._recomputation()
 
     def _recomputation(self) -> Iterator[str]:
         """A line of the summary about the memory that `Recompute` saves."""

@@ -5,6 +5,7 @@ layout. So one Allreduce, one update and one check serve all layers. Layers use 
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from parallelcnn.errors import InputError, ShapeError, UnknownNameError, nearest
 from parallelcnn.layers.base import Array, Parameter, Shape
 from parallelcnn.wording import listed
 
+_NUMBERED = re.compile(r"(\d{1,6})(\..*)", re.ASCII | re.DOTALL)  # the name of an array: layer, and name in the layer
 MOST_IN_A_ROW = 2**14  # elements: 64 kB in float32
 
 
@@ -156,12 +158,14 @@ class Matching(NamedTuple):
         missing: names of the network's arrays that were not given.
         other_shape: of the arrays that were given in another shape: their shape in the network, and the given one.
         unused: names of given arrays that the network does not have.
+        shift: what was added to the numbers of the given layers.
     """
 
     taken: tuple[str, ...]
     missing: tuple[str, ...]
     other_shape: dict[str, tuple[Shape, Shape]]
     unused: tuple[str, ...]
+    shift: int = 0
 
     @property
     def fits(self) -> bool:
@@ -176,32 +180,55 @@ class Matching(NamedTuple):
             listed(shapes),
             f"missing there: {listed(self.missing)}" if self.missing else "",
             f"only there: {listed(self.unused)}" if self.unused else "",
+            f"layer {self.shift} here is layer 0 there" if self.shift > 0 else "",
+            f"layer 0 here is layer {-self.shift} there" if self.shift < 0 else "",
         ]
         return "; ".join(filter(None, parts))
 
 
 def take_matching(arrays: NamedArrays, given: Mapping[str, Any], *, strict: bool) -> Matching:
     """Copy given values into the arrays of the same name and shape; see `NetworkHandler.load_parameters`."""
-    found = {name: as_array(f"array {name!r}", given[name], "an array of numbers") for name in arrays if name in given}
-    shapes = {name: (arrays[name].shape, values.shape) for name, values in found.items()}
-    other_shape = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
-    matching = Matching(
-        tuple(name for name in found if name not in other_shape),
-        tuple(name for name in arrays if name not in found),
-        other_shape,
-        tuple(name for name in given if name not in found),
-    )
+    given = {name: as_array(f"array {name!r}", values, "an array of numbers") for name, values in given.items()}
+    matching = _match(arrays, given)
     if strict and not matching.fits:
         raise ShapeError(f"the parameters do not fit the network: {matching}")
+    first, first_given = _first_layer(arrays), _first_layer(given)
+    if not strict and first != first_given:
+        shifted = _match(arrays, _shifted(given, first - first_given), first - first_given)
+        matching = max(matching, shifted, key=lambda one: len(one.taken))
+        given = _shifted(given, matching.shift)
     before = {name: arrays[name].copy() for name in matching.taken}
     try:
         for name in matching.taken:
-            set_values(f"array {name!r}", arrays[name], found[name])
+            set_values(f"array {name!r}", arrays[name], given[name])
     except InputError:
         for name, values in before.items():
             arrays[name][...] = values
         raise
     return matching
+
+
+def _match(arrays: Mapping[str, Array], given: Mapping[str, Array], shift: int = 0) -> Matching:
+    """What fits by name and shape."""
+    shapes = {name: (arrays[name].shape, given[name].shape) for name in arrays if name in given}
+    other_shape = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
+    return Matching(
+        tuple(name for name in shapes if name not in other_shape),
+        tuple(name for name in arrays if name not in shapes),
+        other_shape,
+        tuple(name for name in given if name not in shapes),
+        shift,
+    )
+
+
+def _first_layer(names: Iterable[str]) -> int:
+    """The number of the first layer that arrays of these names belong to."""
+    return min((int(found[1]) for found in map(_NUMBERED.fullmatch, names) if found), default=0)
+
+
+def _shifted(given: Mapping[str, Array], shift: int) -> dict[str, Array]:
+    """The arrays by their names if `shift` is added to the numbers of their layers."""
+    return {_NUMBERED.sub(lambda found: f"{int(found[1]) + shift}{found[2]}", name): given[name] for name in given}
 
 
 def set_values(what: str, array: Array, values: Any) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import resource
 from collections.abc import Iterator
 from itertools import chain
@@ -16,6 +17,15 @@ _GROUPS_ROOT = Path("/sys/fs/cgroup")
 def usable_cores() -> frozenset[int]:
     """The cores that this process may use. A launcher, SLURM or taskset may restrict them."""
     return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
+def processor_name(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The name of the processor, as Linux knows it; else that of its architecture."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in info.read_text().splitlines():
+            if line.startswith(("model name", "Model", "cpu\t")):
+                return " ".join(line.partition(":")[2].split())
+    return platform.machine()
 
 
 def core_quota(groups: Path = _GROUPS, root: Path = _GROUPS_ROOT) -> int | None:

@@ -19,12 +19,13 @@ from parallelcnn.profiling import Profiler
 from parallelcnn.resilience.ending import abort_all_on_error
 from parallelcnn.resilience.replica_check import check_repair
 from parallelcnn.resilience.safeguard import TrainingSafeguard
+from parallelcnn.resilience.signals import StopOnSignal, stop_on_interrupt
 from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watchdog, check_timeout
 from parallelcnn.resilience.world import as_transport
 from parallelcnn.training.agreement import check_replicas, describe_data
 from parallelcnn.training.callbacks import Callbacks, Training, check_callbacks, reporter_as_callbacks
 from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointSaver
-from parallelcnn.training.compilation import compile_in_turns, compile_kernels
+from parallelcnn.training.compilation import compile_in_turns, compile_kernels, interruptible_compilation
 from parallelcnn.training.evaluation import Evaluation, as_metrics, evaluate_by, run_block
 from parallelcnn.training.history import History
 from parallelcnn.training.loop import Loop
@@ -112,6 +113,7 @@ def train(
         ReplicaMismatchError: if the ranks have different arguments, or no longer hold the same parameters.
         DivergenceError: if the loss or gradient is no longer finite. Every rank raises it in the same step.
         LaunchError: see `world`.
+        KeyboardInterrupt: see above.
     """
     check_timeout(timeout)
     comm = as_transport(comm, timeout)
@@ -177,7 +179,9 @@ def train(
         facts = run_together(comm, describe)  # on every rank: after a loss, any rank may have to save
         order: SampleOrder = Sampler(len(train_set), batch_size, seed) if sampler is None else sampler
         last_sample = order.samples_in(epochs)
-        history = start(comm, network, facts, resume, last_sample)
+        history = network.history = start(comm, network, facts, resume, last_sample)
+        interrupt = stop_on_interrupt() if comm.size == 1 else StopOnSignal(())  # of many ranks, it ends all
+        at_the_end.enter_context(interrupt)
         network.input_range, network.resize = train_set.input_range, train_set.resize
         network.class_names = train_set.class_names
         shards = fixed_shards(network, batch_size, reproducible)
@@ -200,7 +204,7 @@ def train(
             np.errstate(over="ignore", invalid="ignore"),
         ):
             network.prediction = getattr(loss, "prediction", "output")
-            with show_compilation(comm) if verbose else contextlib.nullcontext():
+            with show_compilation(comm) if verbose else contextlib.nullcontext(), interruptible_compilation(interrupt):
                 history.compile_seconds = compile_in_turns(
                     comm, lambda: compile_kernels(network, train_set, optimizer, loss, reproducible, judges, test_set)
                 )
@@ -214,7 +218,7 @@ def train(
                 saver = CheckpointSaver(comm, checkpoints, facts)
                 # A profiler measures a fixed set of ranks: with a profiler, training ends when a rank is lost.
                 recovers = profiler is None
-                Loop(
+                loop = Loop(
                     comm=comm,
                     ranks=ranks,
                     pool=pool,
@@ -230,12 +234,19 @@ def train(
                     steps=order.steps_in(epochs),
                     last_sample=last_sample,
                     evaluate_every=evaluate_every,
-                    stop=stop or (lambda: False),
+                    stop=lambda: interrupt() or (stop is not None and stop()),
                     callbacks=told,
                     safeguard=TrainingSafeguard(comm, network, history, repair, saver, recovers=recovers),
-                ).run()
+                )
+                try:
+                    loop.run()
+                except KeyboardInterrupt:  # the second one
+                    history.stopped = True
+                    raise
             if profiler is not None:
                 profiler.finish()
+        if interrupt():
+            raise KeyboardInterrupt(f"training ended after minibatch {history.steps}: see network.history")
         return history
 
 

@@ -34,3 +34,16 @@ def function_name(function: object) -> str:
     """A function as layers and losses print it: without its address, which differs between ranks."""
     name = getattr(function, "__name__", repr(function))
     return name if name.startswith("<") else f"<{name}>"
+
+
+def duration(seconds: float) -> str:
+    """A time as people read it: "0.45 s", "12.3 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min"

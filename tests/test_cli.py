@@ -37,7 +37,7 @@ def test_training_writes_what_it_promises(train, folder, tmp_path):
     # The plot is an optional extra: a run without matplotlib writes everything else, without a warning.
     plots = ["loss.png"] if find_spec("matplotlib") else []
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [".lock", "checkpoints", "config.toml", *plots, "metrics.jsonl", "model.npz", "summary.json"]
+        [".lock", "checkpoints", "config.toml", *plots, "metrics.jsonl", "model.npz", "report.html", "summary.json"]
     )
     assert all((out / plot).read_bytes().startswith(b"\x89PNG") for plot in plots)
 
@@ -264,7 +264,7 @@ def test_where_nothing_can_be_cached_kernels_are_compiled_every_time(folder, tmp
 
 def test_help_version_and_no_command(here):
     assert parallelcnn("--version").out == f"parallelcnn {pc.__version__}\n"
-    for command in ([], ["train"], ["evaluate"], ["info"], ["doctor"]):
+    for command in ([], ["train"], ["evaluate"], ["runs"], ["info"], ["doctor"]):
         ran = here(*command, "--help")
         assert ran.code == 0
         assert ran.out.startswith("usage: parallelcnn")

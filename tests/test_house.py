@@ -17,7 +17,8 @@ PACKAGE = Path(parallelcnn.__file__).parent
 # From the lowest level up. A module imports from lower levels, or from modules of its own level.
 LEVELS = [
     {
-        *("_version", "arguments", "errors", "plotting", "resources", "kernels", "wording"),
+        *("_version", "arguments", "errors", "notebook", "plotting", "png", "resources", "status_line", "kernels"),
+        "wording",
         *("files.archive", "files.atomic", "files.npy", "files.regular", "files.rows", "files.safetensors"),
     },
     {
@@ -53,8 +54,8 @@ LEVELS = [
         "tape",
     },
     {"comm", "training"},
-    {"doctor", "profiling", "resilience"},
-    {"__main__", "cli", "trainer"},
+    {"doctor", "profiling", "report", "resilience"},
+    {"__main__", "cli", "estimators", "trainer"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 

@@ -13,6 +13,7 @@ from archives import Member, archive_of, npy
 import parallelcnn as pc
 from parallelcnn.data.formats import load_path
 from parallelcnn.errors import DataError
+from parallelcnn.files.rows import FileRows
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
@@ -151,7 +152,7 @@ def test_a_pickle_is_refused_with_the_way_out_and_not_loaded(tmp_path):
     path = write(tmp_path / "o.npz", x_train=objects, y_train=Y)
     message = refusal(path)
     assert "but with one of Python objects, which only a pickle can store, and a pickle may run any program" in message
-    assert "store arrays of numbers or strings, such as np.stack(images)" in message
+    assert "store arrays of numbers or strings, such as np.stack(images) and labels.astype(str)" in message
     folder = tmp_path / "folder"
     folder.mkdir()
     np.save(folder / "x_train.npy", objects)
@@ -290,6 +291,20 @@ def test_a_folder_of_npy_files_stays_on_disk(tmp_path):
         memory = memory.base
     assert isinstance(memory, np.memmap)
     assert not sets.train.images.flags.writeable
+
+
+def test_an_array_larger_than_memory_is_read_by_rows(tmp_path, monkeypatch):
+    images = np.ascontiguousarray(CHANNELS_FIRST)
+    folder = in_folder(tmp_path, x_train=images, y_train=Y)
+    for module in ("readers.npz", "conversion"):
+        monkeypatch.setattr(f"parallelcnn.data.{module}.memory_limit", lambda: (images.nbytes, "ulimit -v"))
+    train = load_path(folder).train
+    assert isinstance(train.images, FileRows)
+    np.testing.assert_array_equal(train.images[np.array([5, 2, 11])], images[[5, 2, 11]])
+    np.save(folder / "x_train.npy", X)
+    assert "x_train: the 1 KiB do not fit into memory. They could stay in a .npy file if they" in refusal(folder)
+    np.save(folder / "x_train.npy", images.astype(float))
+    assert "x_train: the 8 KiB do not fit into memory" in refusal(folder)
 
 
 def test_a_folder_of_npy_files_in_another_layout_is_converted(tmp_path):

@@ -154,3 +154,72 @@ def test_an_untrained_network_takes_images_of_any_scale():
 def test_an_input_error_is_what_users_catch():
     with pytest.raises(InputError):
         pc.NetworkHandler(LAYERS, (1, 11, 9)).predict(np.full((1, 11, 9), np.nan))
+
+
+def trained_on(dataset):
+    network = pc.NetworkHandler(LAYERS, (1, 11, 9))
+    network.input_range = dataset.input_range
+    return network
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_pixels_in_uint8_and_floats_in_0_to_1_are_predicted_alike(dtype):
+    dataset = pixels(dtype=np.uint8)
+    network = train(dataset)
+    wanted = network.predict(dataset.images)
+    found = network.predict((dataset.images / 255).astype(dtype))
+    np.testing.assert_allclose(found, wanted, rtol=1e-2 if dtype == np.float16 else 2e-6)
+    assert (network.predict_classes((dataset.images / 255).astype(np.float64)) == wanted.argmax(axis=1)).all()
+
+
+HINTS = {
+    ("uint8", "0 to 255"): "divide them by 255, or hand over pixels as uint8",
+    ("scaled", "0 to 255"): "divide them by 255, or hand over pixels as uint8",
+    ("0 to 255", "scaled"): "multiply them by 255, or write images.astype(np.float32) for pixels in uint8",
+    ("0 to 255", "uint8"): "multiply them by 255, or write images.astype(np.float32) for pixels in uint8",
+    ("standardised", "uint8"): "scale them in the same way",
+    ("uint8", "standardised"): "scale them in the same way",
+}
+
+
+@pytest.mark.parametrize(("trained", "found"), HINTS)
+def test_the_warning_says_how_to_scale(trained, found):
+    with pytest.warns(TrainingWarning) as met:
+        trained_on(PREPARED[trained]).predict(PREPARED[found].images)
+    assert str(met[0].message).endswith(f": {HINTS[trained, found]} (uint8 counts as 0 to 1)")
+
+
+def test_a_single_image_is_not_the_whole_range_and_causes_no_false_warning():
+    dark = np.zeros((1, 11, 9), np.float32)
+    dark[0, 0, 0] = 6 / 255
+    for name, image in (("scaled", dark), ("scaled", 0 * dark), ("uint8", dark), ("centred", dark - 1)):
+        trained_on(PREPARED[name]).predict(image)
+    standardised = trained_on(PREPARED["standardised"])
+    standardised.predict(np.full((1, 11, 9), 0.3, np.float32))
+    with pytest.warns(TrainingWarning, match="hold numbers from 0 to 0.9, but the network was trained on"):
+        standardised.predict(np.linspace(0, 0.9, 99, dtype=np.float32).reshape(1, 11, 9))
+
+
+def test_the_warning_names_the_line_of_the_user():
+    network, images = trained_on(PREPARED["uint8"]), PREPARED["0 to 255"].images
+    for use in (network.predict, network.predict_classes, network.activations):
+        with pytest.warns(TrainingWarning) as met:
+            use(images)
+        assert [warning.filename for warning in met] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("trained", "images", "hint"),
+    [
+        ("uint8", np.full((2, 11, 9), 200), "int64: write images.astype(np.uint8)"),
+        ("0 to 255", np.full((2, 11, 9), 200), "int64: write images.astype(np.float32)"),
+        ("uint8", np.full((2, 11, 9), 1000, np.uint16), "uint16: write (images / 65535).astype(np.float32) for pixels"),
+        ("uint8", np.full((2, 11, 9), -7, np.int16), "int16: write images.astype(np.float32)"),
+        ("uint8", np.ones((2, 11, 9), np.int32), "int32: write images.astype(np.float32) for numbers from 0 to 1, "),
+        ("uint8", np.ones((2, 11, 9), bool), "bool: write images.astype(np.float32)"),
+    ],
+)
+def test_other_integers_are_refused_with_the_way_to_convert_them(trained, images, hint):
+    with pytest.raises(InputError) as refused:
+        trained_on(PREPARED[trained]).predict(images)
+    assert hint in str(refused.value)

@@ -116,7 +116,7 @@ def test_compiling_is_said_before_it_starts_and_when_it_is_done():
     assert stream.getvalue().splitlines()[1:] == ["compiled 3 kernels in 0.0 s"]
     with show_compilation(pc.Serial(), terminal):
         compile_something(kernel(triple))
-    assert " ... 2 done, 0 s" in terminal.getvalue()
+    assert " ... 2 kernels done, 0 s" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r\x1b[Kcompiled 2 kernels in 0.0 s\n")
     with show_compilation(pc.Serial(), Broken()):
         compile_something(kernel(triple))

@@ -39,14 +39,14 @@ def test_a_run_has_the_loss_that_was_asked_for_and_evaluate_the_loss_of_the_run(
     assert summary["loss"] == loss
     wanted = f"test loss {summary['test_loss']:.4f}, test accuracy {100 * summary['test_accuracy']:.2f} %\n"
     wanted = f"{two_classes}: {wanted}"
-    assert here("evaluate", out).out == wanted
+    assert here("evaluate", out).out.startswith(wanted)
     model = pc.load_model(out / "model.npz")
     assert model.output_shape == ((1,) if written == "BinaryCrossEntropy()" else (2,))
     (tmp_path / "alone").mkdir()
     alone = tmp_path / "alone" / "model.npz"
     alone.write_bytes((out / "model.npz").read_bytes())
-    assert here("evaluate", alone, "--data", two_classes).out == wanted  # the model knows what it predicts
-    assert here("evaluate", alone, "--data", two_classes, "--loss", loss).out == wanted
+    assert here("evaluate", alone, "--data", two_classes).out.startswith(wanted)  # the model knows what it predicts
+    assert here("evaluate", alone, "--data", two_classes, "--loss", loss).out.startswith(wanted)
 
 
 @pytest.mark.parametrize(

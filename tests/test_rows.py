@@ -127,6 +127,19 @@ def test_a_data_set_in_a_file_trains_as_one_in_memory(rows, array):
     assert hashes[0] == hashes[1]
 
 
+def test_augmentation_and_normalisation_take_rows_from_a_file(rows, array, monkeypatch):
+    monkeypatch.setattr("parallelcnn.layers.normalize._PIECE", 7)
+    hashes = []
+    for images in (rows, array):
+        dataset = pc.Dataset(images, np.arange(30) % 3, 3)
+        layers = (pc.Normalize("auto"), pc.RandomFlip(), pc.RandomCrop(2), pc.Flatten(), pc.Dense(3))
+        network = pc.NetworkHandler(layers, (3, 5, 4))
+        pc.train(network, dataset, dataset, pc.SGD(0.1), 2, 7, verbose=0)
+        np.testing.assert_allclose(network.layers[0].mean, array.mean((0, 2, 3)) / 255)
+        hashes.append(network.parameters_sha256())
+    assert hashes[0] == hashes[1]
+
+
 LARGE = """
 import json, resource, sys
 from pathlib import Path

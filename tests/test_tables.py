@@ -77,6 +77,8 @@ def test_the_labels_may_be_any_column_with_a_known_name(load, name, place):
         (["digit", *PIXEL_NAMES], 0),  # the only name unlike the others
         ([*(f"{row}x{column}" for row in range(1, 9) for column in range(1, 9)), "what"], 64),
         ([*(str(number) for number in range(65))], 0),  # as pandas names them
+        (["label", *(str(number) for number in range(64))], 0),
+        ([*(str(number) for number in range(1, 65)), "y"], 64),
         (None, 0),
         ([*(f"f{number}" for number in range(64)), "label"], 64),
     ],
@@ -95,6 +97,11 @@ def test_names_of_classes_are_labels(load, place, names):
     assert sets.train.input_shape == (4,)
     column = f"column {place + 1}" if names is None else f"column {'abcde'[place]!r}"
     assert sets.found == f"CSV: 15 training samples, 4 features, 3 classes; labels in {column}"
+
+
+def test_a_class_may_have_the_name_of_a_label_column(load):
+    sets = load(text(MEASURED, np.array(["y", "class"])[LABELS % 2]))
+    assert (len(sets.train), sets.train.class_names) == (15, ("class", "y"))
 
 
 @pytest.mark.parametrize("place", [0, 4])
@@ -218,15 +225,22 @@ def test_a_single_file_may_have_these_names(tmp_path, name):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a.csv", "b.csv"], "holds several tables, of which the names must say what they are, such as train.csv and "),
+        (
+            ["b.csv", "test.csv"],
+            "holds several tables, of which the names must say what they are, such as train.csv and ",
+        ),
         (["train.csv", "train2.csv"], "both seem to be the training set"),
-        (["test.csv", "b.csv"], "holds several tables"),
     ],
 )
 def test_tables_whose_names_do_not_say_what_they_are_are_refused(tmp_path, names, message):
     for name in names:
         (tmp_path / name).write_text(kaggle())
     assert message in refusal(tmp_path)
+
+
+def test_a_folder_with_other_tables_is_no_data_set(tmp_path):
+    (tmp_path / "epochs.csv").write_text("epoch,loss\n1,0.5\n")  # a run directory
+    assert "holds no data in a known format. Known formats: " in refusal(tmp_path)
 
 
 def test_tables_of_other_columns_are_refused(tmp_path):
@@ -256,7 +270,8 @@ DAMAGES = {
     "infinity": (damaged(5, lambda row: row.rpartition(",")[0] + ",-inf"), "must be a finite number, got '-inf'"),
     "too large": (damaged(5, lambda row: row.rpartition(",")[0] + ",1e300"), "numbers must fit into float32"),
     "an open quote": (damaged(6, lambda row: '"' + row), ", line 6: must have 65 columns"),
-    "no label": (damaged(7, lambda row: "," + row.partition(",")[2]), "must have the name of a class, got ''"),
+    "nothing beside the label": ("0,1\n1,\n", "line 2, column 2: must be a finite number, got ''"),
+    "no label": (damaged(7, lambda row: "," + row.partition(",")[2]), "7, column 'label': must be a label, got noth"),
     "labels from 1": (kaggle(labels=LABELS + 1), "column 'label' must start at 0, got 1 to 3: subtract 1"),
     "one class": (kaggle(labels=LABELS * 0), "must name at least 2 classes"),
     "empty": ("", "is empty"),

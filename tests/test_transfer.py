@@ -28,6 +28,27 @@ def test_what_fits_is_taken_and_the_rest_is_listed():
     assert np.array_equal(new.params[-147:], before[-147:])
 
 
+def test_layers_without_parameters_at_the_front_make_no_difference():
+    old = small.network(seed=1)
+    front = (pc.Dropout(0.1), pc.ZeroPad2D(0), *small.LAYERS)
+    new = pc.NetworkHandler(front, (1, 11, 9), seed=2)
+    for source, target, end in (
+        (old, new, "layer 2 here is layer 0 there"),
+        (new, old, "layer 0 here is layer 2 there"),
+    ):
+        with pytest.raises(pc.ShapeError, match="the network: 0 of 6 arrays fit; "):
+            target.load_parameters(source.named_arrays)
+        target.params = target.params + 1
+        matching = target.load_parameters(
+            {**source.named_arrays, "x.y": np.zeros(3), "9" * 9999 + ".a": [1]}, strict=False
+        )
+        assert len(matching.taken) == 6
+        assert str(matching).endswith(end)
+        np.testing.assert_array_equal(target.params, source.params)
+    headless = {name: one for name, one in old.named_arrays.items() if not name.startswith("0.")}
+    assert pc.NetworkHandler(small.LAYERS, (1, 11, 9)).load_parameters(headless, strict=False).shift == 0
+
+
 def test_strict_takes_all_or_nothing():
     network = small.network()
     state = network.state_sha256()

@@ -10,6 +10,7 @@ imports numpy, numba and MPI inside functions: --help and typing errors are answ
 
 import contextlib
 import difflib
+import os
 import re
 import signal
 import sys
@@ -19,16 +20,17 @@ import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
 from parallelcnn._version import __version__
-from parallelcnn.cli import data, doctor, evaluate, export_model, guide, import_model, info, predict, train
+from parallelcnn.cli import data, doctor, evaluate, export_model, guide, import_model, info, predict, runs, train
 from parallelcnn.cli.options import Parser, UsageError
 from parallelcnn.cli.output import lost_output, safe_output, say
 from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, TrainingWarning
 from parallelcnn.resilience.signals import hold_stop_signals, let_interrupts_end_the_process
+from parallelcnn.status_line import StatusLine
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
 
-_COMMANDS = (train, evaluate, predict, export_model, import_model, data, info, doctor, guide)
+_COMMANDS = (train, evaluate, predict, runs, export_model, import_model, data, info, doctor, guide)
 
 _EXAMPLES = """\
 examples:
@@ -36,6 +38,7 @@ examples:
   parallelcnn train --help                     options of a command
   parallelcnn evaluate runs/a                  evaluate the network of a run
   parallelcnn predict runs/a new/*.jpg         predict the classes of images
+  parallelcnn runs                             list runs and compare them
   mpirun -n 4 parallelcnn train --data mnist   train on four ranks
   mpirun -n 4 parallelcnn doctor               check installation and launch
 """
@@ -45,27 +48,31 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit code."""
     before = signal.getsignal(signal.SIGINT)
     try:
-        with safe_output(), warnings.catch_warnings():
+        with safe_output(), warnings.catch_warnings(), StatusLine() as status_line:
             warnings.simplefilter("default", TrainingWarning)  # whatever PYTHONWARNINGS says: none ends a training
             warnings.showwarning = _show_warning
-            return _main(arguments)
+            return _main(arguments, status_line)
     finally:
         with contextlib.suppress(ValueError, TypeError):  # not on the main thread; not set by Python
             signal.signal(signal.SIGINT, before)
 
 
-def _main(arguments: list[str] | None) -> int:
+def _main(arguments: list[str] | None, status_line: StatusLine) -> int:
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
+        return _complete()
     if arguments is None:
         hold_stop_signals()
     let_interrupts_end_the_process()
-    from parallelcnn.comm import Serial
-    from parallelcnn.resilience.watchdog import Watchdog, check_timeout
-
     parser, commands = _parsers()
     try:
         options, unknown = parser.parse_known_args(arguments)
         if unknown:
             raise UsageError(_describe_unknown(unknown[0], options.command, commands))
+        if getattr(options, "strict", None):  # the others are done at once, or use a pager
+            status_line.start(sys.stderr)
+        from parallelcnn.comm import Serial
+        from parallelcnn.resilience.watchdog import Watchdog, check_timeout
+
         if "prepare" in options:
             options.prepare(options)
         if "timeout" in options:
@@ -81,6 +88,7 @@ def _main(arguments: list[str] | None) -> int:
     if options.command is None:
         return _say_once(2, parser.format_help())
     comm: Transport = Serial()
+    status_line.status = lambda: comm.status
     try:
         if options.strict is not None:  # None: a command of one process
             from parallelcnn.resilience.world import world
@@ -96,6 +104,15 @@ def _main(arguments: list[str] | None) -> int:
         return _say_once(2, f"parallelcnn: error: {error}")
     except BaseException as error:  # any error at all: the other ranks are waiting
         return _code_of_rank(_fail(error, comm), comm)
+
+
+def _complete() -> int:
+    """Tell the shell the completions of its command line, which argcomplete finds in variables of the environment."""
+    with contextlib.suppress(ImportError):  # without the extra there are none
+        import argcomplete
+
+        argcomplete.autocomplete(_parsers()[0])  # ends the process
+    return 1
 
 
 def _check_output() -> int:

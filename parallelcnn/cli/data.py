@@ -78,7 +78,8 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
 
 def describe(sets: "DataSets", plan: "DecodedImages | None") -> Iterator[str]:
     """The lines about data sets, and about the files they were read from."""
-    from parallelcnn.data.description import class_counts, duplicates, named_sets, statistics
+    from parallelcnn.data.description import class_counts, duplicates, named_sets, range_of_numbers
+    from parallelcnn.layers.normalize import mean_and_deviation
 
     named = named_sets(sets)
     if sets.found:
@@ -88,10 +89,10 @@ def describe(sets: "DataSets", plan: "DecodedImages | None") -> Iterator[str]:
         yield f"{name:<10} {plural(len(one), 'sample')}, {one.images.dtype} {shape}"
     if plan is not None:
         yield from _sizes_of(plan)
-    numbers = statistics(sets.train)
-    mean, deviation = (" ".join(f"{number:.4g}" for number in some) for some in (numbers.mean, numbers.deviation))
+    low, high = range_of_numbers(sets.train)
+    both = mean_and_deviation(sets.train.images)
+    mean, deviation = (" ".join(f"{number:.4g}" for number in some) for some in both)
     scaled = " (scaled to [0, 1])" if sets.train.images.dtype.name == "uint8" else ""
-    low, high = numbers.smallest, numbers.largest
     yield f"numbers    {low:.4g} to {high:.4g}{scaled}, mean {mean}, standard deviation {deviation}"
     if sets.train.classes is not None:
         counts = {name: class_counts(one) for name, one in named.items()}

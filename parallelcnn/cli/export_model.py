@@ -4,10 +4,11 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from parallelcnn.cli.options import add_setting, path
 from parallelcnn.cli.output import say
+from parallelcnn.cli.trained_network import TrainedNetwork, data_settings, find_trained_network, load_trained_network
 from parallelcnn.errors import InputError, ParallelCNNError
 from parallelcnn.training.config import NETWORK
 from parallelcnn.wording import in_units, plural
@@ -71,18 +72,16 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.exchange.parameter_files import save_safetensors, save_state_dict
     from parallelcnn.exchange.torch_code import torch_code
     from parallelcnn.files.atomic import write_atomically
-    from parallelcnn.files.model import load_model
     from parallelcnn.resilience.launch import launched_rank
 
     if launched_rank() != 0:
         return 0
-    file = Path(options.file)
-    file = file / "model.npz" if file.is_dir() else file
-    network = load_model(file, None if options.model is None else find_model(options.model, None))
+    found = find_trained_network(options.file)
+    network = load_trained_network(found, None if options.model is None else find_model(options.model, None))
     targets = [Path(target) for target in options.targets]
     for target in targets:
         if target.suffix == ".onnx":
-            _export_onnx(options, file, network, target)
+            _export_onnx(options, found, network, target)
         elif target.suffix == ".py":
             write_atomically(target, torch_code(network).encode())
         else:
@@ -94,12 +93,12 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     return 0
 
 
-def _export_onnx(options: argparse.Namespace, file: Path, network: "NetworkHandler", target: Path) -> None:
+def _export_onnx(options: argparse.Namespace, found: TrainedNetwork, network: "NetworkHandler", target: Path) -> None:
     from parallelcnn.comm import Serial
     from parallelcnn.exchange.onnx_export import export_onnx
     from parallelcnn.training.progress import show_compilation
 
-    images, why_none = _test_images(options, file, network)
+    images, why_none = _test_images(options, found, network)
     with show_compilation(Serial(), sys.stderr):
         difference = export_onnx(
             target,
@@ -120,21 +119,16 @@ def _export_onnx(options: argparse.Namespace, file: Path, network: "NetworkHandl
 
 
 def _test_images(
-    options: argparse.Namespace, file: Path, network: "NetworkHandler"
+    options: argparse.Namespace, found: TrainedNetwork, network: "NetworkHandler"
 ) -> "tuple[np.ndarray | None, str | None]":
     """Some images of the test set; or why there are none."""
     from parallelcnn.cli.data_sets import load_data_sets
-    from parallelcnn.cli.evaluate import data_of_run, summary_of
     from parallelcnn.comm import Serial
     from parallelcnn.files.model import image_options_of
 
-    summary: dict[str, Any] = summary_of(file)
-    if options.data is None:
-        options.data, options.data_dir = data_of_run(summary, options.data_dir)
-    if options.data is None:
-        return None, f"no summary.json beside {file} says what it was trained on, and there is no --data"
     try:
-        test_set = load_data_sets(options, Serial(), image_options_of(file)).test
+        config = data_settings(found, options.data, options.data_dir)
+        test_set = load_data_sets(config, Serial(), image_options_of(found.file, skip_broken=config.skip_broken)).test
     except (ParallelCNNError, OSError) as error:
         return None, str(error)
     if test_set.input_shape != network.input_shape:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parallelcnn.errors import nearest_name
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from parallelcnn.comm import Transport
 
 _GUIDE = Path(__file__).parent.parent / "guide"
-_LINK = re.compile(r"\[([^]\n]+)\]\([\w./#-]+\)")
+_LINK = re.compile(r"!?\[([^]\n]+)\]\([\w./#-]+\)")
 _NO_SUCH_PROGRAM = (126, 127)  # exit codes of the shell
 
 
@@ -23,9 +23,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "guide", help="show a page of the user guide", description="Show a page of the user guide."
     )
-    parser.add_argument(
+    page: Any = parser.add_argument(
         "page", nargs="?", default="index", type=_find_page, metavar="PAGE", help="by default the list of pages"
     )
+    page.completer = lambda **_: _pages()  # for argcomplete; see `command._complete`
     parser.set_defaults(run=run, strict=None, timeout=0)
 
 
@@ -41,8 +42,12 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     return 0
 
 
+def _pages() -> list[str]:
+    return sorted(path.stem for path in _GUIDE.glob("*.md"))
+
+
 def _find_page(name: str) -> Path:
-    pages = sorted(path.stem for path in _GUIDE.glob("*.md"))
+    pages = _pages()
     if name not in pages:
         raise argparse.ArgumentTypeError(f"the guide has no page {name!r}: {nearest_name(name, pages)}")
     return _GUIDE / f"{name}.md"

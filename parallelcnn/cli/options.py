@@ -66,7 +66,9 @@ def add_setting(group: argparse._ActionsContainer, name: str, note: str | None =
             keywords["nargs"] = setting.length or "+"
         if setting.alone is not None:
             keywords |= {"nargs": "?", "const": setting.alone}
-    group.add_argument(f"--{name.replace('_', '-')}", **keywords | changes)
+    action: Any = group.add_argument(f"--{name.replace('_', '-')}", **keywords | changes)
+    if setting.choices:
+        action.completer = lambda **_: setting.choices  # for argcomplete; see `command._complete`
 
 
 def warn_of_too_many_threads(options: argparse.Namespace | TrainConfig, comm: "Transport") -> None:

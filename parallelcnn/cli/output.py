@@ -3,17 +3,35 @@
 import contextlib
 import io
 import os
+import re
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from parallelcnn.errors import shown
+from parallelcnn.status_line import make_room
 
 
 def say(text: object, stream: TextIO | None = None) -> None:
     """Print text that may quote files, on stdout by default, with control characters escaped."""
+    make_room()
     print("\n".join(map(shown, str(text).split("\n"))), file=stream or sys.stdout, flush=True)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines. Columns below a name that hold only numbers are aligned to the right."""
+    cells = [[shown(cell) for cell in row] for row in rows]
+    columns = list(zip(*cells, strict=True))
+    right = [all(_is_number(cell) for cell in column[1:]) for column in columns]
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "  ".join(
+            cell.rjust(width) if numbers else cell.ljust(width)
+            for cell, width, numbers in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
 
 
 @contextlib.contextmanager
@@ -27,6 +45,11 @@ def safe_output() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         sys.stdout, sys.stderr = before
+
+
+def _is_number(text: str) -> bool:
+    """Whether the text is a number, perhaps with a unit, or empty."""
+    return re.fullmatch(r"(?:\d[\d,.]*(?:/\d+)?(?: %| s|(?: min \d+ s)|(?: h \d+ min))?)?", text) is not None
 
 
 def lost_output() -> OSError | None:

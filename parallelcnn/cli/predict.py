@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallelcnn.cli.options import add_setting, path
 from parallelcnn.cli.output import say
+from parallelcnn.cli.trained_network import find_trained_network, load_trained_network
 from parallelcnn.errors import InputError
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
 from parallelcnn.training.config import NETWORK, RANKS
@@ -45,7 +46,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog=_EXAMPLES,
     )
     parser.set_defaults(run=run, strict=True, prepare=prepare)
-    parser.add_argument("file", type=path, metavar="MODEL", help="model.npz, or the run directory that holds it")
+    parser.add_argument("file", type=path, metavar="MODEL", help="a run directory, a model file or a checkpoint")
     parser.add_argument("paths", type=path, nargs="+", metavar="PATH", help="an image, a folder, or an array")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="show the K most probable classes [default: 1]")
     form = parser.add_mutually_exclusive_group()
@@ -67,16 +68,14 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.comm import run_together
     from parallelcnn.data.inputs import find_items
     from parallelcnn.data.sampler import shard
-    from parallelcnn.files.model import load_model
     from parallelcnn.training.compilation import compile_in_turns
     from parallelcnn.training.progress import show_compilation
 
     catch_interrupts()
 
     def load() -> "NetworkHandler":
-        file = Path(options.file)
-        file = file / "model.npz" if file.is_dir() else file
-        return load_model(file, None if options.model is None else find_model(options.model, None))
+        layers = None if options.model is None else find_model(options.model, None)
+        return load_trained_network(find_trained_network(options.file), layers)
 
     network = run_together(comm, load)
     comm.status = "looking for images"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from parallelcnn.cli.data_sets import load_data_sets
 from parallelcnn.cli.models import choose_model, find_model
@@ -21,13 +22,15 @@ from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.errors import InputError
+from parallelcnn.errors import DivergenceError, InputError
 from parallelcnn.exchange.parameter_files import read_parameters
 from parallelcnn.files.model import save_model
 from parallelcnn.layers.frozen import freeze
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.profiling import Profiler
+from parallelcnn.report.predictions import Predictions, predictions_on
+from parallelcnn.report.training_report import ReportedRun, training_report
 from parallelcnn.resilience.fault_tolerance import retry_after_loss
 from parallelcnn.resilience.signals import StopOnSignal, interrupts_ending_the_process
 from parallelcnn.resources import number_in
@@ -43,6 +46,7 @@ from parallelcnn.training.preparation import check_fit, check_numbers, check_res
 from parallelcnn.training.progress import show_compilation
 from parallelcnn.training.reduction import check_reproducible, fixed_shards
 from parallelcnn.training.threads import check_threads, choose_threads
+from parallelcnn.wording import plural
 
 LONGEST_WAIT = 30.0  # for an earlier start of the same run to finish [s]
 _POLL_EVERY = 0.1  # [s]
@@ -55,6 +59,7 @@ class Run:
         self._options, self._comm = options, comm
         self._profiler = Profiler() if options.profile else None
         self._started_from: str | None = None
+        self._notes: list[str] = []  # for the report
 
     def go(self) -> int:
         """Train and write the results; returns the exit code."""
@@ -69,16 +74,23 @@ class Run:
         self._verify()
         self._open_directory()
         with contextlib.closing(self._reporter):
-            with StopOnSignal() as stop:
-                history = self._train(stop)
+            try:
+                with StopOnSignal() as stop:
+                    history = self._train(stop)
+            except DivergenceError as error:
+                self._report_unfinished(f"Training ended without a result: {error}.")
+                raise
             self._reporter.history = history
             signalled = max(self._comm.allgather(stop.received))
             if history.stopped and signalled:
                 return self._say_why_it_stopped(history, signalled)
-            if history.stopped and self._comm.rank == 0:
+            if history.stopped:
                 epoch = history.evaluations[-1][1]
                 what = "accuracy" if self._options.monitor == "accuracy" else "loss"
-                say(f"stopped    after epoch {epoch} of {self._options.epochs}: the {what} no longer improves")
+                why = f"after epoch {epoch} of {self._options.epochs}: the {what} no longer improves"
+                self._notes.append(f"Stopped early, {why}.")
+                if self._comm.rank == 0:
+                    say(f"stopped    {why}")
             retry_after_loss(self._comm, lambda: self._finish(history))
         return 0
 
@@ -198,7 +210,9 @@ class Run:
         path, token = comm.allgather(("", "") if directory is None else (str(directory.path), directory.token))[0]
         self._path = Path(path)
         self._reporter = RunReporter(comm, directory, self._path, token, len(self._train_set))
-        all_hosts, all_threads = hosts(comm), comm.allgather(self._threads)
+        all_hosts, all_threads = self._ranks = hosts(comm), comm.allgather(self._threads)
+        if self._resume is not None:
+            self._notes.append(f"Resumed after minibatch {self._resume.history.steps:,}.")
         if directory is None:
             return
         directory.write_config(options.to_toml())
@@ -287,6 +301,9 @@ class Run:
             where = f"stopped after minibatch {history.steps:,}"
             how = f"to continue, give the same command with --out {path} --resume"
             say(f"parallelcnn: {why}: {where}; {how}", sys.stderr)
+        self._report_unfinished(
+            f"Training was {'interrupted' if number == signal.SIGINT else f'ended by {why}'}: {where}; {how}."
+        )
         self._comm.barrier()  # a launcher kills the others when one rank exits: print first
         return 128 + number
 
@@ -300,13 +317,18 @@ class Run:
 
         last = history.evaluations[-1][2]
         results = on(self._train_set), last if self._test_set is self._evaluated else on(self._test_set)
+        predictions = predictions_on(self._network, self._test_set, comm, self._threads)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # KiB on Linux
         everyone = comm.allgather((this_host(), self._threads, peak))
         comm.status = "writing the results"
-        run_together(comm, lambda: self._write_results(history, results, everyone))
+        run_together(comm, lambda: self._write_results(history, results, predictions, everyone))
 
     def _write_results(
-        self, history: History, results: tuple[Evaluation, Evaluation], everyone: Sequence[tuple[str, int, int]]
+        self,
+        history: History,
+        results: tuple[Evaluation, Evaluation],
+        predictions: Predictions | None,
+        everyone: Sequence[tuple[str, int, int]],
     ) -> None:
         if self._comm.rank != 0:
             return
@@ -326,9 +348,50 @@ class Run:
         summary["first_step_seconds"] = summary["wall_seconds"] - since_first_step if took_a_step else None
         directory.write_summary(summary)
         directory.write_extras(history, self._profiler)
+        self._write_report(history, results, predictions, summary)
         if self._profiler is not None:
             say(f"\n{self._profiler.table()}\n")
         say(describe_result(directory.path, summary))
+
+    def _report_unfinished(self, why: str) -> None:
+        """Write the report of a run that has not come to its end, on rank 0."""
+        history = self._reporter.history
+        if self._comm.rank != 0 or history is None:
+            return
+        self._notes.append(why)
+        self._write_report(history, (None, None), None, {})
+
+    def _write_report(
+        self,
+        history: History,
+        results: tuple[Evaluation | None, Evaluation | None],
+        predictions: Predictions | None,
+        summary: dict[str, Any],
+    ) -> None:
+        hosts, threads = self._ranks
+        lost = [f"{plural(history.lost_ranks, 'rank')} of {len(hosts)} lost during training; the others continued."]
+        with contextlib.suppress(OSError):  # no new directory, where another run has taken this one
+            directory = self._reporter.directory_to_write()
+            run = ReportedRun(
+                name=str(directory.path),
+                config=self._options,
+                network=self._network,
+                train_set=self._train_set,
+                evaluated=self._evaluated,
+                test_set=self._test_set,
+                optimizer=self._optimizer,
+                loss=self._loss,
+                history=history,
+                hosts=hosts,
+                threads=threads,
+                started=datetime.now(UTC) - timedelta(seconds=_seconds_since_start()),
+                on_train_set=results[0],
+                on_test_set=results[1],
+                predictions=predictions,
+                summary=summary,
+                notes=[*self._notes, *(lost if history.lost_ranks else ())],
+            )
+            directory.write_report(lambda: training_report(run))
 
 
 def _seconds_since_start() -> float:

@@ -1,4 +1,4 @@
-"""The run directory: its lock, and the files of a run: metrics.jsonl, summary.json, loss.png and the profile."""
+"""The run directory: its lock, and the files of a run, such as metrics.jsonl, summary.json and report.html."""
 
 import contextlib
 import importlib.util
@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +26,7 @@ from parallelcnn.training.history import History
 
 _FILES = [
     *("model.npz", "config.toml", "metrics.jsonl", "loss.png", "summary.json", "profile.txt", "trace.json"),
+    "report.html",
     *("epochs.csv", "tensorboard", "checkpoints"),
 ]
 _LOCK = ".lock"
@@ -181,6 +182,15 @@ class RunDirectory:
             with self._optional("trace.json") as path:
                 profiler.save_trace(path)
 
+    def write_report(self, make: Callable[[], bytes]) -> None:
+        """Write `report.html`, or warn: the run does not need it.
+
+        Args:
+            make: returns its content.
+        """
+        with self._optional("report.html") as path:
+            write_atomically(path, make())
+
     @contextlib.contextmanager
     def _optional(self, name: str) -> Iterator[Path]:
         try:
@@ -210,6 +220,9 @@ class RunReporter(Callback):
         self.directory = directory
         self.history: History | None = None
         self.first_step_at = math.nan
+
+    def on_train_begin(self, logs: Logs) -> None:
+        self.history = self.training.history
 
     def on_resume(self, logs: Logs) -> None:
         self.history = history = self.training.history

@@ -7,6 +7,7 @@ from parallelcnn.data.conversion import channels_last, convert_images, labelling
 from parallelcnn.data.dataset import Array, Dataset
 from parallelcnn.data.sets import DataSets
 from parallelcnn.errors import DataError
+from parallelcnn.files.rows import FileRows
 from parallelcnn.wording import plural
 
 ROLES = {"train": "training", "validation": "validation", "test": "test"}
@@ -21,7 +22,7 @@ class Part(NamedTuple):
         label_source: where the labels are.
     """
 
-    images: Array
+    images: Array | FileRows
     labels: Array
     image_source: str
     label_source: str

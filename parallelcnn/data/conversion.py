@@ -13,7 +13,9 @@ import numpy as np
 from parallelcnn.arguments import described
 from parallelcnn.data.dataset import check_class_names, check_label_range
 from parallelcnn.errors import DataError, nearest_name
-from parallelcnn.wording import listed
+from parallelcnn.files.rows import FileRows
+from parallelcnn.resources import memory_limit
+from parallelcnn.wording import in_units, listed
 
 Array = np.ndarray
 
@@ -44,7 +46,7 @@ def layout_of(shape: Sequence[int]) -> str:
     return size if len(shape) == 3 else f"{size}, channels {'last' if channels_last(shape) else 'first'}"
 
 
-def convert_images(what: str, images: Any, *, last: bool | None = None) -> Array:
+def convert_images(what: str, images: Any, *, last: bool | None = None) -> Any:
     """Convert images to uint8 or float32, and to (N, H, W), (N, C, H, W) or (N, features).
 
     Floats become float32, if none of them is too large for it. Integers become uint8 if all are in [0, 255], and those
@@ -52,25 +54,35 @@ def convert_images(what: str, images: Any, *, last: bool | None = None) -> Array
 
     Args:
         what: what the images are, the beginning of a message.
-        images: (N, H, W), (N, H, W, C), (N, C, H, W) or (N, features), of any type, byte order and strides.
+        images: (N, H, W), (N, H, W, C), (N, C, H, W) or (N, features), of any type, byte order and strides; or a
+            `FileRows` of such images.
         last: whether the channels are the last axis; None: see `channels_last`.
 
     Returns:
-        The array itself, or a view of it, if nothing is to be converted.
+        The array itself, or a view of it, if nothing is to be converted. A `FileRows` stays in its file.
 
     Raises:
-        DataError: if they cannot be converted without loss, with advice.
+        DataError: if they cannot be converted without loss, with advice; or if they do not fit into memory, and cannot
+            stay in their file because they have to be converted.
     """
-    images = np.asarray(images)
+    in_file = isinstance(images, FileRows)
+    images = images if in_file else np.asarray(images)
     if images.ndim not in (2, 3, 4):
         raise DataError(
             f"{what} must have the shape (N, H, W), (N, H, W, C), (N, C, H, W) or (N, features), samples first, "
             f"got {images.shape}"
         )
+    last = images.ndim == 4 and (channels_last(images.shape) if last is None else last)
+    usable = images.dtype in (np.uint8, np.float32) and not last
+    if not usable and (in_file or images.nbytes > memory_limit()[0]):
+        raise DataError(
+            f"{what}: the {in_units(images.nbytes)} do not fit into memory. They could stay in a .npy file if they "
+            f"were stored as uint8 or float32, channels first"
+        )
+    if in_file:
+        return images
     images = _convert_numbers(what, images)
-    if images.ndim == 4 and (channels_last(images.shape) if last is None else last):
-        return np.moveaxis(images, 3, 1)
-    return images
+    return np.moveaxis(images, 3, 1) if last else images
 
 
 def _convert_numbers(what: str, images: Array) -> Array:

@@ -11,10 +11,14 @@ from parallelcnn.arguments import as_array, check_integer, described
 from parallelcnn.data.numbers import Range, check_finite, dtype_hint, range_of
 from parallelcnn.errors import DataError, InputError
 from parallelcnn.files.rows import FileRows, choose
+from parallelcnn.notebook import contact_sheet, picture, table
+from parallelcnn.png import png
 
 Array = np.ndarray
 
 RESIZE = ("crop", "pad", "stretch")
+
+_ROWS, _THUMBNAILS = 20, 24  # that notebooks show
 
 _LABELS_RULE = "an array of numbers (np.unique(labels, return_inverse=True) numbers names)"
 
@@ -107,6 +111,29 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def _repr_html_(self) -> str:
+        """For notebooks: samples of each class, or the range of the targets, and some images."""
+        caption = repr(self).strip("<>")
+        if self.classes is None:
+            targets = self.labels.reshape(len(self), -1)
+            columns = zip(targets.min(axis=0), targets.mean(axis=0), targets.max(axis=0), strict=True)
+            rows: list[tuple[object, ...]] = [
+                (i, *(f"{one:.4g}" for one in column)) for i, column in enumerate(columns)
+            ]
+            shown = table(caption, ("target", "smallest", "mean", "largest"), _abridged(rows))
+            first = np.arange(min(len(self), _THUMBNAILS))
+        else:
+            counts = np.bincount(self.labels, minlength=self.classes)
+            names = self.class_names or range(self.classes)
+            shown = table(caption, ("class", "samples"), _abridged(list(zip(names, counts.tolist(), strict=True))))
+            first = np.unique(self.labels, return_index=True)[1][:_THUMBNAILS]
+        if self.images.ndim == 2:
+            return shown
+        low, high = (0.0, 255.0) if self.images.dtype == np.uint8 else self.input_range
+        sheet = contact_sheet(self.images[first].reshape(-1, *self.input_shape), low, high)
+        what = "the first images" if self.classes is None else "the first image of each class"
+        return shown + picture(png(sheet), what, max(sheet.shape[1], 400))
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample for a network: grey images get a channel axis, (1, H, W)."""
@@ -195,6 +222,12 @@ def draw(labels: Array, count: int, seed: int) -> Array:
     chosen = np.zeros(len(labels), bool)
     chosen[order[np.argsort(position[order], kind="stable")[:count]]] = True
     return chosen
+
+
+def _abridged(rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
+    """The rows of a table in a notebook; of many the first ones."""
+    hidden = len(rows) - _ROWS
+    return rows if hidden <= 0 else [*rows[:_ROWS], (f"and {hidden:,} more",)]
 
 
 def check_class_names(what: str, names: Any, classes: int | None) -> tuple[str, ...]:

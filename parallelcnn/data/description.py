@@ -1,7 +1,6 @@
 """Describe a data set before training: what is in it, and what is wrong with it."""
 
 import hashlib
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -25,21 +24,6 @@ class Duplicate(NamedTuple):
     same_label: bool
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Numbers about the images of a data set, uint8 scaled to [0, 1].
-
-    Attributes:
-        mean, deviation: mean and standard deviation of each channel.
-        smallest, largest: of all numbers.
-    """
-
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
-    smallest: float
-    largest: float
-
-
 def named_sets(sets: DataSets) -> dict[str, Dataset]:
     """The data sets that exist, by name."""
     found = {"train": sets.train, "validation": sets.validation, "test": sets.test}
@@ -52,25 +36,14 @@ def class_counts(dataset: Dataset) -> list[int]:
     return np.bincount(dataset.labels, minlength=dataset.classes).tolist()
 
 
-def statistics(dataset: Dataset) -> Statistics:
-    """Mean, standard deviation and range of the images; the same on every machine, because uint8 is counted."""
-    shape = dataset.input_shape
-    channels = shape[0] if len(shape) == 3 else 1
+def range_of_numbers(dataset: Dataset) -> tuple[float, float]:
+    """The smallest and the largest number of the images, with uint8 scaled to [0, 1]."""
     scale = 1 / 255 if dataset.images.dtype == np.uint8 else 1.0
-    sums, squares, count = np.zeros(channels), np.zeros(channels), 0
-    smallest, largest = np.inf, -np.inf
+    low, high = np.inf, -np.inf
     for start in range(0, len(dataset), _PIECE):
-        piece = dataset.images[start : start + _PIECE].reshape(-1, channels, dataset.images[0].size // channels)
-        numbers = piece.astype(np.float64)
-        sums += numbers.sum(axis=(0, 2))
-        squares += (numbers**2).sum(axis=(0, 2))
-        count += piece.shape[0] * piece.shape[2]
-        smallest, largest = min(smallest, piece.min()), max(largest, piece.max())
-    mean = sums / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return Statistics(
-        tuple((scale * mean).tolist()), tuple((scale * deviation).tolist()), scale * smallest, scale * largest
-    )
+        piece = dataset.images[start : start + _PIECE]
+        low, high = min(low, float(piece.min())), max(high, float(piece.max()))
+    return scale * low, scale * high
 
 
 def duplicates(sets: DataSets) -> list[Duplicate]:

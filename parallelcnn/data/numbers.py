@@ -28,7 +28,7 @@ def check_finite(what: str, numbers: Array) -> None:
         what: the beginning of the message, such as "the training set: image".
         numbers: (N, ...), samples first; integers are always finite.
     """
-    if not np.issubdtype(numbers.dtype, np.floating) or numbers.size == 0:
+    if numbers.dtype.kind != "f" or numbers.size == 0:
         return
     samples = max(1, _PIECE // (numbers.size // len(numbers)))
     for start in range(0, len(numbers), samples):
@@ -50,7 +50,7 @@ def range_of(images: Array) -> Range:
 
     For large data sets only some samples, evenly spaced, are read.
     """
-    if not np.issubdtype(images.dtype, np.floating) or images.size == 0:
+    if images.dtype.kind != "f" or images.size == 0:
         return 0.0, 1.0
     some = images[:: -(-len(images) // _SAMPLES_OF_RANGE)]
     return float(some.min()), float(some.max())
@@ -77,14 +77,26 @@ def warn_of_another_range(what: str, found: Range, trained_on: Range | None, *, 
     width = trained_high - trained_low
     outside = low < trained_low - _MARGIN * width or high > trained_high + _MARGIN * width
     much_smaller = 0 < max(-low, high) < _MUCH_SMALLER * max(-trained_low, trained_high)
-    not_shifted = found == (0, 1) and trained_low < 0  # plain pixels after training on standardised ones
+    # Plain pixels after training on standardised ones, which are hardly ever exactly 0.
+    not_shifted = low == 0 < high <= 1 and trained_low < 0
     if outside or much_smaller or not_shifted:
         warnings.warn(
             f"{what} hold numbers from {low:g} to {high:g}, but the network was trained on numbers from "
-            f"{trained_low:g} to {trained_high:g}: scale them in the same way (uint8 counts as 0 to 1)",
+            f"{trained_low:g} to {trained_high:g}: {_scale_hint(found, trained_on)} (uint8 counts as 0 to 1)",
             TrainingWarning,
             stacklevel=stacklevel + 1,
         )
+
+
+def _scale_hint(found: Range, trained_on: Range) -> str:
+    """How to scale images like the training images."""
+    pixels_found, pixels_trained = (low >= 0 and 1 < high <= 255 for low, high in (found, trained_on))
+    units_found, units_trained = (low >= 0 and high <= 1 for low, high in (found, trained_on))
+    if pixels_found and units_trained:
+        return "divide them by 255, or hand over pixels as uint8"
+    if units_found and pixels_trained:
+        return "multiply them by 255, or write images.astype(np.float32) for pixels in uint8"
+    return "scale them in the same way"
 
 
 def check_images(images: Any, input_shape: tuple[int, ...], trained_on: Range | None, *, stacklevel: int) -> Array:
@@ -98,7 +110,7 @@ def check_images(images: Any, input_shape: tuple[int, ...], trained_on: Range | 
         got = described(images if images.ndim else given) + shape_hint(images.shape, input_shape)
         raise ShapeError(f"the network takes images of shape (N, {str(input_shape)[1:]}, got {got}")
     if images.dtype != np.uint8 and images.dtype.kind != "f":
-        raise InputError(f"images must be {_IMAGES_RULE}, got {images.dtype}{dtype_hint(images)}")
+        raise InputError(f"images must be {_IMAGES_RULE}, got {images.dtype}{dtype_hint(images, trained_on)}")
     check_finite("image", images)
     warn_of_another_range("the images", range_of(images), trained_on, stacklevel=stacklevel + 1)
     return images
@@ -113,8 +125,18 @@ def shape_hint(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> str:
     return ""
 
 
-def dtype_hint(images: Array) -> str:
-    """A hint on how to correct images of a wrong type."""
-    if images.dtype.kind in "iu" and images.size and images.min() >= 0 and images.max() <= 255:
+def dtype_hint(images: Array, trained_on: Range | None = None) -> str:
+    """A hint on how to correct images of a wrong type, for a network that was trained on numbers in this range."""
+    as_they_are = ": write images.astype(np.float32)"
+    if images.dtype.kind in "fb" or trained_on not in (None, (0, 1)):
+        return as_they_are
+    if images.dtype.kind not in "iu" or images.size == 0:
+        return ""
+    low, high = int(images.min()), int(images.max())
+    if low >= 0 and high <= 1:  # a mask, or pixels nearly all black
+        return f"{as_they_are} for numbers from 0 to 1, images.astype(np.uint8) for pixels from 0 to 255"
+    if low >= 0 and high <= 255:
         return ": write images.astype(np.uint8)"
-    return ": write images.astype(np.float32)" if images.dtype.kind in "fb" else ""
+    if low >= 0 and high <= 65535:
+        return ": write (images / 65535).astype(np.float32) for pixels of 16 bits"
+    return as_they_are

@@ -1,7 +1,7 @@
 """Normalisation by fixed numbers for each channel, those of the training set."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from .augmentation import Augmentation
 from .base import Array, Layer, Shape, Step
 
 AUTO = "auto"
+_PIECE = 4096  # images that are read at a time
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,21 +122,29 @@ def mean_and_deviation(images: Array) -> tuple[tuple[float, ...], tuple[float, .
     """
     N, *shape = images.shape
     channels, *size = (1, *shape) if len(shape) == 2 else shape
-    rows = images.reshape(N, channels, math.prod(size))
     count = N * math.prod(size)
+
+    def pieces() -> Iterator[Array]:  # the images may be larger than the memory
+        for start in range(0, N, _PIECE):
+            piece = images[start : start + _PIECE]
+            yield piece.reshape(len(piece), channels, math.prod(size))
+
     if images.dtype == np.uint8:
         sums = np.zeros((2, channels), np.uint64)
-        integer_sums(rows, sums)
+        for piece in pieces():
+            integer_sums(piece, sums)
         totals, squares = sums.tolist()
         means = [total / (255 * count) for total in totals]
         pairs = zip(totals, squares, strict=True)
         deviations = [math.sqrt(count * square - total * total) / (255 * count) for total, square in pairs]
     else:
         sums = np.zeros((2, channels))
-        power_sums(rows, np.zeros(channels), sums)
+        for piece in pieces():
+            power_sums(piece, np.zeros(channels), sums)
         mean = sums[0] / count
         sums[...] = 0
-        power_sums(rows, mean, sums)
+        for piece in pieces():
+            power_sums(piece, mean, sums)
         means, deviations = mean.tolist(), np.sqrt(sums[1] / count).tolist()
     return tuple(means), tuple(deviation or 1.0 for deviation in deviations)
 

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, Self
 
@@ -57,6 +57,9 @@ def interrupts_ending_the_process() -> Iterator[None]:
 class StopOnSignal:
     """Catch SIGINT, SIGTERM and SIGUSR1 inside a `with` statement. A call returns whether a signal was received.
 
+    Args:
+        signals: those to catch.
+
     A second Ctrl-C raises KeyboardInterrupt. After the `with` statement, a signal that was blocked before it is
     ignored, while results are written and the process ends. It does nothing on threads other than the main thread.
 
@@ -64,7 +67,8 @@ class StopOnSignal:
         received: the number of the received signal; 0: none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Iterable[signal.Signals] = _SIGNALS) -> None:
+        self._signals = signals
         self.received = 0
         self._received_at = 0.0
         self._before: dict[signal.Signals, Any] = {}
@@ -75,7 +79,7 @@ class StopOnSignal:
 
     def __enter__(self) -> Self:
         with contextlib.suppress(ValueError):
-            for number in _SIGNALS:
+            for number in self._signals:
                 # Keep ignoring signals that the shell or nohup ignores.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._remember)
@@ -93,3 +97,11 @@ class StopOnSignal:
             raise KeyboardInterrupt
         if not self.received:
             self.received, self._received_at = number, now
+
+
+def stop_on_interrupt() -> StopOnSignal:
+    """Catch Ctrl-C where it would raise KeyboardInterrupt anywhere, so that training can end between two steps. Where
+    the program handles it, or on another thread, nothing is caught.
+    """
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return StopOnSignal((signal.SIGINT,) if raises else ())

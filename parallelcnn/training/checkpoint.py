@@ -163,6 +163,20 @@ class CheckpointFolder:
                 warnings.warn(f"{error}; taking the checkpoint before it", TrainingWarning, stacklevel=2)
         return None
 
+    def newest_file(self) -> Path | None:
+        """The file of the newest readable checkpoint; see `newest`."""
+        newest = self.newest()
+        return None if newest is None else self._file_of(newest.history.steps)
+
+    def best_file(self) -> Path | None:
+        """The file of the checkpoint with the best evaluation; None if it was not kept. See `keep_best`."""
+        newest = self.newest()
+        best = None if newest is None else self._file_of(_best_step(newest.history))
+        return best if best is not None and best.exists() else None
+
+    def _file_of(self, step: int) -> Path:
+        return self._located() / _FILE.format(step)
+
     def _located(self) -> Path:
         if self.locate is not None:
             self.path = self.locate()

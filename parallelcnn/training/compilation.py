@@ -1,9 +1,11 @@
 """Compile all kernels before the first step, on one rank at a time."""
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from numba.core.event import Event, Listener, install_listener
 
 from parallelcnn.comm import Serial, Transport, run_together
 from parallelcnn.data.dataset import Dataset
@@ -65,3 +67,27 @@ def compile_in_turns(comm: Transport, work: Callable[[], object]) -> float:
     for turn in range(3 if comm.size > 1 else 1):
         run_together(comm, work if turn == my_turn else lambda: None)
     return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def interruptible_compilation(interrupt: Callable[[], bool]) -> Iterator[None]:
+    """Context in which KeyboardInterrupt is raised before the next kernel is compiled, once `interrupt` returns true.
+
+    While LLVM compiles, an exception from a signal handler may be lost, or crash the process.
+    """
+    with install_listener("numba:compile", _Interrupter(interrupt)):
+        yield
+
+
+class _Interrupter(Listener):
+    def __init__(self, interrupt: Callable[[], bool]) -> None:
+        self._interrupt = interrupt
+        self._depth = 0  # a kernel also compiles the functions that it calls
+
+    def on_start(self, event: Event) -> None:
+        self._depth += 1
+        if self._depth == 1 and self._interrupt():
+            raise KeyboardInterrupt
+
+    def on_end(self, event: Event) -> None:
+        self._depth -= 1

@@ -522,6 +522,19 @@ class TrainConfig:
             kept["model"] = os.path.abspath(kept["model"])
         return kept
 
+    def to_arguments(self) -> list[str]:
+        """The repeatable settings that differ from their defaults, as arguments of `parallelcnn train`."""
+        values, found = self.repeatable(), []
+        for one, setting in settings():
+            value = values.get(one.name, one.default)
+            if value == one.default:
+                continue
+            option = f"--{one.name.replace('_', '-')}"
+            words = [] if setting.kind is bool else [str(word) for word in (value if setting.length != 1 else (value,))]
+            is_option_like = len(words) == 1 and words[0].startswith("-")
+            found += [f"{option}={words[0]}"] if is_option_like else [option, *words]
+        return found
+
     def to_toml(self) -> str:
         """The repeatable settings as TOML, without those that are None."""
         # TOML writes basic strings, booleans and finite numbers as JSON does.

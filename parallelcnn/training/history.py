@@ -1,6 +1,5 @@
 """The history of a training run."""
 
-import html
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +8,8 @@ import numpy as np
 
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.layers.base import Array
-from parallelcnn.plotting import new_axes
+from parallelcnn.notebook import picture, table
+from parallelcnn.plotting import as_png, axes_of_a_picture, new_axes
 from parallelcnn.training.evaluation import Evaluation, test_logs
 
 
@@ -122,15 +122,21 @@ class History:
         return f"{self.evaluations[-1][2].set_name if self.evaluations else 'test'} loss"
 
     def _repr_html_(self) -> str:
-        """A table of the evaluations, for notebooks. Metrics that are arrays are left out."""
+        """For notebooks: a table of the evaluations, without metrics that are arrays, and the plot if matplotlib is
+        installed.
+        """
         logs = [test_logs(*evaluation) for evaluation in self.evaluations]
         names = ["epoch", "step", *dict.fromkeys(name for one in logs for name in one if name not in ("step", "epoch"))]
         names = [name for name in names if not any(np.ndim(one.get(name, 0)) for one in logs)]
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-        rows = ["".join(f"<td>{_cell(one.get(name))}</td>" for name in names) for one in logs]
-        body = "".join(f"<tr>{cells}</tr>" for cells in rows)
-        caption = f"{self.steps:,} minibatches in {self.train_seconds:.2f} s"
-        return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
+        stopped = ", stopped early" if self.stopped else ""
+        caption = f"{self.steps:,} minibatches in {self.train_seconds:.2f} s{stopped}"
+        shown = table(caption, names, ([_cell(one.get(name)) for name in names] for one in logs))
+        axes = axes_of_a_picture() if self.losses else None
+        if axes is None:
+            return shown
+        with warnings.catch_warnings():  # of fonts, and of a logarithmic axis for a loss that is not finite
+            warnings.simplefilter("ignore")
+            return shown + picture(as_png(self.plot(axes)), "the loss during training", 600)
 
 
 def _cell(value: Any) -> str:

@@ -1,9 +1,11 @@
-"""Show the progress of training, and of compiling kernels, on the terminal."""
+"""Show the progress of training, and of compiling kernels, on the terminal or in a notebook."""
 
 import contextlib
 import math
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -12,9 +14,12 @@ from numba.core.event import Event, Listener, install_listener
 
 from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError
+from parallelcnn.status_line import is_terminal, make_room
 from parallelcnn.training.callbacks import Callback, Logs
+from parallelcnn.wording import plural
 
 _SHORT = 2.0  # a shorter compilation needs no message [s]
+_OFTEN = 0.5  # between two updates of a line on the terminal [s]
 
 
 def check_verbose(verbose: int) -> None:
@@ -26,18 +31,18 @@ def check_verbose(verbose: int) -> None:
 
 
 class Progress(Callback):
-    """Show progress on rank 0: a bar on a terminal, otherwise a line for each epoch.
+    """Show progress on rank 0: a bar on a terminal and in a notebook, and a line for each epoch.
 
     Errors of writing are ignored, so that they never stop training.
 
     Args:
-        bar: whether to show a bar on a terminal.
+        bar: whether to show a bar on a terminal and in a notebook.
         stream: where to print; stdout by default.
     """
 
     def __init__(self, *, bar: bool = True, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
-        self._on_terminal = bar and _is_terminal(self._stream)
+        self._shows_bar = bar and (is_terminal(self._stream) or in_notebook())
         self._bar: Any = None
         self._samples_done = 0
         self._seconds_before = 0.0
@@ -48,8 +53,10 @@ class Progress(Callback):
 
     def on_batch_end(self, step: int, logs: Logs) -> None:
         self._samples_done += logs["samples"]
-        if self._on_terminal and self.training.comm.rank == 0:
+        if self._shows_bar and self.training.comm.rank == 0:
             self._advance_bar(logs["epoch"], logs["samples"], logs["loss"])
+            if self._samples_done >= self.training.samples:  # while the network is evaluated, no bar advances
+                self.close()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         seconds = self.training.history.train_seconds - self._seconds_before
@@ -81,11 +88,10 @@ class Progress(Callback):
                 bar.close()
 
     def _advance_bar(self, epoch: int, samples: int, loss: float) -> None:
+        make_room()
         try:
             if self._bar is None:
-                from tqdm import tqdm
-
-                self._bar = tqdm(
+                self._bar = _bar_class()(
                     total=self.training.samples,
                     desc=f"epoch {epoch}/{self.training.epochs}",
                     unit=" samples",
@@ -96,7 +102,7 @@ class Progress(Callback):
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             self._bar.update(samples)
         except (OSError, ValueError):  # the terminal is gone, or the stream is closed
-            self._on_terminal = False
+            self._shows_bar = False
 
 
 @contextlib.contextmanager
@@ -118,15 +124,20 @@ def show_compilation(comm: Transport, stream: TextIO | None = None) -> Iterator[
 
 
 class _Compilation(Listener):
-    """Print the progress of numba's compilations. They are nested: a kernel also compiles the functions it calls."""
+    """Print the progress of numba's compilations. They are nested: a kernel also compiles the functions it calls.
+
+    On a terminal the number of kernels and the seconds advance, also while one kernel takes long.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._on_terminal = _is_terminal(stream)
+        self._on_terminal = is_terminal(stream)
         self._started_at: list[float] = []
         self._announced = ""
         self._done = 0
         self._seconds = 0.0
+        self._finished = threading.Event()
+        self._counter = threading.Thread(target=self._count_seconds, name="parallelcnn progress", daemon=True)
 
     def on_start(self, event: Event) -> None:
         self._started_at.append(time.perf_counter())
@@ -136,6 +147,8 @@ class _Compilation(Listener):
             once = " (once; later starts take them from the cache)" if cached else ""
             self._announced = f"compiling kernels{once} ..."
             _print(self._announced, self._stream, end="" if self._on_terminal else "\n")
+            if self._on_terminal:
+                self._counter.start()
 
     def on_end(self, event: Event) -> None:
         started_at = self._started_at.pop()
@@ -144,12 +157,40 @@ class _Compilation(Listener):
         self._done += 1
         self._seconds += time.perf_counter() - started_at
         if self._announced and self._on_terminal:
-            _print(f"\r{self._announced} {self._done} done, {self._seconds:.0f} s ", self._stream, end="")
+            self._show(self._seconds)
+
+    def _count_seconds(self) -> None:
+        while not self._finished.wait(_OFTEN):
+            with contextlib.suppress(IndexError):  # no compilation runs at the moment
+                self._show(self._seconds + time.perf_counter() - self._started_at[0])
+
+    def _show(self, seconds: float) -> None:
+        _print(f"\r{self._announced} {plural(self._done, 'kernel')} done, {seconds:.0f} s ", self._stream, end="")
 
     def finish(self) -> None:
+        self._finished.set()
+        if self._counter.is_alive():
+            self._counter.join()
         if self._announced:
             back = "\r\x1b[K" if self._on_terminal else ""
             _print(f"{back}compiled {self._done} kernels in {self._seconds:.1f} s", self._stream)
+
+
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this process."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
+
+
+def _bar_class() -> Any:
+    if not in_notebook():
+        from tqdm import tqdm
+
+        return tqdm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without ipywidgets it warns, and shows a bar of characters
+        from tqdm.auto import tqdm as notebook_tqdm
+    return notebook_tqdm
 
 
 def percent(accuracy: float | None) -> str:
@@ -157,13 +198,7 @@ def percent(accuracy: float | None) -> str:
     return "unknown" if accuracy is None else f"{100 * accuracy:.2f} %"
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
-    try:
-        return stream is not None and stream.isatty()
-    except ValueError:  # closed
-        return False
-
-
 def _print(text: str, stream: TextIO | None, end: str = "\n") -> None:
+    make_room()
     with contextlib.suppress(OSError, ValueError):
         print(text, end=end, file=stream, flush=True)

@@ -155,6 +155,8 @@ def _read_pickles(paths: Sequence[Path], version: _Version) -> tuple[Array, Arra
             )
         images.append(pixels.reshape(-1, *_SHAPE))
         labels.append(np.array(numbers, np.int64))
+    if len(images) == 1:
+        return images[0], labels[0]
     return np.concatenate(images), np.concatenate(labels)
 
 

@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from parallelcnn.data.assembly import ROLES, Part, assemble
-from parallelcnn.data.conversion import Array, as_strings
+from parallelcnn.data.conversion import as_strings
 from parallelcnn.data.sets import DataSets
 from parallelcnn.errors import DataError
 from parallelcnn.wording import listed
@@ -33,7 +34,17 @@ def is_known(name: str) -> bool:
     return _meaning(name) is not None
 
 
-def load_named(path: Path, name: str, source: str, names: Iterable[str], read: Callable[[str], Array]) -> DataSets:
+def images_in(names: Iterable[str]) -> str | None:
+    """The array of images to predict from: those of the test set if there are several; None: no name is known."""
+    roles = ("test", "", "validation", "train")
+    found = []
+    for one in names:
+        role, kind, rank = _meaning(one) or ("", "", 0)
+        found += [(roles.index(role), rank, one)] if kind == "images" else []
+    return min(found)[2] if found else None
+
+
+def load_named(path: Path, name: str, source: str, names: Iterable[str], read: Callable[[str], Any]) -> DataSets:
     """Make data sets of arrays, of which only those with a known name are read.
 
     Args:
@@ -73,7 +84,7 @@ def load_named(path: Path, name: str, source: str, names: Iterable[str], read: C
     return assemble(name, source, parts, class_names)
 
 
-def _read_part(path: Path, images: str, labels: str, read: Callable[[str], Array]) -> Part:
+def _read_part(path: Path, images: str, labels: str, read: Callable[[str], Any]) -> Part:
     return Part(read(images), read(labels), f"{path}: {images}", f"{path}: {labels}")
 
 

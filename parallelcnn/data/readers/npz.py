@@ -18,12 +18,16 @@ from parallelcnn.data.sets import DataSets
 from parallelcnn.errors import DataError
 from parallelcnn.files.archive import open_npz
 from parallelcnn.files.npy import Header, check_characters, parse_header
+from parallelcnn.files.rows import FileRows
 from parallelcnn.resources import memory_limit
 
 FORMAT = "numpy's .npz, or a folder of .npy files, with names as x_train and y_train"
 
 _END = ".npy"
-_WAY_OUT = "load it where it was written, and store arrays of numbers or strings, such as np.stack(images)"
+_WAY_OUT = (
+    "load it where it was written, and store arrays of numbers or strings, such as np.stack(images) and "
+    "labels.astype(str)"
+)
 _PIECE_BYTES = 1 << 17  # read at a time; more than the longest header
 
 
@@ -42,19 +46,27 @@ def load(path: Path, name: str) -> DataSets:
     """
     if path.is_dir():
         names = sorted(one.removesuffix(_END) for one in os.listdir(path) if one.endswith(_END))
-        return load_named(path, name, "numpy arrays", names, lambda one: map_npy(path / f"{one}{_END}"))
+        return load_named(path, name, "numpy arrays", names, lambda one: open_npy(path / f"{one}{_END}"))
     if path.suffix.lower() == _END:
         raise DataError(
             f"{path}: is one array, and data are images and labels: name a folder of several, such as x_train.npy and "
             f"y_train.npy, or an .npz file"
         )
+    return load_named(path, name, "npz", names_in(path), lambda one: read_array(path, one))
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of the arrays in an .npz file; DataError if it is damaged."""
     with open_npz(path, ".npz file", DataError) as archive:
-        names = [one.removesuffix(_END) for one in archive.namelist() if one.endswith(_END)]
-    return load_named(path, name, "npz", names, lambda one: read_array(path, one))
+        return [one.removesuffix(_END) for one in archive.namelist() if one.endswith(_END)]
 
 
-def map_npy(path: Path) -> Array:
-    """Map the array of a .npy file into memory, read-only: it is read when it is used.
+def open_npy(path: Path) -> Array | FileRows:
+    """Open the array of a .npy file, read-only: it is read when it is used.
+
+    Returns:
+        The array, mapped into memory; or a `FileRows`, if it needs more than half of the memory, and holds images that
+        can be used as they are.
 
     Raises:
         DataError: if the file cannot be read, or its header is damaged or does not say what follows.
@@ -65,6 +77,9 @@ def map_npy(path: Path) -> Array:
         with open(path, "rb") as file:
             header = _header_of(str(path), file.read(_PIECE_BYTES))
             _check_size(str(path), header, os.fstat(file.fileno()).st_size - header.size)
+            usable = header.dtype in (np.uint8, np.float32) and header.order == "C" and len(header.shape) > 2
+            if usable and header.nbytes > memory_limit()[0] / 2:
+                return FileRows(path, header.size, header.dtype, header.shape)
             array = np.memmap(file, header.dtype, "r", header.size, header.shape, header.order)  # type: ignore[call-overload]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -87,9 +87,9 @@ class _Form:
 
 
 def recognises(path: Path) -> bool:
-    """Whether this is a CSV file by its name, an archive that holds one, or a folder of them."""
+    """Whether this is a CSV file by its name, an archive that holds one, or a folder with one of a data set's names."""
     if path.is_dir():
-        return any(_is_table(name) for name in os.listdir(path))
+        return any(_is_table(name) and _role_of(name) for name in os.listdir(path))
     if path.suffix.lower() == ".zip" and zipfile.is_zipfile(path):
         return bool(_members(path))
     return path.is_file() and _is_table(path.name)
@@ -294,13 +294,13 @@ def _hold_bytes(rows: list[list[str]], form: _Form) -> bool:
 
 
 def _is_header(fields: list[str]) -> bool:
-    """Whether these are names of columns: one of them is the name of a label column, most are no numbers, or they count
-    up from 0.
-    """
-    known = any(field.lower() in _LABEL_NAMES for field in fields)
-    numbers = sum(map(_is_number, fields))
-    counting = len(fields) > 2 and fields == [str(place) for place in range(len(fields))]
-    return known or counting or numbers < len(fields) / 2
+    """Whether these are names of columns: most are no numbers; or they count up, but for the name of a label column."""
+    numbers = [field for field in fields if _is_number(field)]
+    names = [field.lower() for field in fields if not _is_number(field)]
+    if len(names) > len(numbers):
+        return True
+    counting = len(numbers) > 2 and numbers in [[str(first + n) for n in range(len(numbers))] for first in (0, 1)]
+    return counting and set(names) <= {*_LABEL_NAMES, *_ROW_NAMES}
 
 
 def _label_column(names: tuple[str, ...] | None, rows: list[list[str]], unused: frozenset[int]) -> int:
@@ -319,10 +319,10 @@ def _label_column(names: tuple[str, ...] | None, rows: list[list[str]], unused: 
     if not places:
         return 0
     first, last = places[0], places[-1]
-    first_numbers, last_numbers = (all(_is_number(row[place]) for row in rows) for place in (first, last))
+    first_numbers, last_numbers = (all(_is_number(row[place]) for row in rows if row[place]) for place in (first, last))
     if first_numbers != last_numbers:
         return last if first_numbers else first
-    first_whole, last_whole = (all(_is_whole(row[place]) for row in rows) for place in (first, last))
+    first_whole, last_whole = (all(_is_whole(row[place]) for row in rows if row[place]) for place in (first, last))
     return last if last_whole and not first_whole else first
 
 
@@ -395,7 +395,10 @@ def _rows(table: _Table, form: _Form, labels: list[str]) -> Iterator[str]:
             line, _, label = line.rpartition(separator)
         if not line:  # loadtxt would leave it out
             raise DataError(_no_number(table, form, number, form.features[0], line))
-        labels.append(label.strip())
+        label = label.strip()
+        if not label:
+            raise DataError(f"{table.title}, line {number}, {form.column(form.label)}: must be a label, got nothing")
+        labels.append(label)
         yield line
 
 
