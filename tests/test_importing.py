@@ -106,6 +106,7 @@ CASES = [  # nodes, input shape, constants, layers
     ),
     ([node("LeakyRelu", "x", "out", alpha=0.3)], IMAGE, {}, (pc.PReLU(),)),
     ([node("LeakyRelu", "x", "out")], IMAGE, {}, (pc.Activation("leaky_relu"),)),
+    ([node("Sigmoid", "x", "out")], IMAGE, {}, (pc.Activation("sigmoid"),)),
     ([node("PRelu", "x w", "out")], IMAGE, {"w": floats(2, 1, 1)}, (pc.PReLU(),)),
     (
         [node("Clip", "x lo", "y"), node("Clip", "y lo hi", "out")],
@@ -311,6 +312,7 @@ REFUSED = [  # nodes, input shape, constants, message
     ([node("Concat", "x x", "out", axis=2)], {}, "operator Concat with axis=2"),
     ([node("Concat", "x c", "out", axis=1)], {"c": floats(1, 2, 7, 6)}, "operator Concat with a constant"),
     ([node("Softmax", "x", "out", axis=2)], {}, "operator Softmax with axis=2, where it must be 1"),
+    ([node("Softmax", "x", "out", axis=1)], {}, "operator Softmax on samples of shape (2, 7, 6)"),
     ([node("Softmax", "x", "y"), node("Relu", "y", "out")], {}, "no layer computes the operator Softmax"),
     ([node("Pad", "x p", "out", mode="reflect")], {"p": np.zeros(8, np.int64)}, "operator Pad with mode='reflect'"),
     ([node("Pad", "x p", "out")], {"p": np.array([0, 1, 0, 0, 0, 0, 0, 0])}, "where zeros around an image can be"),

@@ -22,11 +22,11 @@ from report_cases import binary, check_page, classification, history_of, regress
 import parallelcnn as pc
 from parallelcnn.cli.command import _parsers
 from parallelcnn.comm import Serial
+from parallelcnn.png import data_uri, png
 from parallelcnn.report.curves import Series, line_chart, linear_axis, log_axis
 from parallelcnn.report.history_curves import epochs_at
 from parallelcnn.report.markup import Markup, element, join
 from parallelcnn.report.pictures import filters_picture, first_filters, matrix_picture, sample_picture
-from parallelcnn.report.png import data_uri, png
 from parallelcnn.report.predictions import MISTAKES, ClassPredictions, predictions_on
 from parallelcnn.report.scores import class_scores, explained_variance
 from parallelcnn.report.tables import confusion_matrix, confusions

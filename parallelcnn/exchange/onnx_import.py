@@ -103,6 +103,11 @@ class _Reader:
         row = self._row(self._input, self._output, self._shape)
         if self._takes_bytes:
             row.scale_input(255)  # the network divides uint8 by 255 itself
+        if self._prediction != "output" and len(row.shape) != 1:  # `predict` takes networks that end in a vector
+            if self._prediction == "softmax":
+                raise CannotImportError(f"operator Softmax on samples of shape {row.shape}")
+            row.activate("sigmoid")
+            self._prediction = "output"
         if not row.items:
             row.add(Sequential(()))
         layers, arrays = row.joined()

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from parallelcnn.data.dataset import Dataset
+from parallelcnn.png import data_uri
 from parallelcnn.report.markup import Markup, element, join
 from parallelcnn.report.pictures import is_image, sample_picture
-from parallelcnn.report.png import data_uri
 from parallelcnn.report.predictions import ClassPredictions, LabelPredictions, Mistake, Predictions, ValuePredictions
 from parallelcnn.report.tables import short, table
 

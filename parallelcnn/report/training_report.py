@@ -18,13 +18,13 @@ from parallelcnn.data.dataset import Dataset
 from parallelcnn.losses import Loss
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
+from parallelcnn.png import data_uri
 from parallelcnn.report import history_curves
 from parallelcnn.report.errors_of_values import value_sections
 from parallelcnn.report.markup import Markup, element, join
 from parallelcnn.report.mistakes import gallery
 from parallelcnn.report.page import masthead, notes, page, section, tiles
 from parallelcnn.report.pictures import filters_across, filters_picture, first_filters
-from parallelcnn.report.png import data_uri
 from parallelcnn.report.predictions import ClassPredictions, LabelPredictions, Predictions, ValuePredictions
 from parallelcnn.report.scores import class_scores
 from parallelcnn.report.tables import confusion_matrix, confusions, facts, score_table, scrolling
