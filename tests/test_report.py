@@ -10,6 +10,7 @@ import signal
 import struct
 import zlib
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -33,6 +34,7 @@ from parallelcnn.report.training_report import training_report
 from parallelcnn.training.config import TrainConfig, config_from
 from parallelcnn.wording import duration
 
+PACKAGE = Path(pc.__file__).parent
 EVIL = ("<script>alert(1)</script>", "caf\u00e9 \u732b", '" onload="x', "a\u202eb\x00")
 
 
@@ -507,3 +509,43 @@ def test_two_ranks_write_the_report_that_one_writes(folder, tmp_path):
         assert ("mpirun -n 2 parallelcnn train" in " ".join(page.text)) == (ranks == 2)
         parts.append(content[content.index("<h2>Confusion matrix") : content.index("<h2>The run")])
     assert parts[0] == parts[1]
+
+
+def colours(scheme):
+    """The colours of the style sheet by name: those of the light scheme, of the dark one, or of paper."""
+    text = (PACKAGE / "report" / "style.css").read_text()
+    light, dark, paper = re.findall(r":root \{(.*?)\}", text, re.DOTALL)
+    found = light if scheme == "light" else light + (dark if scheme == "dark" else paper)
+    known = dict(re.findall(r"--([\w-]+): #(\w{6}|\w{3});", found))
+    known = {name: value if len(value) == 6 else "".join(2 * one for one in value) for name, value in known.items()}
+    strongest = float(re.findall(r"--strongest-wrong: (\d+)%", found)[-1]) / 100
+    return {name: np.array([int(value[i : i + 2], 16) for i in (0, 2, 4)]) for name, value in known.items()}, strongest
+
+
+def contrast(one, other):
+    """The contrast ratio of two colours, by WCAG 2.1."""
+
+    def luminance(colour):
+        part = colour / 255
+        return np.dot(
+            [0.2126, 0.7152, 0.0722], np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+        )
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark", "paper"])
+def test_text_and_lines_have_enough_contrast(scheme):
+    known, strongest = colours(scheme)
+    for name in ("ink", "quiet", "accent", "c1"):  # c1 is the colour of what was predicted wrongly
+        assert contrast(known[name], known["card"]) >= 4.5, name
+    for name in ("ink", "quiet", "accent"):
+        assert contrast(known[name], known["ground"]) >= 4.5, name
+    assert contrast(known["ink"], known["note"]) >= 4.5
+    for i in range(8):
+        assert contrast(known[f"c{i}"], known["card"]) >= 3, i
+    for name, part in (("right", 0.62), ("wrong", strongest)):
+        for strength in np.linspace(0, part, 20):
+            cell = strength * known[name] + (1 - strength) * known["card"]
+            assert contrast(known["ink"], cell) >= 4.5, (name, strength)

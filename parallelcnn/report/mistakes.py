@@ -31,7 +31,7 @@ def gallery(found: Predictions, dataset: Dataset, names: Sequence[str]) -> Marku
 def _introduction(found: Predictions, dataset: Dataset) -> str:
     if isinstance(found, ClassPredictions):
         shown, wrong = len(found.mistakes), found.wrong
-        which = f"the {shown} of which the network was most sure" if shown < wrong else "surest first"
+        which = f"shown are the {shown} of which the network was most sure" if shown < wrong else "surest first"
         return f"{wrong:,} of {len(dataset):,} test samples are predicted wrongly; {which}."
     if isinstance(found, LabelPredictions):
         return "The test samples with the labels that the network was most sure of and that are wrong."
