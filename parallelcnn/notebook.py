@@ -1,12 +1,11 @@
 """HTML that notebooks show of networks, histories and data sets."""
 
-import base64
 import html
-import struct
-import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+from parallelcnn.png import as_uri
 
 Array = np.ndarray
 
@@ -29,21 +28,8 @@ def picture(content: bytes, text: str, width: int) -> str:
         text: what it shows, for those who do not see it.
         width: on the page [CSS pixels].
     """
-    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     how = f"width:{width}px;max-width:100%;image-rendering:pixelated"
-    return f'<img src="{source}" alt="{html.escape(text)}" style="{how}">'
-
-
-def png(pixels: Array) -> bytes:
-    """A PNG file (ISO/IEC 15948) of uint8 pixels, (H, W) grey or (H, W, 3)."""
-    height, width, *channels = pixels.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels else 0, 0, 0, 0)
-    rows = np.zeros((height, 1 + pixels[0].size), np.uint8)  # each row begins with its filter, 0: none
-    rows[:, 1:] = pixels.reshape(height, -1)
-    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
+    return f'<img src="{as_uri(content)}" alt="{html.escape(text)}" style="{how}">'
 
 
 def contact_sheet(images: Array, low: float, high: float, columns: int = 8, side: int = 64) -> Array:

@@ -154,7 +154,7 @@ class Replica:
         shape = images.shape[1:]
         if shape != self.input_shape and (1, *shape) != self.input_shape:
             raise ShapeError(f"the network takes images of shape {self.input_shape}, got {shape}")
-        if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        if images.dtype != np.uint8 and images.dtype.kind != "f":
             raise InputError(f"images must be uint8, or floats taken as they are, got {images.dtype}")
         if indices is None:
             indices = np.arange(len(images))
@@ -212,6 +212,8 @@ class Replica:
             (*output_shape, n), valid until the next call.
         """
         tape = self.tape(x.shape[-1], training=training)
+        if not training:
+            tape.count_prediction()
         if tape.loading is not None and x is tape.loading.y:
             self._run(([], *tape.forward_parts[1:]) if self._by_layer else (tape.forward_loaded,))
             return tape.y

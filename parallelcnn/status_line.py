@@ -14,23 +14,27 @@ Status = str | tuple[str | int, ...]
 
 
 class StatusLine:
-    """Shows a status and its seconds, inside a `with` statement, once nothing has been printed for one and a half
-    seconds. Whatever prints calls `make_room` before. It does nothing if the stream is no terminal.
+    """Shows a status and its seconds once nothing has been printed for one and a half seconds, from `start` until the
+    end of the `with` statement. Whatever prints calls `make_room` before.
 
-    Args:
-        stream: where to print.
+    Attributes:
         status: returns what the command is doing; see `Transport`.
     """
 
-    def __init__(self, stream: TextIO | None, status: Callable[[], Status]) -> None:
-        self._stream, self._status = stream, status
+    def __init__(self) -> None:
+        self.status: Callable[[], Status] = lambda: "starting"
+        self._stream: TextIO | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._update, name="parallelcnn status", daemon=True)
 
-    def __enter__(self) -> Self:
-        if is_terminal(self._stream):
+    def start(self, stream: TextIO | None) -> None:
+        """Begin; without effect if the stream is no terminal."""
+        if is_terminal(stream):
+            self._stream = stream
             make_room()
             self._thread.start()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,7 +46,7 @@ class StatusLine:
     def _update(self) -> None:
         shown, since = "", 0.0
         while not self._ended.wait(_EVERY):
-            now, status = time.monotonic(), self._status()
+            now, status = time.monotonic(), self.status()
             text = status if isinstance(status, str) else str(status[0]).format(*status[1:])
             if text != shown:
                 shown, since = text, now

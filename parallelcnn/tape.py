@@ -19,6 +19,7 @@ from parallelcnn.layers.step import Load, check_returned
 from parallelcnn.resources import check_memory
 
 _CACHE_LINE = 64  # bytes; see `aligned`
+_OFTEN = 16  # predictions on one tape, after which it pays to join its calls, which takes some milliseconds
 
 
 class LayerArrays(NamedTuple):
@@ -107,11 +108,21 @@ class Tape:
         self.forward = [call for part in self.forward_parts for call in part]
         self.backward = [call for part in self.backward_parts for call in part]
         self.forward_loaded = self.forward[len(self.forward_parts[0]) :] if self.loading else []
-        if training:  # a prediction may run only once for its number of samples: joining would not pay
-            self.forward, self.backward = join(self.forward), join(self.backward)
-            self.forward_loaded = join(self.forward_loaded)
-            if self.loading is not None:
-                self.loading = self.loading._replace(calls=join(self.loading.calls))
+        self._predictions = 0
+        if training:
+            self._join_calls()
+
+    def count_prediction(self) -> None:
+        """Join the calls of a tape for predictions when it has run often. Many run only once."""
+        self._predictions += 1
+        if self._predictions == _OFTEN:
+            self._join_calls()
+
+    def _join_calls(self) -> None:
+        self.forward, self.backward = join(self.forward), join(self.backward)
+        self.forward_loaded = join(self.forward_loaded)
+        if self.loading is not None:
+            self.loading = self.loading._replace(calls=join(self.loading.calls))
 
 
 def plan_tape(recordable: Recordable, n: int, *, training: bool, shared: bool = True) -> Plan:

@@ -115,7 +115,7 @@ CASES = {
     "a name for layers": (lambda: pc.load_model("m", "paper"), "^a network takes a tuple of layers, got 'paper'$"),
     "a number for a checkpoint": (lambda: pc.load_checkpoint(5), "^path must be a string"),
     "a number for checkpoints": (lambda: pc.CheckpointFolder(5), "^path must be a string"),
-    "a number for a data set": (lambda: pc.load_data(5), "^name must be one of digits, mnist, or a folder, got 5$"),
+    "a number for a data set": (lambda: pc.load_data(5), "^name must be one of digits, mnist, or a path, got 5$"),
     "a number for a folder": (lambda: pc.load_idx_folder(5), "^folder must be a string"),
     "a number for MNIST's folder": (lambda: pc.load_mnist(5), "^data_dir must be a string"),
     "words for classes": (

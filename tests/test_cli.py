@@ -264,7 +264,7 @@ def test_where_nothing_can_be_cached_kernels_are_compiled_every_time(folder, tmp
 
 def test_help_version_and_no_command(here):
     assert parallelcnn("--version").out == f"parallelcnn {pc.__version__}\n"
-    for command in ([], ["train"], ["evaluate"], ["info"], ["doctor"]):
+    for command in ([], ["train"], ["evaluate"], ["runs"], ["info"], ["doctor"]):
         ran = here(*command, "--help")
         assert ran.code == 0
         assert ran.out.startswith("usage: parallelcnn")

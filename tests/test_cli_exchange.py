@@ -88,7 +88,7 @@ def test_predictions_are_compared_without_data_of_the_run_and_without_onnxruntim
         assert code == 0, err
         said.append(out.splitlines()[0])
     assert said[0].startswith(
-        f"compared   not on images of a test set: --data NAME|PATH is needed: {tmp_path / 'summary.json'}, which would"
+        f"compared   not on images of a test set: --data NAME|PATH is needed: {tmp_path / 'summary.json'}"
     )
     assert said[1] == f"compared   not on images of a test set: {tmp_path / 'none'}: there is no such file or folder"
     assert said[2].endswith("the network takes (1, 11, 9), but the images are (1, 28, 28)")

@@ -81,6 +81,16 @@ def test_json_and_arrays(model, tmp_path, here):
     assert found[0]["classes"] == found[3]["classes"]  # uint8, and floats in [0, 1]
 
 
+def test_arrays_may_have_the_names_and_layout_of_other_programs(model, tmp_path, here):
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    images[..., 0], images[1] = 200, (0, 0, 200)
+    np.savez(tmp_path / "keras.npz", x_train=images[:1], y_train=[0], x_test=images, y_test=[0, 1, 0])
+    np.savez(tmp_path / "medmnist.npz", test_images=images.astype(">i4"), test_labels=[[0], [1], [0]])
+    np.save(tmp_path / "x.npy", images / 255)
+    result = here("predict", model, *(tmp_path / name for name in ("keras.npz", "medmnist.npz", "x.npy")), "--json")
+    assert [one["classes"][0]["class"] for one in json.loads(result.out)] == ["red", "blue", "red"] * 3
+
+
 def test_of_one_output_and_of_regression(model, tmp_path, here):
     binary = pc.NetworkHandler((pc.GlobalAvgPool2D(), pc.Dense(1)), (3, 8, 8))
     binary.parameters["1.weight"] = [[3, 0, -3]]
@@ -117,8 +127,8 @@ def test_what_cannot_be_read_is_named_and_the_others_are_predicted(model, tmp_pa
         ("missing.png", None, "missing.png: there is no such file"),
         ("missing", None, "missing: does not exist"),
         ("x.txt", b"x", "x.txt: is neither an image, nor a folder, nor an .npy or .npz file"),
-        ("x.npy", b"x", "x.npy: cannot be read"),
-        ("x.npz", b"x", "x.npz: cannot be read"),
+        ("x.npy", b"x", "x.npy: it starts with no header of an array of numbers"),
+        ("x.npz", b"x", "x.npz is no .npz file, or a damaged one"),
         ("folder/x.txt", b"x", "folder: must hold images, but holds none"),
     ],
 )
@@ -134,7 +144,7 @@ def test_pickled_objects_and_arrays_of_another_shape_are_refused(model, tmp_path
     np.save(tmp_path / "x.npy", np.array([{"a": 1}], object), allow_pickle=True)
     refused(
         here("predict", model, tmp_path / "x.npy"),
-        "x.npy: cannot be read: it holds Python objects, which are never loaded",
+        "but with one of Python objects, which only a pickle can store, and a pickle may run any program",
     )
     np.save(tmp_path / "x.npy", np.zeros((2, 1, 5, 5), np.uint8))
     refused(here("predict", model, tmp_path / "x.npy"), "the network takes images of shape")

@@ -3,26 +3,30 @@
 import io
 import json
 import math
+import os
 import re
 import shlex
+import signal
 import struct
 import zlib
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import small
+from launch import parallelcnn
 from report_cases import binary, check_page, classification, history_of, regression, several_labels
 
 import parallelcnn as pc
 from parallelcnn.cli.command import _parsers
 from parallelcnn.comm import Serial
+from parallelcnn.png import data_uri, png
 from parallelcnn.report.curves import Series, line_chart, linear_axis, log_axis
 from parallelcnn.report.history_curves import epochs_at
 from parallelcnn.report.markup import Markup, element, join
 from parallelcnn.report.pictures import filters_picture, first_filters, matrix_picture, sample_picture
-from parallelcnn.report.png import data_uri, png
 from parallelcnn.report.predictions import MISTAKES, ClassPredictions, predictions_on
 from parallelcnn.report.scores import class_scores, explained_variance
 from parallelcnn.report.tables import confusion_matrix, confusions
@@ -30,6 +34,7 @@ from parallelcnn.report.training_report import training_report
 from parallelcnn.training.config import TrainConfig, config_from
 from parallelcnn.wording import duration
 
+PACKAGE = Path(pc.__file__).parent
 EVIL = ("<script>alert(1)</script>", "caf\u00e9 \u732b", '" onload="x', "a\u202eb\x00")
 
 
@@ -468,3 +473,79 @@ def test_early_stopping_is_in_the_report(here, folder, tmp_path):
     text = (out / "report.html").read_text()
     assert "Stopped early, after epoch 2 of 9: the loss no longer improves." in text
     assert "validation loss" in text
+
+
+def test_an_interrupted_run_leaves_a_report_that_says_how_to_continue(here, folder, tmp_path, monkeypatch):
+    class Interrupt:
+        def __init__(self, path):
+            pass
+
+        def on_batch_end(self, step, logs):
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr("parallelcnn.cli.run.CSVLogger", Interrupt)
+    out = tmp_path / "out"
+    ran = here("train", "--data", folder, "--epochs", 50, "--out", out, "--log", "csv")
+    assert ran.code == 128 + signal.SIGUSR1
+    page = check_page((out / "report.html").read_bytes())
+    text = " ".join(page.text)
+    assert "Training was ended by SIGUSR1: stopped after minibatch " in text
+    assert f"give the same command with --out {out} --resume." in text
+    assert page.headings[0] == "Learning curves"
+    assert "Scores" not in page.headings
+
+
+@pytest.mark.mpi
+def test_two_ranks_write_the_report_that_one_writes(folder, tmp_path):
+    parts = []
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        arguments = ("--data", folder, "--epochs", 1, "--reproducible", 2, "--threads", 1, "--out", out)
+        ran = parallelcnn("train", *arguments, ranks=ranks)
+        assert (ran.code, ran.err) == (0, "")
+        content = (out / "report.html").read_text()
+        page = check_page(content.encode())
+        assert ("mpirun -n 2 parallelcnn train" in " ".join(page.text)) == (ranks == 2)
+        parts.append(content[content.index("<h2>Confusion matrix") : content.index("<h2>The run")])
+    assert parts[0] == parts[1]
+
+
+def colours(scheme):
+    """The colours of the style sheet by name: those of the light scheme, of the dark one, or of paper."""
+    text = (PACKAGE / "report" / "style.css").read_text()
+    light, dark, paper = re.findall(r":root \{(.*?)\}", text, re.DOTALL)
+    found = light if scheme == "light" else light + (dark if scheme == "dark" else paper)
+    known = dict(re.findall(r"--([\w-]+): #(\w{6}|\w{3});", found))
+    known = {name: value if len(value) == 6 else "".join(2 * one for one in value) for name, value in known.items()}
+    strongest = float(re.findall(r"--strongest-wrong: (\d+)%", found)[-1]) / 100
+    return {name: np.array([int(value[i : i + 2], 16) for i in (0, 2, 4)]) for name, value in known.items()}, strongest
+
+
+def contrast(one, other):
+    """The contrast ratio of two colours, by WCAG 2.1."""
+
+    def luminance(colour):
+        part = colour / 255
+        return np.dot(
+            [0.2126, 0.7152, 0.0722], np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+        )
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark", "paper"])
+def test_text_and_lines_have_enough_contrast(scheme):
+    known, strongest = colours(scheme)
+    for name in ("ink", "quiet", "accent", "c1"):  # c1 is the colour of what was predicted wrongly
+        assert contrast(known[name], known["card"]) >= 4.5, name
+    for name in ("ink", "quiet", "accent"):
+        assert contrast(known[name], known["ground"]) >= 4.5, name
+    assert contrast(known["ink"], known["note"]) >= 4.5
+    for i in range(8):
+        assert contrast(known[f"c{i}"], known["card"]) >= 3, i
+    for name, part in (("right", 0.62), ("wrong", strongest)):
+        for strength in np.linspace(0, part, 20):
+            cell = strength * known[name] + (1 - strength) * known["card"]
+            assert contrast(known["ink"], cell) >= 4.5, (name, strength)

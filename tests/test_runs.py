@@ -16,7 +16,7 @@ from parallelcnn.training.config import TrainConfig
 def write_run(path: Path, started="2026-11-30T15:02:00+00:00", accuracy=0.9, seconds=1.5, epochs=3, **settings):
     """The files of a run of 10 minibatches an epoch; accuracy None: one that has not finished."""
     path.mkdir(parents=True)
-    config = TrainConfig(epochs=3, **settings)
+    config = TrainConfig(model="paper", epochs=3, **settings)
     (path / ".lock").write_text("token")
     (path / "config.toml").write_text(config.to_toml())
     rows = []

@@ -77,6 +77,8 @@ def test_the_labels_may_be_any_column_with_a_known_name(load, name, place):
         (["digit", *PIXEL_NAMES], 0),  # the only name unlike the others
         ([*(f"{row}x{column}" for row in range(1, 9) for column in range(1, 9)), "what"], 64),
         ([*(str(number) for number in range(65))], 0),  # as pandas names them
+        (["label", *(str(number) for number in range(64))], 0),
+        ([*(str(number) for number in range(1, 65)), "y"], 64),
         (None, 0),
         ([*(f"f{number}" for number in range(64)), "label"], 64),
     ],
@@ -95,6 +97,11 @@ def test_names_of_classes_are_labels(load, place, names):
     assert sets.train.input_shape == (4,)
     column = f"column {place + 1}" if names is None else f"column {'abcde'[place]!r}"
     assert sets.found == f"CSV: 15 training samples, 4 features, 3 classes; labels in {column}"
+
+
+def test_a_class_may_have_the_name_of_a_label_column(load):
+    sets = load(text(MEASURED, np.array(["y", "class"])[LABELS % 2]))
+    assert (len(sets.train), sets.train.class_names) == (15, ("class", "y"))
 
 
 @pytest.mark.parametrize("place", [0, 4])
@@ -264,10 +271,7 @@ DAMAGES = {
     "too large": (damaged(5, lambda row: row.rpartition(",")[0] + ",1e300"), "numbers must fit into float32"),
     "an open quote": (damaged(6, lambda row: '"' + row), ", line 6: must have 65 columns"),
     "nothing beside the label": ("0,1\n1,\n", "line 2, column 2: must be a finite number, got ''"),
-    "no label": (
-        damaged(7, lambda row: "," + row.partition(",")[2]),
-        "line 7, column 'label': must be a label, got nothing",
-    ),
+    "no label": (damaged(7, lambda row: "," + row.partition(",")[2]), "7, column 'label': must be a label, got noth"),
     "labels from 1": (kaggle(labels=LABELS + 1), "column 'label' must start at 0, got 1 to 3: subtract 1"),
     "one class": (kaggle(labels=LABELS * 0), "must name at least 2 classes"),
     "empty": ("", "is empty"),

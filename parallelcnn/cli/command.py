@@ -48,29 +48,31 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit code."""
     before = signal.getsignal(signal.SIGINT)
     try:
-        with safe_output(), warnings.catch_warnings():
+        with safe_output(), warnings.catch_warnings(), StatusLine() as status_line:
             warnings.simplefilter("default", TrainingWarning)  # whatever PYTHONWARNINGS says: none ends a training
             warnings.showwarning = _show_warning
-            return _main(arguments)
+            return _main(arguments, status_line)
     finally:
         with contextlib.suppress(ValueError, TypeError):  # not on the main thread; not set by Python
             signal.signal(signal.SIGINT, before)
 
 
-def _main(arguments: list[str] | None) -> int:
+def _main(arguments: list[str] | None, status_line: StatusLine) -> int:
     if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
         return _complete()
     if arguments is None:
         hold_stop_signals()
     let_interrupts_end_the_process()
-    from parallelcnn.comm import Serial
-    from parallelcnn.resilience.watchdog import Watchdog, check_timeout
-
     parser, commands = _parsers()
     try:
         options, unknown = parser.parse_known_args(arguments)
         if unknown:
             raise UsageError(_describe_unknown(unknown[0], options.command, commands))
+        if getattr(options, "strict", None):  # the others are done at once, or use a pager
+            status_line.start(sys.stderr)
+        from parallelcnn.comm import Serial
+        from parallelcnn.resilience.watchdog import Watchdog, check_timeout
+
         if "prepare" in options:
             options.prepare(options)
         if "timeout" in options:
@@ -86,16 +88,15 @@ def _main(arguments: list[str] | None) -> int:
     if options.command is None:
         return _say_once(2, parser.format_help())
     comm: Transport = Serial()
-    status_line = StatusLine(sys.stderr if options.strict else None, lambda: comm.status)
+    status_line.status = lambda: comm.status
     try:
-        with status_line:
-            if options.strict is not None:  # None: a command of one process
-                from parallelcnn.resilience.world import world
+        if options.strict is not None:  # None: a command of one process
+            from parallelcnn.resilience.world import world
 
-                with contextlib.nullcontext() if options.strict else contextlib.suppress(LaunchError):
-                    comm = world(strict=options.strict, timeout=options.timeout)
-            with Watchdog(comm, options.timeout):
-                code = options.run(options, comm)
+            with contextlib.nullcontext() if options.strict else contextlib.suppress(LaunchError):
+                comm = world(strict=options.strict, timeout=options.timeout)
+        with Watchdog(comm, options.timeout):
+            code = options.run(options, comm)
         if code == 0 and options.run is not train.run:  # whose results are files
             code = _check_output()
         return _code_of_rank(code, comm)

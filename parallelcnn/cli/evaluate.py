@@ -45,8 +45,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "evaluate",
         help="evaluate a trained network on a test set",
         usage="parallelcnn evaluate MODEL [options]",
-        description="Print loss and accuracy of a trained network on a test set, and, for at most "
-        f"{_MOST_PRINTED} classes, the scores of each class.",
+        description="Print loss and accuracy of a trained network on a test set, and the scores of each class\n"
+        f"if there are at most {_MOST_PRINTED} classes.",
         epilog=_EXAMPLES,
     )
     parser.set_defaults(run=run, strict=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from parallelcnn.comm import Transport
 
 _GUIDE = Path(__file__).parent.parent / "guide"
-_LINK = re.compile(r"\[([^]\n]+)\]\([\w./#-]+\)")
+_LINK = re.compile(r"!?\[([^]\n]+)\]\([\w./#-]+\)")
 _NO_SUCH_PROGRAM = (126, 127)  # exit codes of the shell
 
 

@@ -389,6 +389,7 @@ class Run:
                 on_test_set=results[1],
                 predictions=predictions,
                 summary=summary,
+                found=self._found,
                 notes=[*self._notes, *(lost if history.lost_ranks else ())],
             )
             directory.write_report(lambda: training_report(run))

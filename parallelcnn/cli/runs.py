@@ -43,8 +43,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "runs",
         help="list runs and compare them",
         usage="parallelcnn runs [DIR] [options]",
-        description="List the runs in a directory and below it: when they started, the settings in which they differ, "
-        "and their results.",
+        description="List the runs in a directory and below it: when they started, the settings in which they\n"
+        "differ, and their results.",
         epilog=_EXAMPLES,
     )
     parser.set_defaults(run=run, strict=None, timeout=0)

@@ -11,7 +11,8 @@ from parallelcnn.arguments import as_array, check_integer, described
 from parallelcnn.data.numbers import Range, check_finite, dtype_hint, range_of
 from parallelcnn.errors import DataError, InputError
 from parallelcnn.files.rows import FileRows, choose
-from parallelcnn.notebook import contact_sheet, picture, png, table
+from parallelcnn.notebook import contact_sheet, picture, table
+from parallelcnn.png import png
 
 Array = np.ndarray
 

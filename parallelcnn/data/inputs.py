@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from parallelcnn.data.conversion import convert_images
 from parallelcnn.data.dataset import Array
 from parallelcnn.data.readers.decoding import decode, is_image
 from parallelcnn.data.readers.image_folder import files_below
-from parallelcnn.errors import DataError, ShapeError, shown
+from parallelcnn.data.readers.named_arrays import images_in
+from parallelcnn.data.readers.npz import names_in, open_npy, read_array
+from parallelcnn.errors import DataError, ShapeError
+from parallelcnn.wording import listed
 
 _ARRAYS = (".npy", ".npz")
-_NAMES = ("images", "x", "X", "data", "x_test", "test_images")  # of the images in an .npz file, best first
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def read_items(items: Sequence[Item], shape: tuple[int, ...], resize: str) -> tu
         file = item.file
         if item.row is not None:
             if file not in arrays:
-                arrays[file] = _open_array(file)
+                arrays[file] = _as_taken(file, _open_array(file), shape)
             images.append(arrays[file][item.row])
             continue
         if len(shape) != 3 or shape[0] not in (1, 3):
@@ -85,29 +88,25 @@ def read_items(items: Sequence[Item], shape: tuple[int, ...], resize: str) -> tu
     return images, failures
 
 
-def _open_array(path: Path) -> Array:
-    """The images in an .npy file, memory-mapped, or an .npz file."""
-    try:
-        if path.suffix.lower() == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            with np.load(path, allow_pickle=False) as arrays:
-                names = [name for name in _NAMES if name in arrays.files] or arrays.files
-                if len(arrays.files) > 1 and names == arrays.files:
-                    raise DataError(f"{path}: must hold one array, or one called images, got {', '.join(names)}")
-                array = arrays[names[0]]
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except DataError:
-        raise
-    except Exception as error:  # readers of damaged files raise nearly everything
-        why = str(getattr(error, "strerror", None) or error)
-        if "object" in why.lower():
-            why = "it holds Python objects, which are never loaded: save an array of numbers"
-        raise DataError(shown(f"{path}: cannot be read: {why}")) from None
+def _open_array(path: Path) -> Any:
+    """The images in an .npy file, mapped into memory, or an .npz file, as they are stored."""
+    if path.suffix.lower() == ".npy":
+        array = open_npy(path)
+    else:
+        names = names_in(path)
+        name = images_in(names) or (names[0] if len(names) == 1 else None)
+        if name is None:
+            raise DataError(f"{path}: must hold one array, or one called images, got {listed(names) or 'none'}")
+        array = read_array(path, name)
     if array.ndim < 2:
         raise DataError(f"{path}: must hold images, samples first, got an array of shape {array.shape}")
     return array
+
+
+def _as_taken(path: Path, array: Any, shape: tuple[int, ...]) -> Any:
+    """The images of an array as bytes or float32, with the channels first, as the network takes them."""
+    last = array.shape[1:] != shape and array.shape[1:] == (*shape[1:], shape[0])
+    return convert_images(str(path), array, last=last)
 
 
 def read_images(files: Sequence[str | Path], network: Any) -> Array:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from parallelcnn.data.dataset import Dataset
+from parallelcnn.png import data_uri
 from parallelcnn.report.markup import Markup, element, join
 from parallelcnn.report.pictures import is_image, sample_picture
-from parallelcnn.report.png import data_uri
 from parallelcnn.report.predictions import ClassPredictions, LabelPredictions, Mistake, Predictions, ValuePredictions
 from parallelcnn.report.tables import short, table
 
@@ -31,7 +31,7 @@ def gallery(found: Predictions, dataset: Dataset, names: Sequence[str]) -> Marku
 def _introduction(found: Predictions, dataset: Dataset) -> str:
     if isinstance(found, ClassPredictions):
         shown, wrong = len(found.mistakes), found.wrong
-        which = f"the {shown} of which the network was most sure" if shown < wrong else "surest first"
+        which = f"shown are the {shown} of which the network was most sure" if shown < wrong else "surest first"
         return f"{wrong:,} of {len(dataset):,} test samples are predicted wrongly; {which}."
     if isinstance(found, LabelPredictions):
         return "The test samples with the labels that the network was most sure of and that are wrong."

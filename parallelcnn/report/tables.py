@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from parallelcnn.png import data_uri
 from parallelcnn.report.markup import Markup, element
 from parallelcnn.report.pictures import matrix_picture
-from parallelcnn.report.png import data_uri
 from parallelcnn.report.scores import ClassScores
 
 Array = np.ndarray

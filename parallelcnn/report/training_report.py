@@ -18,13 +18,13 @@ from parallelcnn.data.dataset import Dataset
 from parallelcnn.losses import Loss
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
+from parallelcnn.png import data_uri
 from parallelcnn.report import history_curves
 from parallelcnn.report.errors_of_values import value_sections
 from parallelcnn.report.markup import Markup, element, join
 from parallelcnn.report.mistakes import gallery
 from parallelcnn.report.page import masthead, notes, page, section, tiles
 from parallelcnn.report.pictures import filters_across, filters_picture, first_filters
-from parallelcnn.report.png import data_uri
 from parallelcnn.report.predictions import ClassPredictions, LabelPredictions, Predictions, ValuePredictions
 from parallelcnn.report.scores import class_scores
 from parallelcnn.report.tables import confusion_matrix, confusions, facts, score_table, scrolling
@@ -51,6 +51,7 @@ class ReportedRun:
         predictions: on the test set; None: not known.
         summary: further numbers, named as in summary.json.
         notes: sentences on what was unusual.
+        found: what was found in the data, in words.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ReportedRun:
     predictions: Predictions | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    found: str = ""
 
     def names_of(self, count: int) -> list[str]:
         """The names of `count` classes: their numbers where there are no names."""
@@ -178,9 +180,11 @@ def _facts(run: ReportedRun) -> Markup:
     validation = None if run.evaluated is run.test_set else f"{run.evaluated.name}: {len(run.evaluated):,}"
     measured = [
         ("data", f"{run.train_set.name}: {len(run.train_set):,} to train on, {len(run.test_set):,} to test on"),
+        ("found", run.found),
         ("validation", validation),
         ("samples", f"{' x '.join(map(str, shape))} {dtype}, {classes}"),
         ("model", config.model),
+        ("started from", config.start_from),
         ("loss", repr(run.loss)),
         ("optimiser", repr(run.optimizer)),
         ("epochs", f"{config.epochs} of {plural(steps, 'minibatch', 'minibatches')}"),

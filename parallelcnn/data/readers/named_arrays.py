@@ -34,6 +34,16 @@ def is_known(name: str) -> bool:
     return _meaning(name) is not None
 
 
+def images_in(names: Iterable[str]) -> str | None:
+    """The array of images to predict from: those of the test set if there are several; None: no name is known."""
+    roles = ("test", "", "validation", "train")
+    found = []
+    for one in names:
+        role, kind, rank = _meaning(one) or ("", "", 0)
+        found += [(roles.index(role), rank, one)] if kind == "images" else []
+    return min(found)[2] if found else None
+
+
 def load_named(path: Path, name: str, source: str, names: Iterable[str], read: Callable[[str], Any]) -> DataSets:
     """Make data sets of arrays, of which only those with a known name are read.
 

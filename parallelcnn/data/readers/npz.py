@@ -52,9 +52,13 @@ def load(path: Path, name: str) -> DataSets:
             f"{path}: is one array, and data are images and labels: name a folder of several, such as x_train.npy and "
             f"y_train.npy, or an .npz file"
         )
+    return load_named(path, name, "npz", names_in(path), lambda one: read_array(path, one))
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of the arrays in an .npz file; DataError if it is damaged."""
     with open_npz(path, ".npz file", DataError) as archive:
-        names = [one.removesuffix(_END) for one in archive.namelist() if one.endswith(_END)]
-    return load_named(path, name, "npz", names, lambda one: read_array(path, one))
+        return [one.removesuffix(_END) for one in archive.namelist() if one.endswith(_END)]
 
 
 def open_npy(path: Path) -> Array | FileRows:

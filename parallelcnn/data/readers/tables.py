@@ -294,13 +294,13 @@ def _hold_bytes(rows: list[list[str]], form: _Form) -> bool:
 
 
 def _is_header(fields: list[str]) -> bool:
-    """Whether these are names of columns: one of them is the name of a label column, most are no numbers, or they count
-    up from 0.
-    """
-    known = any(field.lower() in _LABEL_NAMES for field in fields)
-    numbers = sum(map(_is_number, fields))
-    counting = len(fields) > 2 and fields == [str(place) for place in range(len(fields))]
-    return known or counting or numbers < len(fields) / 2
+    """Whether these are names of columns: most are no numbers; or they count up, but for the name of a label column."""
+    numbers = [field for field in fields if _is_number(field)]
+    names = [field.lower() for field in fields if not _is_number(field)]
+    if len(names) > len(numbers):
+        return True
+    counting = len(numbers) > 2 and numbers in [[str(first + n) for n in range(len(numbers))] for first in (0, 1)]
+    return counting and set(names) <= {*_LABEL_NAMES, *_ROW_NAMES}
 
 
 def _label_column(names: tuple[str, ...] | None, rows: list[list[str]], unused: frozenset[int]) -> int:

@@ -1,4 +1,4 @@
-"""Write PNG images (ISO/IEC 15948). Only what reports need, so that they need no image library."""
+"""Write PNG images (ISO/IEC 15948): only what reports and notebooks need, so that they need no image library."""
 
 import base64
 import struct
@@ -29,7 +29,12 @@ def png(pixels: Array) -> bytes:
 
 def data_uri(pixels: Array) -> str:
     """The image as a URI that contains it, for the `src` of an HTML image."""
-    return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}"
+    return as_uri(png(pixels))
+
+
+def as_uri(content: bytes) -> str:
+    """A PNG file as a URI that contains it."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
