@@ -301,9 +301,8 @@ class Run:
             where = f"stopped after minibatch {history.steps:,}"
             how = f"to continue, give the same command with --out {path} --resume"
             say(f"parallelcnn: {why}: {where}; {how}", sys.stderr)
-        self._report_unfinished(
-            f"Training was {'interrupted' if number == signal.SIGINT else f'ended by {why}'}: {where}; {how}."
-        )
+            ended = why if number == signal.SIGINT else f"ended by {why}"
+            self._report_unfinished(f"Training was {ended}: {where}; {how}.")
         self._comm.barrier()  # a launcher kills the others when one rank exits: print first
         return 128 + number
 
