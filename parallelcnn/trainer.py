@@ -141,7 +141,7 @@ def train(
             train_set.check_numbers("training set")
             test_set.check_numbers("test set")
             if comm.rank == 0:
-                warn_of_scale(train_set.input_range, test_set.input_range, stacklevel=5)
+                warn_of_scale(train_set.input_range, test_set.input_range, network.input_shape, stacklevel=5)
                 warn_of_small_shards(network, batch_size, reproducible, stacklevel=5)
             judges = as_metrics(metrics, network, test_set, loss)
             check_monitored(test_set.role, judges, optimizer, callbacks)
@@ -286,7 +286,7 @@ def evaluate(
         dataset.check_numbers()
         if comm.rank == 0:
             images = f"the images of {dataset.name}"
-            warn_of_another_range(images, dataset.input_range, network.input_range, stacklevel=4)
+            warn_of_another_range(images, dataset.input_range, network.input_range, network.input_shape, stacklevel=4)
         return as_metrics(metrics, network, dataset, loss)
 
     judges = run_together(comm, check)

@@ -14,6 +14,13 @@ _BLOCK = (
     pc.Conv2D(5, 1, bias=False),
 )
 LAYERS = (
+    pc.RandomFlip(),
+    pc.RandomCrop(2),
+    pc.Sequential(
+        (pc.RandomRotation(9), pc.RandomZoom(0.1), pc.RandomBrightness(0.1), pc.RandomContrast(0.1), pc.Cutout(3))
+    ),
+    pc.MixUp(),
+    pc.Normalize((0.1, 0.5, 0.3), 0.25),
     pc.BatchNorm(),
     pc.ZeroPad2D(((1, 0), (2, 3))),
     pc.Conv2D(6, (4, 3), stride=(2, 1), padding=(2, 1), bias=False),

@@ -2,16 +2,20 @@
 
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from itertools import count
 from types import SimpleNamespace
 
 import compare
 import launch
 import networks
+import numpy as np
+import predictions
 import pytest
 from conftest import BENCHMARKS, ROOT
 from idx_files import write_idx_folder
@@ -151,6 +155,7 @@ def test_a_page_replaces_the_earlier_one(tmp_path):
         ("compare", "--against no/such", "must be a folder that exists, got 'no/such'"),
         ("compare", "--against /", "--against must be a checkout of parallelcnn, got '/'"),
         ("same_bits", "--folder no/such", "--folder: must be a folder that exists, got 'no/such'"),
+        ("predictions", "--threads 0", "--threads: must be an integer of at least 1, got '0'"),
         ("recompute", "--samples 0", "--samples: must be an integer of at least 1, got '0'"),
         ("start_up", "--rounds 0", "--rounds: must be an integer of at least 1, got '0'"),
         ("soak", "--kills 0", "--kills: must be an integer of at least 1, got '0'"),
@@ -186,6 +191,28 @@ def test_this_checkout_is_timed_beside_another_in_one_run(tmp_path):
     assert " s (" in row
     assert "--against FOLDER --only help" in page.read_text()
     assert str(tmp_path) not in page.read_text()
+
+
+def test_eight_threads_predict_on_one_network_without_a_wrong_prediction(monkeypatch):
+    network = pc.NetworkHandler(pc.paper(), (1, 28, 28))
+    images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8)
+    predicted, wrong, _ = predictions.predict_on_threads(network, images, 8, 4000)
+    assert predicted >= 4000
+    assert wrong == 0
+    right = network.predict
+    calls = count()
+    monkeypatch.setattr(network, "predict", lambda images: right(images) + (next(calls) == 5))
+    assert predictions.predict_on_threads(network, images, 1, 200)[1] > 0
+
+
+def test_predictions_are_timed(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    words = f"--threads 2 --total 50 --predictions 5 --rounds 1 --out {page}"
+    monkeypatch.setattr(sys, "argv", ["scripts/benchmarks/predictions.py", *words.split()])
+    assert predictions.main() == 0
+    assert len(re.findall(r"^\| one image in \w+ \| [\d.]+ \(", page.read_text(), re.M)) == 3
+    assert "2 threads predicted " in page.read_text()
+    assert "Wrong: 0." in page.read_text()
 
 
 @pytest.mark.slow

@@ -43,6 +43,12 @@ def write(path, nodes, shape, constants=None, opset=17, kind=FLOAT, n="N"):
     onnx.save(model, path)
 
 
+def are(layers, expected):
+    """Whether they are the expected layers, or of the expected class."""
+    pairs = zip(layers, expected, strict=True)
+    return all(type(one) is wanted if isinstance(wanted, type) else one == wanted for one, wanted in pairs)
+
+
 def check(path, shape, n=3, images=None):
     """The network, after its outputs have been compared with those of onnxruntime."""
     network = pc.import_onnx(path)
@@ -142,7 +148,7 @@ CASES = [  # nodes, input shape, constants, layers
         [node("Sub", "x c", "y"), node("Div", "y d", "z"), node("Mul", "z d", "out")],
         IMAGE,
         {"c": floats(2, 1, 1), "d": np.float32(3)},
-        (pc.BatchNorm(),),
+        (pc.Normalize,),
     ),
     (
         [node("Mul", "x c", "y"), node("Relu", "y", "z"), node("Add", "z d", "out")],
@@ -261,7 +267,7 @@ CASES = [  # nodes, input shape, constants, layers
 def test_models_of_other_programs_compute_the_same(nodes, shape, constants, layers, tmp_path):
     path = tmp_path / "x.onnx"
     write(path, nodes, shape, constants)
-    assert check(path, shape).layers == layers
+    assert are(check(path, shape).layers, layers)
 
 
 def refusal(path):
@@ -341,11 +347,11 @@ def test_an_input_of_bytes_is_scaled_by_the_network(tmp_path):
     cast = node("Cast", "x", "y", to=FLOAT)
     for nodes, constants, layers in (
         ([cast, node("Div", "y c", "z"), node("Relu", "z", "out")], {"c": np.float32(255)}, (pc.Activation("relu"),)),
-        ([cast, node("Relu", "y", "out")], {}, (pc.BatchNorm(), pc.Activation("relu"))),
-        ([cast, node("Sub", "y c", "z"), node("Div", "z c", "out")], {"c": np.float32(127.5)}, (pc.BatchNorm(),)),
+        ([cast, node("Relu", "y", "out")], {}, (pc.Normalize, pc.Activation("relu"))),
+        ([cast, node("Sub", "y c", "z"), node("Div", "z c", "out")], {"c": np.float32(127.5)}, (pc.Normalize,)),
     ):
         write(path, nodes, IMAGE, constants, kind=UINT8)
-        assert check(path, IMAGE, images=images).layers == layers
+        assert are(check(path, IMAGE, images=images).layers, layers)
 
 
 def test_a_model_for_a_fixed_number_of_samples_and_one_of_other_inputs(tmp_path):

@@ -200,6 +200,15 @@ def test_a_single_image_is_not_the_whole_range_and_causes_no_false_warning():
         standardised.predict(np.linspace(0, 0.9, 99, dtype=np.float32).reshape(1, 11, 9))
 
 
+def test_features_may_have_outliers_and_rows_of_small_numbers():
+    network = pc.NetworkHandler((pc.Dense(2),), (4,))
+    network.input_range = (-3.0, 12.0)
+    for row in ([-90, 0, 1, 2], [0, 0, 0, 160], [0, 0.01, 0.02, 0], [0, 1, 0, 1]):
+        network.predict(np.array([row], np.float32))
+    with pytest.warns(TrainingWarning, match="hold numbers from 0 to 255, but the network was trained on"):
+        network.predict(np.array([[0, 0, 0, 255]], np.float32))
+
+
 def test_the_warning_names_the_line_of_the_user():
     network, images = trained_on(PREPARED["uint8"]), PREPARED["0 to 255"].images
     for use in (network.predict, network.predict_classes, network.activations):

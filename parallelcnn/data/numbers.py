@@ -15,6 +15,7 @@ _PIECE = 1 << 20  # numbers checked at a time
 _SAMPLES_OF_RANGE = 1000  # samples read of a larger data set
 _LARGEST = 100.0  # standardised numbers are far smaller, unscaled pixels (up to 255) are not
 _MARGIN = 0.5  # new numbers may lie outside the training range by this fraction of it
+_MARGIN_OF_FEATURES = 10.0  # the same for samples that are no images, among which outliers are common
 _IMAGES_RULE = "uint8, or floats taken as they are"
 _MUCH_SMALLER = 0.02  # pixels in [0, 1] where training had [0, 255] are 0.004 times as large
 
@@ -56,7 +57,7 @@ def range_of(images: Array) -> Range:
     return float(some.min()), float(some.max())
 
 
-def warn_of_scale(train_range: Range, test_range: Range, *, stacklevel: int) -> None:
+def warn_of_scale(train_range: Range, test_range: Range, input_shape: tuple[int, ...], *, stacklevel: int) -> None:
     """Warn if training images are not scaled, or if test images have another scale."""
     low, high = train_range
     if max(-low, high) > _LARGEST:
@@ -66,20 +67,28 @@ def warn_of_scale(train_range: Range, test_range: Range, *, stacklevel: int) -> 
             TrainingWarning,
             stacklevel=stacklevel + 1,
         )
-    warn_of_another_range("the test images", test_range, train_range, stacklevel=stacklevel + 1)
+    warn_of_another_range("the test images", test_range, train_range, input_shape, stacklevel=stacklevel + 1)
 
 
-def warn_of_another_range(what: str, found: Range, trained_on: Range | None, *, stacklevel: int) -> None:
-    """Warn if images clearly differ in scale from the training images; `trained_on` None: not known."""
+def warn_of_another_range(
+    what: str, found: Range, trained_on: Range | None, input_shape: tuple[int, ...], *, stacklevel: int
+) -> None:
+    """Warn if images clearly differ in scale from the training images; `trained_on` None: not known.
+
+    The numbers of samples that are no images may have any distribution: they only differ if some are far outside.
+    """
     if trained_on is None:
         return
     (low, high), (trained_low, trained_high) = found, trained_on
-    width = trained_high - trained_low
-    outside = low < trained_low - _MARGIN * width or high > trained_high + _MARGIN * width
-    much_smaller = 0 < max(-low, high) < _MUCH_SMALLER * max(-trained_low, trained_high)
-    # Plain pixels after training on standardised ones, which are hardly ever exactly 0.
-    not_shifted = low == 0 < high <= 1 and trained_low < 0
-    if outside or much_smaller or not_shifted:
+    are_images = len(input_shape) > 1
+    margin = (_MARGIN if are_images else _MARGIN_OF_FEATURES) * (trained_high - trained_low)
+    differs = low < trained_low - margin or high > trained_high + margin
+    if are_images:
+        much_smaller = 0 < max(-low, high) < _MUCH_SMALLER * max(-trained_low, trained_high)
+        # Plain pixels after training on standardised ones, which are hardly ever exactly 0.
+        not_shifted = low == 0 < high <= 1 and trained_low < 0
+        differs = differs or much_smaller or not_shifted
+    if differs:
         warnings.warn(
             f"{what} hold numbers from {low:g} to {high:g}, but the network was trained on numbers from "
             f"{trained_low:g} to {trained_high:g}: {_scale_hint(found, trained_on)} (uint8 counts as 0 to 1)",
@@ -112,7 +121,7 @@ def check_images(images: Any, input_shape: tuple[int, ...], trained_on: Range | 
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise InputError(f"images must be {_IMAGES_RULE}, got {images.dtype}{dtype_hint(images, trained_on)}")
     check_finite("image", images)
-    warn_of_another_range("the images", range_of(images), trained_on, stacklevel=stacklevel + 1)
+    warn_of_another_range("the images", range_of(images), trained_on, input_shape, stacklevel=stacklevel + 1)
     return images
 
 

@@ -28,6 +28,7 @@ from parallelcnn.layers import (
     BatchNorm,
     Concat,
     Conv2D,
+    Cutout,
     Dense,
     DepthwiseConv2D,
     Dropout,
@@ -38,7 +39,15 @@ from parallelcnn.layers import (
     Layer,
     LayerNorm,
     MaxPool2D,
+    MixUp,
+    Normalize,
     PReLU,
+    RandomBrightness,
+    RandomContrast,
+    RandomCrop,
+    RandomFlip,
+    RandomRotation,
+    RandomZoom,
     Recompute,
     Reshape,
     Residual,
@@ -320,6 +329,13 @@ def _layer_norm(graph: _Graph, layer: LayerNorm, name: str, x: str, shape: Shape
     return _normalise(graph, layer, name, x, shape, 1, shape)
 
 
+def _normalize(graph: _Graph, layer: Normalize, name: str, x: str, shape: Shape) -> str:
+    mean, factor = layer.mean_and_factor(shape[0], np.dtype(np.float32))
+    size = (shape[0], *(1 for _ in shape[1:]))
+    x = graph.node("Mul", [x, graph.constant(f"{name}.factor", factor.reshape(size))], name)
+    return graph.node("Add", [x, graph.constant(f"{name}.added", (-mean * factor).reshape(size))], name)
+
+
 def _prelu(graph: _Graph, layer: PReLU, name: str, x: str, shape: Shape) -> str:
     return graph.node("PRelu", [x, graph.array(f"{name}.weight", (shape[0], *(1 for _ in shape[1:])))], name)
 
@@ -374,6 +390,7 @@ _WRITERS: dict[type, Writer] = {
     BatchNorm: _batch_norm,
     Concat: _concat,
     Conv2D: _conv,
+    Cutout: _nothing,
     Dense: _dense,
     DepthwiseConv2D: _depthwise_conv,
     Dropout: _nothing,
@@ -383,7 +400,15 @@ _WRITERS: dict[type, Writer] = {
     GroupNorm: _group_norm,
     LayerNorm: _layer_norm,
     MaxPool2D: _pool("MaxPool"),
+    MixUp: _nothing,
+    Normalize: _normalize,
     PReLU: _prelu,
+    RandomBrightness: _nothing,
+    RandomContrast: _nothing,
+    RandomCrop: _nothing,
+    RandomFlip: _nothing,
+    RandomRotation: _nothing,
+    RandomZoom: _nothing,
     Recompute: _sequential,
     Reshape: _reshape_layer,
     Residual: _residual,

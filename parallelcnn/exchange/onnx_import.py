@@ -108,6 +108,7 @@ class _Reader:
                 raise CannotImportError(f"operator Softmax on samples of shape {row.shape}")
             row.activate("sigmoid")
             self._prediction = "output"
+        row.normalize_input()
         if not row.items:
             row.add(Sequential(()))
         layers, arrays = row.joined()

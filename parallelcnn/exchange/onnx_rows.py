@@ -22,6 +22,7 @@ from parallelcnn.layers import (
     GroupNorm,
     Layer,
     LayerNorm,
+    Normalize,
     Reshape,
     Sequential,
 )
@@ -133,6 +134,13 @@ class Row:
                 del self.items[0], self.shapes[0]
             else:
                 self.items[0] = Item(Activation(first.layer.activation))
+
+    def normalize_input(self) -> None:
+        """Replace a factor and an added constant of the input by `Normalize`, which training does not change."""
+        first: Any = self.items[0] if self.items else Item(Sequential(()))
+        if first.is_affine and first.layer.activation == "identity" and (first.arrays["weight"] > 0).all():
+            factor, added = (first.arrays[name].astype(np.float64) for name in ("weight", "bias"))
+            self.items[0] = Item(Normalize(tuple((0 - added / factor).tolist()), tuple((1 / factor).tolist())))
 
     def _add_affine(self, factor: Array, added: Array) -> None:
         zeros = np.zeros(self.shape[:1])

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from parallelcnn._version import __version__
 from parallelcnn.arguments import check_type
 from parallelcnn.exchange.refusal import builtin_activation, refused
@@ -12,6 +14,7 @@ from parallelcnn.layers import (
     BatchNorm,
     Concat,
     Conv2D,
+    Cutout,
     Dense,
     DepthwiseConv2D,
     Dropout,
@@ -23,7 +26,15 @@ from parallelcnn.layers import (
     Layer,
     LayerNorm,
     MaxPool2D,
+    MixUp,
+    Normalize,
     PReLU,
+    RandomBrightness,
+    RandomContrast,
+    RandomCrop,
+    RandomFlip,
+    RandomRotation,
+    RandomZoom,
     Recompute,
     Reshape,
     Residual,
@@ -82,6 +93,19 @@ class Concat(nn.ModuleList):
     def forward(self, x):
         return cat([branch(x) for branch in self], dim=1)
 '''
+_NORMALIZE = '''
+
+class Normalize(nn.Module):
+    """(x - mean) / std, with fixed numbers for each channel"""
+
+    def __init__(self, mean, std, shape):
+        super().__init__()
+        self.register_buffer("mean", tensor(mean).reshape(shape), persistent=False)
+        self.register_buffer("std", tensor(std).reshape(shape), persistent=False)
+
+    def forward(self, x):
+        return (x - self.mean) / self.std
+'''
 _ACTIVATIONS = {
     "identity": "nn.Identity()",
     "relu": "nn.ReLU()",
@@ -111,7 +135,8 @@ def torch_code(network: NetworkHandler) -> str:
     """
     check_type("network", network, NetworkHandler, "NetworkHandler(layers, input_shape)")
     row = f"nn.Sequential({_row(network.layers, network.input_shape, '', '    ')})"
-    classes = [one for one in (_RESIDUAL, _CONCAT) if f" {one.split()[1].partition('(')[0]}(" in row]
+    classes = [one for one in (_NORMALIZE, _RESIDUAL, _CONCAT) if f" {one.split()[1].partition('(')[0]}(" in row]
+    imported = ["cat"] * (_CONCAT in classes) + ["nn"] + ["tensor"] * (_NORMALIZE in classes)
     low_high = network.input_range
     scale = "" if low_high is None else f", with numbers from {low_high[0]:g} to {low_high[1]:g}"
     meaning = f"are those before the {network.prediction}" if network.prediction != "output" else "are the predictions"
@@ -121,7 +146,7 @@ def torch_code(network: NetworkHandler) -> str:
         scale=scale + (": pixels divided by 255" if low_high == (0, 1) else ""),
         outputs=", ".join(map(str, network.output_shape)),
         meaning=meaning,
-        imports="cat, nn" if _CONCAT in classes else "nn",
+        imports=", ".join(imported),
         class_names=network.class_names,
     )
     return "".join([head, *classes, f"\n\ndef network():\n    return {row}\n"])
@@ -210,6 +235,11 @@ def _layer_norm(layer: LayerNorm, place: str, shape: Shape, indent: str) -> Modu
     yield "", f"nn.LayerNorm({list(shape)}{_options(eps=(float(layer.epsilon), 1e-5))})"
 
 
+def _normalize(layer: Normalize, place: str, shape: Shape, indent: str) -> Modules:
+    mean, factor = layer.mean_and_factor(shape[0], np.dtype(np.float64))
+    yield "", f"Normalize({mean.tolist()}, {(1 / factor).tolist()}, {[shape[0], *(1 for _ in shape[1:])]})"
+
+
 def _reshape(layer: Reshape, place: str, shape: Shape, indent: str) -> Modules:
     yield "", f"nn.Sequential(nn.Flatten(), nn.Unflatten(1, {layer.shape}))"
 
@@ -256,6 +286,7 @@ _WRITERS: dict[type, Writer] = {
     BatchNorm: _batch_norm,
     Concat: _concat,
     Conv2D: _conv,
+    Cutout: _nothing,
     Dense: _dense,
     DepthwiseConv2D: _depthwise_conv,
     Dropout: _fixed("nn.Dropout({layer.rate})"),
@@ -265,7 +296,15 @@ _WRITERS: dict[type, Writer] = {
     GroupNorm: _group_norm,
     LayerNorm: _layer_norm,
     MaxPool2D: _pool,
+    MixUp: _nothing,
+    Normalize: _normalize,
     PReLU: _fixed("nn.PReLU({channels})"),
+    RandomBrightness: _nothing,
+    RandomContrast: _nothing,
+    RandomCrop: _nothing,
+    RandomFlip: _nothing,
+    RandomRotation: _nothing,
+    RandomZoom: _nothing,
     Recompute: _sequential,
     Reshape: _reshape,
     Residual: _residual,

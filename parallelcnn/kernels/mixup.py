@@ -45,3 +45,20 @@ def mix_samples_backward(dy, shares, dx):
             dx[f, 0] = shares[0] * dy[f, 0] + (one - shares[n - 1]) * dy[f, n - 1]
         for i in range(1, n):
             dx[f, i] = shares[i] * dy[f, i] + (one - shares[i - 1]) * dy[f, i - 1]
+
+
+@kernel
+def partners(labels, shares, sample_weight, others, weights):
+    """others[i] = the label of the partner of sample i; weights[0, i] and weights[1, i] = the weights of both labels.
+
+    labels, others: (n,) or (n, outputs). sample_weight: (n,), by which the weights are multiplied, each by that of the
+    sample whose label it is; None: all 1. weights: (2, n).
+    """
+    n = len(labels)
+    for i in range(n):
+        partner = i + 1 if i + 1 < n else 0
+        others[i] = labels[partner]
+        weights[0, i], weights[1, i] = shares[i], 1 - shares[i]
+        if sample_weight is not None:
+            weights[0, i] *= sample_weight[i]
+            weights[1, i] *= sample_weight[partner]
