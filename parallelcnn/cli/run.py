@@ -369,7 +369,7 @@ class Run:
         summary: dict[str, Any],
     ) -> None:
         hosts, threads = self._ranks
-        lost = [f"{plural(history.lost_ranks, 'rank')} of {len(hosts)} lost during training; the others continued."]
+        lost = [f"Lost {plural(history.lost_ranks, 'rank')} during training; the others continued."]
         with contextlib.suppress(OSError, InputError):  # no new directory, where another run has taken this one
             directory = self._reporter.directory_to_write()
             run = ReportedRun(
