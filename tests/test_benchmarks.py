@@ -1,5 +1,6 @@
 """The benchmarks: what they compute is true, and each runs through with its smallest settings."""
 
+import argparse
 import importlib
 import os
 import re
