@@ -18,7 +18,7 @@ from parallelcnn.kernels import conv2d as kernels
 from parallelcnn.kernels import maxpool2d as pooling_kernels
 from parallelcnn.kernels import windows as window_kernels
 from parallelcnn.kernels.batch_norm import fold
-from parallelcnn.kernels.load import load_windows
+from parallelcnn.kernels.load import MOST_LANES, load_windows
 from parallelcnn.layers.base import Array, Layer, Parameter, Shape, Step
 from parallelcnn.layers.batch_norm import BatchNorm
 from parallelcnn.layers.composite import Composite, Layers, Replaced, Sequential
@@ -143,9 +143,9 @@ class PreparedImages(Layer):
         images = (*shape, step.n)
         for call in calls:
             step.call(*call)
-        how = windows, mean, factor, y.reshape(images)
-        step.call(window_kernels.take_windows, x.reshape(images), *how)
-        step.load_by(calls, partial(_load_windows, how), y)
+        how, places = (windows, mean, factor), np.empty((MOST_LANES, 4), np.int64)
+        step.call(window_kernels.take_windows, x.reshape(images), *how, y.reshape(images))
+        step.load_by(calls, partial(_load_windows, (*how, places, y.reshape(images))), y)
         return y
 
     def backward(self, step: Step, dy: Array) -> Array | None:

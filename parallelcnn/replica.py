@@ -161,7 +161,10 @@ class Replica:
         elif not all_within(indices, len(images)):
             raise InputError(f"indices must lie in [0, {len(images)}), got {indices.min()} to {indices.max()}")
         tape = self.tape(len(indices), training=training)
-        if tape.keys is not None:
+        loading = tape.loading if fused else None
+        if loading is not None:
+            loading.draw(key, indices)
+        elif tape.keys is not None:
             sample_keys(np.uint64(key), indices, tape.keys)
         dtype = self._recordable.dtype
         if in_file or images.dtype not in (np.uint8, dtype) or not images.flags.c_contiguous:
@@ -170,11 +173,9 @@ class Replica:
         features = math.prod(self.input_shape)
         scale = dtype.type(1 / 255 if images.dtype == np.uint8 else 1)
         rows = images.reshape(len(images), features)
-        if fused and tape.loading is not None:
-            for call in tape.loading.calls:
-                call()
-            tape.loading.load(rows, indices, scale)
-            return tape.loading.y
+        if loading is not None:
+            loading.load(rows, indices, scale)
+            return loading.y
         load_kernel(rows, indices, scale, tape.x.reshape(features, len(indices)))
         return tape.x
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from parallelcnn.call_list import join
 from parallelcnn.errors import InputError
+from parallelcnn.kernels.random import keys_of_samples
 from parallelcnn.layers.base import Array, Call, Layer, Shape, Step
 from parallelcnn.layers.step import Load, check_returned
 from parallelcnn.resources import check_memory
@@ -58,18 +59,30 @@ class Plan(NamedTuple):
     size: int
 
 
-class Loading(NamedTuple):
+class Loading:
     """How to load samples and run the first layer at once; see `Step.load_by`.
 
-    Attributes:
+    Args:
         calls: come first.
         load: writes y, the output of the first layer.
         y: (C, H, W, n).
+        keys: (n,) uint64, of the samples, which `draw` writes; None if they are not used.
     """
 
-    calls: list[Call]
-    load: Load
-    y: Array
+    def __init__(self, calls: list[Call], load: Load, y: Array, keys: Array | None) -> None:
+        self.load, self.y = load, y
+        self._key, self._samples = np.zeros(1, np.uint64), np.zeros(y.shape[-1], np.int64)
+        first = [] if keys is None else [partial(keys_of_samples, self._key, self._samples, keys)]
+        self._calls: list[Call] = [*first, *calls]
+
+    def join_calls(self) -> None:
+        self._calls = join(self._calls)
+
+    def draw(self, key: int, samples: Array) -> None:
+        """Draw the random numbers of these samples, (n,) indices, in the pass with this key."""
+        self._key[0], self._samples[...] = key, samples
+        for call in self._calls:
+            call()
 
 
 class Tape:
@@ -122,7 +135,7 @@ class Tape:
         self.forward, self.backward = join(self.forward), join(self.backward)
         self.forward_loaded = join(self.forward_loaded)
         if self.loading is not None:
-            self.loading = self.loading._replace(calls=join(self.loading.calls))
+            self.loading.join_calls()
 
 
 def plan_tape(recordable: Recordable, n: int, *, training: bool, shared: bool = True) -> Plan:
@@ -187,7 +200,7 @@ class _Recorder:
             self._mixed_by, self.label_shares = number, shares
 
     def load_by(self, calls: list[Call], load: Load, y: Array) -> None:
-        self.loading = Loading(calls, load, y)
+        self.loading = Loading(calls, load, y, self._keys if self.uses_keys else None)
 
     def use(self, *values: Any) -> None:
         """Note a use of the arrays in `values` at the next position."""

@@ -1,5 +1,6 @@
 """The benchmarks: what they compute is true, and each runs through with its smallest settings."""
 
+import argparse
 import importlib
 import os
 import re
@@ -143,6 +144,14 @@ def test_a_page_replaces_the_earlier_one(tmp_path):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("page.md", "new\n")]
 
 
+def test_the_page_of_augmentation_compares_what_is_done_while_loading_with_loading_alone():
+    module = importlib.import_module("augmentation")
+    times = module.measure(images=70, samples=8, rounds=3)
+    assert {len(some) for some in times.values()} == {3}
+    rows = module.text(times, argparse.Namespace(samples=8)).splitlines()[5:]
+    assert [("behind" in row, row.count(" us |")) for row in rows] == [*[(False, 3)] * 4, *[(True, 2)] * 9]
+
+
 @pytest.mark.parametrize(
     ("script", "words", "complaint"),
     [
@@ -156,6 +165,7 @@ def test_a_page_replaces_the_earlier_one(tmp_path):
         ("compare", "--against /", "--against must be a checkout of parallelcnn, got '/'"),
         ("same_bits", "--folder no/such", "--folder: must be a folder that exists, got 'no/such'"),
         ("predictions", "--threads 0", "--threads: must be an integer of at least 1, got '0'"),
+        ("augmentation", "--rounds none", "--rounds: must be an integer of at least 1, got 'none'"),
         ("recompute", "--samples 0", "--samples: must be an integer of at least 1, got '0'"),
         ("start_up", "--rounds 0", "--rounds: must be an integer of at least 1, got '0'"),
         ("soak", "--kills 0", "--kills: must be an integer of at least 1, got '0'"),

@@ -368,8 +368,8 @@ class Run:
         summary: dict[str, Any],
     ) -> None:
         hosts, threads = self._ranks
-        lost = [f"{plural(history.lost_ranks, 'rank')} of {len(hosts)} lost during training; the others continued."]
-        with contextlib.suppress(OSError):  # no new directory, where another run has taken this one
+        lost = [f"Lost {plural(history.lost_ranks, 'rank')} during training; the others continued."]
+        with contextlib.suppress(OSError, InputError):  # no new directory, where another run has taken this one
             directory = self._reporter.directory_to_write()
             run = ReportedRun(
                 name=str(directory.path),

@@ -7,6 +7,7 @@ from ._vectors import VECTOR_BYTES, loop, vectorised
 
 _AT_ONCE = 64  # samples; their images of some KiB are prefetched into the second cache
 _LINE_BYTES = 64  # of a cache line
+MOST_LANES = 64 // 4  # of a vector
 _unsigned = np.uint64  # unsigned indices need no check for negative values
 
 
@@ -67,83 +68,88 @@ def load_tile(v, builder, images, indices, scale, x, tile):
 
 
 @exact_kernel
-def load_windows(images, indices, scale, windows, mean, factor, x):
+def load_windows(images, indices, scale, windows, mean, factor, places, x):
     """x[c, p, q, i] = (w * scale - mean[c]) * factor[c], w = (the window of image indices[i])[c, p, q].
 
     images: (N, C * H * W), x: (C, H, W, n); windows: see `windows`, whose `take_windows` after `load` gives the same
-    bits. Squares of columns and samples are transposed in registers, as in `load`; what is read backwards is reversed
-    there.
+    bits. places: (MOST_LANES, 4) int64, overwritten.
+
+    Squares of columns and samples are transposed in registers, as in `load`; what is read backwards is reversed there.
     """
     C, H, W, n = x.shape
     lanes = VECTOR_BYTES // x.itemsize
     for first in range(0, n, lanes):
         last = min(first + lanes, n)
+        if first % _AT_ONCE == 0:
+            for i in range(first, min(first + _AT_ONCE, n)):
+                prefetch_row(images, indices[i])
         fits = lanes <= W
         for i in range(first, last):
-            prefetch_row(images, indices[i])
-            # Up to `lanes` numbers on both sides are read.
-            fits = fits and 0 < indices[i] < len(images) - 1
-        for c in range(C):
-            for p in range(H):
+            # What is read outside of a row, and is not used, lies in this image or the ones beside it.
+            is_near = abs(windows[2, i]) + 2 * W <= C * H * W
+            fits = fits and is_near and 0 < indices[i] < len(images) - 1
+        for p in range(H):
+            for lane in range(lanes):
+                # In lanes without a sample the last sample is loaded, but not stored.
+                i = min(first + lane, n - 1)
+                row, column, step = windows[0, i] + windows[1, i] * p, windows[2, i], windows[3, i]
+                is_row = 0 <= row < H
+                places[lane, 0] = (indices[i] * C * H + (row if is_row else 0)) * W + column
+                places[lane, 1] = step
+                # Column q is inside the image if 0 <= column + step * q < W: these are from where, and how many.
+                places[lane, 2] = column if step > 0 else W - 1 - column
+                places[lane, 3] = W if is_row else 0
+            for c in range(C):
                 if fits:
                     for q in range(0, W - lanes, lanes):
-                        load_window_tile(images, indices, scale, windows, mean, factor, x, (c, p, q, first))
-                    load_window_tile(images, indices, scale, windows, mean, factor, x, (c, p, W - lanes, first))
+                        load_window_tile(images, scale, places, mean, factor, x, (c, p, q, first))
+                    load_window_tile(images, scale, places, mean, factor, x, (c, p, W - lanes, first))
                 else:
-                    for q in range(W):
-                        for i in range(first, last):
-                            row = windows[0, i] + windows[1, i] * p
-                            column = windows[2, i] + windows[3, i] * q
+                    for i in range(first, last):
+                        place, step, begin, size = places[i - first]
+                        for q in range(W):
                             value = x.dtype.type(0)
-                            if 0 <= row < H and 0 <= column < W:
-                                value = x.dtype.type(images[indices[i], (c * H + row) * W + column])
+                            if 0 <= begin + q < size:
+                                image, number = divmod(place + step * q, C * H * W)
+                                value = x.dtype.type(images[image, number + c * H * W])
                             x[c, p, q, i] = (value * scale - mean[c]) * factor[c]
 
 
-def _plain_load_window_tile(images, indices, scale, windows, mean, factor, x, tile):
-    """Compute x[c, p, q : q + lanes, i : i + lanes], for existing samples, of which none is the first or last image."""
+def _plain_load_window_tile(images, scale, places, mean, factor, x, tile):
+    """Compute x[c, p, q : q + lanes, first : first + lanes], for existing samples; places: see `load_windows`."""
     c, p, q, first = tile
     _, H, W, n = x.shape
     lanes = VECTOR_BYTES // x.itemsize
     columns = np.arange(q, q + lanes)
-    for i in range(first, min(first + lanes, n)):
-        row, places = windows[0, i] + windows[1, i] * p, windows[2, i] + windows[3, i] * columns
-        inside = (0 <= row < H) & (places >= 0) & (places < W)
-        image_row = images[indices[i]].reshape(-1, H, W)[c, row if 0 <= row < H else 0]
-        values = np.where(inside, image_row[np.clip(places, 0, W - 1)], 0).astype(x.dtype)
-        x[c, p, q : q + lanes, i] = (values * scale - mean[c]) * factor[c]
+    numbers = images.reshape(images.size)
+    for lane in range(min(lanes, n - first)):
+        place, step, begin, size = places[lane]
+        inside = (begin + columns >= 0) & (begin + columns < size)
+        values = np.where(inside, numbers[place + c * H * W + step * columns], 0).astype(x.dtype)
+        x[c, p, q : q + lanes, first + lane] = (values * scale - mean[c]) * factor[c]
 
 
 @vectorised(_plain_load_window_tile, like="x")
-def load_window_tile(v, builder, images, indices, scale, windows, mean, factor, x, tile):
-    c, p, q, i = tile
+def load_window_tile(v, builder, images, scale, places, mean, factor, x, tile):
+    c, p, q, first = tile
     _, H, W, N = x.shape
-    lanes, last = v.index(v.lanes), builder.sub(N, v.index(1))
+    channel = builder.mul(builder.mul(c, H), W)
+    forwards_by = builder.add(channel, q)
+    backwards_by = builder.sub(builder.sub(channel, q), v.index(v.lanes - 1))
+    start = places.at(v.index(0), v.index(0))
     rows = []
     for lane in range(v.lanes):
-        # In lanes without a sample the last sample is loaded, but not stored.
-        sample = v.smaller(builder.add(i, v.index(lane)), last)
-        index = v.argument(indices.dtype, builder.load(indices.at(sample)))
-        first_row, row_step, first, step = (builder.load(windows.at(v.index(k), sample)) for k in range(4))
-        row = builder.add(first_row, builder.mul(row_step, p))
-        is_row = builder.icmp_unsigned("<", row, H)
-        row = builder.select(is_row, row, v.index(0))
-        forwards = builder.icmp_signed(">", step, v.index(0))
-        column = builder.add(first, builder.mul(step, q))  # of the image, for column q of the window
-        lowest = builder.select(forwards, column, builder.sub(column, builder.sub(lanes, v.index(1))))
-        # Read forwards, lane k is inside the image if 0 <= column + k < W; backwards, if 0 <= W - 1 - column + k < W.
-        before = builder.select(forwards, column, builder.sub(builder.sub(W, v.index(1)), column))
-        inside = v.within(before, builder.select(is_row, W, v.index(0)))
-        lowest = v.larger(v.smaller(lowest, W), v.index(-v.lanes))
-        place = v.sum(builder.mul(v.sum(builder.mul(c, H), row), W), lowest)
-        loaded = v.load_as(images.at(index, place), images.dtype)
-        loaded = builder.select(forwards, loaded, v.backwards(loaded))
-        rows.append(builder.select(inside, loaded, v.zero))
-    wanted = v.within(i, N)
+        place, step, begin, size = (v.number(start, 4 * lane + k) for k in range(4))
+        is_forwards = builder.icmp_signed(">", step, v.index(0))
+        place = builder.add(place, builder.select(is_forwards, forwards_by, backwards_by))
+        loaded = v.load_as(images.at(v.index(0), place), images.dtype)
+        loaded = builder.select(is_forwards, loaded, v.backwards(loaded))
+        rows.append(builder.select(v.within(builder.add(begin, q), size), loaded, v.zero))
+    wanted = v.within(first, N)
     scales, means, factors = v.splat(scale), v.splat(builder.load(mean.at(c))), v.splat(builder.load(factor.at(c)))
     for lane, column in enumerate(v.transposed(rows)):
         numbers = builder.fmul(builder.fsub(builder.fmul(column, scales), means), factors)
-        v.store(numbers, x.at(c, p, builder.add(q, v.index(lane)), i), 0, wanted)
+        v.store(numbers, x.at(c, p, builder.add(q, v.index(lane)), first), 0, wanted)
 
 
 def _plain_prefetch_row(array, row):

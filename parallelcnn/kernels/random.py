@@ -18,6 +18,13 @@ def sample_keys(key, indices, keys):
 
 
 @exact_kernel
+def keys_of_samples(key, indices, keys):
+    """As `sample_keys`, with the key in an array of one number, so that the call can be recorded."""
+    for i in range(indices.size):
+        keys[i] = mix(key[0], indices[i])
+
+
+@exact_kernel
 def uniform(keys, number, y):
     """y[f, i] = a random number in [0, 1), a function of (keys[i], number, f).
 
