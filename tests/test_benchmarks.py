@@ -149,7 +149,7 @@ def test_the_page_of_augmentation_compares_what_is_done_while_loading_with_loadi
     times = module.measure(images=70, samples=8, rounds=3)
     assert {len(some) for some in times.values()} == {3}
     rows = module.text(times, argparse.Namespace(samples=8)).splitlines()[5:]
-    assert [("behind" in row, row.count(" us |")) for row in rows] == [*[(False, 3)] * 4, *[(True, 2)] * 9]
+    assert [("behind" in row, row.count(" us")) for row in rows] == [*[(False, 3)] * 4, *[(True, 2)] * 9]
 
 
 @pytest.mark.parametrize(

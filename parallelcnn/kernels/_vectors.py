@@ -223,6 +223,16 @@ class Vectors:
         """The vector with its lanes in reverse order."""
         return self._shuffle(vector, vector, [*reversed(range(self.lanes))])
 
+    def either(self, mask: Any, a: Any, b: Any) -> Any:
+        """The vector a if the integer `mask` is -1, b if it is 0. Without a branch, which a processor could not predict
+        for random masks.
+        """
+        bits = self._vector_of(ir.IntType(8 * self._item_bytes))
+        splat = self._splat(self._builder.trunc(mask, bits.element), bits)
+        a, b = (self._builder.bitcast(one, bits) for one in (a, b))
+        chosen = self._builder.xor(b, self._builder.and_(self._builder.xor(a, b), splat))
+        return self._builder.bitcast(chosen, self._vector)
+
     def _vector_of(self, number: Any) -> Any:
         return ir.VectorType(number, self.lanes)
 

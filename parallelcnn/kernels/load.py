@@ -34,7 +34,7 @@ def load(images, indices, scale, x):
     for first in range(0, N, _AT_ONCE):
         last = min(first + _AT_ONCE, N)
         for i in range(first, last):
-            prefetch_row(images, indices[i])
+            prefetch_row(images, indices[i], 0)
         for f in range(0, whole, lanes):
             for i in range(first, last, lanes):
                 load_tile(images, indices, scale, x, (f, i))
@@ -82,7 +82,7 @@ def load_windows(images, indices, scale, windows, mean, factor, places, x):
         last = min(first + lanes, n)
         if first % _AT_ONCE == 0:
             for i in range(first, min(first + _AT_ONCE, n)):
-                prefetch_row(images, indices[i])
+                prefetch_row(images, indices[i], 1)
         fits = lanes <= W
         for i in range(first, last):
             # What is read outside of a row, and is not used, lies in this image or the ones beside it.
@@ -95,7 +95,7 @@ def load_windows(images, indices, scale, windows, mean, factor, places, x):
                 row, column, step = windows[0, i] + windows[1, i] * p, windows[2, i], windows[3, i]
                 is_row = 0 <= row < H
                 places[lane, 0] = (indices[i] * C * H + (row if is_row else 0)) * W + column
-                places[lane, 1] = step
+                places[lane, 1] = -1 if step > 0 else 0
                 # Column q is inside the image if 0 <= column + step * q < W: these are from where, and how many.
                 places[lane, 2] = column if step > 0 else W - 1 - column
                 places[lane, 3] = W if is_row else 0
@@ -106,7 +106,8 @@ def load_windows(images, indices, scale, windows, mean, factor, places, x):
                     load_window_tile(images, scale, places, mean, factor, x, (c, p, W - lanes, first))
                 else:
                     for i in range(first, last):
-                        place, step, begin, size = places[i - first]
+                        place, is_forwards, begin, size = places[i - first]
+                        step = 1 if is_forwards else -1
                         for q in range(W):
                             value = x.dtype.type(0)
                             if 0 <= begin + q < size:
@@ -123,7 +124,8 @@ def _plain_load_window_tile(images, scale, places, mean, factor, x, tile):
     columns = np.arange(q, q + lanes)
     numbers = images.reshape(images.size)
     for lane in range(min(lanes, n - first)):
-        place, step, begin, size = places[lane]
+        place, is_forwards, begin, size = places[lane]
+        step = 1 if is_forwards else -1
         inside = (begin + columns >= 0) & (begin + columns < size)
         values = np.where(inside, numbers[place + c * H * W + step * columns], 0).astype(x.dtype)
         x[c, p, q : q + lanes, first + lane] = (values * scale - mean[c]) * factor[c]
@@ -139,11 +141,10 @@ def load_window_tile(v, builder, images, scale, places, mean, factor, x, tile):
     start = places.at(v.index(0), v.index(0))
     rows = []
     for lane in range(v.lanes):
-        place, step, begin, size = (v.number(start, 4 * lane + k) for k in range(4))
-        is_forwards = builder.icmp_signed(">", step, v.index(0))
-        place = builder.add(place, builder.select(is_forwards, forwards_by, backwards_by))
+        place, is_forwards, begin, size = (v.number(start, 4 * lane + k) for k in range(4))
+        place = v.sum(place, backwards_by, builder.and_(is_forwards, builder.sub(forwards_by, backwards_by)))
         loaded = v.load_as(images.at(v.index(0), place), images.dtype)
-        loaded = builder.select(is_forwards, loaded, v.backwards(loaded))
+        loaded = v.either(is_forwards, loaded, v.backwards(loaded))
         rows.append(builder.select(v.within(builder.add(begin, q), size), loaded, v.zero))
     wanted = v.within(first, N)
     scales, means, factors = v.splat(scale), v.splat(builder.load(mean.at(c))), v.splat(builder.load(factor.at(c)))
@@ -152,12 +153,12 @@ def load_window_tile(v, builder, images, scale, places, mean, factor, x, tile):
         v.store(numbers, x.at(c, p, builder.add(q, v.index(lane)), first), 0, wanted)
 
 
-def _plain_prefetch_row(array, row):
-    """Prefetch a whole row into the caches."""
+def _plain_prefetch_row(array, row, margin):
+    """Prefetch a whole row into the caches, and so many cache lines before and behind it."""
 
 
 @vectorised(_plain_prefetch_row, like="array")
-def prefetch_row(v, builder, array, row):
+def prefetch_row(v, builder, array, row, margin):
     per_line = v.index(_LINE_BYTES * 8 // array.dtype.bitwidth)
-    with loop(builder, v.index(0), v.blocks(array.shape[1], per_line)) as line:
+    with loop(builder, builder.neg(margin), builder.add(v.blocks(array.shape[1], per_line), margin)) as line:
         v.prefetch(array.at(row, builder.mul(line, per_line)))
