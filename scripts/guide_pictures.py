@@ -1,4 +1,4 @@
-"""Make the pictures of the guide's page about reports: a report, and a comparison of runs, as Chromium shows them.
+"""Make the pictures of the guide: a report and a comparison of runs, as Chromium shows them, and a contact sheet.
 
     python scripts/guide_pictures.py
 
@@ -32,6 +32,8 @@ def main() -> None:
         parallelcnn("runs", "--plot", "runs.html", place=place)
         take(place / "runs" / "cosine" / "report.html", "report.png", 1160, 2080)  # down to the first mistakes
         take(place / "runs.html", "runs.png", 1160, 800)
+        parallelcnn("data", "digits", "--out", ".", place=place)
+        store(place / "contact-sheet.png", "contact-sheet.png")
 
 
 def parallelcnn(*arguments: str, place: Path) -> None:
@@ -46,7 +48,12 @@ def take(page: Path, picture: str, width: int, height: int) -> None:
     options = ["--headless", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"]
     command = [browser, *options, f"--window-size={width},{height}", f"--screenshot={shot}", page.as_uri()]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    with Image.open(shot) as image:
+    store(shot, picture)
+
+
+def store(file: Path, picture: str) -> None:
+    """Store a picture in the guide, with few colours."""
+    with Image.open(file) as image:
         image.convert("RGB").quantize(COLOURS).save(PICTURES / picture, optimize=True)
     print(f"{PICTURES / picture}: {(PICTURES / picture).stat().st_size:,} bytes")
 

@@ -1,12 +1,16 @@
 """Image files of every kind: what is decoded, and the message for what is not."""
 
+import functools
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from parallelcnn.data.readers.decoding import ImageOptions, decode, look
+from parallelcnn.data.readers.decoding import ImageOptions, decode, look, without_warnings
 from parallelcnn.errors import DataError, InputError
 
 Image = pytest.importorskip("PIL.Image")
@@ -252,3 +256,35 @@ def test_where_pillow_is_missing_the_way_to_install_it_is_named(tmp_path, monkey
 def test_options_that_do_not_exist_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
         ImageOptions(**arguments)
+
+
+# ---- damaged files of every format
+
+
+@functools.cache
+def whole(ending):
+    """A small image file of a format."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, Image.registered_extensions()[f".{ending}"])
+    return content.getvalue()
+
+
+@given(
+    ending=st.sampled_from(("jpg", "png", "gif", "bmp", "tif", "webp", "ppm")),
+    cut=st.integers(0, 3000),
+    changes=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=8),
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_file_holds_it_is_decoded_or_refused(ending, cut, changes, tmp_path):
+    content = bytearray(whole(ending)[: max(cut, 1)])
+    for place, value in changes:
+        content[place % len(content)] = value
+    file = tmp_path / f"x.{ending}"
+    file.write_bytes(content)
+    with without_warnings():
+        for read in (lambda: decode(file, (3, 4, 5), "pad").shape, lambda: look(file)):
+            try:
+                read()
+            except DataError as error:
+                assert str(error).startswith(f"{file}: ")  # noqa: PT017
