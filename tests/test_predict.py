@@ -186,6 +186,22 @@ def test_a_run_on_a_folder_of_images_can_be_repeated_evaluated_and_used(tmp_path
     assert np.mean(right) == pytest.approx(accuracy)
 
 
+def test_a_validation_set_of_the_data_is_what_is_monitored(tmp_path, here):
+    for name in ("train", "val", "test"):
+        photos(tmp_path / "photos" / name, 10)
+    ran = here(
+        *("train", "--data", tmp_path / "photos", "--image-size", "28", "--model", "lenet5", "--epochs", 6),
+        *("--batch-size", 10, "--early-stopping", 1, "--monitor", "accuracy", "--schedule", "plateau"),
+        *("--patience", 1, "--log", "csv", "--out", tmp_path / "run"),
+    )
+    assert ran.code == 0, ran.err
+    assert "validation accuracy" in ran.out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["validation_accuracy"] is not None
+    rows = list(csv.DictReader((tmp_path / "run" / "epochs.csv").read_text().splitlines()))
+    assert "val_accuracy" in rows[0]
+
+
 def test_files_are_read_as_the_network_takes_them(model, tmp_path):
     network = pc.load_model(model / "model.npz")
     red, blue = save(tmp_path / "a.png", COLORS["red"], (20, 30)), save(tmp_path / "b.png", COLORS["blue"])

@@ -59,6 +59,7 @@ class Run:
         self._options, self._comm = options, comm
         self._profiler = Profiler() if options.profile else None
         self._started_from: str | None = None
+        self._role: str | None = None  # of the data set that is evaluated during training, once it is known
         self._notes: list[str] = []  # for the report
 
     def go(self) -> int:
@@ -108,14 +109,14 @@ class Run:
             "csv": lambda: CSVLogger(path / "epochs.csv"),
             "tensorboard": lambda: TensorBoard(path / "tensorboard"),
         }
-        stopping = self._options.build_early_stopping()
+        stopping = self._options.build_early_stopping(self._role)
         return [*(loggers[name]() for name in dict.fromkeys(self._options.log)), *([stopping] if stopping else [])]
 
     def _build(self) -> NetworkHandler:
         if self._options.model == "auto":
             self._options = replace(self._options, model=choose_model(self._train_set.input_shape))
-        options = self._options
-        self._loss = options.build_loss(self._train_set)
+        options, self._role = self._options, self._evaluated.role
+        self._optimizer, self._loss = options.build_optimizer(self._role), options.build_loss(self._train_set)
         input_shape = self._train_set.input_shape
         layers = freeze(find_model(options.model, self._train_set.classes, options.loss), options.freeze)
         network = NetworkHandler((*options.build_first_layers(input_shape), *layers), input_shape, options.seed)

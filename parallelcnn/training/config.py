@@ -373,12 +373,16 @@ class TrainConfig:
             size = int(numbers[1]), int(numbers[2] or numbers[1])
         return ImageOptions(size, self.resize, self.color, self.skip_broken)
 
-    def build_optimizer(self) -> "Optimizer":
-        """The optimiser that these settings describe."""
+    def build_optimizer(self, role: str | None = None) -> "Optimizer":
+        """The optimiser that these settings describe.
+
+        Args:
+            role: of the data set that is evaluated during training; None: not known yet.
+        """
         from parallelcnn.optimizers import EMA
 
         optimizer: Any = self.optimizer_of_constant_rate()
-        optimizer = replace(optimizer, learning_rate=self._scheduled(self.scaled(optimizer.learning_rate)))
+        optimizer = replace(optimizer, learning_rate=self._scheduled(self.scaled(optimizer.learning_rate), role))
         return optimizer if self.ema is None else EMA(optimizer, self.ema)
 
     def optimizer_of_constant_rate(self) -> "KernelOptimizer":
@@ -456,17 +460,17 @@ class TrainConfig:
             found.append(getattr(metrics, kind)(takes))
         return found
 
-    def build_early_stopping(self) -> "EarlyStopping | None":
-        """The callback that stops training early, if it is asked for."""
+    def build_early_stopping(self, role: str | None = None) -> "EarlyStopping | None":
+        """The callback that stops training early, if it is asked for; see `build_optimizer`."""
         from parallelcnn.training.early_stopping import EarlyStopping
 
         if self.early_stopping is None:
             return None
-        return EarlyStopping(self._monitored(), self.early_stopping, self.min_delta or 0.0)
+        return EarlyStopping(self._monitored(role), self.early_stopping, self.min_delta or 0.0)
 
-    def _monitored(self) -> str | None:
+    def _monitored(self, role: str | None) -> str | None:
         """The name, in the logs of callbacks, of what must improve; None: the loss."""
-        role = "test" if self.validation_split is None else "val"
+        role = role or ("test" if self.validation_split is None else "val")
         return None if self.monitor is None else f"{role}_{self.monitor}"
 
     def _given(self, names: Iterable[str]) -> dict[str, Any]:
@@ -474,7 +478,7 @@ class TrainConfig:
         defaults = {one.name: one.default for one in fields(self)}
         return {name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]}
 
-    def _scheduled(self, rate: float) -> "float | Schedule":
+    def _scheduled(self, rate: float, role: str | None) -> "float | Schedule":
         """The learning rate, or the schedule of it that these settings describe."""
         from parallelcnn import schedules
 
@@ -500,7 +504,7 @@ class TrainConfig:
         if name == "exponential":
             return schedules.Exponential(rate, given["decay_factor"], warmup)
         if name == "plateau":
-            given["monitor"] = self._monitored()
+            given["monitor"] = self._monitored(role)
             return schedules.Plateau(rate, given.pop("decay_factor", 0.1), warmup=warmup, **given)
         if name == "polynomial":
             return schedules.Polynomial(rate, warmup)
