@@ -29,7 +29,7 @@ from parallelcnn.layers.step import merged
 from parallelcnn.notebook import table
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.optimizers.base import Share
-from parallelcnn.parameters import Matching, NamedArrays, decay_parts, set_values, take_matching
+from parallelcnn.parameters import Matching, NamedArrays, decay_parts, named_in_order, set_values, take_matching
 from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
 
@@ -192,7 +192,7 @@ class NetworkHandler:
         """All parameters and buffers by name, such as "1.running_mean". They can be assigned to."""
         return NamedArrays({**self.layout.named(self._params), **self.buffer_layout.named(self._buffers)})
 
-    def load_parameters(self, arrays: Mapping[str, Any], *, strict: bool = True) -> Matching:
+    def load_parameters(self, arrays: Mapping[str, Any], *, strict: bool = True, by_order: bool = False) -> Matching:
         """Copy parameters and buffers from elsewhere into those of the same name; see `read_parameters` for files.
 
         A name is the position of a layer and the name of the array, such as "0.weight". `Frozen` does not change it, so
@@ -203,6 +203,9 @@ class NetworkHandler:
             strict: whether to raise an error unless names and shapes are the network's. Otherwise only what fits is
                 taken, and all other arrays keep their values. If more fits then, layers are counted from the first one
                 that has parameters, so that layers before it, such as augmentation, make no difference.
+            by_order: whether to take the arrays in their order instead of by name. The order is that of a `state_dict`
+                of PyTorch: layer by layer, of each weight, bias, running_mean and running_var. Other programs sort the
+                arrays of a safetensors file by name, which is another order.
 
         Returns:
             what was taken and what was not.
@@ -217,6 +220,8 @@ class NetworkHandler:
             >>> print(new.load_parameters(old.named_arrays, strict=False))
             2 of 4 arrays fit; 2.weight (3, 216) has shape (10, 216) there, 2.bias (3,) has shape (10,) there
         """
+        if by_order:
+            arrays = named_in_order(arrays, self.layout, self.buffer_layout)
         return take_matching(self.named_arrays, arrays, strict=strict)
 
     @property

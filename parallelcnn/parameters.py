@@ -186,6 +186,21 @@ class Matching(NamedTuple):
         return "; ".join(filter(None, parts))
 
 
+def named_in_order(given: Mapping[str, Any], *layouts: ArrayLayout) -> dict[str, Any]:
+    """The arrays by the names of a network's arrays, in the order of a `state_dict` of PyTorch.
+
+    Args:
+        layouts: of the network's parameters and buffers.
+    """
+    names = []
+    for i, shapes in enumerate(zip(*(layout.shapes for layout in layouts), strict=True)):
+        keys = [key for some in shapes for key in some]
+        owners = dict.fromkeys(key.rpartition(".")[0] for key in keys)  # the layers inside, in their order
+        names += [f"{i}.{key}" for owner in owners for key in keys if key.rpartition(".")[0] == owner]
+    further = (f"one more, {name}" for name in list(given)[len(names) :])
+    return dict(zip([*names[: len(given)], *further], given.values(), strict=True))
+
+
 def take_matching(arrays: NamedArrays, given: Mapping[str, Any], *, strict: bool) -> Matching:
     """Copy given values into the arrays of the same name and shape; see `NetworkHandler.load_parameters`."""
     given = {name: as_array(f"array {name!r}", values, "an array of numbers") for name, values in given.items()}

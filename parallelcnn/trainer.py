@@ -183,7 +183,9 @@ def train(
         interrupt = stop_on_interrupt() if comm.size == 1 else StopOnSignal(())  # of many ranks, it ends all
         at_the_end.enter_context(interrupt)
         network.input_range, network.resize = train_set.input_range, train_set.resize
-        network.class_names = train_set.class_names
+        names = train_set.class_names or ()
+        fitting = network.output_shape == (len(names),) or (network.output_shape, len(names)) == ((1,), 2)
+        network.class_names = train_set.class_names if fitting else None
         shards = fixed_shards(network, batch_size, reproducible)
         threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True), shards)
         all_threads = comm.allgather(threads)

@@ -30,7 +30,15 @@ def open_page(file: Path, *arguments: str, profile: Path, width: int = 1200, hei
         What it prints, with messages of the page's console as lines that contain "CONSOLE".
     """
     command = [
-        *(chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"),
+        *(
+            chromium(),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--hide-scrollbars",
+            "--enable-logging=stderr",
+        ),
         *(f"--window-size={width},{height}", f"--user-data-dir={profile}", *arguments, file.as_uri()),
     ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60)

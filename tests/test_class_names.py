@@ -60,6 +60,13 @@ def test_a_trained_network_its_copies_and_its_files_know_them(tmp_path):
         assert (one.class_names, one.resize) == (NAMES, "pad")
 
 
+def test_a_network_with_more_outputs_than_classes_gets_no_names(tmp_path):
+    found = network(outputs=5)
+    pc.train(found, data_set(), data_set(), pc.SGD(0.1), 1, 10, verbose=0)
+    assert found.class_names is None
+    pc.save_model(tmp_path / "model.npz", found)
+
+
 def test_the_predicted_class_is_that_of_the_largest_probability(rng):
     found, images = trained(), rng.integers(0, 256, (20, 8, 8), np.uint8)
     numbers = found.predict(images).argmax(axis=1)

@@ -56,7 +56,17 @@ def test_where_there_is_no_room_for_the_timeline_all_else_is_there(folder, tmp_p
     json.loads((out / "summary.json").read_text())
     plots = ["loss.png"] if find_spec("matplotlib") else []
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [".lock", "checkpoints", "config.toml", *plots, "metrics.jsonl", "model.npz", "profile.txt", "summary.json"]
+        [
+            ".lock",
+            "checkpoints",
+            "config.toml",
+            *plots,
+            "metrics.jsonl",
+            "model.npz",
+            "profile.txt",
+            "report.html",
+            "summary.json",
+        ]
     )
 
 

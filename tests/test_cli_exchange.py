@@ -115,6 +115,48 @@ def test_parameters_for_pytorch_say_where_the_code_is_and_code_of_ones_own_is_no
         assert command("export", run, tmp_path / "torch_net.py")[0] == 0
 
 
+def test_a_state_dict_with_other_names_is_imported_by_order(command, tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from torch import nn
+
+    (tmp_path / "net.py").write_text(
+        "import parallelcnn as pc\n"
+        "def network():\n"
+        "    block = (pc.Conv2D(4, 3, padding=1, bias=False), pc.BatchNorm(activation='relu'), pc.Conv2D(4, 1))\n"
+        "    return (pc.Residual(block, shortcut=pc.Conv2D(4, 1)), pc.Flatten(), pc.Dense(3))\n"
+    )
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.norm = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+            self.second, self.shortcut, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(2, 4, 1), nn.Linear(80, 3)
+
+        def forward(self, x):
+            inside = self.second(torch.relu(self.norm(self.convolution(x))))
+            return self.last((inside + self.shortcut(x)).flatten(1))
+
+    model = Network().eval()
+    for name, values in model.state_dict().items():
+        if values.is_floating_point():
+            values += 0.5 if name.endswith("var") else torch.rand_like(values)
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    line = ["import", tmp_path / "x.pt", "--model", f"{tmp_path / 'net.py'}:network", "--input-shape", 2, 5, 4]
+    line += ["--prediction", "output", "--out", tmp_path / "x.npz"]
+    code, _, err = command(*line)
+    assert code == 2
+    assert "0 of 11 arrays fit; missing there: 0.0.weight" in err
+    code, _, err = command(*line, "--by-order")
+    assert code == 0, err
+    images = torch.rand(6, 2, 5, 4)
+    found = pc.load_model(tmp_path / "x.npz").predict(images.numpy())
+    np.testing.assert_allclose(found, model(images).detach().numpy(), rtol=1e-5, atol=1e-5)
+    torch.save({**model.state_dict(), "z": torch.ones(2)}, tmp_path / "x.pt")
+    assert "11 of 11 arrays fit; only there: one more, z" in command(*line, "--by-order")[2]
+    torch.save(dict(list(model.state_dict().items())[:2]), tmp_path / "x.pt")
+    assert "2 of 11 arrays fit; missing there: 0.1.bias" in command(*line, "--by-order")[2]
+
+
 def test_class_names_and_the_prediction_of_an_imported_network(run, command, tmp_path):
     source = tmp_path / "a.safetensors"
     pc.save_safetensors(source, small.network())
@@ -164,6 +206,11 @@ def test_class_names_and_the_prediction_of_an_imported_network(run, command, tmp
                 "28",
             ],
             "a.safetensors: the parameters do not fit the network: 0 of 10 arrays fit; 0.weight (6, 1, 5, 5) has shape",
+        ),
+        (["import", "MODEL", "--out", "a.npz", "--by-order"], "--by-order needs --model, the network that takes"),
+        (
+            ["import", "MODEL", "--out", "a.npz", "--by-order", "--model", "net.py:f", "--input-shape", "5"],
+            "--by-order takes a state_dict of PyTorch, got a safetensors file",
         ),
         (["import", "FOREIGN", "--out", "a.npz"], "foreign.safetensors says nothing of the layers: build the network"),
         (["import", "DAMAGED", "--out", "a.npz"], "damaged.safetensors is damaged: its metadata is not JSON"),

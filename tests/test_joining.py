@@ -154,3 +154,15 @@ def test_other_functions_are_left_as_they_are(function, options):
 
 def test_of_nothing_nothing_is_made():
     assert join([]) == []
+
+
+def test_the_calls_of_frequent_predictions_are_joined_and_give_the_same_bits():
+    network, images = small.network(), small.dataset(20).images
+    wanted = network.predict(images)
+    (replica,) = network._idle
+    tape = replica.tape(20, training=False)
+    separate = list(tape.forward)
+    for _ in range(20):
+        np.testing.assert_array_equal(network.predict(images), wanted)
+    assert len(tape.forward) < len(separate)
+    np.testing.assert_array_equal(network.predict(images[::-1]), wanted[::-1])

@@ -151,6 +151,9 @@ def test_the_command_goes_on_and_leaves_complete_files(victims, folder, tmp_path
     assert summary["ranks"] == 3 - len(victims)
     assert pc.load_model(out / "model.npz").parameters_sha256() == summary["parameters_sha256"]
     assert len(list((out / "checkpoints").iterdir())) == 2
+    report = (out / "report.html").read_text()
+    assert f"<li>Lost {len(victims)} rank{'s' if len(victims) > 1 else ''} during training; the others" in report
+    assert ">Confusion matrix</h2>" in report
     alone = launch.run([*line, "--epochs", "150", "--out", str(tmp_path / "alone")])
     assert alone.code == 0, alone.err
     wanted = json.loads((tmp_path / "alone" / "summary.json").read_text())["parameters_sha256"]

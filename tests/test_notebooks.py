@@ -15,7 +15,8 @@ import pytest
 import small
 
 import parallelcnn as pc
-from parallelcnn.notebook import contact_sheet, png
+from parallelcnn.notebook import contact_sheet
+from parallelcnn.png import png
 from parallelcnn.training.progress import in_notebook
 
 

@@ -3,6 +3,7 @@
 import errno
 import io
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -120,6 +121,20 @@ def test_compiling_is_said_before_it_starts_and_when_it_is_done():
     assert terminal.getvalue().endswith("\r\x1b[Kcompiled 2 kernels in 0.0 s\n")
     with show_compilation(pc.Serial(), Broken()):
         compile_something(kernel(triple))
+
+
+def test_the_seconds_advance_while_a_kernel_takes_long(monkeypatch):
+    monkeypatch.setattr("parallelcnn.training.progress._OFTEN", 0.02)
+    terminal = Terminal()
+    with (
+        show_compilation(pc.Serial(), terminal),
+        trigger_event("numba:compile", data={"dispatcher": kernel(triple)}),
+    ):
+        deadline = time.monotonic() + 20
+        while terminal.getvalue().count("... 0 kernels done") < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert terminal.getvalue().count("... 0 kernels done, ") >= 3
+    assert re.search(r"\r\x1b\[Kcompiled 1 kernel in \d\.\d s\n$", terminal.getvalue())
 
 
 def test_a_start_with_a_warm_cache_says_nothing_nor_does_a_function_that_is_compiled_quickly(monkeypatch):

@@ -38,8 +38,8 @@ def test_a_page_causes_no_errors_and_can_be_printed(tmp_path):
     file.write_bytes(training_report(RUNS["classes"]))
     for scheme in ("light", "dark"):
         picture = tmp_path / f"{scheme}.png"
-        dark = ["--force-dark-mode"] if scheme == "dark" else []
-        said = open_page(file, f"--screenshot={picture}", *dark, profile=tmp_path / "profile")
+        setting = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
+        said = open_page(file, f"--screenshot={picture}", setting, profile=tmp_path / "profile")
         assert "CONSOLE" not in said
         assert picture.stat().st_size > 10_000
     said = open_page(file, f"--print-to-pdf={tmp_path / 'report.pdf'}", profile=tmp_path / "profile")

@@ -31,7 +31,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         usage="parallelcnn import FILE --out model.npz [options]",
         description="Make a model file of an ONNX model (.onnx), or of the parameters in a safetensors file or a "
         "state_dict of PyTorch (.pt, .pth, .bin, .ckpt) and the network that --model names. Names and shapes must be "
-        "those of the network, as --model and parallelcnn export write them.",
+        "those that parallelcnn export writes for this network; with --by-order, only the shapes.",
         epilog=_EXAMPLES,
     )
     parser.set_defaults(run=run, strict=None, prepare=prepare, timeout=0.0)
@@ -41,6 +41,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add_setting(network, "model", "; not for ONNX models", default=None)
     network.add_argument("--classes", type=int, metavar="N", help="outputs of the network that --model names")
     network.add_argument("--input-shape", type=int, nargs="+", metavar="N", help="of an image: channels, rows, columns")
+    network.add_argument(
+        "--by-order", action="store_true", help="take the arrays in their order, whatever their names are"
+    )
     network.add_argument("--class-names", nargs="+", metavar="NAME", help="names of the classes, in their order")
     network.add_argument(
         "--prediction",
@@ -56,6 +59,10 @@ def prepare(options: argparse.Namespace) -> None:
     is_onnx = options.file.lower().endswith(".onnx")
     if is_onnx and (options.model is not None or options.input_shape is not None):
         raise InputError("an ONNX model says what its layers and its input are: give no --model and --input-shape")
+    if options.by_order and options.model is None:
+        raise InputError("--by-order needs --model, the network that takes the arrays")
+    if options.by_order and options.file.lower().endswith(".safetensors"):
+        raise InputError("--by-order takes a state_dict of PyTorch, got a safetensors file, which is sorted by name")
     if options.model is not None and options.input_shape is None:
         raise InputError("--model needs --input-shape, such as 3 32 32: channels, rows, columns")
 
@@ -98,7 +105,7 @@ def _network(options: argparse.Namespace) -> "NetworkHandler":
         raise InputError(f"--model {options.model} needs --classes, the number of its outputs")
     network = NetworkHandler(find_model(options.model, options.classes), options.input_shape)
     try:
-        network.load_parameters(read_parameters(file))
+        network.load_parameters(read_parameters(file), by_order=options.by_order)
     except InputError as error:
         if isinstance(error, CheckpointError):
             raise

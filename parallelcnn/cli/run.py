@@ -301,9 +301,8 @@ class Run:
             where = f"stopped after minibatch {history.steps:,}"
             how = f"to continue, give the same command with --out {path} --resume"
             say(f"parallelcnn: {why}: {where}; {how}", sys.stderr)
-        self._report_unfinished(
-            f"Training was {'interrupted' if number == signal.SIGINT else f'ended by {why}'}: {where}; {how}."
-        )
+            ended = why if number == signal.SIGINT else f"ended by {why}"
+            self._report_unfinished(f"Training was {ended}: {where}; {how}.")
         self._comm.barrier()  # a launcher kills the others when one rank exits: print first
         return 128 + number
 
@@ -369,8 +368,8 @@ class Run:
         summary: dict[str, Any],
     ) -> None:
         hosts, threads = self._ranks
-        lost = [f"{plural(history.lost_ranks, 'rank')} of {len(hosts)} lost during training; the others continued."]
-        with contextlib.suppress(OSError):  # no new directory, where another run has taken this one
+        lost = [f"Lost {plural(history.lost_ranks, 'rank')} during training; the others continued."]
+        with contextlib.suppress(OSError, InputError):  # no new directory, where another run has taken this one
             directory = self._reporter.directory_to_write()
             run = ReportedRun(
                 name=str(directory.path),

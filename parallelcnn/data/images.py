@@ -161,7 +161,9 @@ class DecodedImages:
         lost = set(self.found.sets["train"].labels) - set(sets["train"].labels)
         if lost:
             name = self.found.class_names[min(lost)]
-            raise DataError(f"{self.found.folder}: none of the training images of the class {name} can be decoded")
+            raise DataError(
+                f"{self.found.folder}: none of the training images of the class {name} can be decoded"
+            ).together()
         why = f"{self.why}; {plural(len(broken), 'broken image')} left out"
         messages = tuple(broken[number] for number in sorted(broken))
         return replace(self, found=replace(self.found, sets=sets), why=why, broken=messages)
@@ -199,13 +201,18 @@ def load_images(plan: DecodedImages, ranks: Ranks = _ALONE, advance: Callable[[i
             break
         broken = _decode(plan, ranks, lead, advance, wanted=wanted)
         if broken and not plan.options.skip_broken:
-            raise DataError(_described(broken))
+            raise DataError(_described(broken)).together()
         if broken:
             plan = plan.without(broken)
             _decode(plan, ranks, lead, advance, wanted=wanted)
     sets = plan.sets()
-    if sets is None:
-        raise DataError(f"{plan.file}: the decoded images cannot be read; PARALLELCNN_CACHE names another folder")
+
+    def check() -> None:
+        if sets is None:
+            raise DataError(f"{plan.file}: the decoded images cannot be read; PARALLELCNN_CACHE names another folder")
+
+    ranks.together(check)
+    assert sets is not None
     return sets
 
 

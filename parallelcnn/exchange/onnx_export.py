@@ -129,7 +129,9 @@ def _largest_difference(
         onnxruntime = import_optional("onnxruntime", "export_onnx")
     except InputError:
         return None
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # several would be bound to cores, which fails noisily where some are not allowed
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     twin = copy.copy(network)
     twin.input_range = None  # no warning of random images
     if not _predicts(network, probabilities):

@@ -166,7 +166,8 @@ def _modules(layer: Layer, place: str, shape: Shape, indent: str) -> "Modules":
     """The modules of a layer: (end of the name, code)."""
     if type(layer) is Frozen:
         for name, module in _modules(layer.layer, place, shape, indent):
-            yield name, f"{module}.requires_grad_(False)"
+            has_parameters = name == "" and layer.parameters(shape)
+            yield name, f"{module}.requires_grad_(False)" if has_parameters else module
         return
     write = _WRITERS.get(type(layer))
     if write is None:

@@ -14,7 +14,7 @@ from parallelcnn.report.tables import table
 from parallelcnn.wording import plural
 
 _MOST_RUNS = 32  # in a chart: more lines than colours and dashes distinguish
-_MOST_POINTS = 240
+_MOST_POINTS = 80  # of a line: means of neighbouring minibatches
 
 
 def comparison(
@@ -36,7 +36,7 @@ def comparison(
         masthead("Runs", title, plural(len(runs), "run")),
         notes(warnings),
         section("Curves", _charts(drawn)),
-        section("Settings and results", table(head, rows, "The runs", numbers_from=99)),
+        section("Settings and results", table(head, rows, "The runs", numbers_from=99, class_="runs")),
     )
 
 

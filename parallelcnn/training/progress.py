@@ -126,12 +126,12 @@ def show_compilation(comm: Transport, stream: TextIO | None = None) -> Iterator[
 class _Compilation(Listener):
     """Print the progress of numba's compilations. They are nested: a kernel also compiles the functions it calls.
 
-    On a terminal the number of kernels and the seconds advance, also while one kernel takes long.
+    On a terminal and in a notebook the number of kernels and the seconds advance, also while one kernel takes long.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._on_terminal = is_terminal(stream)
+        self._on_terminal = is_terminal(stream) or in_notebook()
         self._started_at: list[float] = []
         self._announced = ""
         self._done = 0
@@ -173,7 +173,7 @@ class _Compilation(Listener):
             self._counter.join()
         if self._announced:
             back = "\r\x1b[K" if self._on_terminal else ""
-            _print(f"{back}compiled {self._done} kernels in {self._seconds:.1f} s", self._stream)
+            _print(f"{back}compiled {plural(self._done, 'kernel')} in {self._seconds:.1f} s", self._stream)
 
 
 def in_notebook() -> bool:

@@ -1,0 +1,56 @@
+"""The command on folders of images under mpirun: decoded once by all ranks, the same bits on any number of them."""
+
+import json
+
+import numpy as np
+import pytest
+from launch import parallelcnn
+
+Image = pytest.importorskip("PIL.Image")
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("data") / "photos", np.random.default_rng(0)
+    for label, name in enumerate(("dark", "light")):
+        (folder / name).mkdir(parents=True)
+        for number in range(30):
+            pixels = rng.integers(100 * label, 100 * label + 150, (12, 10, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_ranks_decode_together_and_train_the_same_bits_with_augmentation(photos, tmp_path):
+    hashes, caches = set(), []
+    for ranks in (1, 2, 3):
+        out, cache = tmp_path / f"run-{ranks}", tmp_path / f"cache-{ranks}"
+        words = ["--data", photos, "--epochs", 2, "--batch-size", 10, "--reproducible", 4]
+        words += ["--augment", "light", "--normalize", "--model", "lenet5", "--image-size", 28, "--out", out]
+        ran = parallelcnn("train", *words, ranks=ranks, PARALLELCNN_CACHE=str(cache))
+        assert ran.code == 0, ran.err
+        assert ran.out.count("found      image folder: 2 classes") == 1
+        hashes.add(json.loads((out / "summary.json").read_text())["parameters_sha256"])
+        caches.append([file.read_bytes() for file in (cache / "images").iterdir()])
+        assert (out / "report.html").exists()
+    assert len(hashes) == 1
+    assert len(caches[0]) == 1
+    assert caches[0] == caches[1] == caches[2]
+
+
+def test_a_broken_image_is_said_once_and_the_ranks_of_a_prediction_keep_the_order(photos, tmp_path):
+    cache = {"PARALLELCNN_CACHE": str(tmp_path / "cache")}
+    (photos / "light" / "bad.png").write_bytes(b"no image")
+    words = ["train", "--data", photos, "--epochs", 1, "--batch-size", 10, "--model", "lenet5", "--image-size", 28]
+    ran = parallelcnn(*words, "--out", tmp_path / "out", ranks=3, **cache)
+    assert ran.code == 2
+    assert ran.err.count("bad.png: cannot be decoded") == 1
+    assert "Traceback" not in ran.err
+    assert not (tmp_path / "out").exists()
+    ran = parallelcnn(*words, "--skip-broken", "--out", tmp_path / "out", ranks=2, **cache)
+    assert ran.code == 0, ran.err
+    (photos / "light" / "bad.png").unlink()
+    ran = parallelcnn("predict", tmp_path / "out", photos, "--csv", ranks=3)
+    assert ran.code == 0, ran.err
+    files = [line.partition(",")[0] for line in ran.out.splitlines()[1:]]
+    assert files == [str(file) for file in sorted(photos.rglob("*.png"))]
