@@ -18,7 +18,7 @@ from parallelcnn.kernels import conv2d as kernels
 from parallelcnn.kernels import maxpool2d as pooling_kernels
 from parallelcnn.kernels import windows as window_kernels
 from parallelcnn.kernels.batch_norm import fold
-from parallelcnn.kernels.load import MOST_LANES, load_windows
+from parallelcnn.kernels.load import AT_ONCE, load_windows
 from parallelcnn.layers.base import Array, Layer, Parameter, Shape, Step
 from parallelcnn.layers.batch_norm import BatchNorm
 from parallelcnn.layers.composite import Composite, Layers, Replaced, Sequential
@@ -143,7 +143,7 @@ class PreparedImages(Layer):
         images = (*shape, step.n)
         for call in calls:
             step.call(*call)
-        how, places = (windows, mean, factor), np.empty((MOST_LANES, 4), np.int64)
+        how, places = (windows, mean, factor), np.empty((AT_ONCE, 4), np.int64)
         step.call(window_kernels.take_windows, x.reshape(images), *how, y.reshape(images))
         step.load_by(calls, partial(_load_windows, (*how, places, y.reshape(images))), y)
         return y

@@ -5,9 +5,8 @@ import numpy as np
 from ._jit import exact_kernel, kernel
 from ._vectors import VECTOR_BYTES, loop, vectorised
 
-_AT_ONCE = 64  # samples; their images of some KiB are prefetched into the second cache
+AT_ONCE = 64  # samples; their images of some KiB are prefetched into the second cache
 _LINE_BYTES = 64  # of a cache line
-MOST_LANES = 64 // 4  # of a vector
 _unsigned = np.uint64  # unsigned indices need no check for negative values
 
 
@@ -31,8 +30,8 @@ def load(images, indices, scale, x):
     features, N = x.shape
     lanes = VECTOR_BYTES // x.itemsize
     whole = features - features % lanes
-    for first in range(0, N, _AT_ONCE):
-        last = min(first + _AT_ONCE, N)
+    for first in range(0, N, AT_ONCE):
+        last = min(first + AT_ONCE, N)
         for i in range(first, last):
             prefetch_row(images, indices[i], 0)
         for f in range(0, whole, lanes):
@@ -72,26 +71,27 @@ def load_windows(images, indices, scale, windows, mean, factor, places, x):
     """x[c, p, q, i] = (w * scale - mean[c]) * factor[c], w = (the window of image indices[i])[c, p, q].
 
     images: (N, C * H * W), x: (C, H, W, n); windows: see `windows`, whose `take_windows` after `load` gives the same
-    bits. places: (MOST_LANES, 4) int64, overwritten.
+    bits. places: (AT_ONCE, 4) int64, overwritten.
 
     Squares of columns and samples are transposed in registers, as in `load`; what is read backwards is reversed there.
     """
     C, H, W, n = x.shape
     lanes = VECTOR_BYTES // x.itemsize
-    for first in range(0, n, lanes):
-        last = min(first + lanes, n)
-        if first % _AT_ONCE == 0:
-            for i in range(first, min(first + _AT_ONCE, n)):
+    for start in range(0, n, AT_ONCE):
+        stop = min(start + AT_ONCE, n)
+        fit = 0  # a bit for each vector of samples
+        for first in range(start, stop, lanes):
+            fits = lanes <= W
+            for i in range(first, min(first + lanes, n)):
                 prefetch_row(images, indices[i], 1)
-        fits = lanes <= W
-        for i in range(first, last):
-            # What is read outside of a row, and is not used, lies in this image or the ones beside it.
-            is_near = abs(windows[2, i]) + 2 * W <= C * H * W
-            fits = fits and is_near and 0 < indices[i] < len(images) - 1
+                # What is read outside of a row, and is not used, lies in this image or the ones beside it.
+                is_near = abs(windows[2, i]) + 2 * W <= C * H * W
+                fits = fits and is_near and 0 < indices[i] < len(images) - 1
+            fit |= int(fits) << (first - start)
         for p in range(H):
-            for lane in range(lanes):
+            for lane in range(min(AT_ONCE, n - start + lanes - 1)):
                 # In lanes without a sample the last sample is loaded, but not stored.
-                i = min(first + lane, n - 1)
+                i = min(start + lane, n - 1)
                 row, column, step = windows[0, i] + windows[1, i] * p, windows[2, i], windows[3, i]
                 is_row = 0 <= row < H
                 places[lane, 0] = (indices[i] * C * H + (row if is_row else 0)) * W + column
@@ -100,13 +100,15 @@ def load_windows(images, indices, scale, windows, mean, factor, places, x):
                 places[lane, 2] = column if step > 0 else W - 1 - column
                 places[lane, 3] = W if is_row else 0
             for c in range(C):
-                if fits:
-                    for q in range(0, W - lanes, lanes):
-                        load_window_tile(images, scale, places, mean, factor, x, (c, p, q, first))
-                    load_window_tile(images, scale, places, mean, factor, x, (c, p, W - lanes, first))
-                else:
-                    for i in range(first, last):
-                        place, is_forwards, begin, size = places[i - first]
+                for first in range(start, stop, lanes):
+                    if fit >> (first - start) & 1:
+                        for q in range(0, W - lanes, lanes):
+                            load_window_tile(images, scale, places, mean, factor, x, (c, p, q, first, first - start))
+                        last = W - lanes
+                        load_window_tile(images, scale, places, mean, factor, x, (c, p, last, first, first - start))
+                        continue
+                    for i in range(first, min(first + lanes, n)):
+                        place, is_forwards, begin, size = places[i - start]
                         step = 1 if is_forwards else -1
                         for q in range(W):
                             value = x.dtype.type(0)
@@ -118,13 +120,13 @@ def load_windows(images, indices, scale, windows, mean, factor, places, x):
 
 def _plain_load_window_tile(images, scale, places, mean, factor, x, tile):
     """Compute x[c, p, q : q + lanes, first : first + lanes], for existing samples; places: see `load_windows`."""
-    c, p, q, first = tile
+    c, p, q, first, first_lane = tile
     _, H, W, n = x.shape
     lanes = VECTOR_BYTES // x.itemsize
     columns = np.arange(q, q + lanes)
     numbers = images.reshape(images.size)
     for lane in range(min(lanes, n - first)):
-        place, is_forwards, begin, size = places[lane]
+        place, is_forwards, begin, size = places[first_lane + lane]
         step = 1 if is_forwards else -1
         inside = (begin + columns >= 0) & (begin + columns < size)
         values = np.where(inside, numbers[place + c * H * W + step * columns], 0).astype(x.dtype)
@@ -133,12 +135,12 @@ def _plain_load_window_tile(images, scale, places, mean, factor, x, tile):
 
 @vectorised(_plain_load_window_tile, like="x")
 def load_window_tile(v, builder, images, scale, places, mean, factor, x, tile):
-    c, p, q, first = tile
+    c, p, q, first, first_lane = tile
     _, H, W, N = x.shape
     channel = builder.mul(builder.mul(c, H), W)
     forwards_by = builder.add(channel, q)
     backwards_by = builder.sub(builder.sub(channel, q), v.index(v.lanes - 1))
-    start = places.at(v.index(0), v.index(0))
+    start = places.at(first_lane, v.index(0))
     rows = []
     for lane in range(v.lanes):
         place, is_forwards, begin, size = (v.number(start, 4 * lane + k) for k in range(4))
