@@ -283,6 +283,13 @@ def test_options_of_images_are_refused_for_other_data(tmp_path):
         pc.load_data("digits", image_size=5)
 
 
+def test_a_folder_of_mnist_is_refused_for_images(tmp_path):
+    with pytest.raises(
+        DataError, match=r"data_dir .* is where the data set 'mnist' lies, but the data set asked for is"
+    ):
+        pc.load_data(photos(tmp_path), data_dir=tmp_path)
+
+
 # ---- the file of decoded images
 
 

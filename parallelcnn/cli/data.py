@@ -63,7 +63,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     if out is not None and not out.is_dir():
         raise InputError(f"--out must be a directory that exists, got {out}")
     with without_warnings():
-        plan = plan_of_images(options.data, replace(options.images, skip_broken=True))
+        plan = plan_of_images(options.data, replace(options.images, skip_broken=True), options.data_dir)
         sets = load_sets(options.data, options.data_dir, options.images) if plan is None else load_images(plan)
     sets = sets.with_test_set()
     for line in describe(sets, plan):

@@ -47,7 +47,7 @@ def load_data_sets(
     fraction = getattr(options, "validation_split", None)
 
     def plan() -> DecodedImages | None:
-        return plan_of_images(options.data, like or images) if comm.rank == 0 else None
+        return plan_of_images(options.data, like or images, options.data_dir) if comm.rank == 0 else None
 
     def split(sets: DataSets) -> Loaded:
         sets = sets.with_test_set()

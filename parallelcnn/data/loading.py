@@ -48,7 +48,7 @@ def load_data(
     """
     options = ImageOptions(image_size, resize, color, skip_broken)
     with without_warnings():
-        plan = plan_of_images(name, options)
+        plan = plan_of_images(name, options, data_dir)
         sets = None if plan is None else load_images(plan)
     sets = sets or load_sets(name, data_dir, options)
     sets = sets.with_test_set()
@@ -56,33 +56,28 @@ def load_data(
     return sets.train, sets.test
 
 
-def plan_of_images(name: PathLike, options: ImageOptions) -> DecodedImages | None:
+def plan_of_images(name: PathLike, options: ImageOptions, data_dir: PathLike | None = None) -> DecodedImages | None:
     """How the images of a folder are decoded; None if `name` is something else."""
-    path = _path(name)
+    path = _path(name, data_dir)
     return plan_images(path, options) if path is not None and image_folder.recognises(path) else None
 
 
 def load_sets(name: PathLike, data_dir: PathLike | None = None, options: ImageOptions | None = None) -> DataSets:
     """As `load_data`, for everything but folders of images."""
-    path = _path(name)
+    path = _path(name, data_dir)
     if options not in (None, ImageOptions()):
         given = ", ".join(f"{field} {value!r}" for field, value in _differing(options))
         raise InputError(f"{os.fspath(name)}: is no folder of images, for which alone {given} can be set")
     if name == "mnist":
         train, test = load_mnist(data_dir)
         return DataSets(train, test=test)
-    if data_dir is not None:
-        raise DataError(
-            f"data_dir ({os.fspath(data_dir)}) is where the data set 'mnist' lies, "
-            f"but the data set asked for is {name!r}"
-        )
     if path is not None:
         return load_path(path)
     train, test = load_digits()
     return DataSets(train, test=test)
 
 
-def _path(name: PathLike) -> Path | None:
+def _path(name: PathLike, data_dir: PathLike | None) -> Path | None:
     """The path that a name means; None for the name of a known data set.
 
     Raises:
@@ -91,9 +86,14 @@ def _path(name: PathLike) -> Path | None:
     """
     if not isinstance(name, str | os.PathLike):
         raise InputError(f"name must be one of {', '.join(DATA_NAMES)}, or a path, got {described(name)}")
+    text = os.fspath(name)
+    if data_dir is not None and name != "mnist":
+        raise DataError(
+            f"data_dir ({os.fspath(data_dir)}) is where the data set 'mnist' lies, "
+            f"but the data set asked for is {text!r}"
+        )
     if name in DATA_NAMES:
         return None
-    text = os.fspath(name)
     if os.path.exists(text) or os.sep in text or text.startswith("~"):
         return as_path("name", name)
     raise DataError(f"no data set and no path is named {text!r}: {nearest_name(text, DATA_NAMES)}")
