@@ -35,6 +35,13 @@ def network(seed=0):
     return pc.NetworkHandler(layers, (1, 11, 9), seed)
 
 
+def adapted_network(seed=0):
+    """The same after `Normalize("auto")` has got its numbers."""
+    found = network(seed)
+    found.adapt(small.dataset(20))
+    return found
+
+
 def train(network, comm, **options):
     """Train on 211 samples in minibatches of 25, the last one of 11."""
     optimizer = pc.EMA(pc.AdamW(pc.Cosine(0.01, warmup=4), weight_decay=0.1, clip_norm=0.5), decay=0.9)

@@ -147,7 +147,7 @@ def test_on_a_terminal_there_is_a_bar_and_afterwards_a_line_an_epoch(folder, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "mnits"], "no data set and no folder is named 'mnits': did you mean 'mnist'?"),
+        (["--data", "mnits"], "no data set and no path is named 'mnits': did you mean 'mnist'?"),
         (["--epochs", "0"], "epochs must be an integer of at least 1, got 0"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["--batch-size", "0"], "batch_size must be an integer of at least 1, got 0"),

@@ -29,7 +29,7 @@ ROWS = (
 )
 MODELS = {
     "rows": (lambda: ROWS, (1, 11, 9), 5),
-    "everything": (lambda: everything.network().layers, (1, 11, 9), 0),
+    "everything": (lambda: everything.adapted_network().layers, (1, 11, 9), 0),
     "resnet8": (pc.resnet8, (3, 16, 17), 0),
     "mobilenet": (pc.mobilenet_small, (3, 16, 16), 0),
     "none": (lambda: small.LAYERS, (1, 11, 9), 0),

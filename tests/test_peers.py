@@ -78,7 +78,7 @@ def test_a_system_refuses_bad_input_in_a_sentence():
     line = [sys.executable, SYSTEMS / "train_parallelcnn.py", "--data", "nowhere"]
     ran = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 2
-    assert "no data set and no folder is named 'nowhere'" in ran.stderr
+    assert "no data set and no path is named 'nowhere'" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
