@@ -154,11 +154,12 @@ layers = (pc.AvgPool2D(32), pc.Flatten(), pc.Dense(2))
 network = pc.NetworkHandler(layers, (3, 64, 64))
 few = pc.Dataset(np.zeros((200, 3, 64, 64), np.uint8), np.arange(200) % 2, 2)
 pc.train(network, few, few, pc.SGD(0.1), 1, 100, verbose=0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # more where kernels have been compiled
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 assert images.nbytes >= 2 * memory_limit()[0]
 train_set = pc.Dataset(images, np.arange(len(images)) % 2, 2)
 history = pc.train(network, train_set, few, pc.SGD(0.1), 1, 1000, verbose=0)
-print(json.dumps([history.samples_seen, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+print(json.dumps([history.samples_seen, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 """
 
 
@@ -171,6 +172,6 @@ def test_data_twice_as_large_as_the_address_space_can_be_trained_on(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    seen, peak = json.loads(ran.stdout)
+    seen, before, peak = json.loads(ran.stdout)
     assert seen == count
-    assert peak < 600_000, "KiB"
+    assert peak - before < 150_000, "KiB"

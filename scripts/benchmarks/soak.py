@@ -58,7 +58,7 @@ RECIPES = (
     ["--epochs", "5", "--batch-size", "23", "--model", _SMALL_MODEL],
 )
 N_TRAIN, N_TEST = 1000, 300
-_KEPT_FILES = {".lock", "config.toml", "model.npz", "metrics.jsonl", "loss.png", "summary.json"}
+_KEPT_FILES = {".lock", "config.toml", "model.npz", "metrics.jsonl", "loss.png", "report.html", "summary.json"}
 _ULFM_MODES = {"survives", "recoveries"}
 
 
