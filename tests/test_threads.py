@@ -144,7 +144,12 @@ def test_as_many_threads_as_there_are_cores_compute_if_they_have_enough_to_do(sa
     dataset = pc.Dataset(np.zeros((samples, 28, 28), np.uint8), np.zeros(samples, np.int64), 10)
     computing = set()
     load = Replica.load
-    monkeypatch.setattr(Replica, "load", lambda *arguments: computing.add(threading.get_ident()) or load(*arguments))
+
+    def noting(*arguments, **options):
+        computing.add(threading.get_ident())
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(Replica, "load", noting)
     pc.evaluate(network, dataset, pc.Serial())
     assert len(computing) == threads
 
