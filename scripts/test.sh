@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up environments, then run the checks and the most valuable tests: about ten minutes on two cores.
+# Set up environments, then run the checks and the most valuable tests: some twenty minutes on two cores.
 #   test.sh            names at the end what was left out
 #   test.sh --all      everything: both MPI libraries, kernels in all modes, the oldest packages
 #   test.sh ARGUMENTS  only pytest, with these arguments
