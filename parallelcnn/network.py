@@ -7,6 +7,7 @@ Users pass images with the samples first, (n, C, H, W) or (n, H, W). Internally 
 import copy
 import hashlib
 import math
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
 
 ORIGIN = ("prediction", "input_range", "class_names", "resize")  # see `NetworkHandler.origin`
+_LONG_NUMBER = re.compile(r"\d+\.\d{5,}(e[+-]?\d+)?")
 
 
 class NetworkHandler:
@@ -613,7 +615,7 @@ def _rows(layer: Layer, input_shape: Shape, parameters: int, indent: str = "") -
     shape = _any_number(layer.output_shape(input_shape))
     inner_layers = layer.inner_layers(input_shape)
     if not inner_layers:
-        yield indent + repr(layer), shape, f"{parameters:,}"
+        yield indent + _LONG_NUMBER.sub(lambda found: f"{float(found[0]):.4g}", repr(layer)), shape, f"{parameters:,}"
         return
     yield f"{indent}{type(layer).__name__}", shape, ""
     for inner, inner_shape in inner_layers:

@@ -115,7 +115,7 @@ def test_what_is_hidden_or_no_image_is_ignored_and_counted(tmp_path):
     assert found.class_names == CLASSES
     assert len(found.files) == 20
     assert str(found) == (
-        "image folder: 2 classes, images: 16 in the train set, 4 in the test set, drawn from the others, "
+        "image folder: 2 classes, images: 16 in the training set, 4 in the test set, drawn from the others, "
         "2 other files ignored"
     )
 
@@ -159,6 +159,8 @@ def build(tmp_path, case):
     elif case == "empty test":
         photos(tmp_path / "train")
         (tmp_path / "test").mkdir()
+    elif case == "one of each":
+        photos(tmp_path, 1)
     elif case == "loop":
         photos(tmp_path)
         (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
@@ -180,7 +182,8 @@ def build(tmp_path, case):
         ("no train", r"holds test, but no folder train"),
         ("empty test", r"test: must hold images in folders of classes, but holds none"),
         ("loop", r"cat/again: is a link to a folder above it: remove the link"),
-        ("larger loop", r"is a link to a folder above it: remove the link"),
+        ("larger loop", r"cat/again: is a link to a folder above it: remove the link"),
+        ("one of each", r"at least two images of some class, so that a test set can be drawn, but holds one of each"),
     ],
 )
 def test_what_cannot_be_a_data_set_is_refused(case, message, tmp_path):
@@ -242,7 +245,8 @@ def test_a_class_whose_images_are_all_broken_is_refused(tmp_path):
 def test_only_broken_images(tmp_path):
     for name in CLASSES:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "x.jpg").write_bytes(b"")
+        for number in range(2):
+            (tmp_path / name / f"{number}.jpg").write_bytes(b"")
     with pytest.raises(DataError, match="is no image that Pillow can read"):
         sets_of(tmp_path, skip_broken=True)
 

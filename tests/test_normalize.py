@@ -135,3 +135,10 @@ def test_arguments_become_python_numbers_and_the_layer_prints_as_its_call():
 def test_wrong_numbers_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_a_summary_shows_rounded_numbers_and_the_repr_exact_ones():
+    layer = pc.Normalize((0.123456789, 0.5), (0.25, 1.23456789e-07))
+    text = pc.NetworkHandler((layer,), (2, 4, 4)).summary()
+    assert "Normalize(mean=(0.1235, 0.5), std=(0.25, 1.235e-07))" in text
+    assert repr(layer) == "Normalize(mean=(0.123456789, 0.5), std=(0.25, 1.23456789e-07))"

@@ -170,7 +170,7 @@ def test_a_run_on_a_folder_of_images_can_be_repeated_evaluated_and_used(tmp_path
         *("--batch-size", 5, "--model", "lenet5", "--image-size", "32", "--out", tmp_path / "run"),
     )
     assert trained.code == 0, trained.err
-    assert "found      image folder: 2 classes, images: 40 in the train set, 6 in the test set" in trained.out
+    assert "found      image folder: 2 classes, images: 40 in the training set, 6 in the test set" in trained.out
     assert "8 x 8 pixels, resized to 32 x 32 (pad), rgb" in trained.out
     network = pc.load_model(tmp_path / "run" / "model.npz")
     assert (network.class_names, network.resize, network.input_shape) == (NAMES, "pad", (3, 32, 32))
@@ -233,12 +233,11 @@ def test_data_describes_a_folder_of_images(tmp_path, here):
     save(folder / "red" / "again.png", COLORS["red"])
     save(folder / "blue" / "wide.png", COLORS["blue"], (30, 8))
     (folder / "blue" / "bad.jpg").write_bytes(b"")
-    (tmp_path / "about").mkdir()
     result = here("data", folder, "--out", tmp_path / "about")
     assert result.code == 0, result.err
     text = result.out
     assert "22 images, rows x columns: 8 x 8 (21), 8 x 30 (1); all in colour" in text
-    assert "broken     1 image, left out by --skip-broken:" in text
+    assert "broken     1 image, which train leaves out only with --skip-broken:" in text
     assert "bad.jpg: cannot be decoded" in text
     assert "with the pixels of another one" in text
     assert "red/0.png = red/again.png" in text or "red/again.png = red/0.png" in text
@@ -264,12 +263,13 @@ def test_data_counts_classes_of_unequal_size_and_labels_that_differ(tmp_path, he
     save(tmp_path / "photos" / "test" / "red" / "x.png", COLORS["blue"])
     text = here("data", tmp_path / "photos").out
     assert "the largest class has 12 samples, the smallest 1: consider --class-weight balanced" in text
+    assert "missing    the test set has no sample of blue\n" in text
     assert "1 sample with the pixels of another one; 1 of them in different sets" in text
     assert "train/blue/0.png = test/red/x.png (different labels)" in text
 
 
 def test_data_refuses_what_train_refuses(tmp_path, here):
     refused(here("data", tmp_path), "holds no data in a known format")
-    refused(here("data", "digits", "--out", tmp_path / "missing"), "--out must be a directory that exists")
+    refused(here("data", "digits", "--out", __file__), "--out must be a directory, but")
     refused(here("data", "digits", "--image-size", "5y5"), "image_size must be a number or ROWSxCOLUMNS")
     assert small_network().class_names is None

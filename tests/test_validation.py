@@ -34,6 +34,12 @@ def test_a_split_is_a_partition_that_keeps_the_order_and_the_fraction_of_every_c
     assert (np.abs(counts - fraction * np.bincount(labels)) < 1).all()
 
 
+@pytest.mark.parametrize("fraction", [0.2, 0.6])
+def test_a_class_with_one_sample_stays_in_the_part_to_train_on(fraction):
+    rest, _ = numbered(np.array([0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3]), 4).split(fraction)
+    assert set(rest.labels) == {0, 1, 2, 3}
+
+
 def test_the_seed_alone_decides_the_split():
     dataset = numbered(np.zeros(50, np.float32))
     one, again, other = (dataset.split(0.2, seed)[1].images for seed in (0, 0, 1))

@@ -60,8 +60,8 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.data.readers.decoding import without_warnings
 
     out = None if options.out is None else Path(options.out)
-    if out is not None and not out.is_dir():
-        raise InputError(f"--out must be a directory that exists, got {out}")
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"--out must be a directory, but {out} is a file")
     with without_warnings():
         plan = plan_of_images(options.data, replace(options.images, skip_broken=True), options.data_dir)
         sets = load_sets(options.data, options.data_dir, options.images) if plan is None else load_images(plan)
@@ -71,6 +71,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     if out is not None:
         if sets.train.classes is None or len(sets.train.images.shape) < 3:
             raise DataError(f"{options.data}: a contact sheet shows images of classes, which these data are not")
+        out.mkdir(parents=True, exist_ok=True)
         write_contact_sheet(out / "contact-sheet.png", sets.train, _IN_A_ROW)
         say(f"written    {out / 'contact-sheet.png'}")
     return 0
@@ -79,6 +80,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
 def describe(sets: "DataSets", plan: "DecodedImages | None") -> Iterator[str]:
     """The lines about data sets, and about the files they were read from."""
     from parallelcnn.data.description import class_counts, duplicates, named_sets, range_of_numbers
+    from parallelcnn.data.sets import ROLES
     from parallelcnn.layers.normalize import mean_and_deviation
 
     named = named_sets(sets)
@@ -103,13 +105,19 @@ def describe(sets: "DataSets", plan: "DecodedImages | None") -> Iterator[str]:
             yield f"{name:<{width}}{''.join(f' {of_set[label]:>10,}' for of_set in counts.values())}"
         fewest, most = min(counts["train"]), max(counts["train"])
         yield ""
+        for name, of_set in counts.items():
+            missing = [names[label] for label, count in enumerate(of_set) if count == 0]
+            if missing:
+                more = f" and {plural(len(missing) - _NAMED, 'other class', 'other classes')}"
+                some = ", ".join(missing[:_NAMED]) + (more if len(missing) > _NAMED else "")
+                yield f"missing    the {ROLES[name]} set has no sample of {some}"
         if most >= _UNEQUAL * max(fewest, 1):
             yield (
                 f"unequal    the largest class has {most:,} samples, the smallest {fewest:,}: consider "
                 f"--class-weight balanced"
             )
     if sets.broken:
-        yield f"broken     {plural(len(sets.broken), 'image')}, left out by --skip-broken:"
+        yield f"broken     {plural(len(sets.broken), 'image')}, which train leaves out only with --skip-broken:"
         yield from _first(list(sets.broken))
     found = duplicates(sets)
     yield f"duplicates {_counted(found)}"

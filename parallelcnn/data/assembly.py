@@ -5,13 +5,10 @@ from typing import NamedTuple
 
 from parallelcnn.data.conversion import channels_last, convert_images, labelling_of, layout_of
 from parallelcnn.data.dataset import Array, Dataset
-from parallelcnn.data.sets import DataSets
+from parallelcnn.data.sets import ROLES, DataSets
 from parallelcnn.errors import DataError
 from parallelcnn.files.rows import FileRows
 from parallelcnn.wording import plural
-
-ROLES = {"train": "training", "validation": "validation", "test": "test"}
-"""The sets that a source may hold, and how messages call them."""
 
 
 class Part(NamedTuple):

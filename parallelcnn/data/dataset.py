@@ -211,7 +211,10 @@ class Dataset:
 
 
 def draw(labels: Array, count: int, seed: int) -> Array:
-    """Draw samples at random, from each class in proportion to its size; returns a mask, (N,)."""
+    """Draw samples at random, from each class in proportion to its size; returns a mask, (N,).
+
+    One sample of each class is drawn only after all others, so that training knows every class.
+    """
     order = np.random.default_rng(seed).permutation(len(labels))
     # The samples of each class, in random order, at equal distances in [0, 1]. The first `count` hold the same fraction
     # of every class, up to one sample.
@@ -219,6 +222,7 @@ def draw(labels: Array, count: int, seed: int) -> Array:
     for label in np.unique(labels):
         of_class = order[labels[order] == label]
         position[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+        position[of_class[-1]] = 1
     chosen = np.zeros(len(labels), bool)
     chosen[order[np.argsort(position[order], kind="stable")[:count]]] = True
     return chosen

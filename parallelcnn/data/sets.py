@@ -7,6 +7,9 @@ from parallelcnn.data.dataset import Array, Dataset
 
 TEST_FRACTION = 0.2  # of the samples, where the source has no test set
 
+ROLES = {"train": "training", "validation": "validation", "test": "test"}
+"""The sets that a source may hold, and how messages call them."""
+
 
 @dataclass(frozen=True)
 class DataSets:

@@ -14,7 +14,7 @@ import numpy as np
 
 from parallelcnn.data.dataset import draw
 from parallelcnn.data.readers.decoding import is_image
-from parallelcnn.data.sets import TEST_FRACTION
+from parallelcnn.data.sets import ROLES, TEST_FRACTION
 from parallelcnn.errors import DataError
 from parallelcnn.wording import plural
 
@@ -66,12 +66,12 @@ class ImageFolder:
         return [os.path.join(self.folder, file) for one in self.sets.values() for file in one.files]
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{len(one.files):,} in the {name} set" for name, one in self.sets.items())
-        ignored = sum(one.ignored for one in self.sets.values())
+        counts = ", ".join(f"{len(one.files):,} in the {ROLES[name]} set" for name, one in self.sets.items())
+        number = sum(one.ignored for one in self.sets.values())
+        ignored = f", {plural(number, 'other file')} ignored" if number else ""
         return (
             f"image folder: {plural(len(self.class_names), 'class', 'classes')}, images: {counts}"
-            f"{', drawn from the others' if self.drawn else ''}"
-            f"{f', {ignored:,} other files ignored' if ignored else ''}"
+            f"{', drawn from the others' if self.drawn else ''}{ignored}"
         )
 
 
@@ -120,16 +120,21 @@ def find_images(folder: Path) -> ImageFolder:
             raise DataError(f"{empty}: must hold images, but is empty: a class that has none cannot be learnt")
     drawn = 0
     if len(sets) == 1:
-        sets["train"], sets["test"] = _split(sets["train"])
+        sets["train"], sets["test"] = _split(sets["train"], by_set["train"])
         drawn = len(sets["test"].files)
     if "test" not in sets:
         sets["test"] = sets.pop("validation")
     return ImageFolder(folder, class_names, sets, drawn)
 
 
-def _split(listing: Listing) -> tuple[Listing, Listing]:
+def _split(listing: Listing, of_set: str) -> tuple[Listing, Listing]:
     """Draw a test set; returns the rest and the test set."""
     labels = np.array(listing.labels)
+    if np.bincount(labels).max() == 1:
+        raise DataError(
+            f"{of_set}: must hold at least two images of some class, so that a test set can be drawn, but holds one of "
+            f"each class"
+        )
     chosen = draw(labels, max(1, round(TEST_FRACTION * len(labels))), seed=0)
     parts = [
         Listing([listing.files[i] for i in some], labels[some].tolist())
@@ -159,21 +164,31 @@ def _listing(of_set: str, class_names: tuple[str, ...], folder: Path) -> Listing
     return found
 
 
-def files_below(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+def files_below(folder: str, above: frozenset[tuple[int, int]] | None = None) -> Iterator[str]:
     """All files in a folder and the folders in it, sorted by name, through links, without what is hidden.
+
+    Args:
+        above: device and inode of the folders above it; None: find them.
 
     Raises:
         DataError: if a folder cannot be read, or a link leads back to a folder above it.
     """
-    status = os.stat(folder)
-    here = status.st_dev, status.st_ino
+    here = _identity(folder)
+    if above is None:
+        above = frozenset(map(_identity, Path(os.path.abspath(folder)).parents))
     if here in above:
-        raise DataError(f"{folder}: is a link to a folder above it: remove the link")
+        link = next((one for one in (Path(folder), *Path(folder).parents) if one.is_symlink()), folder)
+        raise DataError(f"{link}: is a link to a folder above it: remove the link")
     folders, files = _entries(folder)
     for name in files:
         yield _join(folder, name)
     for name in folders:
-        yield from files_below(_join(folder, name), (*above, here))
+        yield from files_below(_join(folder, name), above | {here})
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _classes(folder: str | Path) -> list[str]:
