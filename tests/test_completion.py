@@ -6,6 +6,11 @@ import pytest
 from conftest import ROOT
 from launch import run
 
+from parallelcnn.data.loading import DATA_NAMES
+from parallelcnn.models import MODELS
+from parallelcnn.training.augmentation import NAMES
+from parallelcnn.training.config import settings
+
 WITHOUT_HEAVY_IMPORTS = """
 import os, sys
 from parallelcnn.__main__ import main
@@ -27,6 +32,9 @@ main()
         ("parallelcnn train --opt", ["--optimizer"]),
         ("parallelcnn train --optimizer ad", ["adam", "adamw"]),
         ("parallelcnn train --schedule=co", ["--schedule=constant", "--schedule=cosine"]),
+        ("parallelcnn train --model resn", ["resnet8", "resnet20"]),
+        (f"parallelcnn train --data {ROOT}/tests/mp", [f"{ROOT}/tests/mpi/"]),
+        ("parallelcnn train --augment light mix", ["mixup"]),
         ("parallelcnn guide scikit", ["scikit-learn"]),
         ("parallelcnn nothing --", []),
     ],
@@ -41,6 +49,13 @@ def test_a_shell_gets_the_commands_options_and_their_values(line, wanted, tmp_pa
     found = {one.strip() for one in file.read_text().splitlines()}
     assert set(wanted) <= found
     assert wanted == [] or line.endswith(" ") or found == set(wanted)
+
+
+def test_the_values_that_a_shell_completes_are_those_that_exist():
+    known = {one.name: setting.known for one, setting in settings()}
+    assert known["model"] == ("auto", *MODELS)
+    assert known["data"] == DATA_NAMES
+    assert known["augment"] == NAMES
 
 
 def test_without_argcomplete_the_shell_gets_nothing_and_no_command_runs():

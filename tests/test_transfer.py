@@ -201,6 +201,15 @@ def test_a_run_starts_from_another_and_changes_only_what_is_not_frozen(run, comm
     assert f'start_from = "{path / "a"}"\n' in (tmp_path / "b" / "config.toml").read_text()
 
 
+def test_a_start_with_another_normalisation_is_warned_of(run, command, tmp_path):
+    path, line = run
+    code, _, err = command(*line, "--start-from", path / "a", "--normalize", "--out", tmp_path / "b")
+    assert code == 0
+    assert err.count("that run was trained without --normalize, and this one is with it: its first layers see") == 1
+    line += ["--normalize", "--start-from", tmp_path / "b", "--out", tmp_path / "c"]
+    assert "--normalize" not in command(*line)[2]
+
+
 def test_resuming_takes_precedence_over_start_from(run, command, tmp_path):
     path, line = run
     where, start = tmp_path / "b", tmp_path / "start.safetensors"

@@ -3,9 +3,10 @@
 import argparse
 import os
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from parallelcnn.training.config import TrainConfig, settings
+from parallelcnn.training.config import Setting, TrainConfig, settings
 from parallelcnn.wording import plural
 
 if TYPE_CHECKING:
@@ -67,8 +68,15 @@ def add_setting(group: argparse._ActionsContainer, name: str, note: str | None =
         if setting.alone is not None:
             keywords |= {"nargs": "?", "const": setting.alone}
     action: Any = group.add_argument(f"--{name.replace('_', '-')}", **keywords | changes)
-    if setting.choices:
-        action.completer = lambda **_: setting.choices  # for argcomplete; see `command._complete`
+    if setting.choices or setting.known:
+        action.completer = partial(_values, setting)  # for argcomplete; see `command._complete`
+
+
+def _values(setting: Setting, prefix: str, **_: Any) -> list[str]:
+    """The values with which a shell completes an option."""
+    from argcomplete.completers import FilesCompleter
+
+    return [*setting.choices, *setting.known, *(FilesCompleter()(prefix) if setting.is_path else ())]
 
 
 def warn_of_too_many_threads(options: argparse.Namespace | TrainConfig, comm: "Transport") -> None:

@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -22,9 +23,10 @@ from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.errors import DivergenceError, InputError
+from parallelcnn.errors import DivergenceError, InputError, TrainingWarning
 from parallelcnn.exchange.parameter_files import read_parameters
 from parallelcnn.files.model import save_model
+from parallelcnn.files.run_files import read_config
 from parallelcnn.layers.frozen import freeze
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
@@ -146,6 +148,15 @@ class Run:
         if not matching.taken:
             raise InputError(f"--start-from {source}: no array fits the network by name and shape: {matching}")
         self._started_from = f"{source}: {matching}"
+        there = read_config(Path(source)).get("normalize", self._options.normalize)
+        if there != self._options.normalize and self._comm.rank == 0:
+            warnings.warn(
+                f"--start-from {source}: that run was trained {'with' if there else 'without'} --normalize, and this "
+                f"one is {'with' if self._options.normalize else 'without'} it: its first layers see other numbers "
+                f"than they have learnt from",
+                TrainingWarning,
+                stacklevel=2,
+            )
 
     def _named_checkpoint(self) -> Checkpoint | None:
         """The checkpoint of --resume FILE, on rank 0."""

@@ -67,6 +67,7 @@ class Setting(NamedTuple):
         metavar: name of the value in the help.
         at_least: the smallest allowed value.
         choices: all allowed values; empty: any value.
+        known: values that a shell completes besides others, such as paths.
         is_path: whether `~` is expanded to the home directory.
         alone: the value if the option is given without one.
         repeatable: whether `config.toml` contains the setting.
@@ -78,6 +79,7 @@ class Setting(NamedTuple):
     metavar: str
     at_least: float | None = None
     choices: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
     is_path: bool = False
     alone: Any = None
     repeatable: bool = True
@@ -107,12 +109,14 @@ class TrainConfig:
         "the network: paper, lenet5, resnet8, resnet20, vgg-small, mobilenet-small, or your own function that returns "
         "the layers; auto: paper for gray images up to 32 x 32, resnet8 for others up to 48 x 48, otherwise "
         "mobilenet-small",
+        known=("auto", "paper", "lenet5", "resnet8", "resnet20", "vgg-small", "mobilenet-small"),
     )
     data: str = _path(
         "digits",
         NETWORK,
         "NAME|PATH",
         "digits, mnist, or a path: images in folders of classes, or another format that the guide's page data lists",
+        known=("digits", "mnist"),
     )
     data_dir: str | None = _path(
         None, NETWORK, "DIR", "directory of MNIST's files; by default the cache, filled by a download"
@@ -144,6 +148,7 @@ class TrainConfig:
         "change the training images at random: light (flip, crop), strong, or a list of flip, crop, rotation, zoom, "
         "brightness, contrast, cutout, mixup, with a number if wanted, as crop:4; not for digits: flip",
         metavar="NAME",
+        known=("light", "strong", "flip", "crop", "rotation", "zoom", "brightness", "contrast", "cutout", "mixup"),
     )
     normalize: bool = _setting(
         False, TRAINING, "normalize each channel by its mean and standard deviation in the training set"
@@ -170,6 +175,7 @@ class TrainConfig:
         "further metrics in metrics.jsonl: top-5 or another number, precision, recall, f1 (means over the "
         "classes), confusion-matrix",
         metavar="NAME",
+        known=("top-5", "precision", "recall", "f1", "confusion-matrix"),
     )
     early_stopping: int | None = _setting(
         None,
