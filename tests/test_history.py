@@ -68,3 +68,10 @@ def test_a_notebook_shows_a_table_of_the_evaluations(monkeypatch):
         "<tr><td>2</td><td>2,345</td><td>0.2500</td><td>1.0000</td><td>0.5000</td><td>1.0000</td></tr></table>"
     )
     assert pc.History()._repr_html_().startswith("<table><caption>0 minibatches")
+
+
+def test_a_history_is_printed_as_one_line():
+    assert repr(HISTORY) == (
+        "<History: 3 minibatches in 1.50 s; test_loss 0.2500; test_accuracy 1.0000; test_f1 0.5000; test_<b> 1.0000>"
+    )
+    assert repr(pc.History([1.0], stopped=True)) == "<History: 1 minibatch in 0.00 s, stopped early>"

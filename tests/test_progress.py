@@ -123,9 +123,10 @@ def test_compiling_is_said_before_it_starts_and_when_it_is_done():
         compile_something(kernel(triple))
 
 
-def test_the_seconds_advance_while_a_kernel_takes_long(monkeypatch):
-    monkeypatch.setattr("parallelcnn.training.progress._OFTEN", 0.02)
-    terminal = Terminal()
+@pytest.mark.parametrize("terminal", [Terminal(), io.StringIO()], ids=["terminal", "file"])
+def test_the_seconds_advance_while_a_kernel_takes_long(terminal, monkeypatch):
+    for pause in ("_OFTEN", "_SELDOM"):
+        monkeypatch.setattr(f"parallelcnn.training.progress.{pause}", 0.02)
     with (
         show_compilation(pc.Serial(), terminal),
         trigger_event("numba:compile", data={"dispatcher": kernel(triple)}),
@@ -134,7 +135,8 @@ def test_the_seconds_advance_while_a_kernel_takes_long(monkeypatch):
         while terminal.getvalue().count("... 0 kernels done") < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert terminal.getvalue().count("... 0 kernels done, ") >= 3
-    assert re.search(r"\r\x1b\[Kcompiled 1 kernel in \d\.\d s\n$", terminal.getvalue())
+    back = r"\r\x1b\[K" if terminal.isatty() else r"done, 0 s\n"
+    assert re.search(rf"{back}compiled 1 kernel in \d\.\d s\n$", terminal.getvalue())
 
 
 def test_a_start_with_a_warm_cache_says_nothing_nor_does_a_function_that_is_compiled_quickly(monkeypatch):

@@ -11,9 +11,10 @@ from parallelcnn.layers.base import Array
 from parallelcnn.notebook import picture, table
 from parallelcnn.plotting import as_png, axes_of_a_picture, new_axes
 from parallelcnn.training.evaluation import Evaluation, test_logs
+from parallelcnn.wording import plural
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """The history of a training run, the same on every rank. After a resume it includes all earlier steps.
 
@@ -121,6 +122,15 @@ class History:
     def _tests_label(self) -> str:
         return f"{self.evaluations[-1][2].set_name if self.evaluations else 'test'} loss"
 
+    def __repr__(self) -> str:
+        logs = test_logs(*self.evaluations[-1]) if self.evaluations else {}
+        results = [f"{name} {_cell(value)}" for name, value in logs.items() if isinstance(value, float)]
+        return f"<History: {'; '.join([self._caption(), *results])}>"
+
+    def _caption(self) -> str:
+        stopped = ", stopped early" if self.stopped else ""
+        return f"{plural(self.steps, 'minibatch', 'minibatches')} in {self.train_seconds:.2f} s{stopped}"
+
     def _repr_html_(self) -> str:
         """For notebooks: a table of the evaluations, without metrics that are arrays, and the plot if matplotlib is
         installed.
@@ -128,9 +138,7 @@ class History:
         logs = [test_logs(*evaluation) for evaluation in self.evaluations]
         names = ["epoch", "step", *dict.fromkeys(name for one in logs for name in one if name not in ("step", "epoch"))]
         names = [name for name in names if not any(np.ndim(one.get(name, 0)) for one in logs)]
-        stopped = ", stopped early" if self.stopped else ""
-        caption = f"{self.steps:,} minibatches in {self.train_seconds:.2f} s{stopped}"
-        shown = table(caption, names, ([_cell(one.get(name)) for name in names] for one in logs))
+        shown = table(self._caption(), names, ([_cell(one.get(name)) for name in names] for one in logs))
         axes = axes_of_a_picture() if self.losses else None
         if axes is None:
             return shown

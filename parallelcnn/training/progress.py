@@ -20,6 +20,7 @@ from parallelcnn.wording import plural
 
 _SHORT = 2.0  # a shorter compilation needs no message [s]
 _OFTEN = 0.5  # between two updates of a line on the terminal [s]
+_SELDOM = 10.0  # between two lines in a file [s]
 
 
 def check_verbose(verbose: int) -> None:
@@ -127,6 +128,7 @@ class _Compilation(Listener):
     """Print the progress of numba's compilations. They are nested: a kernel also compiles the functions it calls.
 
     On a terminal and in a notebook the number of kernels and the seconds advance, also while one kernel takes long.
+    Elsewhere, such as under mpirun, there is a line with them every ten seconds.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -147,8 +149,7 @@ class _Compilation(Listener):
             once = " (once; later starts take them from the cache)" if cached else ""
             self._announced = f"compiling kernels{once} ..."
             _print(self._announced, self._stream, end="" if self._on_terminal else "\n")
-            if self._on_terminal:
-                self._counter.start()
+            self._counter.start()
 
     def on_end(self, event: Event) -> None:
         started_at = self._started_at.pop()
@@ -160,12 +161,16 @@ class _Compilation(Listener):
             self._show(self._seconds)
 
     def _count_seconds(self) -> None:
-        while not self._finished.wait(_OFTEN):
+        while not self._finished.wait(_OFTEN if self._on_terminal else _SELDOM):
             with contextlib.suppress(IndexError):  # no compilation runs at the moment
                 self._show(self._seconds + time.perf_counter() - self._started_at[0])
 
     def _show(self, seconds: float) -> None:
-        _print(f"\r{self._announced} {plural(self._done, 'kernel')} done, {seconds:.0f} s ", self._stream, end="")
+        text = f"{self._announced} {plural(self._done, 'kernel')} done, {seconds:.0f} s"
+        if self._on_terminal:
+            _print(f"\r{text} ", self._stream, end="")
+        else:
+            _print(text, self._stream)
 
     def finish(self) -> None:
         self._finished.set()
