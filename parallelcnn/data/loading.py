@@ -30,7 +30,8 @@ def load_data(
 ) -> tuple[Dataset, Dataset]:
     """Load a training and a test set.
 
-    A folder of images is decoded once, into a file of the cache. The guide's page about data describes all formats.
+    A folder of images is decoded once, into a file of the cache. The guide's page arrays-and-tables describes the
+    other formats.
 
     Args:
         name: "digits", "mnist", or the path of a folder or file. Write "./mnist" for a folder named mnist.

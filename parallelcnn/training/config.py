@@ -115,7 +115,7 @@ class TrainConfig:
         "digits",
         NETWORK,
         "NAME|PATH",
-        "digits, mnist, or a path: images in folders of classes, or another format that the guide's page data lists",
+        "digits, mnist, or a path: images in folders of classes, or a format of the guide's page arrays-and-tables",
         known=("digits", "mnist"),
     )
     data_dir: str | None = _path(
