@@ -47,7 +47,9 @@ def test_all_kernels_of_the_papers_network_are_compiled_within_fifteen_seconds(t
     cache = tmp_path / "cache"
     summary = train("--data", folder, NUMBA_CACHE_DIR=str(cache))
     assert list(cache.rglob("*.nbc"))
-    assert re.match(r"compiling kernels \(once; .*\) \.\.\.\ncompiled \d+ kernels in ", summary["printed"])
+    assert re.match(
+        r"compiling kernels \(once; .*\) \.\.\.\n(compiling .* s\n)*compiled \d+ kernels in ", summary["printed"]
+    )
     assert summary["compile_seconds"] < 15 * NOISE
 
 
