@@ -1,5 +1,7 @@
 """An array in a file whose rows are read when they are used: it may be larger than the memory."""
 
+import contextlib
+import fcntl
 import mmap
 import os
 import weakref
@@ -20,6 +22,8 @@ class FileRows:
         offset: where the array begins [bytes].
         dtype, shape: of the array.
         writable: whether rows can be assigned.
+        locked: whether to hold a shared lock on the file (flock) while this array, or one made from it, exists. Where
+            the file system has no locks, there is none.
         chosen: indices of the rows that this array consists of; None: all.
 
     Attributes:
@@ -42,23 +46,31 @@ class FileRows:
         shape: tuple[int, ...],
         *,
         writable: bool = False,
+        locked: bool = False,
         chosen: Array | None = None,
     ) -> None:
-        self.path, self.offset, self.writable = path, offset, writable
+        self.path, self.offset, self.writable, self.locked = path, offset, writable, locked
         self.dtype, self._row_shape, self._chosen = np.dtype(dtype), tuple(shape[1:]), chosen
         self._rows = shape[0]
         self._row_bytes = self.dtype.itemsize * int(np.prod(self._row_shape, dtype=np.int64))
-        self._descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._descriptor)
+        self._opened = _Opened(path, os.O_RDWR if writable else os.O_RDONLY)
+        if locked:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.path, self.offset, self.dtype, (self._rows, *self._row_shape), self._chosen)
+        shape = self._rows, *self._row_shape
+        return _rebuild, (self.path, self.offset, self.dtype, shape, self.locked, self._chosen)
 
     def __repr__(self) -> str:
         return f"<FileRows {self.dtype} {self.shape} in {self.path}>"
 
     def __len__(self) -> int:
         return self._rows if self._chosen is None else len(self._chosen)
+
+    @property
+    def _descriptor(self) -> int:
+        return self._opened.descriptor
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,8 +127,9 @@ class FileRows:
         Args:
             rows: indices, or a mask.
         """
-        shape = self._rows, *self._row_shape
-        return FileRows(self.path, self.offset, self.dtype, shape, chosen=self._indices(rows))
+        some = object.__new__(FileRows)
+        some.__dict__.update(self.__dict__, _chosen=self._indices(rows))
+        return some
 
     def mapped(self) -> Array:
         """The array as one in memory that the system reads from the file when it is used; read-only."""
@@ -154,8 +167,18 @@ class FileRows:
             view, place = view[count:], place + count
 
 
-def _rebuild(path: Path, offset: int, dtype: Any, shape: tuple[int, ...], chosen: Array | None) -> FileRows:
-    return FileRows(path, offset, dtype, shape, chosen=chosen)
+class _Opened:
+    """An open file, closed with the last array that uses it. A memory map has its own descriptor and shares locks."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self.descriptor = os.open(path, flags | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
+
+
+def _rebuild(
+    path: Path, offset: int, dtype: Any, shape: tuple[int, ...], locked: bool, chosen: Array | None
+) -> FileRows:
+    return FileRows(path, offset, dtype, shape, locked=locked, chosen=chosen)
 
 
 def choose(rows: Any, which: Array) -> Any:
