@@ -12,11 +12,12 @@ import pytest
 from thread_ranks import on_ranks
 
 import parallelcnn as pc
-from parallelcnn.cli.data_sets import Ranks
-from parallelcnn.data.images import load_images, plan_images
+from parallelcnn.cli.data_sets import Ranks, load_data_sets
+from parallelcnn.data.images import file_names, load_images, plan_images
 from parallelcnn.data.readers.decoding import ImageOptions, decode
 from parallelcnn.data.readers.image_folder import find_images, recognises
 from parallelcnn.errors import DataError, InputError
+from parallelcnn.training.config import TrainConfig
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -409,6 +410,23 @@ def test_nothing_is_left_after_an_interrupt(tmp_path, cache, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pc.load_data(photos(tmp_path))
     assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("test_set", ["drawn", "val", "test"])
+def test_the_names_of_the_test_set_s_files_are_known(test_set, tmp_path):
+    if test_set == "drawn":
+        photos(tmp_path)
+    else:
+        photos(tmp_path / "train")
+        photos(tmp_path / "val", 4)
+        if test_set == "test":
+            photos(tmp_path / "test", 6)
+    options = TrainConfig(data=str(tmp_path), epochs=1, batch_size=5, validation_split=0.3)
+    loaded = load_data_sets(options, pc.Serial())
+    files = file_names(loaded.test_files)
+    assert len(files) == len(loaded.test) == {"drawn": 4, "val": 8, "test": 12}[test_set]
+    for image, file in zip(loaded.test.images, files, strict=True):
+        np.testing.assert_array_equal(image, decode(str(tmp_path / file), (3, 8, 8), "crop"))
 
 
 # ---- what is deleted from the cache

@@ -262,6 +262,16 @@ def test_a_report_has_all_parts():
     assert "epoch 3\ntraining loss: 0.2899\ntest loss: 0.3333" in text
 
 
+def test_mistakes_in_images_from_files_are_named():
+    files = [f"class/{number}.jpg" for number in range(60)]
+    files[6] = os.fsdecode(b"class/<b>\xff.jpg")  # a name that is no UTF-8
+    page = check_page(training_report(classification(test_files=files)))
+    images = [image["alt"] for image in page.all("img") if "test image" in image["alt"]]
+    assert images[0] == r"test image 6, class/<b>\udcff.jpg: is 2, taken for 3"
+    assert r"class/<b>\udcff.jpg" in page.texts_of["p"]
+    assert [text for text in page.texts_of["p"] if text.startswith("class/")][1:] == files[5::-1]
+
+
 @pytest.mark.parametrize(
     ("run", "expected"),
     [

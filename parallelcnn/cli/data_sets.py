@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 from parallelcnn.comm import Transport, run_together, share_on_node
-from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.dataset import Array, Dataset
 from parallelcnn.data.images import DecodedImages, load_images
 from parallelcnn.data.loading import load_sets, plan_of_images
 from parallelcnn.data.readers.decoding import ImageOptions, without_warnings
@@ -25,12 +25,14 @@ class Loaded(NamedTuple):
         evaluated: to evaluate on during training; the test set if there is no validation set.
         test: the test set.
         found: what was found, in words; may be empty.
+        test_files: the names of the test set's files, as in `DataSets.files`; None: not known.
     """
 
     train: Dataset
     evaluated: Dataset
     test: Dataset
     found: str
+    test_files: Array | None = None
 
 
 def load_data_sets(
@@ -55,7 +57,7 @@ def load_data_sets(
         train, validation = sets.train, sets.validation
         if fraction is not None:
             train, validation = train.split(fraction, options.seed)
-        return Loaded(train, validation or sets.test, sets.test, sets.found)
+        return Loaded(train, validation or sets.test, sets.test, sets.found, sets.files.get("test"))
 
     comm.status = "reading the data set"
     with without_warnings():

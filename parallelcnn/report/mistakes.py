@@ -10,8 +10,13 @@ from parallelcnn.report.predictions import ClassPredictions, LabelPredictions, M
 from parallelcnn.report.tables import short, table
 
 
-def gallery(found: Predictions, dataset: Dataset, names: Sequence[str]) -> Markup:
-    """The worst mistakes, worst first; a table where samples are no images."""
+def gallery(found: Predictions, dataset: Dataset, names: Sequence[str], files: Sequence[str] = ()) -> Markup:
+    """The worst mistakes, worst first; a table where samples are no images.
+
+    Args:
+        names: of the classes.
+        files: names of the files of all samples; empty: not known.
+    """
     if not found.mistakes:
         return element("p", f"None: all {len(dataset):,} test samples are predicted correctly.")
     lines = [_described(found, one, names) for one in found.mistakes]
@@ -21,10 +26,12 @@ def gallery(found: Predictions, dataset: Dataset, names: Sequence[str]) -> Marku
     items = []
     for one, (true, predicted, how) in zip(found.mistakes, lines, strict=True):
         picture = sample_picture(dataset.images[one.sample], dataset.input_range)
-        text = f"test image {one.sample:,}: {true}, {predicted}"
+        file = files[one.sample] if files else None
+        text = f"test image {one.sample:,}{f', {file}' if file else ''}: {true}, {predicted}"
         image = element("img", src=data_uri(picture), alt=text, title=text, width=112, height=112)
         said = element("p", true, element("br"), element("span", predicted, class_="predicted"), element("br"), how)
-        items.append(element("li", image, said))
+        named = element("p", file, class_="quiet file") if file else None
+        items.append(element("li", image, said, named))
     return join(element("p", _introduction(found, dataset), class_="quiet"), element("ul", items, class_="gallery"))
 
 
