@@ -11,7 +11,8 @@ from parallelcnn.arguments import as_array, check_integer, described
 from parallelcnn.data.numbers import Range, check_finite, dtype_hint, range_of
 from parallelcnn.errors import DataError, InputError
 from parallelcnn.files.rows import FileRows, choose
-from parallelcnn.notebook import contact_sheet, picture, table
+from parallelcnn.notebook import picture, table
+from parallelcnn.pixels import contact_sheet
 from parallelcnn.png import png
 
 Array = np.ndarray
@@ -129,8 +130,7 @@ class Dataset:
             first = np.unique(self.labels, return_index=True)[1][:_THUMBNAILS]
         if self.images.ndim == 2:
             return shown
-        low, high = (0.0, 255.0) if self.images.dtype == np.uint8 else self.input_range
-        sheet = contact_sheet(self.images[first].reshape(-1, *self.input_shape), low, high)
+        sheet = contact_sheet(self.images[first], self.input_range)
         what = "the first images" if self.classes is None else "the first image of each class"
         return shown + picture(png(sheet), what, max(sheet.shape[1], 400))
 

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 
 from parallelcnn.data.dataset import Dataset
+from parallelcnn.pixels import as_pixels
 from parallelcnn.png import data_uri
 from parallelcnn.report.markup import Markup, element, join
-from parallelcnn.report.pictures import is_image, sample_picture
+from parallelcnn.report.pictures import is_image
 from parallelcnn.report.predictions import ClassPredictions, LabelPredictions, Mistake, Predictions, ValuePredictions
 from parallelcnn.report.tables import short, table
+
+_LARGEST_SIDE = 72  # of an image [pixels]
 
 
 def gallery(found: Predictions, dataset: Dataset, names: Sequence[str], files: Sequence[str] = ()) -> Markup:
@@ -25,7 +28,7 @@ def gallery(found: Predictions, dataset: Dataset, names: Sequence[str], files: S
         return table(("sample", "true", "predicted", "how sure"), rows, _introduction(found, dataset), numbers_from=9)
     items = []
     for one, (true, predicted, how) in zip(found.mistakes, lines, strict=True):
-        picture = sample_picture(dataset.images[one.sample], dataset.input_range)
+        picture = as_pixels(dataset.images[one.sample], dataset.input_range, _LARGEST_SIDE)
         file = files[one.sample] if files else None
         text = f"test image {one.sample:,}{f', {file}' if file else ''}: {true}, {predicted}"
         image = element("img", src=data_uri(picture), alt=text, title=text, width=112, height=112)
