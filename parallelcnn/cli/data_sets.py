@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from parallelcnn.comm import Transport, run_together, share_on_node
@@ -52,6 +53,8 @@ def load_data_sets(
         return plan_of_images(options.data, like or images, options.data_dir) if comm.rank == 0 else None
 
     def split(sets: DataSets) -> Loaded:
+        if fraction is not None or (sets.test is None and sets.validation is None):
+            sets = replace(sets, train=sets.train.without_copies())
         sets = sets.with_test_set()
         assert sets.test is not None
         train, validation = sets.train, sets.validation

@@ -1,20 +1,115 @@
-"""An array in a file whose rows are read when they are used: it may be larger than the memory."""
+"""Arrays whose rows are read when they are used: one in a file may be larger than the memory."""
 
 import contextlib
 import fcntl
+import math
 import mmap
 import os
 import weakref
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 Array = np.ndarray
 
 
-class FileRows:
+class Rows:
+    """An array of whose rows some are chosen, or all. None is copied before it is used.
+
+    Attributes:
+        dtype, shape, ndim, size, nbytes: as of a numpy array.
+    """
+
+    def __init__(self, dtype: Any, shape: tuple[int, ...], chosen: Array | None = None) -> None:
+        self.dtype, self._rows, self._row_shape, self._chosen = np.dtype(dtype), shape[0], tuple(shape[1:]), chosen
+        self._row_bytes = self.dtype.itemsize * math.prod(self._row_shape)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.dtype} {self.shape}>"
+
+    def __getitem__(self, key: Any) -> Array:
+        """The rows at an index, a slice, or an array of indices, as an array in memory."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self._rows if self._chosen is None else len(self._chosen)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self), *self._row_shape
+
+    @property
+    def ndim(self) -> int:
+        return 1 + len(self._row_shape)
+
+    @property
+    def size(self) -> int:
+        return self.nbytes // self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return len(self) * self._row_bytes
+
+    def choose(self, rows: Array) -> Self:
+        """An array of some rows, in the given order, of which none is read yet.
+
+        Args:
+            rows: indices, or a mask.
+        """
+        some = object.__new__(type(self))
+        some.__dict__.update(self.__dict__, _chosen=self._indices(rows))
+        return some
+
+    @property
+    def _crc32_of_choice(self) -> int:
+        return zlib.crc32(b"" if self._chosen is None else self._chosen.tobytes())
+
+    def _indices(self, key: Any) -> Array:
+        """The rows of the whole array that a key means."""
+        if isinstance(key, slice):
+            found = np.arange(len(self))[key]
+        else:
+            found = np.asarray(key)
+            found = np.flatnonzero(found) if found.dtype == bool else found.astype(np.int64)
+        if found.size and not -len(self) <= found.min() <= found.max() < len(self):
+            raise IndexError(f"rows must lie in [0, {len(self)}), got {found.min()} to {found.max()}")
+        found = np.where(found < 0, found + len(self), found)
+        return found if self._chosen is None else self._chosen[found]
+
+
+class ChosenRows(Rows):
+    """Rows of an array in memory, which may be a mapped file.
+
+    Args:
+        array: the whole array, in C order.
+
+    Example:
+        >>> odd = ChosenRows(images).choose(np.arange(1, 60000, 2))
+        >>> odd[:10].shape
+        (10, 28, 28)
+    """
+
+    def __init__(self, array: Array) -> None:
+        super().__init__(array.dtype, array.shape)
+        self.array = array
+
+    def __getitem__(self, key: Any) -> Array:
+        if isinstance(key, int | np.integer):
+            return self[[key]][0]
+        return self.array[self._indices(key)]
+
+    def places(self, indices: Array) -> Array:
+        """Where rows are in the whole array; `indices` are known to lie in [0, len(self))."""
+        return indices if self._chosen is None else self._chosen[indices]
+
+    def identity(self, of_array: Any) -> Any:
+        """Equal for equal rows of the same array; `of_array` identifies the array, or is None if this is not known."""
+        return None if of_array is None else (of_array, self.shape, self._crc32_of_choice)
+
+
+class FileRows(Rows):
     """An array in a file, in C order. Indexing reads rows; several threads may do so at the same time.
 
     Args:
@@ -25,9 +120,6 @@ class FileRows:
         locked: whether to hold a shared lock on the file (flock) while this array, or one made from it, exists. Where
             the file system has no locks, there is none.
         chosen: indices of the rows that this array consists of; None: all.
-
-    Attributes:
-        dtype, shape, ndim, size, nbytes: as of a numpy array.
 
     Raises:
         OSError: if the file cannot be opened, and when rows cannot be read.
@@ -50,9 +142,7 @@ class FileRows:
         chosen: Array | None = None,
     ) -> None:
         self.path, self.offset, self.writable, self.locked = path, offset, writable, locked
-        self.dtype, self._row_shape, self._chosen = np.dtype(dtype), tuple(shape[1:]), chosen
-        self._rows = shape[0]
-        self._row_bytes = self.dtype.itemsize * int(np.prod(self._row_shape, dtype=np.int64))
+        super().__init__(dtype, shape, chosen)
         self._opened = _Opened(path, os.O_RDWR if writable else os.O_RDONLY)
         if locked:
             with contextlib.suppress(OSError):
@@ -65,35 +155,15 @@ class FileRows:
     def __repr__(self) -> str:
         return f"<FileRows {self.dtype} {self.shape} in {self.path}>"
 
-    def __len__(self) -> int:
-        return self._rows if self._chosen is None else len(self._chosen)
-
     @property
     def _descriptor(self) -> int:
         return self._opened.descriptor
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return len(self), *self._row_shape
-
-    @property
-    def ndim(self) -> int:
-        return 1 + len(self._row_shape)
-
-    @property
-    def size(self) -> int:
-        return self.nbytes // self.dtype.itemsize
-
-    @property
-    def nbytes(self) -> int:
-        return len(self) * self._row_bytes
-
-    @property
     def identity(self) -> tuple[Any, ...]:
         """Equal for equal arrays in the same file."""
         status = os.fstat(self._descriptor)
-        chosen = b"" if self._chosen is None else self._chosen.tobytes()
-        return status.st_dev, status.st_ino, self.offset, self.shape, zlib.crc32(chosen)
+        return status.st_dev, status.st_ino, self.offset, self.shape, self._crc32_of_choice
 
     def __getitem__(self, key: Any) -> Array:
         """The rows at an index, a slice, or an array of indices, as an array in memory."""
@@ -121,16 +191,6 @@ class FileRows:
             self._place(key if isinstance(key, int) else 0),
         )
 
-    def choose(self, rows: Array) -> "FileRows":
-        """An array of some rows, in the given order, of which none is read yet.
-
-        Args:
-            rows: indices, or a mask.
-        """
-        some = object.__new__(FileRows)
-        some.__dict__.update(self.__dict__, _chosen=self._indices(rows))
-        return some
-
     def mapped(self) -> Array:
         """The array as one in memory that the system reads from the file when it is used; read-only."""
         page = self.offset % mmap.ALLOCATIONGRANULARITY
@@ -140,18 +200,6 @@ class FileRows:
         memory = mmap.mmap(self._descriptor, page + size, access=mmap.ACCESS_READ, offset=self.offset - page)
         array = np.frombuffer(memory, np.uint8)[page:].view(self.dtype).reshape(self._rows, *self._row_shape)
         return array if self._chosen is None else array[self._chosen]
-
-    def _indices(self, key: Any) -> Array:
-        """The rows of the file that a key means."""
-        if isinstance(key, slice):
-            found = np.arange(len(self))[key]
-        else:
-            found = np.asarray(key)
-            found = np.flatnonzero(found) if found.dtype == bool else found.astype(np.int64)
-        if found.size and not -len(self) <= found.min() <= found.max() < len(self):
-            raise IndexError(f"rows must lie in [0, {len(self)}), got {found.min()} to {found.max()}")
-        found = np.where(found < 0, found + len(self), found)
-        return found if self._chosen is None else self._chosen[found]
 
     def _place(self, row: int) -> int:
         return self.offset + row * self._row_bytes
@@ -182,5 +230,5 @@ def _rebuild(
 
 
 def choose(rows: Any, which: Array) -> Any:
-    """Some rows of an array, or of one in a file, which stay there."""
-    return rows.choose(which) if isinstance(rows, FileRows) else rows[which]
+    """Some rows of an array; those of `Rows` are not copied."""
+    return rows.choose(which) if isinstance(rows, Rows) else rows[which]
