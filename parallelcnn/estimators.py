@@ -26,7 +26,7 @@ from parallelcnn.losses import LOSS_METHODS, AbsoluteError, HuberLoss, Loss, Mea
 from parallelcnn.models import MODELS
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
-from parallelcnn.schedules import Schedule
+from parallelcnn.schedules import Schedule, check_number
 from parallelcnn.trainer import train
 from parallelcnn.training.callbacks import LambdaCallback
 from parallelcnn.training.config import OPTIMIZERS
@@ -260,6 +260,8 @@ class CNNClassifier(ClassifierMixin, _Estimator):
         verbose: 1 or 2 shows progress, as in `train`.
         image_shape: (H, W) or (C, H, W), if the rows of X are images. None: X is of shape (N, features), (N, H, W) or
             (N, C, H, W).
+        class_weight: weights of the classes in the loss, by label, such as {"cat": 2.0}: others have the weight 1.
+            "balanced": samples / (classes * samples of the class). They are multiplied by `sample_weight`.
 
     Attributes:
         classes_: the classes, in the order of the columns of `predict_proba`.
@@ -285,6 +287,41 @@ class CNNClassifier(ClassifierMixin, _Estimator):
 
     _losses: ClassVar[Mapping[str, Loss]] = {"log_loss": SoftmaxCrossEntropy()}
 
+    def __init__(
+        self,
+        model: Model = "auto",
+        *,
+        epochs: int = 20,
+        batch_size: int = 32,
+        learning_rate: float | Schedule | None = None,
+        optimizer: str | Optimizer = "adam",
+        loss: str | Loss | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        random_state: Any = None,
+        threads: int | None = None,
+        verbose: int = 0,
+        image_shape: Sequence[int] | None = None,
+        class_weight: Mapping[Any, float] | str | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            loss=loss,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            n_iter_no_change=n_iter_no_change,
+            random_state=random_state,
+            threads=threads,
+            verbose=verbose,
+            image_shape=image_shape,
+        )
+        self.class_weight = class_weight
+
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train a new network.
 
@@ -303,10 +340,30 @@ class CNNClassifier(ClassifierMixin, _Estimator):
         # Numbers are no names: a network that was trained on them predicts integers by itself.
         classes = self.classes_.tolist()
         names = tuple(classes) if all(isinstance(one, str) and one for one in classes) else None
-        weight = _checked_weight(sample_weight, images)
+        weight = _checked_weight(self._weight_of_samples(labels, sample_weight), images)
         data = Dataset(images, labels, count, "X", sample_weight=weight, class_names=names)
         self._train(data, loss, 1 if prediction == "sigmoid" else count)
         return self
+
+    def _weight_of_samples(self, labels: Array, sample_weight: Any) -> Any:
+        """The weights of samples, multiplied by those of their classes."""
+        given, classes = self.class_weight, self.classes_.tolist()
+        if given is None:
+            return sample_weight
+        if isinstance(given, Mapping):
+            unknown = [name for name in given if name not in classes]
+            # As in scikit-learn: a part of the data, as in cross-validation, may lack classes that have a weight.
+            if unknown and any(name not in given for name in classes):
+                raise InputError(f"class_weight must name classes in y, got {described(unknown[0])}")
+            for name, weight in given.items():
+                check_number("CNNClassifier", f"class_weight of {name!r}", weight)
+            weights = np.array([given.get(name, 1) for name in classes], np.float64)
+        elif isinstance(given, str) and given == "balanced":
+            weights = len(labels) / (len(classes) * np.bincount(labels))
+        else:
+            raise InputError(f'class_weight must be None, "balanced" or a dict of weights, got {described(given)}')
+        of_class = weights[labels]
+        return of_class if sample_weight is None else of_class * _check_sample_weight(sample_weight, labels)
 
     @property
     def validation_scores_(self) -> list[float] | None:
@@ -336,8 +393,8 @@ class CNNClassifier(ClassifierMixin, _Estimator):
 class CNNRegressor(RegressorMixin, _Estimator):
     """A regressor for scikit-learn: a convolutional network for images, a dense one for features.
 
-    It has the parameters and attributes of `CNNClassifier`, but no classes, and other losses. `y` is taken as it is: if
-    its numbers are large or small, scale them, for example with `TransformedTargetRegressor`.
+    It has the parameters and attributes of `CNNClassifier`, except those of classes, and other losses. `y` is taken as
+    it is: if its numbers are large or small, scale them, for example with `TransformedTargetRegressor`.
 
     Args:
         loss: "squared_error", the default; "absolute_error"; "huber", which is `HuberLoss()`; or a loss object.

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from parallelcnn.errors import InputError, ShapeError
-from parallelcnn.files.rows import FileRows
+from parallelcnn.files.rows import ChosenRows, FileRows, Rows
 from parallelcnn.kernels.load import all_within
 from parallelcnn.kernels.load import load as load_kernel
 from parallelcnn.kernels.random import sample_keys
@@ -150,7 +150,7 @@ class Replica:
             InputError: if the images have another type, or an index is out of range.
         """
         in_file = isinstance(images, FileRows)
-        images = images if in_file else np.asarray(images)
+        images = images if isinstance(images, Rows) else np.asarray(images)
         shape = images.shape[1:]
         if shape != self.input_shape and (1, *shape) != self.input_shape:
             raise ShapeError(f"the network takes images of shape {self.input_shape}, got {shape}")
@@ -167,6 +167,8 @@ class Replica:
         elif tape.keys is not None:
             sample_keys(np.uint64(key), indices, tape.keys)
         dtype = self._recordable.dtype
+        if isinstance(images, ChosenRows):
+            images, indices = images.array, images.places(indices)
         if in_file or images.dtype not in (np.uint8, dtype) or not images.flags.c_contiguous:
             images = np.ascontiguousarray(images[indices], np.uint8 if images.dtype == np.uint8 else dtype)
             indices = np.arange(len(images))

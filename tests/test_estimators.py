@@ -22,6 +22,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from parallelcnn.estimators import default_layers
@@ -185,6 +186,31 @@ def test_weights_of_samples_and_optimisers_with_and_without_a_learning_rate():
         assert classifier(**settings)._found_optimizer().learning_rate == rate
 
 
+@pytest.mark.parametrize("loss", [None, pc.SoftmaxCrossEntropy(0.1), pc.BinaryCrossEntropy()])
+def test_weights_of_classes_are_weights_of_their_samples(loss):
+    few = LABELS != "water"
+    images, y = IMAGES[few][10:], LABELS[few][10:]
+    weights = {"earth": 3, "fire": np.float32(0.5)}
+    of_samples = np.where(y == "earth", 3, 0.5)
+    fitted = classifier(loss=loss, class_weight=weights).fit(images, y)
+    alike = [
+        classifier(loss=loss).fit(images, y, of_samples),
+        classifier(loss=loss, class_weight={"earth": 6, "fire": 1, "none": 5}).fit(images, y, np.full(len(y), 0.5)),
+    ]
+    for other in alike:
+        np.testing.assert_array_equal(fitted.predict_proba(images), other.predict_proba(images))
+
+
+def test_balanced_weights_of_classes_are_those_of_scikit_learn():
+    images, y = IMAGES[:50][LABELS[:50] != "water"][5:], LABELS[:50][LABELS[:50] != "water"][5:]
+    y[:9] = "fire"
+    balanced = clone(classifier(class_weight="balanced")).fit(images, y)
+    other = classifier().fit(images, y, compute_sample_weight("balanced", y))
+    np.testing.assert_allclose(balanced.predict_proba(images), other.predict_proba(images), rtol=1e-5)
+    assert balanced.get_params()["class_weight"] == "balanced"
+    assert "class_weight" not in pc.CNNRegressor().get_params()
+
+
 @pytest.mark.parametrize("loss", [None, "squared_error", "absolute_error", "huber", pc.HuberLoss(0.5)])
 def test_a_regressor_learns_one_number_or_several(loss):
     X = np.random.default_rng(0).normal(size=(200, 3))
@@ -230,6 +256,10 @@ REFUSED = {
         {"early_stopping": True, "n_iter_no_change": -1},
         "n_iter_no_change must be an integer of at least 0, got -1",
     ),
+    "class_weight": ({"class_weight": "equal"}, "class_weight must be None, .* got 'equal'"),
+    "class_weight of no class": ({"class_weight": {"firre": 2}}, "class_weight must name classes in y, got 'firre'"),
+    "negative class_weight": ({"class_weight": {"fire": -1}}, "class_weight of 'fire' must be .* at least 0, got -1"),
+    "class_weight of no numbers": ({"class_weight": {"fire": "2"}}, "class_weight of 'fire' must be .*, got '2'"),
     "image_shape": ({"image_shape": 9}, r"image_shape must be \(H, W\) or \(C, H, W\), got 9"),
     "other image_shape": ({"image_shape": (8, 9)}, r"image_shape must be that of X, got \(8, 9\), 72 numbers, and"),
 }

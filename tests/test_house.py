@@ -17,7 +17,18 @@ PACKAGE = Path(parallelcnn.__file__).parent
 # From the lowest level up. A module imports from lower levels, or from modules of its own level.
 LEVELS = [
     {
-        *("_version", "arguments", "errors", "notebook", "plotting", "png", "resources", "status_line", "kernels"),
+        *(
+            "_version",
+            "arguments",
+            "errors",
+            "notebook",
+            "pixels",
+            "plotting",
+            "png",
+            "resources",
+            "status_line",
+            "kernels",
+        ),
         "wording",
         *("files.archive", "files.atomic", "files.npy", "files.regular", "files.rows", "files.safetensors"),
     },

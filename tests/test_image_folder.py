@@ -1,7 +1,10 @@
 """Folders of images: what is found in them, what is refused, and the file of decoded images."""
 
 import os
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +12,12 @@ import pytest
 from thread_ranks import on_ranks
 
 import parallelcnn as pc
-from parallelcnn.cli.data_sets import Ranks
-from parallelcnn.data.images import load_images, plan_images
+from parallelcnn.cli.data_sets import Ranks, load_data_sets
+from parallelcnn.data.images import file_names, load_images, plan_images
 from parallelcnn.data.readers.decoding import ImageOptions, decode
 from parallelcnn.data.readers.image_folder import find_images, recognises
 from parallelcnn.errors import DataError, InputError
+from parallelcnn.training.config import TrainConfig
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -410,3 +414,125 @@ def test_nothing_is_left_after_an_interrupt(tmp_path, cache, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pc.load_data(photos(tmp_path))
     assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("test_set", ["drawn", "val", "test"])
+def test_the_names_of_the_test_set_s_files_are_known(test_set, tmp_path):
+    if test_set == "drawn":
+        photos(tmp_path)
+    else:
+        photos(tmp_path / "train")
+        photos(tmp_path / "val", 4)
+        if test_set == "test":
+            photos(tmp_path / "test", 6)
+    options = TrainConfig(data=str(tmp_path), epochs=1, batch_size=5, validation_split=0.3)
+    loaded = load_data_sets(options, pc.Serial())
+    files = file_names(loaded.test_files)
+    assert len(files) == len(loaded.test) == {"drawn": 4, "val": 8, "test": 12}[test_set]
+    for image, file in zip(loaded.test.images, files, strict=True):
+        np.testing.assert_array_equal(image, decode(str(tmp_path / file), (3, 8, 8), "crop"))
+
+
+# ---- what is deleted from the cache
+
+
+def put(cache, number, days=0.0, size=1000, name="{:032x}.safetensors"):
+    """A file that was used so many days ago."""
+    cache.mkdir(parents=True, exist_ok=True)
+    file = cache / name.format(number)
+    file.write_bytes(bytes(size))
+    os.utime(file, (time.time() - days * 86400,) * 2)
+    return file
+
+
+def test_files_that_were_not_used_for_long_are_deleted_when_one_is_made(tmp_path, cache, capsys):
+    unfinished = ".{:032x}.safetensors.abc.unfinished"
+    old = [put(cache, 1, 31), put(cache, 2, 400), put(cache, 3, 2, name=unfinished)]
+    recent = [put(cache, 4, 29), put(cache, 5, 0.5, name=unfinished)]
+    others = [put(cache, 6, 99, name="model{}.safetensors"), put(cache, 7, 99, name="{:032x}.npz")]
+    (link := cache / f"{8:032x}.safetensors").symlink_to(others[0])
+    pc.load_data(photos(tmp_path))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"cache      deleted 3 files of decoded images (3 KiB) in {cache}: not used for 30 days, or the least recently "
+        f"used beyond 20 GiB"
+    )
+    assert not any(file.exists() for file in old)
+    assert all(file.exists() for file in (*recent, *others, link))
+    pc.load_data(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_least_recently_used_files_are_deleted_if_all_are_too_large(tmp_path, cache, monkeypatch):
+    files = [put(cache, number, days=number) for number in range(1, 6)]
+    photos(tmp_path)
+    monkeypatch.setattr("parallelcnn.data.cache.KEPT_BYTES", 20 * 3 * 8 * 8 + 2500)
+    pc.load_data(tmp_path)
+    assert [file.exists() for file in files] == [True, True, False, False, False]
+    (new,) = set(cache.iterdir()) - set(files)
+    monkeypatch.setattr("parallelcnn.data.cache.KEPT_BYTES", 0)
+    pc.load_data(tmp_path, image_size=9)  # of a set larger than the limit, the file is made all the same
+    assert len(list(cache.iterdir())) == 1
+    assert not new.exists()
+
+
+def test_a_start_marks_the_file_as_used(tmp_path, cache):
+    pc.load_data(photos(tmp_path))
+    (file,) = cache.iterdir()
+    os.utime(file, (0, 0))
+    pc.load_data(tmp_path)
+    assert time.time() - file.stat().st_mtime < 60
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_file_in_use_is_never_deleted(in_memory, tmp_path, cache, monkeypatch):
+    """Also by another process, and where only a part of the set is used."""
+    if not in_memory:
+        monkeypatch.setattr("parallelcnn.data.images.memory_limit", lambda: (0, ""))
+    photos(tmp_path / "photos")
+    sets = sets_of(tmp_path / "photos")
+    (file,) = cache.iterdir()
+    os.utime(file, (0, 0))
+    used = sets.train.images.choose(np.array([3])) if not in_memory else sets.train.images[3:4]
+    del sets
+    code = "import sys; from pathlib import Path; from parallelcnn.data.cache import delete_unused; "
+    code += "print(delete_unused(Path(sys.argv[1]), 0))"
+
+    def deleted():
+        return subprocess.check_output([sys.executable, "-c", code, cache], text=True).strip()
+
+    assert deleted() == "[]"
+    assert used[:].shape == (1, 3, 8, 8)
+    size = file.stat().st_size
+    del used
+    assert deleted() == f"[{size}]"
+
+
+def test_a_file_that_is_being_written_is_not_deleted(tmp_path, cache, monkeypatch):
+    from parallelcnn.data import cache as cache_module
+
+    found = []
+
+    def decode_and_look(*arguments):
+        for file in cache.iterdir():
+            os.utime(file, (0, 0))
+        found.extend(cache_module.delete_unused(cache, 0))
+        return decode(*arguments)
+
+    monkeypatch.setattr("parallelcnn.data.images.decode", decode_and_look)
+    pc.load_data(photos(tmp_path))
+    assert found == []
+
+
+def test_a_node_without_the_file_decodes_where_rank_0_has_one(tmp_path):
+    """The plan of rank 0 then does not say which shape the images have."""
+    wanted = reds(sets_of(photos(tmp_path / "photos")).train)
+    plan = plan_images(tmp_path / "photos", ImageOptions())
+    assert plan.shape is None
+
+    def load(comm):
+        comm.ranks_on_node = lambda: [comm.rank]
+        mine = plan if comm.rank == 0 else replace(plan, file=tmp_path / "other" / plan.file.name)
+        return reds(load_images(mine, Ranks(comm)).train)
+
+    assert on_ranks(2, load) == [wanted] * 2

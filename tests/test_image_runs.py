@@ -1,6 +1,7 @@
 """The command on folders of images under mpirun: decoded once by all ranks, the same bits on any number of them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -47,8 +48,12 @@ def test_a_broken_image_is_said_once_and_the_ranks_of_a_prediction_keep_the_orde
     assert ran.err.count("bad.png: cannot be decoded") == 1
     assert "Traceback" not in ran.err
     assert not (tmp_path / "out").exists()
+    words += ["--learning-rate", 1e-6]  # there will be mistakes
     ran = parallelcnn(*words, "--skip-broken", "--out", tmp_path / "out", ranks=2, **cache)
     assert ran.code == 0, ran.err
+    files = re.findall(r'<p class="quiet file">(.*?)</p>', (tmp_path / "out" / "report.html").read_text())
+    assert files
+    assert all((photos / file).exists() for file in files)
     (photos / "light" / "bad.png").unlink()
     ran = parallelcnn("predict", tmp_path / "out", photos, "--csv", ranks=3)
     assert ran.code == 0, ran.err

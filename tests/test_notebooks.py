@@ -15,7 +15,7 @@ import pytest
 import small
 
 import parallelcnn as pc
-from parallelcnn.notebook import contact_sheet
+from parallelcnn.pixels import contact_sheet
 from parallelcnn.png import png
 from parallelcnn.training.progress import in_notebook
 
@@ -91,14 +91,16 @@ def test_a_data_set_for_regression_is_shown_with_the_range_of_its_targets():
     assert "<tr><td>1</td><td>1</td><td>30</td><td>59</td></tr>" in shown
     (sheet,) = pictures_of(shown)
     assert sheet.shape == (3 * 46, 8 * 36, 3)
-    assert sheet.min() < 40
+    low, high = images.min(), images.max()
+    first = images[0].reshape(3, 45, 2, 35, 2).mean(axis=(2, 4)).transpose(1, 2, 0)
+    np.testing.assert_allclose(sheet[:45, :35], 255 * (first - low) / (high - low), atol=0.6)
 
 
 def test_a_sheet_has_numbers_scaled_to_pixels_and_a_png_is_what_it_says():
     images = np.array([[[[-1.0, 0.0], [1.0, np.nan]]], [[[9.0, -9.0], [0.5, 0.5]]]])
-    sheet = contact_sheet(images, -1, 1)
+    sheet = contact_sheet(images, (-1, 1))
     assert sheet.tolist() == [[0, 128, 255, 255, 0, 255], [255, 128, 255, 191, 191, 255], [255] * 6]
-    assert contact_sheet(images, 3, 3).max() == 255
+    assert contact_sheet(images, (3, 3)).max() == 255
     image = pytest.importorskip("PIL.Image")
     for pixels in (sheet, np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)):
         np.testing.assert_array_equal(np.array(image.open(io.BytesIO(png(pixels)))), pixels)

@@ -11,6 +11,7 @@ from small import network as small_network
 
 import parallelcnn as pc
 from parallelcnn.cli.models import choose_model
+from parallelcnn.data.readers.npz import read_array
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -45,6 +46,27 @@ def model(tmp_path):
     network.class_names, network.resize, network.input_range = NAMES, "crop", (0.0, 1.0)
     pc.save_model(tmp_path / "run" / "model.npz", network) if (tmp_path / "run").mkdir() is None else None
     return tmp_path / "run"
+
+
+def test_an_array_is_opened_once_for_all_rounds(model, tmp_path, here, monkeypatch):
+    opened = []
+
+    def noting(path, name):
+        opened.append(path.name)
+        return read_array(path, name)
+
+    monkeypatch.setattr("parallelcnn.data.inputs.read_array", noting)
+    monkeypatch.setattr("parallelcnn.cli.predict._IN_A_ROUND", 3)
+    images = np.random.default_rng(0).integers(0, 256, (20, 3, 8, 8), np.uint8)
+    files = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for file in files:
+        np.savez(file, images=images)
+    found = json.loads(here("predict", model, *files, "--json").out)
+    assert [one["file"] for one in found] == [f"{file}[{row}]" for file in files for row in range(20)]
+    probabilities = pc.load_model(model / "model.npz").predict(images).max(axis=1)
+    shown = [one["classes"][0]["probability"] for one in found]
+    np.testing.assert_allclose(shown, [*probabilities, *probabilities], atol=1e-6)
+    assert opened == ["a.npz", "b.npz"] * 2  # to count the images, and to read them
 
 
 def test_a_line_for_each_image_in_the_given_order(model, tmp_path, here):

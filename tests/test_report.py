@@ -22,11 +22,12 @@ from report_cases import binary, check_page, classification, history_of, regress
 import parallelcnn as pc
 from parallelcnn.cli.command import _parsers
 from parallelcnn.comm import Serial
+from parallelcnn.pixels import as_pixels
 from parallelcnn.png import data_uri, png
 from parallelcnn.report.curves import Series, line_chart, linear_axis, log_axis
 from parallelcnn.report.history_curves import epochs_at
 from parallelcnn.report.markup import Markup, element, join
-from parallelcnn.report.pictures import filters_picture, first_filters, matrix_picture, sample_picture
+from parallelcnn.report.pictures import filters_picture, first_filters, matrix_picture
 from parallelcnn.report.predictions import MISTAKES, ClassPredictions, predictions_on
 from parallelcnn.report.scores import class_scores, explained_variance
 from parallelcnn.report.tables import confusion_matrix, confusions
@@ -85,15 +86,19 @@ def test_a_png_has_the_checksums_that_the_standard_asks_for():
 
 def test_samples_are_shown_in_their_own_range_and_never_large():
     grey = np.arange(6, dtype=np.uint8).reshape(2, 3) * 50
-    np.testing.assert_array_equal(sample_picture(grey, (0, 1)), grey)
+    np.testing.assert_array_equal(as_pixels(grey, (0, 1), 72), grey)
     np.testing.assert_array_equal(
-        sample_picture(grey[None] / np.float32(250) * 4 - 2, (-2.0, 2.0)), np.rint(grey * 1.02)
+        as_pixels(grey[None] / np.float32(250) * 4 - 2, (-2.0, 2.0), 72), np.rint(grey * 1.02)
     )
     colour = np.zeros((3, 4, 4), np.uint8)
     colour[0] = 255
-    assert sample_picture(colour, (0, 1))[0, 0].tolist() == [255, 0, 0]
-    assert sample_picture(np.zeros((2, 9, 7), np.float32), (0.0, 0.0)).shape == (9, 7)
-    assert sample_picture(np.full((3, 300, 145), 7, np.uint8), (0, 1)).shape == (60, 29, 3)
+    assert as_pixels(colour, (0, 1), 72)[0, 0].tolist() == [255, 0, 0]
+    assert as_pixels(np.zeros((2, 9, 7), np.float32), (0.0, 0.0), 72).shape == (9, 7)
+    assert as_pixels(np.full((3, 300, 145), 7, np.uint8), (0, 1), 72).shape == (60, 29, 3)
+    assert as_pixels(grey, (0, 1), 72, enlarge=True).tolist() == grey.repeat(24, 0).repeat(24, 1).tolist()
+    assert as_pixels(colour, (0, 1), 7, enlarge=True).shape == (4, 4, 3)
+    infinite = np.array([[np.inf, -np.inf, np.nan]], np.float32)
+    assert as_pixels(infinite, (-1, 1), 72).tolist() == [[255, 0, 128]]
 
 
 def test_filters_are_coloured_by_their_sign_and_scaled_each_by_itself():
@@ -260,6 +265,16 @@ def test_a_report_has_all_parts():
     assert "parallelcnn train --batch-size 10" in text
     assert "120 samples a second" in text
     assert "epoch 3\ntraining loss: 0.2899\ntest loss: 0.3333" in text
+
+
+def test_mistakes_in_images_from_files_are_named():
+    files = [f"class/{number}.jpg" for number in range(60)]
+    files[6] = os.fsdecode(b"class/<b>\xff.jpg")  # a name that is no UTF-8
+    page = check_page(training_report(classification(test_files=files)))
+    images = [image["alt"] for image in page.all("img") if "test image" in image["alt"]]
+    assert images[0] == r"test image 6, class/<b>\udcff.jpg: is 2, taken for 3"
+    assert r"class/<b>\udcff.jpg" in page.texts_of["p"]
+    assert [text for text in page.texts_of["p"] if text.startswith("class/")][1:] == files[5::-1]
 
 
 @pytest.mark.parametrize(

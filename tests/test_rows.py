@@ -12,8 +12,11 @@ import pytest
 from conftest import ROOT
 
 import parallelcnn as pc
-from parallelcnn.files.rows import FileRows, choose
-from parallelcnn.training.agreement import describe_dataset
+from parallelcnn.cli.data_sets import load_data_sets
+from parallelcnn.comm import shared_file
+from parallelcnn.files.rows import ChosenRows, FileRows, choose
+from parallelcnn.training.agreement import describe_data, describe_dataset
+from parallelcnn.training.config import TrainConfig
 
 SHAPE = (30, 3, 5, 4)
 
@@ -45,8 +48,10 @@ KEYS = {
 }
 
 
+@pytest.mark.parametrize("in_file", [True, False])
 @pytest.mark.parametrize("name", KEYS)
-def test_rows_are_those_of_the_array(name, rows, array):
+def test_rows_are_those_of_the_array(name, in_file, rows, array):
+    rows = rows if in_file else ChosenRows(array)
     np.testing.assert_array_equal(rows[KEYS[name]], array[KEYS[name]])
     part = np.array([9, 8, 8, 29, 0])
     if name not in ("indices", "a mask"):
@@ -54,11 +59,13 @@ def test_rows_are_those_of_the_array(name, rows, array):
 
 
 def test_it_has_the_properties_of_an_array(rows, array):
-    for one, other in ((rows, array), (rows.choose(np.array([1, 2])), array[1:3])):
-        for name in ("shape", "dtype", "ndim", "size", "nbytes"):
-            assert getattr(one, name) == getattr(other, name), name
-        assert len(one) == len(other)
-        np.testing.assert_array_equal(one.mapped(), other)
+    for whole in (rows, ChosenRows(array)):
+        for one, other in ((whole, array), (whole.choose(np.array([1, 2])), array[1:3])):
+            for name in ("shape", "dtype", "ndim", "size", "nbytes"):
+                assert getattr(one, name) == getattr(other, name), name
+            assert len(one) == len(other)
+    np.testing.assert_array_equal(rows.mapped(), array)
+    np.testing.assert_array_equal(rows.choose(np.array([1, 2])).mapped(), array[1:3])
     assert not rows.mapped().flags.writeable
 
 
@@ -113,31 +120,64 @@ def test_numbers_of_other_types(tmp_path, rng):
 def test_a_data_set_in_a_file_trains_as_one_in_memory(rows, array):
     labels = np.arange(30) % 3
     there, here = (pc.Dataset(images, labels, 3) for images in (rows, array))
-    assert describe_dataset(there) == describe_dataset(here)
-    assert there.input_shape == (3, 5, 4)
-    assert repr(there) == repr(here)
+    shared = here.without_copies()
+    for one in (there, shared):
+        assert describe_dataset(one) == describe_dataset(here)
+        assert one.input_shape == (3, 5, 4)
+        assert repr(one) == repr(here)
     hashes = []
-    for dataset in (there, here):
+    for dataset in (there, here, shared):
         train, validation = dataset.split(0.2, seed=1)
         assert isinstance(train.images, type(dataset.images))
         network = pc.NetworkHandler((pc.Flatten(), pc.Dense(3)), (3, 5, 4))
         for threads in (1, 3):
             pc.train(network, train, validation, pc.SGD(0.1), 2, 7, reproducible=3, threads=threads, verbose=0)
         hashes.append((network.parameters_sha256(), pc.evaluate(network, dataset)))
-    assert hashes[0] == hashes[1]
+    assert hashes[0] == hashes[1] == hashes[2]
 
 
 def test_augmentation_and_normalisation_take_rows_from_a_file(rows, array, monkeypatch):
     monkeypatch.setattr("parallelcnn.layers.normalize._PIECE", 7)
     hashes = []
-    for images in (rows, array):
+    backwards = ChosenRows(np.ascontiguousarray(array[::-1])).choose(np.arange(30)[::-1])
+    for images in (rows, array, backwards):
         dataset = pc.Dataset(images, np.arange(30) % 3, 3)
         layers = (pc.Normalize("auto"), pc.RandomFlip(), pc.RandomCrop(2), pc.Flatten(), pc.Dense(3))
         network = pc.NetworkHandler(layers, (3, 5, 4))
         pc.train(network, dataset, dataset, pc.SGD(0.1), 2, 7, verbose=0)
         np.testing.assert_allclose(network.layers[0].mean, array.mean((0, 2, 3)) / 255)
         hashes.append(network.parameters_sha256())
-    assert hashes[0] == hashes[1]
+    assert hashes[0] == hashes[1] == hashes[2]
+
+
+@pytest.mark.parametrize("kind", ["photos", "npy"])
+def test_a_validation_split_copies_no_images(kind, tmp_path, monkeypatch):
+    """Training and validation set are rows of the same map of the file, on every rank."""
+    monkeypatch.setenv("PARALLELCNN_CACHE", str(tmp_path / "cache"))
+    rng, folder = np.random.default_rng(0), tmp_path / kind
+    if kind == "photos":
+        image = pytest.importorskip("PIL.Image")
+        for number in range(40):
+            (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            image.fromarray(pixels).save(folder / "ab"[number % 2] / f"{number}.png")
+    else:
+        folder.mkdir()
+        np.save(folder / "x_train.npy", rng.integers(0, 256, (40, 3, 8, 8), np.uint8))
+        np.save(folder / "y_train.npy", np.arange(40) % 2)
+    options = TrainConfig(data=str(folder), epochs=1, batch_size=5)
+    whole = load_data_sets(options, pc.Serial()).train
+    loaded = load_data_sets(TrainConfig(data=str(folder), epochs=1, batch_size=5, validation_split=0.25), pc.Serial())
+    train, validation = loaded.train.images, loaded.evaluated.images
+    assert (len(train), len(validation)) == (24, 8)
+    assert shared_file(train.array) is not None
+    assert np.shares_memory(train.array, validation.array)
+    expected = pc.Dataset(whole.images[:], whole.labels, 2).split(0.25)
+    for one, other in zip((loaded.train, loaded.evaluated), expected, strict=True):
+        np.testing.assert_array_equal(one.images[:], other.images)
+        np.testing.assert_array_equal(one.labels, other.labels)
+    described = describe_data(pc.Serial(), train=loaded.train, validation=loaded.evaluated)
+    assert described == {"train": describe_dataset(expected[0]), "validation": describe_dataset(expected[1])}
 
 
 LARGE = r"""

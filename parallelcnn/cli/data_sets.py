@@ -4,10 +4,11 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from parallelcnn.comm import Transport, run_together, share_on_node
-from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.dataset import Array, Dataset
 from parallelcnn.data.images import DecodedImages, load_images
 from parallelcnn.data.loading import load_sets, plan_of_images
 from parallelcnn.data.readers.decoding import ImageOptions, without_warnings
@@ -25,12 +26,14 @@ class Loaded(NamedTuple):
         evaluated: to evaluate on during training; the test set if there is no validation set.
         test: the test set.
         found: what was found, in words; may be empty.
+        test_files: the names of the test set's files, as in `DataSets.files`; None: not known.
     """
 
     train: Dataset
     evaluated: Dataset
     test: Dataset
     found: str
+    test_files: Array | None = None
 
 
 def load_data_sets(
@@ -50,12 +53,14 @@ def load_data_sets(
         return plan_of_images(options.data, like or images, options.data_dir) if comm.rank == 0 else None
 
     def split(sets: DataSets) -> Loaded:
+        if fraction is not None or (sets.test is None and sets.validation is None):
+            sets = replace(sets, train=sets.train.without_copies())
         sets = sets.with_test_set()
         assert sets.test is not None
         train, validation = sets.train, sets.validation
         if fraction is not None:
             train, validation = train.split(fraction, options.seed)
-        return Loaded(train, validation or sets.test, sets.test, sets.found)
+        return Loaded(train, validation or sets.test, sets.test, sets.found, sets.files.get("test"))
 
     comm.status = "reading the data set"
     with without_warnings():

@@ -99,7 +99,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     warn_of_too_many_threads(options, comm)
     other_data = options.data is not None
     with show_compilation(comm, sys.stderr):
-        train_set, _, test_set, _ = load_data_sets(config, comm, like)
+        train_set, _, test_set, *_ = load_data_sets(config, comm, like)
 
     def load() -> "tuple[NetworkHandler, losses.Loss, list[Metric]]":
         network = load_trained_network(

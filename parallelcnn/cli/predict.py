@@ -88,11 +88,11 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     writer = kind(network, [str(item) for item in items], options.top)
     if comm.rank == 0:
         writer.begin()
-    failed = 0
+    failed, arrays = 0, dict[Path, "np.ndarray"]()
     for start in range(0, len(items), _IN_A_ROUND * comm.size):
         comm.status = "predicting from image {}", start + 1
         mine = shard(items[start : start + _IN_A_ROUND * comm.size], comm.rank, comm.size)
-        for rows, failures in comm.allgather(run_together(comm, partial(_predict, network, mine))):
+        for rows, failures in comm.allgather(run_together(comm, partial(_predict, network, mine, arrays))):
             failed += len(failures)
             if comm.rank == 0:
                 for name, output in rows:
@@ -114,15 +114,24 @@ def _warm_up(network: "NetworkHandler") -> None:
         network.predict(np.zeros((n, *network.input_shape), np.uint8))
 
 
-def _predict(network: "NetworkHandler", items: "Sequence[Item]") -> "tuple[list[tuple[str, np.ndarray]], list[str]]":
-    """The name and the prediction of each image that can be read, and why the others cannot."""
+def _predict(
+    network: "NetworkHandler", items: "Sequence[Item]", arrays: "dict[Path, np.ndarray]"
+) -> "tuple[list[tuple[str, np.ndarray]], list[str]]":
+    """The name and the prediction of each image that can be read, and why the others cannot.
+
+    Args:
+        arrays: see `read_items`. An array is forgotten once another file follows.
+    """
     import numpy as np
 
     from parallelcnn.data.inputs import read_items
     from parallelcnn.data.readers.decoding import without_warnings
 
     with without_warnings():
-        images, failures = read_items(items, network.input_shape, network.resize or "crop")
+        images, failures = read_items(items, network.input_shape, network.resize or "crop", arrays)
+    last = items[-1].file if items else None
+    for file in [file for file in arrays if file != last]:
+        del arrays[file]
     known = [(str(item), image) for item, image in zip(items, images, strict=True) if image is not None]
     rows: list[tuple[str, np.ndarray]] = []
     for _, group in groupby(known, key=lambda one: (one[1].dtype, one[1].shape)):

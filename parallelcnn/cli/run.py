@@ -23,6 +23,7 @@ from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.images import file_names
 from parallelcnn.errors import DivergenceError, InputError, TrainingWarning
 from parallelcnn.exchange.parameter_files import read_parameters
 from parallelcnn.files.model import save_model
@@ -69,7 +70,8 @@ class Run:
         # All input is checked before the first file is written.
         self._optimizer = run_together(self._comm, self._check_options)
         with show_compilation(self._comm):
-            self._train_set, self._evaluated, self._test_set, self._found = load_data_sets(self._options, self._comm)
+            loaded = load_data_sets(self._options, self._comm)
+            self._train_set, self._evaluated, self._test_set, self._found, self._test_files = loaded
             self._comm.status = "building the network"
             self._network = run_together(self._comm, self._build)
             self._resume = run_together(self._comm, self._named_checkpoint)
@@ -401,6 +403,7 @@ class Run:
                 predictions=predictions,
                 summary=summary,
                 found=self._found,
+                test_files=() if self._test_files is None else file_names(self._test_files),
                 notes=[*self._notes, *(lost if history.lost_ranks else ())],
             )
             directory.write_report(lambda: training_report(run))

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from parallelcnn.data.dataset import Dataset
-from parallelcnn.data.description import examples
 from parallelcnn.errors import DataError
+from parallelcnn.pixels import contact_sheet
 
 _SIDE, _GAP, _LINE = 64, 4, 16  # pixels of an image, between two, and of a line of text
 _MOST_CLASSES = 100
@@ -26,23 +26,18 @@ def write_contact_sheet(path: Path, dataset: Dataset, each: int) -> None:
         from PIL import Image, ImageDraw
     except ImportError:
         raise DataError("a contact sheet needs Pillow: pip install 'parallelcnn[images]'") from None
-    rows = examples(dataset, each)[:_MOST_CLASSES]
+    labels = np.unique(dataset.labels)[:_MOST_CLASSES]
     step = _LINE + _SIDE + 2 * _GAP
-    sheet = Image.new("RGB", (_GAP + each * (_SIDE + _GAP), _GAP + len(rows) * step), "white")
+    sheet = Image.new("RGB", (_GAP + each * (_SIDE + _GAP), _GAP + len(labels) * step), "white")
     draw = ImageDraw.Draw(sheet)
-    labels = np.unique(dataset.labels)
-    for row, (label, pictures) in enumerate(zip(labels, rows, strict=False)):
+    for row, label in enumerate(labels):
         name = str(label) if dataset.class_names is None else dataset.class_names[label]
         # Pillow's own font has no other letters.
         draw.text(
             (_GAP, row * step + _GAP), name.encode("latin-1", "replace").decode("latin-1")[:_LONGEST_NAME], "black"
         )
-        for column, pixels in enumerate(pictures):
-            picture = Image.fromarray(pixels)
-            larger = _SIDE // max(picture.size)
-            # Small images keep their pixels, so that one sees what the network sees.
-            method = Image.Resampling.NEAREST if larger > 1 else Image.Resampling.BILINEAR
-            scale = max(larger, 1) if larger >= 1 else _SIDE / max(picture.size)
-            picture = picture.resize([max(1, round(scale * side)) for side in picture.size], method)
-            sheet.paste(picture, (_GAP + column * (_SIDE + _GAP), row * step + _GAP + _LINE))
+        # Small images keep their pixels, so that one sees what the network sees.
+        images = dataset.images[np.flatnonzero(dataset.labels == label)[:each]]
+        shown = contact_sheet(images, dataset.input_range, columns=each, side=_SIDE, gap=_GAP, enlarge=True)
+        sheet.paste(Image.fromarray(shown), (_GAP, row * step + _GAP + _LINE))
     sheet.save(path)

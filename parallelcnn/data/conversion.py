@@ -13,7 +13,7 @@ import numpy as np
 from parallelcnn.arguments import described
 from parallelcnn.data.dataset import check_class_names, check_label_range
 from parallelcnn.errors import DataError, nearest_name
-from parallelcnn.files.rows import FileRows
+from parallelcnn.files.rows import Rows
 from parallelcnn.resources import memory_limit
 from parallelcnn.wording import in_units, listed
 
@@ -55,17 +55,17 @@ def convert_images(what: str, images: Any, *, last: bool | None = None) -> Any:
     Args:
         what: what the images are, the beginning of a message.
         images: (N, H, W), (N, H, W, C), (N, C, H, W) or (N, features), of any type, byte order and strides; or a
-            `FileRows` of such images.
+            `Rows` of such images.
         last: whether the channels are the last axis; None: see `channels_last`.
 
     Returns:
-        The array itself, or a view of it, if nothing is to be converted. A `FileRows` stays in its file.
+        The array itself, or a view of it, if nothing is to be converted. `Rows` stay where they are.
 
     Raises:
         DataError: if they cannot be converted without loss, with advice; or if they do not fit into memory, and cannot
             stay in their file because they have to be converted.
     """
-    in_file = isinstance(images, FileRows)
+    in_file = isinstance(images, Rows)
     images = images if in_file else np.asarray(images)
     if images.ndim not in (2, 3, 4):
         raise DataError(

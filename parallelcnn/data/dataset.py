@@ -10,8 +10,9 @@ import numpy as np
 from parallelcnn.arguments import as_array, check_integer, described
 from parallelcnn.data.numbers import Range, check_finite, dtype_hint, range_of
 from parallelcnn.errors import DataError, InputError
-from parallelcnn.files.rows import FileRows, choose
-from parallelcnn.notebook import contact_sheet, picture, table
+from parallelcnn.files.rows import ChosenRows, Rows, choose
+from parallelcnn.notebook import picture, table
+from parallelcnn.pixels import contact_sheet
 from parallelcnn.png import png
 
 Array = np.ndarray
@@ -29,7 +30,7 @@ class Dataset:
 
     Args:
         images: (N, H, W), (N, C, H, W) or (N, features); uint8, which networks scale to [0, 1] during loading, or
-            float32, which is not scaled. A `FileRows` stays in its file.
+            float32, which is not scaled. `Rows` stay where they are.
         labels: (N,) integers in [0, classes), stored as int64; for regression, floats of shape (N,) or (N, outputs).
         classes: number of classes; None for regression.
         name: name of the data set in reports.
@@ -58,7 +59,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         images: Any = self.images
-        if not isinstance(images, FileRows):
+        if not isinstance(images, Rows):
             images = as_array(f"{self.name}: images", images, "an array of numbers, samples first")
         labels = as_array(f"{self.name}: labels", self.labels, _LABELS_RULE)
         if images.ndim not in (2, 3, 4) or images.dtype not in (np.uint8, np.float32):
@@ -96,7 +97,7 @@ class Dataset:
         if self.resize not in (None, *RESIZE):
             raise DataError(f"{self.name}: resize must be one of {', '.join(RESIZE)}, got {described(self.resize)}")
         # One array type for all inputs, so that kernels are compiled once.
-        if not isinstance(images, FileRows):
+        if not isinstance(images, Rows):
             object.__setattr__(self, "images", np.ascontiguousarray(images))
         with np.errstate(over="ignore"):  # `check_numbers` finds the infinity
             labels = np.ascontiguousarray(labels, np.float32 if self.classes is None else np.int64)
@@ -129,8 +130,7 @@ class Dataset:
             first = np.unique(self.labels, return_index=True)[1][:_THUMBNAILS]
         if self.images.ndim == 2:
             return shown
-        low, high = (0.0, 255.0) if self.images.dtype == np.uint8 else self.input_range
-        sheet = contact_sheet(self.images[first].reshape(-1, *self.input_shape), low, high)
+        sheet = contact_sheet(self.images[first], self.input_range)
         what = "the first images" if self.classes is None else "the first image of each class"
         return shown + picture(png(sheet), what, max(sheet.shape[1], 400))
 
@@ -149,6 +149,11 @@ class Dataset:
             check_finite(f"{role} {self.name!r}: image", self.images)
             check_finite(f"{role} {self.name!r}: the label of sample", self.labels)
             object.__setattr__(self, "_checked", True)
+
+    def without_copies(self) -> "Dataset":
+        """The same data set, whose parts after `split` share its images, as `Rows`, instead of copying them."""
+        images: Any = self.images if isinstance(self.images, Rows) else ChosenRows(self.images)
+        return replace(self, images=images)
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[Dataset, Dataset]":
         """Split off a validation set, to choose settings without looking at the test set.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parallelcnn.data.dataset import Array, Dataset
+from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sets import DataSets
 
 _PIECE = 1024  # images read at a time
@@ -60,23 +60,3 @@ def duplicates(sets: DataSets) -> list[Duplicate]:
                 same = bool(np.array_equal(earlier, dataset.labels[number]))
                 found.append(Duplicate(first, (name, number), same))
     return found
-
-
-def examples(dataset: Dataset, each: int) -> list[Array]:
-    """The first images of each class: for each a list of at most so many, (H, W, 3) uint8."""
-    assert dataset.classes is not None
-    return [
-        np.stack([as_picture(dataset.images[i]) for i in np.flatnonzero(dataset.labels == label)[:each]])
-        for label in range(dataset.classes)
-        if label in dataset.labels
-    ]
-
-
-def as_picture(image: Array) -> Array:
-    """An image of a data set as (H, W, 3) uint8. Numbers that are not uint8 are stretched to the range of the image."""
-    pixels = image if image.ndim == 3 else image[np.newaxis]
-    if pixels.dtype != np.uint8:
-        low, high = pixels.min(), pixels.max()
-        pixels = (255 * (pixels - low) / (high - low if high > low else 1)).astype(np.uint8)
-    pixels = pixels if len(pixels) == 3 else np.repeat(pixels[:1], 3, axis=0)
-    return pixels.transpose(1, 2, 0)

@@ -7,8 +7,10 @@ images, and on how they are resized: if one of them changes, another file is mad
 import contextlib
 import hashlib
 import json
+import math
 import os
 import secrets
+import sys
 from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from parallelcnn.data.cache import cache_folder
+from parallelcnn.data.cache import KEPT_BYTES, KEPT_DAYS, cache_folder, delete_unused, mark_as_used
 from parallelcnn.data.dataset import Array, Dataset
 from parallelcnn.data.readers.decoding import ImageOptions, Look, decode, look
 from parallelcnn.data.readers.image_folder import ImageFolder, find_images
@@ -29,7 +31,8 @@ from parallelcnn.errors import CheckpointError, DataError
 from parallelcnn.files.rows import FileRows
 from parallelcnn.files.safetensors import Kind, create_safetensors, open_safetensors
 from parallelcnn.resources import memory_limit, usable_cores
-from parallelcnn.wording import plural
+from parallelcnn.status_line import make_room
+from parallelcnn.wording import in_units, plural
 
 T = TypeVar("T")
 
@@ -90,7 +93,8 @@ class DecodedImages:
     def sets(self) -> DataSets | None:
         """The data sets, mapped from the file; None if it is missing or damaged."""
         try:
-            arrays, about = open_safetensors(self.file)
+            arrays, about = open_safetensors(self.file, locked=True)
+            mark_as_used(self.file)
             class_names = tuple(json.loads(about["class_names"]))
             made = {
                 name: Dataset(
@@ -122,6 +126,7 @@ class DecodedImages:
             "found": f"{self.found}; {self.why}",
             "broken": json.dumps(self.broken),
         }
+        _delete_unused(file.parent, len(self.found.files) * math.prod(self.shape))
         create_safetensors(file, kinds, about)
         arrays, _ = open_safetensors(file, writable=True)
         for name, one in self.found.sets.items():
@@ -199,6 +204,9 @@ def load_images(plan: DecodedImages, ranks: Ranks = _ALONE, advance: Callable[[i
         wanted = sets is None
         if not any(ranks.together(lambda wanted=wanted: wanted)):  # type: ignore[misc]
             break
+        if plan.shape is None:  # this node, or rank 0, had a file when the plan was made
+            first = ranks.together(lambda plan=plan: _with_shape(plan) if ranks.rank == 0 else plan)[0]  # type: ignore[misc]
+            plan = replace(plan, shape=first.shape, why=first.why)
         broken = _decode(plan, ranks, lead, advance, wanted=wanted)
         if broken and not plan.options.skip_broken:
             raise DataError(_described(broken)).together()
@@ -255,7 +263,7 @@ def _decode(
         numbers = np.empty(0, np.int64)
         if takes_part:
             assert made is not None
-            arrays, _ = open_safetensors(made[0], writable=True)
+            arrays, _ = open_safetensors(made[0], writable=True, locked=True)
             numbers = shard(np.arange(len(plan.found.files)), partners.index(ranks.rank), len(partners))
         size = _IN_A_ROUND * threads
         pieces = [numbers[start : start + size] for start in range(0, len(numbers), size)]
@@ -294,6 +302,19 @@ def _refusing_what_fails(file: Path) -> Iterator[None]:
             f"{file.parent}: the decoded images cannot be written: {error.strerror}; PARALLELCNN_CACHE names another "
             f"folder"
         ) from None
+
+
+def _delete_unused(folder: Path, needed: int) -> None:
+    """Delete decoded images that are no longer used, and print how many."""
+    deleted = delete_unused(folder, needed)
+    if deleted:
+        make_room()
+        files = plural(len(deleted), "file")
+        print(
+            f"cache      deleted {files} of decoded images ({in_units(sum(deleted))}) in {folder}: not used for "
+            f"{KEPT_DAYS} days, or the least recently used beyond {in_units(KEPT_BYTES)}",
+            file=sys.stderr,
+        )
 
 
 def _flush(file: Path) -> None:

@@ -53,12 +53,15 @@ def find_items(paths: Iterable[Path]) -> Iterator[Item]:
             raise DataError(f"{path}: {what}")
 
 
-def read_items(items: Sequence[Item], shape: tuple[int, ...], resize: str) -> tuple[list[Array | None], list[str]]:
+def read_items(
+    items: Sequence[Item], shape: tuple[int, ...], resize: str, arrays: dict[Path, Array] | None = None
+) -> tuple[list[Array | None], list[str]]:
     """The images of items.
 
     Args:
         shape: of an image for the network; images from files are brought to it.
         resize: see `ImageOptions`.
+        arrays: the arrays that earlier calls have opened, to which this call adds; None: opened for this call.
 
     Returns:
         the images, None for those that cannot be read; and why they cannot.
@@ -68,7 +71,7 @@ def read_items(items: Sequence[Item], shape: tuple[int, ...], resize: str) -> tu
     """
     images: list[Array | None] = []
     failures: list[str] = []
-    arrays: dict[Path, Array] = {}
+    arrays = {} if arrays is None else arrays
     for item in items:
         file = item.file
         if item.row is not None:

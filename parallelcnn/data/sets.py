@@ -44,7 +44,8 @@ class DataSets:
         if self.test is not None:
             return self
         if self.validation is not None:
-            return replace(self, validation=None, test=replace(self.validation, role="test"))
+            files = {"test" if name == "validation" else name: some for name, some in self.files.items()}
+            return replace(self, validation=None, test=replace(self.validation, role="test"), files=files)
         train, test = self.train.split(TEST_FRACTION, seed)
         found = f"{self.found}; no test set: {len(test):,} images drawn from the training set".removeprefix("; ")
         return replace(self, train=train, test=replace(test, name=self.train.name, role="test"), found=found)

@@ -1,61 +1,37 @@
-"""An array in a file whose rows are read when they are used: it may be larger than the memory."""
+"""Arrays whose rows are read when they are used: one in a file may be larger than the memory."""
 
+import contextlib
+import fcntl
+import math
 import mmap
 import os
 import weakref
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 Array = np.ndarray
 
 
-class FileRows:
-    """An array in a file, in C order. Indexing reads rows; several threads may do so at the same time.
-
-    Args:
-        path: the file.
-        offset: where the array begins [bytes].
-        dtype, shape: of the array.
-        writable: whether rows can be assigned.
-        chosen: indices of the rows that this array consists of; None: all.
+class Rows:
+    """An array of whose rows some are chosen, or all. None is copied before it is used.
 
     Attributes:
         dtype, shape, ndim, size, nbytes: as of a numpy array.
-
-    Raises:
-        OSError: if the file cannot be opened, and when rows cannot be read.
-
-    Example:
-        >>> images = FileRows(path, 64, np.uint8, (60000, 28, 28))
-        >>> images[[5, 3]].shape
-        (2, 28, 28)
     """
 
-    def __init__(
-        self,
-        path: Path,
-        offset: int,
-        dtype: Any,
-        shape: tuple[int, ...],
-        *,
-        writable: bool = False,
-        chosen: Array | None = None,
-    ) -> None:
-        self.path, self.offset, self.writable = path, offset, writable
-        self.dtype, self._row_shape, self._chosen = np.dtype(dtype), tuple(shape[1:]), chosen
-        self._rows = shape[0]
-        self._row_bytes = self.dtype.itemsize * int(np.prod(self._row_shape, dtype=np.int64))
-        self._descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._descriptor)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.path, self.offset, self.dtype, (self._rows, *self._row_shape), self._chosen)
+    def __init__(self, dtype: Any, shape: tuple[int, ...], chosen: Array | None = None) -> None:
+        self.dtype, self._rows, self._row_shape, self._chosen = np.dtype(dtype), shape[0], tuple(shape[1:]), chosen
+        self._row_bytes = self.dtype.itemsize * math.prod(self._row_shape)
 
     def __repr__(self) -> str:
-        return f"<FileRows {self.dtype} {self.shape} in {self.path}>"
+        return f"<{type(self).__name__} {self.dtype} {self.shape}>"
+
+    def __getitem__(self, key: Any) -> Array:
+        """The rows at an index, a slice, or an array of indices, as an array in memory."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return self._rows if self._chosen is None else len(self._chosen)
@@ -76,12 +52,118 @@ class FileRows:
     def nbytes(self) -> int:
         return len(self) * self._row_bytes
 
+    def choose(self, rows: Array) -> Self:
+        """An array of some rows, in the given order, of which none is read yet.
+
+        Args:
+            rows: indices, or a mask.
+        """
+        some = object.__new__(type(self))
+        some.__dict__.update(self.__dict__, _chosen=self._indices(rows))
+        return some
+
+    @property
+    def _crc32_of_choice(self) -> int:
+        return zlib.crc32(b"" if self._chosen is None else self._chosen.tobytes())
+
+    def _indices(self, key: Any) -> Array:
+        """The rows of the whole array that a key means."""
+        if isinstance(key, slice):
+            found = np.arange(len(self))[key]
+        else:
+            found = np.asarray(key)
+            found = np.flatnonzero(found) if found.dtype == bool else found.astype(np.int64)
+        if found.size and not -len(self) <= found.min() <= found.max() < len(self):
+            raise IndexError(f"rows must lie in [0, {len(self)}), got {found.min()} to {found.max()}")
+        found = np.where(found < 0, found + len(self), found)
+        return found if self._chosen is None else self._chosen[found]
+
+
+class ChosenRows(Rows):
+    """Rows of an array in memory, which may be a mapped file.
+
+    Args:
+        array: the whole array, in C order.
+
+    Example:
+        >>> odd = ChosenRows(images).choose(np.arange(1, 60000, 2))
+        >>> odd[:10].shape
+        (10, 28, 28)
+    """
+
+    def __init__(self, array: Array) -> None:
+        super().__init__(array.dtype, array.shape)
+        self.array = array
+
+    def __getitem__(self, key: Any) -> Array:
+        if isinstance(key, int | np.integer):
+            return self[[key]][0]
+        return self.array[self._indices(key)]
+
+    def places(self, indices: Array) -> Array:
+        """Where rows are in the whole array; `indices` are known to lie in [0, len(self))."""
+        return indices if self._chosen is None else self._chosen[indices]
+
+    def identity(self, of_array: Any) -> Any:
+        """Equal for equal rows of the same array; `of_array` identifies the array, or is None if this is not known."""
+        return None if of_array is None else (of_array, self.shape, self._crc32_of_choice)
+
+
+class FileRows(Rows):
+    """An array in a file, in C order. Indexing reads rows; several threads may do so at the same time.
+
+    Args:
+        path: the file.
+        offset: where the array begins [bytes].
+        dtype, shape: of the array.
+        writable: whether rows can be assigned.
+        locked: whether to hold a shared lock on the file (flock) while this array, or one made from it, exists. Where
+            the file system has no locks, there is none.
+        chosen: indices of the rows that this array consists of; None: all.
+
+    Raises:
+        OSError: if the file cannot be opened, and when rows cannot be read.
+
+    Example:
+        >>> images = FileRows(path, 64, np.uint8, (60000, 28, 28))
+        >>> images[[5, 3]].shape
+        (2, 28, 28)
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        offset: int,
+        dtype: Any,
+        shape: tuple[int, ...],
+        *,
+        writable: bool = False,
+        locked: bool = False,
+        chosen: Array | None = None,
+    ) -> None:
+        self.path, self.offset, self.writable, self.locked = path, offset, writable, locked
+        super().__init__(dtype, shape, chosen)
+        self._opened = _Opened(path, os.O_RDWR if writable else os.O_RDONLY)
+        if locked:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        shape = self._rows, *self._row_shape
+        return _rebuild, (self.path, self.offset, self.dtype, shape, self.locked, self._chosen)
+
+    def __repr__(self) -> str:
+        return f"<FileRows {self.dtype} {self.shape} in {self.path}>"
+
+    @property
+    def _descriptor(self) -> int:
+        return self._opened.descriptor
+
     @property
     def identity(self) -> tuple[Any, ...]:
         """Equal for equal arrays in the same file."""
         status = os.fstat(self._descriptor)
-        chosen = b"" if self._chosen is None else self._chosen.tobytes()
-        return status.st_dev, status.st_ino, self.offset, self.shape, zlib.crc32(chosen)
+        return status.st_dev, status.st_ino, self.offset, self.shape, self._crc32_of_choice
 
     def __getitem__(self, key: Any) -> Array:
         """The rows at an index, a slice, or an array of indices, as an array in memory."""
@@ -109,15 +191,6 @@ class FileRows:
             self._place(key if isinstance(key, int) else 0),
         )
 
-    def choose(self, rows: Array) -> "FileRows":
-        """An array of some rows, in the given order, of which none is read yet.
-
-        Args:
-            rows: indices, or a mask.
-        """
-        shape = self._rows, *self._row_shape
-        return FileRows(self.path, self.offset, self.dtype, shape, chosen=self._indices(rows))
-
     def mapped(self) -> Array:
         """The array as one in memory that the system reads from the file when it is used; read-only."""
         page = self.offset % mmap.ALLOCATIONGRANULARITY
@@ -127,18 +200,6 @@ class FileRows:
         memory = mmap.mmap(self._descriptor, page + size, access=mmap.ACCESS_READ, offset=self.offset - page)
         array = np.frombuffer(memory, np.uint8)[page:].view(self.dtype).reshape(self._rows, *self._row_shape)
         return array if self._chosen is None else array[self._chosen]
-
-    def _indices(self, key: Any) -> Array:
-        """The rows of the file that a key means."""
-        if isinstance(key, slice):
-            found = np.arange(len(self))[key]
-        else:
-            found = np.asarray(key)
-            found = np.flatnonzero(found) if found.dtype == bool else found.astype(np.int64)
-        if found.size and not -len(self) <= found.min() <= found.max() < len(self):
-            raise IndexError(f"rows must lie in [0, {len(self)}), got {found.min()} to {found.max()}")
-        found = np.where(found < 0, found + len(self), found)
-        return found if self._chosen is None else self._chosen[found]
 
     def _place(self, row: int) -> int:
         return self.offset + row * self._row_bytes
@@ -154,10 +215,20 @@ class FileRows:
             view, place = view[count:], place + count
 
 
-def _rebuild(path: Path, offset: int, dtype: Any, shape: tuple[int, ...], chosen: Array | None) -> FileRows:
-    return FileRows(path, offset, dtype, shape, chosen=chosen)
+class _Opened:
+    """An open file, closed with the last array that uses it. A memory map has its own descriptor and shares locks."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self.descriptor = os.open(path, flags | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
+
+
+def _rebuild(
+    path: Path, offset: int, dtype: Any, shape: tuple[int, ...], locked: bool, chosen: Array | None
+) -> FileRows:
+    return FileRows(path, offset, dtype, shape, locked=locked, chosen=chosen)
 
 
 def choose(rows: Any, which: Array) -> Any:
-    """Some rows of an array, or of one in a file, which stay there."""
-    return rows.choose(which) if isinstance(rows, FileRows) else rows[which]
+    """Some rows of an array; those of `Rows` are not copied."""
+    return rows.choose(which) if isinstance(rows, Rows) else rows[which]

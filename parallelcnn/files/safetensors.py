@@ -124,8 +124,11 @@ def map_safetensors(path: Path, *, writable: bool = False) -> Tensors:
     return Tensors({one.name: _array(one, data, writable=writable) for one in places}, metadata)
 
 
-def open_safetensors(path: Path, *, writable: bool = False) -> OpenTensors:
+def open_safetensors(path: Path, *, writable: bool = False, locked: bool = False) -> OpenTensors:
     """Open a file whose arrays may be larger than the memory: they are read, or written, by rows.
+
+    Args:
+        writable, locked: see `FileRows`.
 
     Raises:
         CheckpointError: as `map_safetensors`.
@@ -135,7 +138,8 @@ def open_safetensors(path: Path, *, writable: bool = False) -> OpenTensors:
     if any(one.dtype == _BFLOAT16 for one in places):
         raise CheckpointError(f"{path} has numbers of 16 bits that numpy has no type for: they cannot be read by rows")
     rows = {
-        one.name: FileRows(path, start + one.begin, _TYPES[one.dtype], one.shape, writable=writable) for one in places
+        one.name: FileRows(path, start + one.begin, _TYPES[one.dtype], one.shape, writable=writable, locked=locked)
+        for one in places
     }
     return OpenTensors(rows, metadata)
 

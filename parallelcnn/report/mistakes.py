@@ -3,15 +3,23 @@
 from collections.abc import Sequence
 
 from parallelcnn.data.dataset import Dataset
+from parallelcnn.pixels import as_pixels
 from parallelcnn.png import data_uri
 from parallelcnn.report.markup import Markup, element, join
-from parallelcnn.report.pictures import is_image, sample_picture
+from parallelcnn.report.pictures import is_image
 from parallelcnn.report.predictions import ClassPredictions, LabelPredictions, Mistake, Predictions, ValuePredictions
 from parallelcnn.report.tables import short, table
 
+_LARGEST_SIDE = 72  # of an image [pixels]
 
-def gallery(found: Predictions, dataset: Dataset, names: Sequence[str]) -> Markup:
-    """The worst mistakes, worst first; a table where samples are no images."""
+
+def gallery(found: Predictions, dataset: Dataset, names: Sequence[str], files: Sequence[str] = ()) -> Markup:
+    """The worst mistakes, worst first; a table where samples are no images.
+
+    Args:
+        names: of the classes.
+        files: names of the files of all samples; empty: not known.
+    """
     if not found.mistakes:
         return element("p", f"None: all {len(dataset):,} test samples are predicted correctly.")
     lines = [_described(found, one, names) for one in found.mistakes]
@@ -20,11 +28,13 @@ def gallery(found: Predictions, dataset: Dataset, names: Sequence[str]) -> Marku
         return table(("sample", "true", "predicted", "how sure"), rows, _introduction(found, dataset), numbers_from=9)
     items = []
     for one, (true, predicted, how) in zip(found.mistakes, lines, strict=True):
-        picture = sample_picture(dataset.images[one.sample], dataset.input_range)
-        text = f"test image {one.sample:,}: {true}, {predicted}"
+        picture = as_pixels(dataset.images[one.sample], dataset.input_range, _LARGEST_SIDE)
+        file = files[one.sample] if files else None
+        text = f"test image {one.sample:,}{f', {file}' if file else ''}: {true}, {predicted}"
         image = element("img", src=data_uri(picture), alt=text, title=text, width=112, height=112)
         said = element("p", true, element("br"), element("span", predicted, class_="predicted"), element("br"), how)
-        items.append(element("li", image, said))
+        named = element("p", file, class_="quiet file") if file else None
+        items.append(element("li", image, said, named))
     return join(element("p", _introduction(found, dataset), class_="quiet"), element("ul", items, class_="gallery"))
 
 

@@ -1,16 +1,15 @@
-"""Pictures of samples, filters and matrices, as arrays of pixels."""
+"""Pictures of filters and matrices, as arrays of pixels."""
 
 import math
 from typing import Any
 
 import numpy as np
 
-from parallelcnn.data.numbers import Range
 from parallelcnn.network import NetworkHandler
+from parallelcnn.pixels import grid
 
 Array = np.ndarray
 
-_LARGEST_SIDE = 72  # pixels of a sample; larger ones are averaged over squares of pixels
 _LARGEST_MATRIX = 500  # rows; of larger matrices, squares of cells share a pixel
 _MOST_FILTERS = 64
 _COLUMNS = 16  # of filters
@@ -22,24 +21,6 @@ _NEGATIVE, _ZERO, _POSITIVE = np.array([[0, 92, 158], [247, 247, 247], [201, 84,
 def is_image(shape: tuple[int, ...]) -> bool:
     """Whether samples of this shape, (H, W) or (C, H, W), can be shown as images."""
     return len(shape) in (2, 3) and min(shape) > 0
-
-
-def sample_picture(image: Array, input_range: Range) -> Array:
-    """The pixels of one sample, (H, W) or (H, W, 3) uint8, at most 72 pixels high and wide.
-
-    Args:
-        image: (H, W) or (C, H, W), uint8 or floats. Other than 1 or 3 channels are averaged.
-        input_range: smallest and largest number of floats, shown black and white.
-    """
-    pixels = np.asarray(image, np.float64)
-    if image.dtype != np.uint8:
-        low, high = input_range
-        pixels = (pixels - low) * (255 / (high - low) if high > low else 0)
-    pixels = pixels[None] if pixels.ndim == 2 else pixels
-    pixels = pixels if len(pixels) == 3 else pixels.mean(axis=0, keepdims=True)
-    pixels = _averaged(pixels, -(-max(pixels.shape[1:]) // _LARGEST_SIDE))
-    shown = np.clip(np.rint(pixels), 0, 255).astype(np.uint8).transpose(1, 2, 0)
-    return shown[..., 0] if shown.shape[-1] == 1 else shown
 
 
 def first_filters(network: NetworkHandler) -> tuple[str, Array] | None:
@@ -67,15 +48,11 @@ def filters_picture(filters: Array) -> Array:
     filters = filters if filters.shape[1] == 3 else filters.mean(axis=1, keepdims=True)
     largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
     filters = filters / np.where(largest == 0, 1, largest)
-    rows, columns = filters.shape[2:]
-    across = filters_across(len(filters))
-    sheet = np.zeros((-(-len(filters) // across) * (rows + 1) - 1, across * (columns + 1) - 1, 4), np.uint8)
-    for i, one in enumerate(filters):
-        top, left = i // across * (rows + 1), i % across * (columns + 1)
+    pictures = np.full((len(filters), *filters.shape[2:], 4), 255, np.uint8)
+    for picture, one in zip(pictures, filters, strict=True):
         colours = one.transpose(1, 2, 0) * 127.5 + 127.5 if len(one) == 3 else _diverging(one[0])
-        sheet[top : top + rows, left : left + columns, :3] = np.rint(colours)
-        sheet[top : top + rows, left : left + columns, 3] = 255
-    return sheet
+        picture[..., :3] = np.rint(colours)
+    return grid(list(pictures), filters_across(len(filters)), fill=0)[:-1, :-1]
 
 
 def filters_across(count: int) -> int:
@@ -105,13 +82,3 @@ def _diverging(numbers: Array) -> Any:
     strength = np.abs(numbers)[..., None]
     end = np.where(numbers[..., None] < 0, _NEGATIVE, _POSITIVE)
     return _ZERO + strength * (end - _ZERO)
-
-
-def _averaged(pixels: Array, factor: int) -> Array:
-    """The means of squares of factor x factor pixels of (C, H, W)."""
-    if factor == 1:
-        return pixels
-    channels, height, width = pixels.shape
-    pixels = np.pad(pixels, ((0, 0), (0, -height % factor), (0, -width % factor)), mode="edge")
-    height, width = pixels.shape[1] // factor, pixels.shape[2] // factor
-    return pixels.reshape(channels, height, factor, width, factor).mean(axis=(2, 4))

@@ -52,6 +52,7 @@ class ReportedRun:
         summary: further numbers, named as in summary.json.
         notes: sentences on what was unusual.
         found: what was found in the data, in words.
+        test_files: the names of the test set's files; empty: not known.
     """
 
     name: str
@@ -72,6 +73,7 @@ class ReportedRun:
     summary: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     found: str = ""
+    test_files: Sequence[str] = ()
 
     def names_of(self, count: int) -> list[str]:
         """The names of `count` classes: their numbers where there are no names."""
@@ -129,14 +131,14 @@ def _predictions(run: ReportedRun) -> Iterator[Markup | None]:
             both = confusion_matrix(found.matrix, names), confusions(found.matrix, names)
             yield section("Confusion matrix", element("div", both, class_="tables"))
         yield section("Scores", score_table(class_scores(found.counts), found.counts[2], names))
-        yield section("Most confident mistakes", gallery(found, run.test_set, names))
+        yield section("Most confident mistakes", gallery(found, run.test_set, names, run.test_files))
     elif isinstance(found, LabelPredictions):
         names = run.names_of(len(found.counts[0]))
         yield section("Scores", score_table(class_scores(found.counts), found.counts[2], names, "label", "labels"))
-        yield section("Most confident mistakes", gallery(found, run.test_set, names))
+        yield section("Most confident mistakes", gallery(found, run.test_set, names, run.test_files))
     elif isinstance(found, ValuePredictions):
         yield section("Errors", value_sections(found, run.test_set))
-        yield section("Largest errors", gallery(found, run.test_set, ()))
+        yield section("Largest errors", gallery(found, run.test_set, (), run.test_files))
 
 
 def _filters(network: NetworkHandler) -> Markup | None:

@@ -11,7 +11,7 @@ from parallelcnn.comm import Transport, run_together, shared_file
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.errors import ReplicaMismatchError, shown
 from parallelcnn.files.fingerprint import fingerprint
-from parallelcnn.files.rows import FileRows
+from parallelcnn.files.rows import ChosenRows, FileRows, Rows
 
 _ROWS = 256  # of an array in a file that are read at a time
 
@@ -92,8 +92,10 @@ def _arrays(dataset: Dataset) -> list[np.ndarray]:
     return [dataset.images, dataset.labels, *weight]
 
 
-def _place_of(array: np.ndarray | FileRows) -> Any:
+def _place_of(array: Any) -> Any:
     """Where an array is that other ranks see as well; None: only in this process, or not known."""
+    if isinstance(array, ChosenRows):
+        return array.identity(shared_file(array.array))
     return array.identity if isinstance(array, FileRows) else shared_file(array)
 
 
@@ -104,7 +106,7 @@ def _with_checksums(dataset: Dataset, checksums: Sequence[int]) -> str:
     return f"{dataset.images.dtype} of shape {dataset.images.shape}, {found}"
 
 
-def _crc32(array: np.ndarray | FileRows) -> int:
+def _crc32(array: np.ndarray | Rows) -> int:
     if isinstance(array, np.ndarray):
         return zlib.crc32(np.ascontiguousarray(array).data)
     checksum = 0
