@@ -406,3 +406,13 @@ def test_nothing_is_left_after_an_interrupt(tmp_path, cache, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pc.load_data(photos(tmp_path))
     assert list(cache.iterdir()) == []
+
+
+def test_files_of_killed_processes_are_removed_once_nobody_has_written_for_a_day(tmp_path, cache):
+    cache.mkdir(parents=True, exist_ok=True)
+    old, new = (cache / f".{name}.safetensors.x.unfinished" for name in ("old", "new"))
+    for file in (old, new):
+        file.touch()
+    os.utime(old, times=(0, 0))
+    sets_of(photos(tmp_path / "photos"))
+    assert (old.exists(), new.exists()) == (False, True)

@@ -26,6 +26,7 @@ from parallelcnn.data.readers.image_folder import ImageFolder, find_images
 from parallelcnn.data.sampler import shard
 from parallelcnn.data.sets import DataSets
 from parallelcnn.errors import CheckpointError, DataError
+from parallelcnn.files.atomic import remove_unfinished
 from parallelcnn.files.rows import FileRows
 from parallelcnn.files.safetensors import Kind, create_safetensors, open_safetensors
 from parallelcnn.resources import memory_limit, usable_cores
@@ -38,6 +39,7 @@ _LOOKED_AT = 500  # images whose headers decide on the size
 _LARGEST_KEPT = 128  # pixels: images that all have one size up to this keep it
 _OTHERS_SIZE = 64  # pixels of a side: enough to tell things apart, and small enough to train on a CPU
 _IN_A_ROUND = 128  # images that a thread decodes before ranks meet: about a second of photos
+_LEFT_BEHIND = 86_400  # seconds without a write: the process that decoded into this file was killed
 _NAMED = 3  # broken images that a message names
 
 
@@ -236,6 +238,7 @@ def _decode(
             return None
         with _refusing_what_fails(plan.file):
             plan.file.parent.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(plan.file.parent, _LEFT_BEHIND)
             plan.create(temporary)
             return temporary, _identity(temporary)
 

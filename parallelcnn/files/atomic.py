@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -58,14 +59,18 @@ def write_atomically(path: Path, content: bytes, check: Callable[[Path], object]
         file.write(content)
 
 
-def remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: Path, idle: float | None = None) -> None:
     """Remove the temporary files of killed processes that `write_atomically` left in a folder.
 
-    Call it only if no other process writes there: it would lose its files.
+    Without `idle`, call it only if no other process writes there: it would lose its files.
+
+    Args:
+        idle: remove only files to which nobody has written for so many seconds.
     """
-    with contextlib.suppress(OSError):
-        for file in folder.glob(f".*{_UNFINISHED}"):
-            file.unlink()
+    for file in folder.glob(f".*{_UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            if idle is None or file.stat().st_mtime < time.time() - idle:
+                file.unlink()
 
 
 def lock(path: Path) -> TextIO | None:
