@@ -29,7 +29,15 @@ from parallelcnn.training.compilation import compile_in_turns, compile_kernels, 
 from parallelcnn.training.evaluation import Evaluation, as_metrics, evaluate_by, run_block
 from parallelcnn.training.history import History
 from parallelcnn.training.loop import Loop
-from parallelcnn.training.preparation import check_fit, check_loss, check_monitored, check_numbers, facts_of, start
+from parallelcnn.training.preparation import (
+    check_fit,
+    check_loss,
+    check_monitored,
+    check_numbers,
+    check_same_classes,
+    facts_of,
+    start,
+)
 from parallelcnn.training.progress import Progress, check_verbose, show_compilation
 from parallelcnn.training.reduction import (
     check_reproducible,
@@ -138,6 +146,7 @@ def train(
             check_repair(repair, checkpoints)
             check_fit(network, train_set, loss)
             check_fit(network, test_set, loss)
+            check_same_classes(train_set.class_names, "the training set", test_set)
             train_set.check_numbers("training set")
             test_set.check_numbers("test set")
             if comm.rank == 0:
@@ -272,7 +281,7 @@ def evaluate(
 
     Raises:
         ShapeError: if data set, network and loss do not fit together, or do not fit into this machine's memory.
-        DataError: if the data set holds NaN or infinity.
+        DataError: if the data set holds NaN or infinity, or its classes have other names than the network's.
         InputError: if `threads` is below 1 or larger than any machine has.
         ReplicaMismatchError: if the ranks have different arguments.
     """
@@ -285,6 +294,7 @@ def evaluate(
         check_methods("loss", loss, LOSS_METHODS, "SoftmaxCrossEntropy() or MeanSquaredError()")
         check_threads(threads)
         check_loss(loss, network, dataset)
+        check_same_classes(network.class_names, "the network's training", dataset)
         dataset.check_numbers()
         if comm.rank == 0:
             images = f"the images of {dataset.name}"

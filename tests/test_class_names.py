@@ -100,3 +100,17 @@ def test_files_with_names_for_other_outputs_are_damaged(tmp_path):
     with pytest.raises(CheckpointError, match="class_names must be 3 different names"):
         pc.save_model(tmp_path / "model.npz", found)
     assert small.network().class_names is None
+
+
+def test_sets_whose_classes_have_other_names_are_refused():
+    images, labels = np.zeros((4, 1, 2, 2), np.uint8), np.array([0, 1, 0, 1])
+    cats, cars = (pc.Dataset(images, labels, 2, name=n, class_names=(n, "dog")) for n in ("cat", "car"))
+    nameless = pc.Dataset(images, labels, 2)
+    network = pc.NetworkHandler((pc.Flatten(), pc.Dense(2)), (1, 2, 2))
+    with pytest.raises(pc.DataError, match="car: the class 0 is 'car', but 'cat' in the training set"):
+        pc.train(network, cats, cars, pc.SGD(0.1), 1, 4)
+    pc.train(network, cats, nameless, pc.SGD(0.1), 1, 4)
+    pc.evaluate(network, nameless)
+    with pytest.raises(pc.DataError, match="car: the class 0 is 'car', but 'cat' in the network's training"):
+        pc.evaluate(network, cars)
+    pc.train(network, cars, cars, pc.SGD(0.1), 1, 4)  # the network learns other classes

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 import struct
 import zlib
 
@@ -288,3 +289,12 @@ def test_whatever_a_file_holds_it_is_decoded_or_refused(ending, cut, changes, tm
                 read()
             except DataError as error:
                 assert str(error).startswith(f"{file}: ")  # noqa: PT017
+
+
+def test_a_pipe_in_place_of_an_image_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for read in (look, pixels_of):
+        with pytest.raises(
+            DataError, match=r"pipe\.png: cannot be decoded: must be a file, not a directory, a pipe or a device"
+        ):
+            read(tmp_path / "pipe.png")

@@ -12,6 +12,7 @@ from small import network as small_network
 import parallelcnn as pc
 from parallelcnn.cli.models import choose_model
 from parallelcnn.data.readers.npz import read_array
+from parallelcnn.models import MODELS
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -180,6 +181,21 @@ def test_a_network_of_vectors_takes_no_image_files(tmp_path, here):
     refused(here("predict", tmp_path / "model.npz", file), "takes inputs of shape (5,), not gray or colour images")
 
 
+def test_an_empty_path_is_not_the_current_folder(model, tmp_path, here, monkeypatch):
+    save(tmp_path / "a.png", COLORS["red"])
+    monkeypatch.chdir(tmp_path)
+    refused(here("predict", model, "a.png", ""), "PATH must name an image, a folder or an array, got ''")
+
+
+def test_a_line_break_in_a_file_name_does_not_break_the_table(model, tmp_path, here):
+    files = [save(tmp_path / name, COLORS["red"]) for name in ("new\nline.png", "tab\t.png", "a.png")]
+    lines = here("predict", model, *files).out.splitlines()
+    assert [line.split()[-3] for line in lines] == ["red"] * 3
+    assert len({line.index(" red ") for line in lines}) == 1
+    rows = list(csv.reader(io.StringIO(here("predict", model, *files, "--csv").out)))
+    assert [row[0] for row in rows[1:]] == list(map(str, files))
+
+
 def test_top_must_be_a_count(model, here):
     refused(here("predict", model, "x.png", "--top", "0"), "top must be an integer of at least 1, got 0")
 
@@ -239,10 +255,18 @@ def test_files_are_read_as_the_network_takes_them(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "name"),
-    [((1, 28, 28), "paper"), ((1, 33, 8), "resnet8"), ((3, 32, 32), "resnet8"), ((3, 64, 64), "mobilenet-small")],
+    [
+        ((1, 28, 28), "paper"),
+        ((1, 10, 32), "paper"),
+        ((1, 9, 28), "resnet8"),
+        ((1, 33, 8), "resnet8"),
+        ((3, 32, 32), "resnet8"),
+        ((3, 64, 64), "mobilenet-small"),
+    ],
 )
 def test_the_model_auto_depends_on_the_size_and_the_channels(shape, name):
     assert choose_model(shape) == name
+    assert pc.NetworkHandler(MODELS[name](2), shape).output_shape == (2,)
     with pytest.raises(pc.InputError, match=r"no images, but of shape \(5,\): name a network for them"):
         choose_model((5,))
 

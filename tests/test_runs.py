@@ -62,6 +62,15 @@ def test_runs_are_listed_newest_first_with_the_settings_in_which_they_differ(run
     ]
 
 
+def test_settings_that_a_config_does_not_name_have_their_defaults(runs, here):
+    config = runs / "first" / "config.toml"
+    lines = config.read_text().splitlines()
+    config.write_text("\n".join(line for line in lines if not line.startswith(("resize", "normalize", "augment"))))
+    head, *_ = lines_of(here("runs", runs))
+    assert "resize" not in head.split()
+    assert "normalize" not in head.split()
+
+
 def test_times_of_other_time_zones_are_compared_in_utc(runs):
     (second,) = (run for run in find_runs(runs) if run.path.name == "second")
     assert second.started.timestamp() == read_run(runs / "first").started.timestamp()

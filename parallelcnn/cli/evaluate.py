@@ -81,7 +81,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.trainer import evaluate
     from parallelcnn.training.compilation import compile_in_turns
     from parallelcnn.training.evaluation import default_metrics
-    from parallelcnn.training.preparation import check_fit
+    from parallelcnn.training.preparation import check_fit, check_same_classes
     from parallelcnn.training.progress import show_compilation
     from parallelcnn.training.threads import check_threads
 
@@ -122,6 +122,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
             by_prediction = _LOSS_OF_PREDICTION.get(network.prediction, "SoftmaxCrossEntropy")
             loss = getattr(losses, LOSSES.get(name or "", by_prediction))()
         check_fit(network, test_set, loss)
+        check_same_classes(network.class_names, "the network's training", test_set)
         metrics = [*default_metrics(network, test_set, loss), *config.build_metrics(test_set.classes)]
         return network, loss, [*metrics, *_scores_of_classes(network, test_set, options.json)]
 

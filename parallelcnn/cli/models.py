@@ -60,7 +60,7 @@ def choose_model(input_shape: tuple[int, ...]) -> str:
             f"the samples are no images, but of shape {input_shape}: name a network for them, --model FILE.py:FUNCTION"
         )
     channels, *sides = input_shape
-    if channels == 1 and max(sides) <= 32:
+    if channels == 1 and min(sides) >= 10 and max(sides) <= 32:
         return "paper"
     return "resnet8" if max(sides) <= 48 else "mobilenet-small"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from parallelcnn.cli.options import add_setting, path
 from parallelcnn.cli.output import say
 from parallelcnn.cli.trained_network import find_trained_network, load_trained_network
-from parallelcnn.errors import InputError
+from parallelcnn.errors import InputError, printable
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
 from parallelcnn.training.config import NETWORK, RANKS
 
@@ -61,6 +61,8 @@ def prepare(options: argparse.Namespace) -> None:
     """Check the options before MPI starts."""
     if options.top < 1:
         raise InputError(f"top must be an integer of at least 1, got {options.top}")
+    if "" in options.paths:  # a Path would make it the current folder
+        raise InputError("PATH must name an image, a folder or an array, got ''")
 
 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
@@ -150,17 +152,20 @@ class _Writer:
 
     def __init__(self, network: "NetworkHandler", names: Sequence[str], top: int) -> None:
         self._network, self._names, self._top = network, names, top
-        self._width = max(map(len, names))
+        self._width = max(len(printable(name)) for name in names)
 
     def begin(self) -> None:
         pass
 
     def write(self, name: str, output: "np.ndarray") -> None:
         classes = self.classes(output)
-        texts = [f"{name_of:<{self._widest_class}} {100 * probability:6.2f} %" for _, name_of, probability in classes]
+        texts = [
+            f"{printable(name_of):<{self._widest_class}} {100 * probability:6.2f} %"
+            for _, name_of, probability in classes
+        ]
         if not classes:
             texts = [" ".join(f"{number:.6g}" for number in output.ravel())]
-        say(f"{name:<{self._width}}  {'   '.join(texts)}")
+        say(f"{printable(name):<{self._width}}  {'   '.join(texts)}")
 
     def end(self) -> None:
         pass
@@ -184,7 +189,7 @@ class _Writer:
     @cached_property
     def _widest_class(self) -> int:
         count = 2 if self._is_binary else self._network.output_shape[0]
-        return max(len(self._class_name(label)) for label in range(count))
+        return max(len(printable(self._class_name(label))) for label in range(count))
 
 
 class _CsvWriter(_Writer):

@@ -96,11 +96,18 @@ def differing(found: "Sequence[StoredRun]") -> list[str]:
     from parallelcnn.files.run_files import DAMAGED
 
     known = [run.settings for run in found if run.status != DAMAGED]
-    # A setting that config.toml does not contain is None; ranks and threads are not known before the end.
-    values = {one.name: [settings.get(one.name) for settings in known] for one in fields(TrainConfig)}
+    # config.toml does not name what is None, nor settings of later versions. Ranks and threads are known at the end.
+    values = {
+        one.name: [_as_listed(settings.get(one.name, one.default)) for settings in known] for one in fields(TrainConfig)
+    }
     for name in _OF_RANKS:
         values[name] = [settings[name] for settings in known if name in settings]
     return [name for name, some in values.items() if name not in _UNLISTED and len(set(map(repr, some))) > 1]
+
+
+def _as_listed(value: Any) -> Any:
+    """A setting as config.toml holds it: without tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _row(run: "StoredRun", names: Sequence[str], directory: Path) -> tuple[str, ...]:

@@ -107,8 +107,8 @@ class TrainConfig:
         NETWORK,
         "NAME|FILE.py:FUNCTION",
         "the network: paper, lenet5, resnet8, resnet20, vgg-small, mobilenet-small, or your own function that returns "
-        "the layers; auto: paper for gray images up to 32 x 32, resnet8 for others up to 48 x 48, otherwise "
-        "mobilenet-small",
+        "the layers; auto: paper for gray images from 10 x 10 to 32 x 32, resnet8 for others up to 48 x 48, "
+        "otherwise mobilenet-small",
         known=("auto", "paper", "lenet5", "resnet8", "resnet20", "vgg-small", "mobilenet-small"),
     )
     data: str = _path(

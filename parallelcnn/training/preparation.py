@@ -10,7 +10,7 @@ import numpy as np
 from parallelcnn.comm import Transport
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import shape_hint
-from parallelcnn.errors import CheckpointError, InputError, ShapeError, TrainingWarning, nearest_name, shown
+from parallelcnn.errors import CheckpointError, DataError, InputError, ShapeError, TrainingWarning, nearest_name, shown
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.files.model import describe_network
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy, takes_sample_weight
@@ -67,6 +67,23 @@ def check_fit(network: NetworkHandler, dataset: Dataset, loss: Loss | None = Non
             f"but {dataset.name} holds images of shape {dataset.input_shape}"
             f"{shape_hint((1, *dataset.input_shape), network.input_shape)}"
         )
+
+
+def check_same_classes(names: Sequence[str] | None, where: str, dataset: Dataset) -> None:
+    """Raise DataError if the classes of a data set have other names, or another order, than these.
+
+    Args:
+        names: None: not known.
+        where: the classes have these names, for the message.
+    """
+    for label, (name, found) in enumerate(zip(names or (), dataset.class_names or (), strict=False)):
+        if name != found:
+            raise DataError(
+                shown(
+                    f"{dataset.name}: the class {label} is {found!r}, but {name!r} in {where}: the classes must be the "
+                    f"same, in the same order"
+                )
+            )
 
 
 def check_loss(loss: Loss, network: NetworkHandler, dataset: Dataset) -> None:

@@ -1,6 +1,8 @@
 """Decode one image file to pixels of a given size. Pillow reads the formats."""
 
 import contextlib
+import os
+import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -138,6 +140,8 @@ def _open(file: str | Path) -> Iterator[Any]:
         raise DataError("reading images needs Pillow: pip install 'parallelcnn[images]'") from None
     too_large = f"{file}: is too large: an image must have at most {_MOST_PIXELS:,} pixels"
     try:
+        if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would wait for its writer
+            raise DataError(shown(f"{file}: cannot be decoded: must be a file, not a directory, a pipe or a device"))
         with Image.open(file) as picture:
             if picture.width * picture.height > _MOST_PIXELS:
                 raise DataError(too_large)
