@@ -61,8 +61,9 @@ def test_winograds_convolution_neither_reads_nor_writes_beside_its_arrays(n, dty
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channels", [32, 256])
-def test_winograds_convolution_is_as_exact_as_the_direct_one(channels, rng):
+@pytest.mark.parametrize("channels", [16, 32, 256])
+def test_winograds_convolution_is_nearly_as_exact_as_the_direct_one(channels, rng):
+    """The bounds are those in the documentation. With the usual points of interpolation, both are exceeded."""
     K, C, size, n = 32, channels, 8, 16
     x, weight = rng.normal(size=(C, size, size, n)), rng.normal(size=(K, C, 3, 3))
     dy, bias = rng.normal(size=(K, size, size, n)), np.zeros(K)
@@ -84,8 +85,8 @@ def test_winograds_convolution_is_as_exact_as_the_direct_one(channels, rng):
                 conv2d.weight_gradient_kernel(3, 3, 1, K, C)(x_, dy_, zeros, *steps, dweight)
             results.append((y, dweight))
         errors[name] = [np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in zip(*results, strict=True)]
-    for ours, direct in zip(errors["winograd"], errors["direct"], strict=True):
-        assert ours < 2 * direct + 1e-7
+    assert errors["winograd"][0] < 2.5 * errors["direct"][0]
+    assert max(errors["winograd"]) < 1.8e-6
 
 
 @pytest.mark.parametrize(
@@ -96,8 +97,10 @@ def test_winograds_convolution_is_as_exact_as_the_direct_one(channels, rng):
         (Conv2D(64, 3, padding="same"), (64, 8, 8), 1, False),  # vectors nearly empty
         (Conv2D(64, 3, padding="same"), (64, 8, 8), 0, False),
         (Conv2D(64, 3), (64, 3, 3), 32, False),  # squares mostly outside the output
-        (Conv2D(64, 3, padding="same"), (16, 8, 8), 32, False),
-        (Conv2D(16, 3, padding="same"), (64, 8, 8), 32, False),
+        (Conv2D(16, 3, padding="same"), (16, 32, 32), 32, True),
+        (Conv2D(16, 3, padding="same"), (16, 9, 9), 32, False),
+        (Conv2D(16, 3), (6, 13, 13), 50, False),  # the paper's network: transforms cost more than they save
+        (Conv2D(64, 3, padding="same"), (3, 32, 32), 32, False),
         (Conv2D(64, 3, padding="same", stride=2), (64, 8, 8), 32, False),
         (Conv2D(64, 5, padding="same"), (64, 8, 8), 32, False),
         (Conv2D(64, (3, 1), padding="same"), (64, 8, 8), 32, False),
@@ -124,7 +127,7 @@ def test_a_convolution_of_many_channels_takes_winograds_way(layer, input_shape, 
 )
 def test_a_layer_gives_the_same_whichever_way_it_takes(layer, dtype, monkeypatch):
     def run():
-        return run_layer(layer, (32, 6, 7), 37, dtype, np.random.default_rng(0))
+        return run_layer(layer, (32, 7, 8), 47, dtype, np.random.default_rng(0))
 
     calls = []
     kernel = winograd.forward_kernel

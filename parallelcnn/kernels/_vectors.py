@@ -137,6 +137,30 @@ class Vectors:
         fmuladd = self._function("fmuladd", self._vector, [self._vector] * 3)
         self._builder.store(self._builder.call(fmuladd, [a, b, self._builder.load(variable)]), variable)
 
+    def plus(self, total: Any, *terms: Any) -> Any:
+        """total + factor * vector + ..., for terms that are a constant number and a vector in turn."""
+        for factor, vector in zip(terms[::2], terms[1::2], strict=True):
+            if factor in (1, -1):
+                total = (self._builder.fadd if factor == 1 else self._builder.fsub)(total, vector)
+            elif total is self.zero:
+                total = self._builder.fmul(self.splat(ir.Constant(self._number, float(factor))), vector)
+            else:
+                fmuladd = self._function("fmuladd", self._vector, [self._vector] * 3)
+                constant = self.splat(ir.Constant(self._number, float(factor)))
+                total = self._builder.call(fmuladd, [constant, vector, total])
+        return total
+
+    def table(self, size: int) -> Any:
+        """Memory for `size` vectors."""
+        place = cgutils.alloca_once(self._builder, self._vector, size=size)
+        place.align = VECTOR_BYTES
+        return self._builder.bitcast(place, self._number.as_pointer())
+
+    def unknown(self, value: int) -> Any:
+        """An index that the compiler does not know, so that it does not unroll a loop up to it."""
+        same = ir.FunctionType(_INDEX, [_INDEX])
+        return self._builder.asm(same, "", "=r,0", [self.index(value)], False)
+
     def total(self, vector: Any) -> Any:
         """The sum of all lanes."""
         reduce = self._function("vector.reduce.fadd", self._number, [self._number, self._vector])
