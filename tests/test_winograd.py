@@ -7,7 +7,7 @@ from test_kernels import DTYPES, SAMPLES, TOLERANCE, run_layer, surrounded
 
 from parallelcnn import Conv2D, MaxPool2D
 from parallelcnn.fusions import PooledConv2D
-from parallelcnn.kernels import conv2d, winograd
+from parallelcnn.kernels import winograd
 from parallelcnn.layers.conv2d import windows_of
 from parallelcnn.layers.conv_algorithms import Winograd, select
 
@@ -18,75 +18,86 @@ CASES = [
     ((9, 7), (5, 6), (1, 0)),  # squares partly outside the output
     ((17, 13), (4, 3), (2, 2)),  # filters in blocks that overlap, and not whole vectors
     ((33, 6), (1, 2), (1, 3)),  # windows that see nothing but zeros
+    ((3, 9), (11, 18), (1, 0)),  # several squares along both axes
 ]
+
+
+STRIDES = pytest.mark.parametrize("stride", [1, 2])
 
 
 @pytest.mark.slow
 @DTYPES
 @SAMPLES
+@STRIDES
 @pytest.mark.parametrize(("weight", "image", "before"), CASES)
-def test_winograds_convolution_agrees_with_the_naive_loops(weight, image, before, n, dtype, rng):
+def test_winograds_convolution_agrees_with_the_naive_loops(weight, image, before, stride, n, dtype, rng):
     (K, C), (H, W), (top, left) = weight, image, before
     bottom, right = max(top, 2 - top), max(left, 2 - left)
     x, weight = rng.normal(size=(C, H, W, n)).astype(dtype), rng.normal(size=(K, C, 3, 3)).astype(dtype)
     bias = rng.normal(size=K).astype(dtype)
-    y = np.full((K, H + top + bottom - 2, W + left + right - 2, n), 7, dtype)
-    memory = np.full(winograd.memory_size(K, C), np.nan, dtype)
-    winograd.forward_kernel(K)(x, weight, bias, memory, top, left, y)
-    padding = (top, bottom, left, right)
-    np.testing.assert_allclose(y, reference.conv2d_forward(x, weight, bias, (1, 1), padding), **TOLERANCE[dtype])
+    P, Q = (H + top + bottom - 3) // stride + 1, (W + left + right - 3) // stride + 1
+    y = np.full((K, P, Q, n), 7, dtype)
+    memory = np.full(winograd.memory_size(K, C, stride), np.nan, dtype)
+    winograd.forward_kernel(K, C, stride)(x, weight, bias, memory, top, left, y)
+    strides, padding = (stride, stride), (top, bottom, left, right)
+    np.testing.assert_allclose(y, reference.conv2d_forward(x, weight, bias, strides, padding), **TOLERANCE[dtype])
 
     dy, dweight = rng.normal(size=y.shape).astype(dtype), np.full_like(weight, 7)
     memory[:] = np.nan
-    winograd.weight_gradient_kernel(K, C)(x, dy, memory, top, left, dweight)
-    wanted, _, _ = reference.conv2d_backward(x, weight, dy, (1, 1), padding)
+    winograd.weight_gradient_kernel(K, C, stride)(x, dy, memory, top, left, dweight)
+    wanted, _, wanted_dx = reference.conv2d_backward(x, weight, dy, strides, padding)
     np.testing.assert_allclose(dweight, wanted, **TOLERANCE[dtype])
+
+    if stride == 2:  # with stride 1 it is a forward pass
+        dx = np.full_like(x, 7)
+        memory[:] = np.nan
+        winograd.backward_input_kernel(K, C)(dy, weight, memory, top, left, dx)
+        np.testing.assert_allclose(dx, wanted_dx, **TOLERANCE[dtype])
 
 
 @DTYPES
+@STRIDES
 @pytest.mark.parametrize("n", [1, 7, 50])
-def test_winograds_convolution_neither_reads_nor_writes_beside_its_arrays(n, dtype, rng):
-    K, C, P, Q, beside = 9, 7, 5, 7, 2000
-    x, y, dy = (surrounded(shape, beside, dtype) for shape in ((C, P, Q, n), (K, P, Q, n), (K, P, Q, n)))
+def test_winograds_convolution_neither_reads_nor_writes_beside_its_arrays(n, stride, dtype, rng):
+    K, C, H, W, beside = 9, 7, 5, 7, 2000
+    P, Q = -(-H // stride), -(-W // stride)
+    x, dx, y, dy = (surrounded(shape, beside, dtype) for shape in 2 * [(C, H, W, n)] + 2 * [(K, P, Q, n)])
     x.inside[...], dy.inside[...] = rng.normal(size=x.inside.shape), rng.normal(size=dy.inside.shape)
     weight, no_bias = rng.normal(size=(K, C, 3, 3)).astype(dtype), np.empty(0, dtype)
-    memory = surrounded((winograd.memory_size(K, C),), beside, dtype)
-    winograd.forward_kernel(K)(x.inside, weight, no_bias, memory.inside, 1, 1, y.inside)
+    memory = surrounded((winograd.memory_size(K, C, stride),), beside, dtype)
+    winograd.forward_kernel(K, C, stride)(x.inside, weight, no_bias, memory.inside, 1, 1, y.inside)
     assert np.isfinite(y.inside).all()  # a number from beside x would have made it NaN
     assert np.isnan(y.outside).all()
     dweight = np.empty_like(weight)
-    winograd.weight_gradient_kernel(K, C)(x.inside, dy.inside, memory.inside, 1, 1, dweight)
+    winograd.weight_gradient_kernel(K, C, stride)(x.inside, dy.inside, memory.inside, 1, 1, dweight)
     assert np.isfinite(dweight).all()
+    if stride == 2:
+        winograd.backward_input_kernel(K, C)(dy.inside, weight, memory.inside, 1, 1, dx.inside)
+        assert np.isfinite(dx.inside).all()
+        assert np.isnan(dx.outside).all()
     assert np.isnan(memory.outside).all()
 
 
 @pytest.mark.slow
+@STRIDES
 @pytest.mark.parametrize("channels", [16, 32, 256])
-def test_winograds_convolution_is_nearly_as_exact_as_the_direct_one(channels, rng):
+def test_winograds_convolution_is_nearly_as_exact_as_the_direct_one(channels, stride, monkeypatch):
     """The bounds are those in the documentation. With the usual points of interpolation, both are exceeded."""
     K, C, size, n = 32, channels, 8, 16
-    x, weight = rng.normal(size=(C, size, size, n)), rng.normal(size=(K, C, 3, 3))
-    dy, bias = rng.normal(size=(K, size, size, n)), np.zeros(K)
+    layer = Conv2D(K, 3, stride=stride, padding=1, bias=False)
     errors = {}
-    for name in ("direct", "winograd"):
-        results = []
-        for dtype in (np.float64, np.float32):
-            x_, weight_, dy_, bias_ = (array.astype(dtype) for array in (x, weight, dy, bias))
-            y, dweight = np.empty_like(dy_), np.empty_like(weight_)
-            if name == "winograd":
-                memory = np.empty(winograd.memory_size(K, C), dtype)
-                winograd.forward_kernel(K)(x_, weight_, bias_, memory, 1, 1, y)
-                winograd.weight_gradient_kernel(K, C)(x_, dy_, memory, 1, 1, dweight)
-            else:
-                x_, dy_, y_ = (array.reshape(len(array), size, size * n) for array in (x_, dy_, y))
-                memory, steps = np.empty(conv2d.packed_size(K, C, 3, 3), dtype), (1, 1, n, 0, n)
-                conv2d.forward_kernel(3, 1, K)(x_, weight_, bias_, memory, *steps, y_)
-                zeros = np.empty(size * n, dtype)
-                conv2d.weight_gradient_kernel(3, 3, 1, K, C)(x_, dy_, zeros, *steps, dweight)
-            results.append((y, dweight))
-        errors[name] = [np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in zip(*results, strict=True)]
-    assert errors["winograd"][0] < 2.5 * errors["direct"][0]
-    assert max(errors["winograd"]) < 1.8e-6
+    for way in (True, False):
+        monkeypatch.setattr(winograd, "pays", lambda *_, way=way: way)
+        runs = [
+            run_layer(layer, (C, size, size), n, dtype, np.random.default_rng(0)) for dtype in (np.float32, np.float64)
+        ]
+        errors[way] = [
+            np.linalg.norm(a - b) / np.linalg.norm(b)
+            for a, b in zip(*((run.y, run.dx, run.grads["weight"]) for run in runs), strict=True)
+        ]
+    for ours, direct in zip(errors[True][:2], errors[False][:2], strict=True):
+        assert ours < 3 * direct
+    assert max(errors[True]) < 1.8e-6
 
 
 @pytest.mark.parametrize(
@@ -101,7 +112,10 @@ def test_winograds_convolution_is_nearly_as_exact_as_the_direct_one(channels, rn
         (Conv2D(16, 3, padding="same"), (16, 9, 9), 32, False),
         (Conv2D(16, 3), (6, 13, 13), 50, False),  # the paper's network: transforms cost more than they save
         (Conv2D(64, 3, padding="same"), (3, 32, 32), 32, False),
-        (Conv2D(64, 3, padding="same", stride=2), (64, 8, 8), 32, False),
+        (Conv2D(64, 3, padding="same", stride=2), (64, 16, 16), 32, True),
+        (Conv2D(64, 3, padding="same", stride=2), (64, 10, 10), 32, False),
+        (Conv2D(32, 3, padding="same", stride=2), (16, 32, 32), 32, False),
+        (Conv2D(64, 3, padding="same", stride=(2, 1)), (64, 16, 16), 32, False),
         (Conv2D(64, 5, padding="same"), (64, 8, 8), 32, False),
         (Conv2D(64, (3, 1), padding="same"), (64, 8, 8), 32, False),
     ],
@@ -120,20 +134,26 @@ def test_a_convolution_of_many_channels_takes_winograds_way(layer, input_shape, 
     [
         Conv2D(33, 3, padding="same", activation="softplus"),
         Conv2D(32, 3, padding=2, bias=False),
+        Conv2D(65, 3, padding=1, stride=2, activation="softplus"),
+        Conv2D(64, 3, padding="same", stride=2),
         PooledConv2D(Conv2D(33, 3, padding="same"), MaxPool2D(2, activation="relu")),
         PooledConv2D(Conv2D(33, 3), MaxPool2D(2)),
     ],
     ids=str,
 )
 def test_a_layer_gives_the_same_whichever_way_it_takes(layer, dtype, monkeypatch):
+    shape = (64, 15, 16) if getattr(layer, "stride", 1) == 2 else (32, 7, 8)
+
     def run():
-        return run_layer(layer, (32, 7, 8), 47, dtype, np.random.default_rng(0))
+        return run_layer(layer, shape, 47, dtype, np.random.default_rng(0))
 
     calls = []
     kernel = winograd.forward_kernel
-    monkeypatch.setattr(winograd, "forward_kernel", lambda filters: calls.append(filters) or kernel(filters))
+    monkeypatch.setattr(winograd, "forward_kernel", lambda *sizes: calls.append(sizes) or kernel(*sizes))
     taken = run()
-    assert calls == 2 * [len(taken.params["weight"]), 32]  # forward and input gradient, recorded twice
+    filters = len(taken.params["weight"])
+    # Forward and, with stride 1, input gradient, recorded twice.
+    assert calls == 2 * ([(filters, 64, 2)] if shape[0] == 64 else [(filters, 32, 1), (32, filters, 1)])
     monkeypatch.setattr(winograd, "pays", lambda *_: False)
     direct = run()
     tolerance = TOLERANCE[dtype] if dtype == np.float64 else {"rtol": 1e-3, "atol": 1e-3}

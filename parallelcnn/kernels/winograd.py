@@ -1,4 +1,4 @@
-"""Winograd convolution F(4 x 4, 3 x 3): filters of 3 x 3 over many channels with fewer multiplications.
+"""Winograd convolution: filters of 3 x 3 over many channels, stride 1 or 2, with fewer multiplications.
 
 4 x 4 neighbouring outputs depend on 6 x 6 places of the image. Linear transforms of these places and of the filter
 reduce the products per output and channel from 9 to 2.25 (A. Lavin and S. Gray, "Fast Algorithms for Convolutional
@@ -10,6 +10,9 @@ For each of the 36 places e = 6 * row + column this is a matrix product, over th
 transformed image. The input gradient is a forward pass with rotated filters. The weight gradient is
 
     dweight[k, c] = G^T (sum over squares and samples of  (A dy[k] A^T) * (B^T x[c] B)) G
+
+With a stride of 2, 4 x 4 outputs depend on 9 x 9 places, and there are 81 products, 5.1 per output instead of 9. Taps
+that see odd rows and columns need no transform, so there are only 36 different transformed weights.
 
 With the samples innermost, all transforms work on whole vectors, `lanes` samples at a time. A panel of a few squares is
 transformed, multiplied and transformed back in the nearest caches. The largest array written to memory is the
@@ -23,24 +26,28 @@ direct convolution: forward, and weight gradient; in brackets F(2 x 2, 3 x 3), u
     64 -> 64, 32 x 32             360 (210, 115)   310 (174, 83)
     64 -> 64, 8 x 8               346 (209, 157)   317 (186, 126)
     128 -> 128, 16 x 16           380 (247, 87)    334 (206, 116)
-    256 -> 256, 8 x 8             301 (229, 64)    324 (212, 77)
+    256 -> 256, 8 x 8             311 (229, 64)    324 (212, 77)
 
-(`scripts/benchmarks/convolutions.py`.)
+Stride 2, in brackets the kernels of `panels`, which computed it before; input gradient in the middle:
 
-It is less exact than `conv2d`, but of the order of float32's rounding: 32 to 256 channels in float32 differ from
-float64, in the norm, by 0.8e-6 to 1.1e-6 forwards and by 0.4e-6 to 1.0e-6 in the weight gradient; with `conv2d` by
-0.2e-6 to 0.8e-6. See `_winograd_tiles` for the reason.
+    64 -> 128, 32 x 32            154 (96)    127 (116)    120 (88)
+    128 -> 256, 16 x 16           153 (123)   139 (125)    140 (87)
+
+(`scripts/benchmarks/convolutions.py`; before: at commit 2fed455.)
+
+It is less exact than `conv2d`, but of the order of float32's rounding: 16 to 256 channels in float32 differ from
+float64, in the norm, by 0.5e-6 to 1.6e-6 forwards, at most three times as much as with `conv2d`, and by 0.6e-6 to
+0.9e-6 in the weight gradient. See `_winograd_transforms` for the reason.
 """
 
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 from ._jit import kernel
 from ._packing import MOST_VECTORS, SUMS, block_size, even_block, vectors_of
 from ._vectors import VECTOR_BYTES
 from ._winograd_tiles import (
-    OUTPUTS,
-    PLACES,
     add_gradient_products,
     filter_gradients,
     filter_squares,
@@ -49,53 +56,70 @@ from ._winograd_tiles import (
     output_square,
     square_products,
 )
+from ._winograd_transforms import OUTPUTS, SIDES, WEIGHTS
 
 _LANES = VECTOR_BYTES // 4  # for float32, the smallest type
 _PANEL = 32  # samples of squares in a panel of the weight gradient
 
 
-def pays(weight: tuple[int, ...], steps: tuple[int, int], outputs: tuple[int, ...]) -> bool:
-    """Whether the algorithm can compute this output, (K, P, Q, n), or input gradient, with filters (K, C, R, S) and
-    strides, and is faster than the tiles of `conv2d`.
+def pays(weight: tuple[int, ...], strides: tuple[int, int], outputs: tuple[int, ...]) -> bool:
+    """Whether the algorithm can compute this output, (K, P, Q, n), with filters (K, C, R, S) and strides, and is faster
+    than the tiles of `conv2d`.
 
     Squares partly outside of the output and partly filled vectors compute numbers that are not needed. So it is not
     faster for single samples, and for few channels, where transforms cost more than they save.
     """
     (K, C, *window), (_, P, Q, n) = weight, outputs
-    squares = -(-P // OUTPUTS) * -(-Q // OUTPUTS) * -(-n // _LANES) * _LANES
-    if window != [3, 3] or steps != (1, 1):
+    if window != [3, 3] or strides not in ((1, 1), (2, 2)):
         return False
-    # Clock cycles: two products each, and as measured for the transforms of a square of a channel and of a filter.
-    cycles = squares * (PLACES / 2 * C * K + 250 * C + 170 * K)
+    squares = -(-P // OUTPUTS) * -(-Q // OUTPUTS) * -(-n // _LANES) * _LANES
+    # Clock cycles: two products each, and for a place of a square as measured for the transforms.
+    cycles = squares * SIDES[strides[0]] ** 2 * (C * K / 2 + 7 * C + 5 * K)
     return 0 < 1.2 * cycles <= 9 / 2 * C * K * P * Q * n
 
 
-def memory_size(filters: int, channels: int) -> int:
+def memory_size(filters: int, channels: int, stride: int) -> int:
     """The size of the kernels' scratch memory, for both passes and both gradients."""
-    return max(
-        _forward_size(filters, channels), _forward_size(channels, filters), _weight_gradient_size(filters, channels)
-    )
+    passes = (_pass_size(*sizes, stride) for sizes in ((filters, channels), (channels, filters)))
+    return max(*passes, _weight_gradient_size(filters, channels, stride))
 
 
 # ---- forward pass and input gradient
 
 
-def _forward_size(filters: int, channels: int) -> int:
+class _Blocks(NamedTuple):
+    """How a pass is divided. Below, "filters" are what is computed, and "channels" what is seen."""
+
+    KB: int  # filters of a tile
+    VB: int  # vectors of a tile, and of a panel
+    group: int  # filters whose sums are computed before any is transformed
+
+
+def _blocks(filters: int, channels: int, stride: int) -> _Blocks:
     KB = block_size(filters)
     VB = vectors_of(KB)
-    panel = PLACES * (channels + 1 + KB) * VB * _LANES
-    return panel + (PLACES + 9) * filters * channels + filters
+    # Few sums stay in the nearest cache. But if a panel is too large for the second one, reading it for each block of
+    # filters takes longer than reading many sums: 256 -> 256 channels, 8 x 8, run at 321 GFLOP/s instead of 281.
+    panel = 4 * SIDES[stride] ** 2 * channels * VB * _LANES
+    most = 1 if panel < 1 << 20 else 8
+    return _Blocks(KB, VB, KB * even_block(-(-filters // KB), most))
+
+
+def _pass_size(filters: int, channels: int, stride: int) -> int:
+    _, VB, group = _blocks(filters, channels, stride)
+    panel = SIDES[stride] ** 2 * (channels + 1 + group) * VB * _LANES
+    return panel + (WEIGHTS**2 + 9) * filters * channels + filters
 
 
 @cache
-def forward_kernel(filters: int) -> Callable[..., None]:
-    """The forward kernel for this number of filters."""
-    return _forward_kernel(block_size(filters))
+def forward_kernel(filters: int, channels: int, stride: int) -> Callable[..., None]:
+    """The forward kernel for these numbers of filters and channels."""
+    return _forward_kernel(_blocks(filters, channels, stride), stride)
 
 
 @cache
-def _forward_kernel(KB: int) -> Callable[..., None]:
-    VB = vectors_of(KB)
+def _forward_kernel(blocks: _Blocks, stride: int) -> Callable[..., None]:
+    (_, VB, group), side, products = blocks, SIDES[stride], _group_products(blocks, SIDES[stride])
 
     @kernel
     def winograd_forward(x, weight, bias, memory, top, left, y):
@@ -105,12 +129,13 @@ def _forward_kernel(KB: int) -> Callable[..., None]:
         """
         (K, C, _, _), (_, P, Q, n) = weight.shape, y.shape
         lanes = VECTOR_BYTES // x.itemsize
-        # One channel more than needed, so that the 36 places do not share the same few cache lines.
-        seen, memory = _taken(memory, (PLACES, C + 1, VB * lanes))
-        sums, memory = _taken(memory, (PLACES, KB, VB * lanes))
-        weights, memory = _taken(memory, (PLACES, K, C))
+        # One channel more than needed, so that the places do not share the same few cache lines.
+        seen, memory = _taken(memory, (side**2, C + 1, VB * lanes))
+        sums, memory = _taken(memory, (side**2, group, VB * lanes))
+        weights, memory = _taken(memory, (WEIGHTS**2, K, C))
         taps, memory = _taken(memory, (9, K, C))
-        _transform_filters(weight, taps, weights)
+        _collect_taps(weight, taps)
+        filter_squares(taps.reshape(9, K * C), weights.reshape(WEIGHTS**2, K * C), stride)
         biases = memory[:K]
         biases[:] = 0
         if bias.size:
@@ -120,31 +145,97 @@ def _forward_kernel(KB: int) -> Callable[..., None]:
             slots = min(VB, squares * vectors - first)
             for slot in range(slots):
                 p, q, i = _place(first + slot, Q, vectors, lanes)
-                input_square(x, (p - top, q - left, i), seen, slot)
-            for k0 in range(0, K, KB):
-                k = min(k0, K - KB)  # the last block may overlap the one before it
-                for e in range(PLACES):
-                    square_products(weights[e, k : k + KB], seen[e], sums[e], KB, VB)
+                input_square(x, (stride * p - top, stride * q - left, i), seen, slot, stride, False)
+            for k in range(0, K, group):
+                begin, end = products(weights, seen, sums, k)
                 for slot in range(slots):
                     place = _place(first + slot, Q, vectors, lanes)
-                    output_square(sums, slot, biases[k : k + KB], y[k : k + KB], place)
+                    output_square(sums, slot, biases[begin:end], y[begin:end], place, stride)
 
     return winograd_forward
 
 
-@kernel
-def _transform_filters(weight, taps, weights):
-    """weights[e, k, c] = (G weight[k, c] G^T)[e].
+@cache
+def backward_input_kernel(filters: int, channels: int) -> Callable[..., None]:
+    """The kernel of the input gradient for these numbers of filters and channels and a stride of 2."""
+    return _backward_input_kernel(_blocks(channels, filters, 2))
 
-    weight: (K, C, 3, 3), taps: (9, K, C), overwritten; weights: (36, K, C).
-    """
+
+@cache
+def _backward_input_kernel(blocks: _Blocks) -> Callable[..., None]:
+    stride = 2
+    (_, VB, group), side, products = blocks, SIDES[stride], _group_products(blocks, SIDES[stride])
+
+    @kernel
+    def winograd_backward_input(dy, weight, memory, top, left, dx):
+        """dy: (K, P, Q, n), weight: (K, C, 3, 3), memory: (`memory_size`,), dx: (C, H, W, n), overwritten.
+
+        The forward pass transposed: squares of dx overlap, and are added.
+        """
+        (K, C, _, _), (_, P, Q, n) = weight.shape, dy.shape
+        lanes = VECTOR_BYTES // dy.itemsize
+        seen, memory = _taken(memory, (side**2, K + 1, VB * lanes))
+        sums, memory = _taken(memory, (side**2, group, VB * lanes))
+        weights, memory = _taken(memory, (WEIGHTS**2, C, K))
+        taps, memory = _taken(memory, (9, C, K))
+        _collect_taps(weight.transpose(1, 0, 2, 3), taps)
+        filter_squares(taps.reshape(9, C * K), weights.reshape(WEIGHTS**2, C * K), stride)
+        dx[:] = 0
+        squares, vectors = -(-P // OUTPUTS) * -(-Q // OUTPUTS), -(-n // lanes)
+        for first in range(0, squares * vectors, VB):
+            slots = min(VB, squares * vectors - first)
+            for slot in range(slots):
+                input_square(dy, _place(first + slot, Q, vectors, lanes), seen, slot, stride, True)
+            for c in range(0, C, group):
+                begin, end = products(weights, seen, sums, c)
+                for slot in range(slots):
+                    p, q, i = _place(first + slot, Q, vectors, lanes)
+                    place = (stride * p - top, stride * q - left, i)
+                    # From c on: the group before has added the channels that the last group computes again.
+                    output_square(sums[:, c - begin :], slot, None, dx[c:end], place, stride)
+
+    return winograd_backward_input
+
+
+@cache
+def _group_products(blocks: _Blocks, side: int) -> Callable[..., tuple[int, int]]:
+    KB, VB, group = blocks
+
+    @kernel
+    def group_products(weights, seen, sums, k):
+        """Compute sums[e, i] = weights[of e, begin + i] seen[e] for the group of filters [begin, end) that k is in.
+
+        The last group, and the last block, may overlap the one before it. Returns (begin, end).
+        """
+        K = weights.shape[1]
+        begin = max(0, min(k, K - group))
+        end = min(begin + group, K)
+        for e in range(side**2):
+            of_place = weights[_weights_of(e, side)]
+            for k0 in range(begin, end, KB):
+                k = min(k0, end - KB)
+                square_products(of_place[k : k + KB], seen[e], sums[e, k - begin : k - begin + KB], KB, VB)
+        return begin, end
+
+    return group_products
+
+
+@kernel
+def _collect_taps(weight, taps):
+    """taps[3 * r + s, k, c] = weight[k, c, r, s]. This order makes the transforms of filters vector instructions."""
     K, C, _, _ = weight.shape
     for k in range(K):
         for c in range(C):
             for r in range(3):
                 for s in range(3):
                     taps[3 * r + s, k, c] = weight[k, c, r, s]
-    filter_squares(taps.reshape(9, K * C), weights.reshape(PLACES, K * C))
+
+
+@kernel
+def _weights_of(e, side):
+    """The number of the transformed weights for place e. With stride 2, the last places of a side share weights."""
+    row, column = divmod(e, side)
+    return WEIGHTS * min(row, WEIGHTS - 1) + min(column, WEIGHTS - 1)
 
 
 @kernel
@@ -173,21 +264,24 @@ def _weight_gradient_blocks(filters: int, channels: int) -> tuple[int, int]:
     return even_block(channels, SUMS // VB), VB
 
 
-def _weight_gradient_size(filters: int, channels: int) -> int:
+def _weight_gradient_size(filters: int, channels: int, stride: int) -> int:
     CB, VB = _weight_gradient_blocks(filters, channels)
     width = VB * _LANES
     blocks, channels = -(-filters // width), -(-channels // CB) * CB
-    return PLACES * ((channels + 1) * _PANEL + (blocks * _PANEL + 1) * width + blocks * channels * width)
+    panel = SIDES[stride] ** 2 * ((channels + 1) * _PANEL + (blocks * _PANEL + 1) * width)
+    return panel + WEIGHTS**2 * blocks * channels * width
 
 
 @cache
-def weight_gradient_kernel(filters: int, channels: int) -> Callable[..., None]:
+def weight_gradient_kernel(filters: int, channels: int, stride: int) -> Callable[..., None]:
     """The weight gradient kernel for these numbers of filters and channels."""
-    return _weight_gradient_kernel(*_weight_gradient_blocks(filters, channels))
+    return _weight_gradient_kernel(*_weight_gradient_blocks(filters, channels), stride)
 
 
 @cache
-def _weight_gradient_kernel(CB: int, VB: int) -> Callable[..., None]:
+def _weight_gradient_kernel(CB: int, VB: int, stride: int) -> Callable[..., None]:
+    side = SIDES[stride]
+
     @kernel
     def winograd_weight_gradient(x, dy, memory, top, left, dweight):
         """x: (C, H, W, n), dy: (K, P, Q, n), memory: (`memory_size`,), dweight: (K, C, 3, 3), overwritten.
@@ -199,9 +293,9 @@ def _weight_gradient_kernel(CB: int, VB: int) -> Callable[..., None]:
         slots, width = _PANEL // lanes, VB * lanes
         blocks, channels = -(-K // width), -(-C // CB) * CB
         # One channel and one row more than needed, as in the forward kernel.
-        seen, memory = _taken(memory, (PLACES, channels + 1, _PANEL))
-        turned, memory = _taken(memory, (PLACES, blocks * _PANEL + 1, width))
-        totals, memory = _taken(memory, (PLACES, blocks, channels, width))
+        seen, memory = _taken(memory, (side**2, channels + 1, _PANEL))
+        turned, memory = _taken(memory, (side**2, blocks * _PANEL + 1, width))
+        totals, memory = _taken(memory, (WEIGHTS**2, blocks, channels, width))
         seen[:] = 0
         totals[:] = 0
         squares, vectors = -(-P // OUTPUTS) * -(-Q // OUTPUTS), -(-n // lanes)
@@ -209,34 +303,24 @@ def _weight_gradient_kernel(CB: int, VB: int) -> Callable[..., None]:
             for slot in range(slots):
                 # After the last square there are no samples, so this writes zeros.
                 p, q, i = _place(first + slot, Q, vectors, lanes) if first + slot < squares * vectors else (0, 0, n)
-                input_square(x, (p - top, q - left, i), seen, slot)
+                input_square(x, (stride * p - top, stride * q - left, i), seen, slot, stride, False)
                 for block in range(blocks):
                     for column in range(0, width, lanes):
                         to = (block * _PANEL + slot * lanes, column)
-                        gradient_square(dy, (block * width + column, p, q, i), turned, to)
-            for e in range(PLACES):
+                        gradient_square(dy, (block * width + column, p, q, i), turned, to, stride)
+            for e in range(side**2):
+                of_weights = totals[_weights_of(e, side)]
                 for block in range(blocks):
                     rows = turned[e, block * _PANEL : (block + 1) * _PANEL]
                     for c in range(0, channels, CB):
-                        some = totals[e, block, c : c + CB]
+                        some = of_weights[block, c : c + CB]
                         add_gradient_products(seen[e, c : c + CB], rows, some, _PANEL, CB, VB)
-        _transform_totals(totals, dweight)
+        filter_gradients(totals.reshape(WEIGHTS**2, blocks * channels * width), stride)
+        for k in range(K):
+            block, column = divmod(k, width)
+            for c in range(C):
+                for r in range(3):
+                    for s in range(3):
+                        dweight[k, c, r, s] = totals[3 * r + s, block, c, column]
 
     return winograd_weight_gradient
-
-
-@kernel
-def _transform_totals(totals, dweight):
-    """dweight[k, c] = G^T totals[:, block, c, column of k] G.
-
-    totals: (36, blocks, C or more, width), overwritten.
-    """
-    K, C, _, _ = dweight.shape
-    _, blocks, channels, width = totals.shape
-    filter_gradients(totals.reshape(PLACES, blocks * channels * width))
-    for k in range(K):
-        block, column = divmod(k, width)
-        for c in range(C):
-            for r in range(3):
-                for s in range(3):
-                    dweight[k, c, r, s] = totals[3 * r + s, block, c, column]

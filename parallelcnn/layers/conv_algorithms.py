@@ -3,7 +3,7 @@
     Direct      any convolution, also with groups or dilation                `kernels/conv2d.py`
     Pointwise   filters of 1 x 1, stride 1, no padding, many channels        `kernels/pointwise.py`
     Im2col      strides above 1, many channels and filters                   `kernels/panels.py`
-    Winograd    filters of 3 x 3, stride 1, many channels                    `kernels/winograd.py`
+    Winograd    filters of 3 x 3, stride 1 or 2, many channels               `kernels/winograd.py`
 
 The choice depends on shapes alone: a choice by timing could give other bits in every run.
 """
@@ -73,13 +73,14 @@ def select(windows: Windows, weight: Shape, x: Shape, y: Shape, computed: Shape)
     (rows, columns), (K, C, R, S) = windows, weight
     if x[0] != C or rows.dilation > 1 or columns.dilation > 1:
         return Direct(*windows)
-    if any(axis.stride > 1 for axis in windows) and C >= _IM2COL_CHANNELS and K >= _IM2COL_FILTERS:
+    strides = rows.stride, columns.stride
+    if winograd.pays(weight, strides, computed if strides == (1, 1) else y):
+        return Winograd(*windows)
+    if max(strides) > 1 and C >= _IM2COL_CHANNELS and K >= _IM2COL_FILTERS:
         return Im2col(*windows)
     place_by_place = (R, S) == (1, 1) and x[1:] == y[1:] and (rows.before, columns.before) == (0, 0)
     if place_by_place and min(K, C) >= _POINTWISE_CHANNELS:
         return Pointwise()
-    if winograd.pays(weight, (rows.stride, columns.stride), computed):
-        return Winograd(*windows)
     return Direct(*windows)
 
 
@@ -237,25 +238,30 @@ class Winograd(NamedTuple):
     columns: WindowAxis
 
     def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
-        zeros_before = self.rows.before, self.columns.before
-        memory = self._memory(step, weight)
-        step.call(winograd.forward_kernel(len(weight)), x, weight, bias, memory, *zeros_before, y)
+        kernel = winograd.forward_kernel(len(weight), len(x), self.rows.stride)
+        step.call(kernel, x, weight, bias, self._memory(step, weight), self.rows.before, self.columns.before, y)
         return x
 
     def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
         K, C, _, _ = dweight.shape
-        kernel = winograd.weight_gradient_kernel(K, C)
+        kernel = winograd.weight_gradient_kernel(K, C, self.rows.stride)
         step.call(kernel, image, dy, self._memory(step, dweight), self.rows.before, self.columns.before, dweight)
 
     def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
-        """A forward pass over dy with the filters rotated by 180 degrees and their channel axes swapped."""
-        zeros_before = 2 - self.rows.before, 2 - self.columns.before
-        kernel = winograd.forward_kernel(len(dx))
-        turned = _rotated(_swapped(step, weight, groups=1))
-        step.call(kernel, dy, turned, NO_BIAS[dx.dtype], self._memory(step, weight), *zeros_before, dx)
+        """With stride 1, a forward pass over dy with filters rotated by 180 degrees and their channel axes swapped."""
+        memory = self._memory(step, weight)
+        if self.rows.stride == 1:
+            zeros_before = 2 - self.rows.before, 2 - self.columns.before
+            turned = _rotated(_swapped(step, weight, groups=1))
+            kernel = winograd.forward_kernel(len(dx), len(dy), 1)
+            step.call(kernel, dy, turned, NO_BIAS[dx.dtype], memory, *zeros_before, dx)
+        else:
+            kernel = winograd.backward_input_kernel(len(dy), len(dx))
+            step.call(kernel, dy, weight, memory, self.rows.before, self.columns.before, dx)
 
     def _memory(self, step: Step, weight: Array) -> Array:
-        return step.scratch((winograd.memory_size(*weight.shape[:2]),))
+        K, C, _, _ = weight.shape
+        return step.scratch((winograd.memory_size(K, C, self.rows.stride),))
 
 
 def _swapped(step: Step, weight: Array, groups: int) -> Array:

@@ -94,7 +94,7 @@ def ours(layer: pc.Layer, shape: Shape, cores: int, samples: int, pools: ExitSta
             array[...] = np.random.default_rng(i).normal(size=array.shape)
         for call in tape.forward_parts[0]:
             call()
-        calls[replica] = [*tape.forward_parts[1], *tape.backward_parts[1]]
+        calls[replica] = [*tape.forward_parts[1], *tape.backward_parts[0]]  # backwards, the last layer is first
 
     def work(replica: Replica, _: object) -> None:
         for call in calls[replica]:
