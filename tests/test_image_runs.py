@@ -59,3 +59,16 @@ def test_a_broken_image_is_said_once_and_the_ranks_of_a_prediction_keep_the_orde
     assert ran.code == 0, ran.err
     files = [line.partition(",")[0] for line in ran.out.splitlines()[1:]]
     assert files == [str(file) for file in sorted(photos.rglob("*.png"))]
+
+
+def test_the_default_minibatch_of_a_small_folder_is_the_whole_training_set(photos, tmp_path):
+    words = ["train", "--data", photos, "--epochs", 1, "--model", "lenet5", "--image-size", 28]
+    cache = {"PARALLELCNN_CACHE": str(tmp_path / "cache")}
+    ran = parallelcnn(*words, "--out", tmp_path / "out", **cache)
+    assert ran.code == 0, ran.err
+    size = int(re.search(r"([0-9]+) to train on", ran.out)[1])
+    assert size < 100
+    assert f"batch_size = {size}\n" in (tmp_path / "out" / "config.toml").read_text()
+    ran = parallelcnn(*words, "--batch-size", size + 1, **cache)
+    assert ran.code == 2
+    assert f"batch_size must be at most {size}" in ran.err

@@ -119,6 +119,8 @@ class Run:
     def _build(self) -> NetworkHandler:
         if self._options.model == "auto":
             self._options = replace(self._options, model=choose_model(self._train_set.input_shape))
+        if self._options.batch_size == TrainConfig.batch_size > len(self._train_set) > 0:
+            self._options = replace(self._options, batch_size=len(self._train_set))
         options, self._role = self._options, self._evaluated.role
         self._optimizer, self._loss = options.build_optimizer(self._role), options.build_loss(self._train_set)
         input_shape = self._train_set.input_shape

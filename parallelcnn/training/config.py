@@ -140,7 +140,9 @@ class TrainConfig:
     )
     skip_broken: bool = _setting(False, NETWORK, "leave out images that cannot be decoded")
     epochs: int = _setting(3, TRAINING, "passes over the training set", at_least=1)
-    batch_size: int = _setting(100, TRAINING, "samples in a minibatch, over all ranks", at_least=1)
+    batch_size: int = _setting(
+        100, TRAINING, "samples in a minibatch, over all ranks; by default all, if they are fewer", at_least=1
+    )
     seed: int = _setting(0, TRAINING, "seed of initial weights, sample order, augmentation and dropout", at_least=0)
     augment: tuple[str, ...] = _setting(
         (),
