@@ -135,7 +135,7 @@ def test_both_systems_begin_with_the_same_network_and_cut_alike(sets):
 def test_a_page_has_accuracies_by_seed_and_times_side_by_side():
     about = {"machine": "a machine; 2 cores", "versions": "Python 3.11"}
     trainings = [
-        {**about, "system": system, "seed": seed, "epochs": 10, "test_accuracy": accuracy + seed / 100}
+        {**about, "system": system, "seed": seed, "epochs": 10, "threads": 2, "test_accuracy": accuracy + seed / 100}
         for system, accuracy, seeds in (("parallelcnn", 0.9, (0, 1)), ("pytorch", 0.8, (0,)))
         for seed in seeds
     ]
@@ -150,7 +150,7 @@ def test_a_page_has_accuracies_by_seed_and_times_side_by_side():
     assert rows[6][1:] == ["1500 (1000 to 2000)", "12.5 (8.3 to 16.7)", ""]
     assert rows[7][1:] == ["4000 (2000 to 6000)", "33.3 (16.7 to 50.0)", "2.50 (2.00 to 3.00)"]
     assert "PyTorch, compiled failed: no compiler" in page
-    assert "cifar10.py train pytorch --images IMAGES --folder FOLDER" in page
+    assert "cifar10.py train pytorch --images IMAGES --threads 2 --folder FOLDER" in page
     trainings[0]["epochs"] = 9
     with pytest.raises(pc.InputError, match=r"the same number of epochs, got \[9, 10\]"):
         cifar10.page_of(trainings, timing)

@@ -161,8 +161,10 @@ def page_of(trainings: list[dict[str, Any]], timing: dict[str, Any]) -> str:
     if len(lengths) > 1:
         raise pc.InputError(f"all trainings must have the same number of epochs, got {lengths}")
     systems = [system for system in recipe.SYSTEMS if any(line["system"] == system for line in trainings)]
-    commands = [f"train {system} --images IMAGES" for system in systems]
-    commands += [f"time --images IMAGES --rounds {len(timing['rounds'])} --steps {timing['steps']}", "page"]
+    threads = {line["system"]: line["threads"] for line in trainings}
+    commands = [f"train {system} --images IMAGES --threads {threads[system]}" for system in systems]
+    how = f"--threads {timing['threads']} --rounds {len(timing['rounds'])} --steps {timing['steps']}"
+    commands += [f"time --images IMAGES {how}", "page"]
     machines = sorted({line["machine"] for line in trainings} - {timing["machine"]})
     elsewhere = f" Accuracies also from: {'; '.join(machines)}." if machines else ""
     failures = [
