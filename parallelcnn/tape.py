@@ -106,7 +106,8 @@ class Tape:
         loading: how to load samples and run the first layer at once; None if it cannot be done.
         label_shares: (n,), the share of each sample's own label, which the forward pass writes; None if labels are not
             mixed. See `Step.mix_labels`.
-        forward_parts, backward_parts: the calls of each layer, in order.
+        forward_parts, backward_parts: the calls of each layer, in the order in which they run: the first of
+            `backward_parts` is of the last layer.
         forward, backward: all calls of the pass, in order.
         forward_loaded: those of the forward pass behind the first layer; see `loading`.
     """

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import compare
 import launch
+import layers
 import networks
 import numpy as np
 import predictions
@@ -248,3 +249,10 @@ def test_hashes_are_compared_over_ranks_threads_and_a_resume(network, tmp_path):
     assert all(row[3] == "undisturbed" and row[4] != fixed[0][4] for row in floats)
     assert str(tmp_path) not in text
     assert [path.name for path in tmp_path.iterdir() if path != data] == [page.name]
+
+
+def test_the_backward_pass_that_is_timed_is_that_of_the_layer():
+    network = pc.NetworkHandler((pc.PReLU(), pc.AvgPool2D(2)), (1, 4, 4))
+    tape = network.replicas(1)[0].tape(2, training=True)
+    names = [call.func.__name__ for call in layers.backward_of_the_last(tape)]
+    assert names == ["spread_windows"]

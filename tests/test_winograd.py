@@ -25,12 +25,7 @@ CASES = [
 STRIDES = pytest.mark.parametrize("stride", [1, 2])
 
 
-@pytest.mark.slow
-@DTYPES
-@SAMPLES
-@STRIDES
-@pytest.mark.parametrize(("weight", "image", "before"), CASES)
-def test_winograds_convolution_agrees_with_the_naive_loops(weight, image, before, stride, n, dtype, rng):
+def check(weight, image, before, stride, n, dtype, rng):
     (K, C), (H, W), (top, left) = weight, image, before
     bottom, right = max(top, 2 - top), max(left, 2 - left)
     x, weight = rng.normal(size=(C, H, W, n)).astype(dtype), rng.normal(size=(K, C, 3, 3)).astype(dtype)
@@ -53,6 +48,26 @@ def test_winograds_convolution_agrees_with_the_naive_loops(weight, image, before
         memory[:] = np.nan
         winograd.backward_input_kernel(K, C)(dy, weight, memory, top, left, dx)
         np.testing.assert_allclose(dx, wanted_dx, **TOLERANCE[dtype])
+
+
+@pytest.mark.slow
+@DTYPES
+@SAMPLES
+@STRIDES
+@pytest.mark.parametrize(("weight", "image", "before"), CASES)
+def test_winograds_convolution_agrees_with_the_naive_loops(weight, image, before, stride, n, dtype, rng):
+    check(weight, image, before, stride, n, dtype, rng)
+
+
+@pytest.mark.slow
+@STRIDES
+def test_groups_of_filters_may_overlap(stride, rng):
+    """In float64 only: the tolerance of float32 is too small for sums over so many channels."""
+    filters, channels = 70, 160
+    if winograd.VECTOR_BYTES == 64:  # panels of narrower vectors are smaller
+        for sizes in ((filters, channels, stride), (channels, filters, 2)):
+            assert sizes[0] % winograd._blocks(*sizes).group
+    check((filters, channels), (9, 4), (1, 1), stride, 5, np.float64, rng)
 
 
 @DTYPES

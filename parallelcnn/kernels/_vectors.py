@@ -157,7 +157,7 @@ class Vectors:
         return self._builder.bitcast(place, self._number.as_pointer())
 
     def unknown(self, value: int) -> Any:
-        """An index that the compiler does not know, so that it does not unroll a loop up to it."""
+        """An index whose value the compiler does not know, so that it does not unroll a loop that ends there."""
         same = ir.FunctionType(_INDEX, [_INDEX])
         return self._builder.asm(same, "", "=r,0", [self.index(value)], False)
 

@@ -246,8 +246,8 @@ def _looped(
     load: Callable[[Any, Any], Any],
     store: Callable[[Any, Any, Any], None],
 ) -> None:
-    """As `_unrolled`, with a loop over columns and one over rows: the compiler spends a fifth of the instructions, and
-    registers hold all vectors at hand.
+    """As `_unrolled`, with a loop over columns and one over rows. It is as fast, with a quarter of the instructions to
+    compile: registers do not hold a whole square in either case.
 
     Args:
         table: memory for (after, before) vectors.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from layers import fastest
+from layers import backward_of_the_last, fastest
 from pages import (
     Spread,
     file_to_write,
@@ -143,7 +143,7 @@ def ours(convolution: Convolution, samples: int) -> list[Run]:
         for array in (tape.x, tape.dy):
             array[...] = np.random.default_rng(0).normal(size=array.shape)
     frozen.forward_parts[0][0]()
-    passes = first.forward_parts[0], frozen.backward_parts[0], first.backward_parts[0]
+    passes = first.forward_parts[0], backward_of_the_last(frozen), backward_of_the_last(first)
     return [partial(_call_all, calls) for calls in passes]
 
 

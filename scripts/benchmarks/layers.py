@@ -29,6 +29,7 @@ from pages import (
 
 import parallelcnn as pc
 from parallelcnn.replica import Replica
+from parallelcnn.tape import Tape
 from parallelcnn.training.thread_pool import ThreadPool
 
 Run = Callable[[], object]
@@ -94,7 +95,7 @@ def ours(layer: pc.Layer, shape: Shape, cores: int, samples: int, pools: ExitSta
             array[...] = np.random.default_rng(i).normal(size=array.shape)
         for call in tape.forward_parts[0]:
             call()
-        calls[replica] = [*tape.forward_parts[1], *tape.backward_parts[0]]  # backwards, the last layer is first
+        calls[replica] = [*tape.forward_parts[1], *backward_of_the_last(tape)]
 
     def work(replica: Replica, _: object) -> None:
         for call in calls[replica]:
@@ -102,6 +103,11 @@ def ours(layer: pc.Layer, shape: Shape, cores: int, samples: int, pools: ExitSta
 
     pool = pools.enter_context(ThreadPool(network.replicas(cores)))
     return partial(pool.run, work, np.arange(samples))
+
+
+def backward_of_the_last(tape: Tape) -> list[Run]:
+    """The backward pass of the last layer; it is the first to run."""
+    return tape.backward_parts[0]
 
 
 def theirs(layer: pc.Layer, shape: Shape, samples: int, memory_format: object) -> Run:
