@@ -1,8 +1,8 @@
 """Exceptions and warnings.
 
 A message names the argument as written, the rule that it breaks and the value that was found. Library code raises;
-`cli` turns an `InputError` into exit code 2 and any other error into exit code 1. Only `cli` prints errors, and `comm`
-when a failed rank ends the others.
+`cli` turns an `InputError`, and Python's error of a wrong path, into exit code 2 and any other error into exit code 1.
+Only `cli` prints errors, and `comm` when a failed rank ends the others.
 """
 
 from typing import Self
@@ -91,3 +91,10 @@ def shown(message: object) -> str:
     """Clean a message that may quote a file: remove control characters, and the middle of a long message."""
     escaped = printable(str(message))
     return escaped if len(escaped) <= 2 * _MESSAGE_ENDS else f"{escaped[:_MESSAGE_ENDS]} ... {escaped[-_MESSAGE_ENDS:]}"
+
+
+def sentence(error: BaseException) -> str:
+    """What to say of an error. Python's own text about a file begins with a number in brackets."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)

@@ -212,6 +212,8 @@ def test_class_names_and_the_prediction_of_an_imported_network(run, command, tmp
             ["import", "MODEL", "--out", "a.npz", "--by-order", "--model", "net.py:f", "--input-shape", "5"],
             "--by-order takes a state_dict of PyTorch, got a safetensors file",
         ),
+        (["export", "RUN", "none/a.safetensors"], "error: none/a.safetensors: No such file or directory\n"),
+        (["export", "RUN", "none/a.onnx"], "error: none/a.onnx: No such file or directory\n"),
         (["import", "FOREIGN", "--out", "a.npz"], "foreign.safetensors says nothing of the layers: build the network"),
         (["import", "DAMAGED", "--out", "a.npz"], "damaged.safetensors is damaged: its metadata is not JSON"),
     ],

@@ -23,13 +23,14 @@ from parallelcnn._version import __version__
 from parallelcnn.cli import data, doctor, evaluate, export_model, guide, import_model, info, predict, runs, train
 from parallelcnn.cli.options import Parser, UsageError
 from parallelcnn.cli.output import lost_output, safe_output, say
-from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, TrainingWarning
+from parallelcnn.errors import InputError, LaunchError, ParallelCNNError, TrainingWarning, sentence
 from parallelcnn.resilience.signals import hold_stop_signals, let_interrupts_end_the_process
 from parallelcnn.status_line import StatusLine
 
 if TYPE_CHECKING:
     from parallelcnn.comm import Transport
 
+_WRONG_PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 _COMMANDS = (train, evaluate, predict, runs, export_model, import_model, data, info, doctor, guide)
 
 _EXAMPLES = """\
@@ -177,13 +178,13 @@ def _fail(error: BaseException, comm: "Transport") -> int:
 
     together = comm.size == 1 or getattr(error, "on_all_ranks", False)
     who = "" if together else f"rank {comm.rank} of {comm.size}: "
-    code = 2 if isinstance(error, InputError) else 1
+    code = 2 if isinstance(error, (InputError, *_WRONG_PATHS)) else 1
     if isinstance(error, KeyboardInterrupt):
         if not together:
             abort_after_interrupt(comm)
         code, message = 130, "parallelcnn: interrupted"
     elif isinstance(error, ParallelCNNError | OSError | MemoryError):
-        message = f"parallelcnn: error: {who}{str(error) or 'out of memory'}"
+        message = f"parallelcnn: error: {who}{sentence(error)}"
     else:
         message = f"parallelcnn: {who}failed\n{''.join(traceback.format_exception(error)).rstrip()}"
     if not together:

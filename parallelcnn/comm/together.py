@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from parallelcnn.comm.transport import Transport
-from parallelcnn.errors import ParallelCNNError
+from parallelcnn.errors import ParallelCNNError, sentence
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def run_together(comm: Transport, work: Callable[[], T]) -> T:
             report = (type(error), str(error))
         elif isinstance(error, OSError | MemoryError):  # an error of the machine: a traceback would not help
             who = f"rank {comm.rank} of {comm.size}: " if comm.size > 1 else ""
-            report = (ParallelCNNError, f"{who}{str(error) or 'out of memory'}")
+            report = (ParallelCNNError, f"{who}{sentence(error)}")
         else:
             text = "".join(traceback.format_exception(error)).rstrip()
             report = (ParallelCNNError, f"rank {comm.rank} of {comm.size} failed\n{text}")
