@@ -86,6 +86,11 @@ GROUPED_CONVOLUTIONS = [
     (Conv2D(4, 1, groups=4, stride=(1, 2)), (4, 3, 5)),
     (DepthwiseConv2D(3, padding="same", activation="relu"), (5, 4, 6)),
     (DepthwiseConv2D(3, multiplier=2, stride=2, padding=1), (3, 7, 6)),
+    (DepthwiseConv2D(3, stride=2, padding=1, bias=False), (2, 6, 7)),
+    (DepthwiseConv2D(2, stride=3), (2, 7, 9)),
+    (DepthwiseConv2D((7, 5), stride=(3, 2), padding=(4, 3)), (2, 6, 5)),
+    (DepthwiseConv2D((2, 3), stride=(1, 2), padding=2), (2, 3, 4)),
+    (DepthwiseConv2D((6, 1), multiplier=3, stride=(2, 4), padding=1), (2, 9, 6)),
     (Conv2D(3, 3, dilation=2), (2, 7, 6)),
     (Conv2D(2, (3, 2), dilation=(2, 3), padding=(3, 1), bias=False), (2, 5, 7)),
     (Conv2D(2, 3, dilation=(3, 1), padding="same"), (1, 2, 4)),  # fewer rows than the distance of two taps

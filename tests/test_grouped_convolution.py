@@ -23,7 +23,7 @@ def padded(layer, x):
     return torch.nn.functional.pad(x, (left, columns - left, top, rows - top))
 
 
-@pytest.mark.parametrize("n", [1, 6])
+@pytest.mark.parametrize("n", [0, 1, 6, 37])
 @pytest.mark.parametrize(("layer", "input_shape"), GROUPED_CONVOLUTIONS, ids=name_of)
 def test_outputs_and_gradients_are_pytorchs(layer, input_shape, n):
     network = pc.NetworkHandler((pc.Residual((pc.Conv2D(input_shape[0], 1),)), layer), input_shape, seed=1)

@@ -4,6 +4,7 @@
     Pointwise   filters of 1 x 1, stride 1, no padding, many channels        `kernels/pointwise.py`
     Im2col      strides above 1, many channels and filters                   `kernels/panels.py`
     Winograd    filters of 3 x 3, stride 1 or 2, many channels               `kernels/winograd.py`
+    Depthwise   filters of one channel, column stride above 1                `kernels/depthwise.py`
 
 The choice depends on shapes alone: a choice by timing could give other bits in every run.
 """
@@ -14,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from parallelcnn.kernels import conv2d, panels, pointwise, winograd
+from parallelcnn.kernels import conv2d, depthwise, panels, pointwise, winograd
 from parallelcnn.kernels.adding import add
 
 from .base import Array, Shape, Step
@@ -71,6 +72,8 @@ def select(windows: Windows, weight: Shape, x: Shape, y: Shape, computed: Shape)
         computed: the shape, of the two, that is computed; y for the weight gradient.
     """
     (rows, columns), (K, C, R, S) = windows, weight
+    if C == 1 < x[0] and columns.stride > 1:
+        return Depthwise(*windows)
     if x[0] != C or rows.dilation > 1 or columns.dilation > 1:
         return Direct(*windows)
     strides = rows.stride, columns.stride
@@ -262,6 +265,56 @@ class Winograd(NamedTuple):
     def _memory(self, step: Step, weight: Array) -> Array:
         K, C, _, _ = weight.shape
         return step.scratch((winograd.memory_size(K, C, self.rows.stride),))
+
+
+class Depthwise(NamedTuple):
+    """Filters that read one channel each, with a column stride; see `kernels.depthwise`."""
+
+    rows: WindowAxis
+    columns: WindowAxis
+
+    def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
+        kernel = depthwise.forward_kernel(self.rows.window, self.columns.window, adds=False)
+        step.call(kernel, x, weight, bias if bias.size else None, self._zeros(step, x), *self._steps(), y)
+        return x
+
+    def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
+        kernel = depthwise.weight_gradient_kernel(self.rows.window, self.columns.window)
+        step.call(kernel, image, dy, self._zeros(step, dy), *self._steps(), dweight)
+
+    def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
+        """For every phase of rows and columns of dx, a forward pass over dy with the taps that reach it, rotated.
+
+        A channel with several filters adds up their gradients.
+        """
+        multiplier = len(dy) // len(dx)
+        for row_taps, first_row, top in self._phases(self.rows):
+            for column_taps, first_column, left in self._phases(self.columns):
+                to = dx[:, first_row :: self.rows.stride, first_column :: self.columns.stride]
+                taps = weight[:, :, row_taps, column_taps]
+                if taps.size == 0:
+                    step.call(to.fill, 0)
+                    continue
+                for number in range(multiplier):
+                    kernel = depthwise.forward_kernel(*taps.shape[2:], adds=number > 0)
+                    seen, turned = dy[number::multiplier], _rotated(taps[number::multiplier])
+                    step.call(kernel, seen, turned, None, self._zeros(step, dy), (1, 1), (top, left), to)
+
+    @staticmethod
+    def _phases(axis: WindowAxis) -> Iterator[tuple[slice, int, int]]:
+        """For each phase of rows, or columns: its taps, the first place of dx, and the zeros before dy."""
+        for phase in range(axis.stride):
+            taps = range(phase, axis.window, axis.stride)
+            skipped = max(0, -((phase - axis.before) // axis.stride))  # places of this phase before the image
+            first = skipped * axis.stride + phase - axis.before
+            yield slice(phase, None, axis.stride), first, len(taps) - 1 - skipped
+
+    def _steps(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (self.rows.stride, self.columns.stride), (self.rows.before, self.columns.before)
+
+    @staticmethod
+    def _zeros(step: Step, array: Array) -> Array:
+        return step.scratch(array.shape[-1:])
 
 
 def _swapped(step: Step, weight: Array, groups: int) -> Array:
