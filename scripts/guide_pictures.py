@@ -31,7 +31,7 @@ def main() -> None:
             parallelcnn("train", "--model", "paper", "--epochs", "5", *settings, "--out", f"runs/{run}", place=place)
         parallelcnn("runs", "--plot", "runs.html", place=place)
         take(place / "runs" / "cosine" / "report.html", "report.png", 1160, 2080)  # down to the first mistakes
-        take(place / "runs.html", "runs.png", 1160, 800)
+        take(place / "runs.html", "runs.png", 1240, 800)
         parallelcnn("data", "digits", "--out", ".", place=place)
         store(place / "contact-sheet.png", "contact-sheet.png")
 
