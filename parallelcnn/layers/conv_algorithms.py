@@ -2,6 +2,7 @@
 
     Direct      any convolution, also with groups or dilation                `kernels/conv2d.py`
     Pointwise   filters of 1 x 1, stride 1, no padding, many channels        `kernels/pointwise.py`
+    Subsampled  filters of 1 x 1, strides above 1, no padding                `kernels/subsampling.py`
     Im2col      strides above 1, many channels and filters                   `kernels/panels.py`
     Winograd    filters of 3 x 3, stride 1 or 2, many channels               `kernels/winograd.py`
     Depthwise   filters of one channel, column stride above 1                `kernels/depthwise.py`
@@ -15,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from parallelcnn.kernels import conv2d, depthwise, panels, pointwise, winograd
+from parallelcnn.kernels import conv2d, depthwise, panels, pointwise, subsampling, winograd
 from parallelcnn.kernels.adding import add
 
 from .base import Array, Shape, Step
@@ -77,13 +78,17 @@ def select(windows: Windows, weight: Shape, x: Shape, y: Shape, computed: Shape)
     if x[0] != C or rows.dilation > 1 or columns.dilation > 1:
         return Direct(*windows)
     strides = rows.stride, columns.stride
+    if (R, S) == (1, 1) and (rows.before, columns.before) == (0, 0):
+        if max(strides) > 1:
+            one_by_one = Windows(*(axis._replace(stride=1) for axis in windows))
+            seen = (C, *y[1:])
+            return Subsampled(strides, select(one_by_one, weight, seen, y, seen if computed == x else y))
+        if x[1:] == y[1:] and min(K, C) >= _POINTWISE_CHANNELS:
+            return Pointwise()
     if winograd.pays(weight, strides, computed if strides == (1, 1) else y):
         return Winograd(*windows)
     if max(strides) > 1 and C >= _IM2COL_CHANNELS and K >= _IM2COL_FILTERS:
         return Im2col(*windows)
-    place_by_place = (R, S) == (1, 1) and x[1:] == y[1:] and (rows.before, columns.before) == (0, 0)
-    if place_by_place and min(K, C) >= _POINTWISE_CHANNELS:
-        return Pointwise()
     return Direct(*windows)
 
 
@@ -203,6 +208,26 @@ class Pointwise:
         turned = step.scratch((len(dx), len(dy)))
         kernel = pointwise.pointwise_backward_input
         step.call(kernel, whole_images(dy), weight[:, :, 0, 0], turned, whole_images(dx))
+
+
+class Subsampled(NamedTuple):
+    """Filters of 1 x 1 with a stride: a convolution with stride 1 of the places that windows see, copied together."""
+
+    strides: tuple[int, int]
+    convolution: Algorithm
+
+    def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
+        image = step.array((len(x), *y.shape[1:-1]))
+        step.call(subsampling.subsample, x, self.strides, image)
+        return self.convolution.forward(step, weight, bias, image, y)
+
+    def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
+        self.convolution.weight_gradient(step, image, dy, dweight)
+
+    def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
+        dimage = step.scratch((len(dx), *dy.shape[1:]))
+        self.convolution.input_gradient(step, weight, dy, dimage)
+        step.call(subsampling.subsample_backward, dimage, self.strides, dx)
 
 
 class Im2col(NamedTuple):
