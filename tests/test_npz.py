@@ -9,8 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 from archives import Member, archive_of, npy
+from launch import parallelcnn
 
 import parallelcnn as pc
+from parallelcnn.data.description import missing_classes
 from parallelcnn.data.formats import load_path
 from parallelcnn.errors import DataError
 from parallelcnn.files.rows import FileRows
@@ -329,3 +331,33 @@ def test_an_array_that_is_gone_is_named(tmp_path):
     folder = in_folder(tmp_path, x_train=X)
     (folder / "y_train.npy").symlink_to("gone")
     assert "y_train.npy: cannot be read: No such file or directory" in refusal(folder)
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_classes_without_samples_are_named(tmp_path, kind):
+    labels = np.array([0, 1, 5] * 8)
+    if kind == "npz":
+        path = write(tmp_path / "gaps.npz", x_train=np.eye(24, 9, dtype=np.float32), y_train=labels)
+    else:
+        path = tmp_path / "gaps.csv"
+        np.savetxt(path, np.column_stack([labels, np.eye(24, 9)]), "%d", ",")
+    missing = "the training set has no sample of the classes 2, 3, 4"
+    shown = parallelcnn("data", path)
+    assert f"\nmissing    {missing}\n" in shown.out
+    assert "unequal" not in shown.out  # balanced weights need samples of every class
+    (tmp_path / "net.py").write_text(
+        "import parallelcnn as pc\ndef net(classes):\n    return (pc.Flatten(), pc.Dense(classes))\n"
+    )
+    words = ("--data", path, "--model", f"{tmp_path / 'net.py'}:net", "--out", tmp_path / "out", "--epochs", 1)
+    ran = parallelcnn("train", *words, ranks=2)
+    assert ran.code == 0, ran.err
+    warning = f"parallelcnn: warning: {path}: {missing}, although the network has outputs for all 6 classes"
+    assert ran.err.splitlines().count(warning) == 1, ran.err
+
+
+def test_many_classes_without_samples_are_abridged():
+    dataset = pc.Dataset(np.zeros((2, 3), np.float32), [0, 13], 14)
+    assert missing_classes(dataset) == "of the classes 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 others"
+    named = pc.Dataset(np.zeros((2, 3), np.float32), [0, 1], 3, class_names=("ant", "bee", "cat"))
+    assert missing_classes(named) == "of the class cat"
+    assert missing_classes(pc.Dataset(np.zeros((2, 3), np.float32), [0, 1.5], None)) == ""

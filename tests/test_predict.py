@@ -309,7 +309,7 @@ def test_data_counts_classes_of_unequal_size_and_labels_that_differ(tmp_path, he
     save(tmp_path / "photos" / "test" / "red" / "x.png", COLORS["blue"])
     text = here("data", tmp_path / "photos").out
     assert "the largest class has 12 samples, the smallest 1: consider --class-weight balanced" in text
-    assert "missing    the test set has no sample of blue\n" in text
+    assert "missing    the test set has no sample of the class blue\n" in text
     assert "1 sample with the pixels of another one; 1 of them in different sets" in text
     assert "train/blue/0.png = test/red/x.png (different labels)" in text
 

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
 
 def describe(sets: "DataSets", plan: "DecodedImages | None") -> Iterator[str]:
     """The lines about data sets, and about the files they were read from."""
-    from parallelcnn.data.description import class_counts, duplicates, named_sets, range_of_numbers
+    from parallelcnn.data.description import class_counts, duplicates, missing_classes, named_sets, range_of_numbers
     from parallelcnn.data.sets import ROLES
     from parallelcnn.layers.normalize import mean_and_deviation
 
@@ -105,13 +105,11 @@ def describe(sets: "DataSets", plan: "DecodedImages | None") -> Iterator[str]:
             yield f"{name:<{width}}{''.join(f' {of_set[label]:>10,}' for of_set in counts.values())}"
         fewest, most = min(counts["train"]), max(counts["train"])
         yield ""
-        for name, of_set in counts.items():
-            missing = [names[label] for label, count in enumerate(of_set) if count == 0]
+        for name, one in named.items():
+            missing = missing_classes(one)
             if missing:
-                more = f" and {plural(len(missing) - _NAMED, 'other class', 'other classes')}"
-                some = ", ".join(missing[:_NAMED]) + (more if len(missing) > _NAMED else "")
-                yield f"missing    the {ROLES[name]} set has no sample of {some}"
-        if most >= _UNEQUAL * max(fewest, 1):
+                yield f"missing    the {ROLES[name]} set has no sample {missing}"
+        if fewest and most >= _UNEQUAL * fewest:  # without samples of a class there are no balanced weights
             yield (
                 f"unequal    the largest class has {most:,} samples, the smallest {fewest:,}: consider "
                 f"--class-weight balanced"

@@ -23,6 +23,7 @@ from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.description import missing_classes
 from parallelcnn.data.images import file_names
 from parallelcnn.errors import DivergenceError, InputError, TrainingWarning
 from parallelcnn.exchange.parameter_files import read_parameters
@@ -134,6 +135,14 @@ class Run:
         check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every, self._train_set)
         for dataset in (self._train_set, self._evaluated, self._test_set):
             check_fit(network, dataset, self._loss)
+        missing = missing_classes(self._train_set)
+        if missing and self._comm.rank == 0:
+            warnings.warn(
+                f"{self._train_set.name}: the training set has no sample {missing}, although the network has outputs "
+                f"for all {self._train_set.classes} classes",
+                TrainingWarning,
+                stacklevel=2,
+            )
         further = options.build_metrics(self._train_set.classes)
         self._metrics = [*default_metrics(network, self._evaluated, self._loss), *further]
         return network
