@@ -25,10 +25,10 @@ from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.description import missing_classes
 from parallelcnn.data.images import file_names
+from parallelcnn.data.numbers import warn_of_another_range
 from parallelcnn.errors import DivergenceError, InputError, TrainingWarning
-from parallelcnn.exchange.parameter_files import read_parameters
-from parallelcnn.files.model import save_model
-from parallelcnn.files.run_files import read_config
+from parallelcnn.exchange.parameter_files import read_described_parameters
+from parallelcnn.files.model import checked_origin, save_model
 from parallelcnn.layers.frozen import freeze
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
@@ -50,7 +50,7 @@ from parallelcnn.training.preparation import check_fit, check_numbers, check_res
 from parallelcnn.training.progress import show_compilation
 from parallelcnn.training.reduction import check_reproducible, fixed_shards
 from parallelcnn.training.threads import check_threads, choose_threads
-from parallelcnn.wording import plural
+from parallelcnn.wording import listed, plural
 
 LONGEST_WAIT = 30.0  # for an earlier start of the same run to finish [s]
 _POLL_EVERY = 0.1  # [s]
@@ -157,19 +157,13 @@ class Run:
         source = self._options.start_from
         if source is None:
             return
-        matching = network.load_parameters(read_parameters(source), strict=False)
+        arrays, description = read_described_parameters(source)
+        matching = network.load_parameters(arrays, strict=False)
         if not matching.taken:
             raise InputError(f"--start-from {source}: no array fits the network by name and shape: {matching}")
         self._started_from = f"{source}: {matching}"
-        there = read_config(Path(source)).get("normalize", self._options.normalize)
-        if there != self._options.normalize and self._comm.rank == 0:
-            warnings.warn(
-                f"--start-from {source}: that run was trained {'with' if there else 'without'} --normalize, and this "
-                f"one is {'with' if self._options.normalize else 'without'} it: its first layers see other numbers "
-                f"than they have learnt from",
-                TrainingWarning,
-                stacklevel=2,
-            )
+        if self._comm.rank == 0:
+            _warn_of_another_training(f"--start-from {source}", description, network, self._train_set)
 
     def _named_checkpoint(self) -> Checkpoint | None:
         """The checkpoint of --resume FILE, on rank 0."""
@@ -418,6 +412,43 @@ class Run:
                 notes=[*self._notes, *(lost if history.lost_ranks else ())],
             )
             directory.write_report(lambda: training_report(run))
+
+
+def _warn_of_another_training(
+    source: str, description: dict[str, Any], network: NetworkHandler, train_set: Dataset
+) -> None:
+    """Warn if the network to start from has seen other numbers, or learnt other classes, than this one will.
+
+    Args:
+        source: where it is from, the beginning of a message.
+        description: of that network, not checked; what is missing or no description is not compared.
+    """
+    layers, names, origin = description.get("layers"), description.get("class_names") or (), dict[str, Any]()
+    with contextlib.suppress(InputError, TypeError, ValueError):
+        origin = checked_origin(description, (len(names),))
+    there, here = ("Normalize(" in repr(some) for some in (layers, network.layers))
+    if layers is not None and there != here:
+        warnings.warn(
+            f"{source}: that network was trained {'with' if there else 'without'} --normalize, and this one is "
+            f"{'with' if here else 'without'} it: its first layers see other numbers than they have learnt from",
+            TrainingWarning,
+            stacklevel=3,
+        )
+    names, names_here = origin.get("class_names") or (), train_set.class_names or ()
+    if len(names) == len(names_here) and names != names_here:
+        warnings.warn(
+            f"{source}: that network has learnt the classes {listed(names)}, and this one is for "
+            f"{listed(names_here)}: the outputs of a last layer that fits mean other classes",
+            TrainingWarning,
+            stacklevel=3,
+        )
+    warn_of_another_range(
+        f"{source}: the training images",
+        train_set.input_range,
+        origin.get("input_range"),
+        network.input_shape,
+        stacklevel=3,
+    )
 
 
 def _seconds_since_start() -> float:
