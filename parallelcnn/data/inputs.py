@@ -12,7 +12,7 @@ from parallelcnn.data.dataset import Array
 from parallelcnn.data.readers.decoding import decode, is_image
 from parallelcnn.data.readers.image_folder import files_below
 from parallelcnn.data.readers.named_arrays import images_in
-from parallelcnn.data.readers.npz import names_in, open_npy, read_array
+from parallelcnn.data.readers.npz import names_in, open_npy, read_array, shape_in
 from parallelcnn.errors import DataError, ShapeError
 from parallelcnn.wording import listed
 
@@ -43,7 +43,7 @@ def find_items(paths: Iterable[Path]) -> Iterator[Item]:
                 raise DataError(f"{path}: must hold images, but holds none")
             yield from map(Item, found)
         elif path.suffix.lower() in _ARRAYS:
-            yield from (Item(path, row) for row in range(len(_open_array(path))))
+            yield from (Item(path, row) for row in range(_rows_in(path)))
         elif is_image(path.name):
             if not path.exists():
                 raise DataError(f"{path}: there is no such file")
@@ -93,17 +93,24 @@ def read_items(
 
 def _open_array(path: Path) -> Any:
     """The images in an .npy file, mapped into memory, or an .npz file, as they are stored."""
-    if path.suffix.lower() == ".npy":
-        array = open_npy(path)
-    else:
-        names = names_in(path)
-        name = images_in(names) or (names[0] if len(names) == 1 else None)
-        if name is None:
-            raise DataError(f"{path}: must hold one array, or one called images, got {listed(names) or 'none'}")
-        array = read_array(path, name)
-    if array.ndim < 2:
-        raise DataError(f"{path}: must hold images, samples first, got an array of shape {array.shape}")
-    return array
+    return open_npy(path) if path.suffix.lower() == ".npy" else read_array(path, _name_in(path))
+
+
+def _rows_in(path: Path) -> int:
+    """The number of images in an .npy or .npz file, of which only the header is read."""
+    shape = open_npy(path).shape if path.suffix.lower() == ".npy" else shape_in(path, _name_in(path))
+    if len(shape) < 2:
+        raise DataError(f"{path}: must hold images, samples first, got an array of shape {shape}")
+    return shape[0]
+
+
+def _name_in(path: Path) -> str:
+    """The name of the array of images in an .npz file."""
+    names = names_in(path)
+    name = images_in(names) or (names[0] if len(names) == 1 else None)
+    if name is None:
+        raise DataError(f"{path}: must hold one array, or one called images, got {listed(names) or 'none'}")
+    return name
 
 
 def _as_taken(path: Path, array: Any, shape: tuple[int, ...]) -> Any:
