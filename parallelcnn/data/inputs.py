@@ -9,7 +9,7 @@ import numpy as np
 
 from parallelcnn.data.conversion import convert_images
 from parallelcnn.data.dataset import Array
-from parallelcnn.data.readers.decoding import decode, is_image
+from parallelcnn.data.readers.decoding import ENDINGS, decode, is_image
 from parallelcnn.data.readers.image_folder import files_below
 from parallelcnn.data.readers.named_arrays import images_in
 from parallelcnn.data.readers.npz import names_in, open_npy, read_array, shape_in
@@ -49,7 +49,8 @@ def find_items(paths: Iterable[Path]) -> Iterator[Item]:
                 raise DataError(f"{path}: there is no such file")
             yield Item(path)
         else:
-            what = "is neither an image, nor a folder, nor an .npy or .npz file" if path.exists() else "does not exist"
+            known = ", ".join((*ENDINGS, *_ARRAYS))
+            what = f"is neither a folder nor a file named {known}" if path.exists() else "does not exist"
             raise DataError(f"{path}: {what}")
 
 
@@ -77,7 +78,10 @@ def read_items(
         if item.row is not None:
             if file not in arrays:
                 arrays[file] = _as_taken(file, _open_array(file), shape)
-            images.append(arrays[file][item.row])
+            image = arrays[file][item.row]
+            is_finite = bool(np.isfinite(image).all())
+            images.append(image if is_finite else None)
+            failures += [] if is_finite else [f"{item}: every number must be finite"]
             continue
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise ShapeError(
@@ -114,7 +118,15 @@ def _name_in(path: Path) -> str:
 
 
 def _as_taken(path: Path, array: Any, shape: tuple[int, ...]) -> Any:
-    """The images of an array as bytes or float32, with the channels first, as the network takes them."""
+    """The images of an array as bytes or float32, with the channels first, as the network takes them.
+
+    Raises:
+        ShapeError: if the network takes images of another shape.
+    """
+    taken = [shape, (*shape[1:], shape[0])] + [shape[1:]] * (shape[0] == 1)
+    if array.shape[1:] not in taken:
+        hint = f": an array of one image is stored as {(1, *array.shape)}" if array.shape in taken else ""
+        raise ShapeError(f"{path}: the network takes images of shape (N, {str(shape)[1:]}, got {array.shape}{hint}")
     last = array.shape[1:] != shape and array.shape[1:] == (*shape[1:], shape[0])
     return convert_images(str(path), array, last=last)
 
