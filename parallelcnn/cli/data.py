@@ -55,9 +55,11 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     from dataclasses import replace
 
     from parallelcnn.data.contact_sheet import write_contact_sheet
+    from parallelcnn.data.description import named_sets
     from parallelcnn.data.images import load_images
     from parallelcnn.data.loading import load_sets, plan_of_images
     from parallelcnn.data.readers.decoding import without_warnings
+    from parallelcnn.data.sets import ROLES
 
     out = None if options.out is None else Path(options.out)
     if out is not None and out.exists() and not out.is_dir():
@@ -66,6 +68,8 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
         plan = plan_of_images(options.data, replace(options.images, skip_broken=True), options.data_dir)
         sets = load_sets(options.data, options.data_dir, options.images) if plan is None else load_images(plan)
     sets = sets.with_test_set()
+    for name, one in named_sets(sets).items():
+        one.check_numbers(f"{ROLES[name]} set")
     for line in describe(sets, plan):
         say(line)
     if out is not None:

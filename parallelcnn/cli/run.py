@@ -118,6 +118,8 @@ class Run:
         return [*(loggers[name]() for name in dict.fromkeys(self._options.log)), *([stopping] if stopping else [])]
 
     def _build(self) -> NetworkHandler:
+        for role, dataset in (("training", self._train_set), ("test", self._test_set), ("validation", self._evaluated)):
+            dataset.check_numbers(f"{role} set")  # the last one is often the test set, which is not read again
         if self._options.model == "auto":
             self._options = replace(self._options, model=choose_model(self._train_set.input_shape))
         if self._options.batch_size == TrainConfig.batch_size > len(self._train_set) > 0:
