@@ -1,6 +1,7 @@
 """Counts and lists in messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 
 def plural(counts: int | Iterable[int], noun: str, nouns: str = "") -> str:
@@ -19,6 +20,14 @@ def listed(things: Iterable[object]) -> str:
     """The first eight of them, separated by commas."""
     names = [str(thing) for thing in things]
     return ", ".join([*names[:8], "..."] if len(names) > 8 else names)
+
+
+def first_difference(there: Sequence[object], here: Sequence[object]) -> str:
+    """Where the layers of two networks, which are not equal, differ first: "layer 2 is Dense(5), not Dense(6)"."""
+    pairs = enumerate(zip_longest(there, here, fillvalue="missing"), start=1)
+    number, (before, now) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
+    counts = "" if len(there) == len(here) else f" ({plural(len(there), 'layer')}, not {len(here)})"
+    return f"layer {number} is {before}, not {now}{counts}"
 
 
 def in_units(nbytes: float) -> str:

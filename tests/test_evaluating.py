@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +106,20 @@ def test_the_settings_of_the_run_are_optional(run, here):
     plain = here("evaluate", run, "--loss", "softmax-cross-entropy").out
     (run / "config.toml").write_text("epochs = ")
     assert here("evaluate", run).out == plain  # without smoothing and weights, which only config.toml has
+
+
+def test_data_that_have_been_moved_are_named_and_can_be_given(run, here):
+    expected = here("evaluate", run).out
+    data = Path(json.loads((run / "summary.json").read_text())["data_directory"])
+    moved = data.rename(data.parent / "moved")
+    try:
+        message = f"{data}, which holds the data of {run}, no longer exists: give its new place as --data\n"
+        refused(here("evaluate", run), message)
+        assert here("evaluate", run, "--data", moved).out.splitlines()[2:] == expected.splitlines()[1:]
+        (run / "summary.json").unlink()  # as of a run that has not finished
+        refused(here("evaluate", run), message)
+    finally:
+        moved.rename(data)
 
 
 def test_classes_have_names_where_these_are_known():

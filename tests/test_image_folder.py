@@ -107,6 +107,14 @@ def test_images_lie_in_folders_within_a_class_as_well(tmp_path):
     assert len(train) + len(test) == 21
 
 
+def test_folders_beside_the_sets_are_named_as_not_used(tmp_path):
+    photos(tmp_path / "train")
+    photos(tmp_path / "eval")
+    save(tmp_path / "__MACOSX" / "train" / "cat" / "x.png")
+    assert str(find_images(tmp_path)).endswith(" drawn from the others, not used: eval")
+    assert str(find_images(tmp_path / "train")).endswith(" drawn from the others")
+
+
 def test_what_is_hidden_or_no_image_is_ignored_and_counted(tmp_path):
     photos(tmp_path)
     save(tmp_path / ".ipynb_checkpoints" / "x.png")
@@ -163,6 +171,9 @@ def build(tmp_path, case):
     elif case == "empty test":
         photos(tmp_path / "train")
         (tmp_path / "test").mkdir()
+    elif case == "test without classes":
+        photos(tmp_path / "train")
+        save(tmp_path / "test" / "x.png")
     elif case == "one of each":
         photos(tmp_path, 1)
     elif case == "loop":
@@ -184,7 +195,8 @@ def build(tmp_path, case):
         ),
         ("no classes", r"at least two folders.*; there is none, and images lie outside of folders"),
         ("no train", r"holds test, but no folder train"),
-        ("empty test", r"test: must hold images in folders of classes, but holds none"),
+        ("empty test", r"test: must hold images in folders of classes, but holds none$"),
+        ("test without classes", r"but holds none: images without classes are for predict, and must lie elsewhere$"),
         ("loop", r"cat/again: is a link to a folder above it: remove the link"),
         ("larger loop", r"cat/again: is a link to a folder above it: remove the link"),
         ("one of each", r"at least two images of some class, so that a test set can be drawn, but holds one of each"),
@@ -203,6 +215,16 @@ def test_a_folder_without_images_is_not_one_of_images(tmp_path):
     assert not recognises(tmp_path)
     assert not recognises(tmp_path / "missing")
     with pytest.raises(DataError, match="holds no data in a known format"):
+        pc.load_data(tmp_path)
+
+
+def test_a_folder_around_the_data_is_refused_with_the_name_of_theirs(tmp_path):
+    photos(tmp_path / "pets" / "train")
+    save(tmp_path / "__MACOSX" / "pets" / "x.png")
+    with pytest.raises(DataError, match=f"holds no data in a known format, but {tmp_path / 'pets'} does: name that"):
+        pc.load_data(tmp_path)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match=r"known format[.] Known formats: "):
         pc.load_data(tmp_path)
 
 

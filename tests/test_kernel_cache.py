@@ -40,6 +40,24 @@ def fill(array):
     array.flat[0] = 1
 """
 
+_KERNEL_OF_A_KERNEL = """
+import os
+from parallelcnn.kernels._jit import kernel
+
+def make(number):
+    @kernel
+    def value():
+        return number
+
+    @kernel
+    def fill(array):
+        array.flat[0] = value()
+
+    return fill
+
+fill = make(int(os.environ["NUMBER"]))
+"""
+
 _TYPES = [(name, ndim) for ndim in (1, 2, 3) for name in ("i1", "i2", "i4", "i8", "u1", "u2", "f4", "f8")]
 
 
@@ -114,6 +132,13 @@ def test_files_of_an_earlier_source_are_removed(start, tmp_path):
     (tmp_path / "one_kernel.py").write_text(_KERNEL + "# edited\n")
     assert finish(start(_TYPES[:1])) == 1
     assert len(list((tmp_path / "cache").rglob("one_kernel*"))) == 1
+
+
+def test_a_kernel_that_calls_one_of_its_closure_is_kept(start, tmp_path, monkeypatch):
+    (tmp_path / "one_kernel.py").write_text(_KERNEL_OF_A_KERNEL)
+    for number, compiled in ((1, 2), (1, 0), (2, 2), (1, 0), (2, 0)):
+        monkeypatch.setenv("NUMBER", str(number))
+        assert finish(start(_TYPES[:1])) == compiled
 
 
 def test_a_full_disk_keeps_nothing_and_stops_nothing(start):

@@ -141,7 +141,7 @@ def test_a_layer_of_the_users_that_is_called_like_one_of_ours_is_not_taken_for_i
 def test_a_model_that_does_not_fit_the_layers_is_refused(layers, tmp_path):
     pc.save_model(tmp_path / "model.npz", small.network())
     with pytest.raises(
-        CheckpointError, match=r"does not fit the network: it holds \(Conv2D.*, not \(Flatten\(\), Dense"
+        CheckpointError, match=r"does not fit the network: its layer 1 is Conv2D.*, not Flatten\(\) \(5 layers, not "
     ):
         pc.load_model(tmp_path / "model.npz", layers)
 
@@ -259,7 +259,7 @@ _ODD_HEADERS = [
         (_described(layers=[{"layer": "Dense", "arguments": {"size": 3}, "written": "?"}]), "makes no network"),
         (_described(layers=[{"layer": "Dense", "arguments": {"units": 10**15}, "written": "?"}]), "makes no network"),
         (_described(layers="many"), "makes no network"),
-        (_nested(1), "does not fit the network: it holds .*, not .Residual"),
+        (_nested(1), "does not fit the network: its layer 1 is .*, not Residual"),
         (_nested(1, inner='"relu"'), "makes no network .Residual takes a tuple of at least one layer"),
         (_nested(1, inner='{"layer": "Mine", "arguments": {}}'), "not this library's own"),
         (_nested(1, inner="[]"), "makes no network"),
@@ -355,7 +355,7 @@ def test_what_a_file_says_cannot_take_the_message_over(written, tmp_path):
     path = tmp_path / "model.npz"
     for layers, message in (
         ([{"layer": "Mine", "arguments": {}, "written": written}], "which is not this library's own: say where it is"),
-        ([{"layer": "Dense", "arguments": {"units": 2}, "written": written}], r"not \(Flatten\(\), Dense\(5\)\)$"),
+        ([{"layer": "Dense", "arguments": {"units": 2}, "written": written}], r"not Flatten\(\) \(1 layer, not 2\)$"),
         ([{"layer": "Dense", "arguments": {"units": written}, "written": ""}], "makes no network"),
     ):
         path.write_bytes(_described(layers=layers))

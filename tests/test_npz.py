@@ -9,8 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 from archives import Member, archive_of, npy
+from launch import parallelcnn, refused
 
 import parallelcnn as pc
+from parallelcnn.data.description import missing_classes
 from parallelcnn.data.formats import load_path
 from parallelcnn.errors import DataError
 from parallelcnn.files.rows import FileRows
@@ -329,3 +331,61 @@ def test_an_array_that_is_gone_is_named(tmp_path):
     folder = in_folder(tmp_path, x_train=X)
     (folder / "y_train.npy").symlink_to("gone")
     assert "y_train.npy: cannot be read: No such file or directory" in refusal(folder)
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_classes_without_samples_are_named(tmp_path, kind):
+    labels = np.array([0, 1, 5] * 8)
+    if kind == "npz":
+        path = write(tmp_path / "gaps.npz", x_train=np.eye(24, 9, dtype=np.float32), y_train=labels)
+    else:
+        path = tmp_path / "gaps.csv"
+        np.savetxt(path, np.column_stack([labels, np.eye(24, 9)]), "%d", ",")
+    missing = "the training set has no sample of the classes 2, 3, 4"
+    shown = parallelcnn("data", path)
+    assert f"\nmissing    {missing}\n" in shown.out
+    assert "unequal" not in shown.out  # balanced weights need samples of every class
+    (tmp_path / "net.py").write_text(
+        "import parallelcnn as pc\ndef net(classes):\n    return (pc.Flatten(), pc.Dense(classes))\n"
+    )
+    words = ("--data", path, "--model", f"{tmp_path / 'net.py'}:net", "--out", tmp_path / "out", "--epochs", 1)
+    ran = parallelcnn("train", *words, ranks=2)
+    assert ran.code == 0, ran.err
+    warning = f"parallelcnn: warning: {path}: {missing}, although the network has outputs for all 6 classes"
+    assert ran.err.splitlines().count(warning) == 1, ran.err
+
+
+def test_a_number_that_is_not_finite_is_refused_before_a_directory_is_touched(tmp_path, here):
+    images = np.zeros((12, 10, 10), np.float32)
+    images[3, 5, 2] = np.nan
+    for bad in ("training", "test"):
+        train, test = (images, np.ones_like(images)) if bad == "training" else (np.ones_like(images), images)
+        sets = {"x_train": train, "y_train": Y, "x_test": test, "y_test": Y}
+        path = write(tmp_path / f"{bad}.npz", **sets)
+        message = f"{bad} set '{path}': image 3 holds nan at (5, 2), but every number must be finite"
+        refused(here("data", path), message)
+        refused(here("train", "--data", path, "--out", tmp_path / "out"), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_are_no_classes_need_another_loss(tmp_path, here):
+    path = write(tmp_path / "x.npz", x_train=np.zeros((12, 10, 10), np.uint8), y_train=np.array([0.0, 1.0, 5.0] * 4))
+    refused(
+        here("train", "--data", path, "--out", tmp_path / "out"),
+        f"{path}: the labels are numbers, not classes: --loss squared is for regression, and",
+    )
+    assert here("train", "--data", path, "--out", tmp_path / "out", "--loss", "squared", "--epochs", 1).code == 0
+
+
+def test_two_samples_are_too_few_for_a_test_set(tmp_path):
+    path = write(tmp_path / "x.npz", x_train=X[:2], y_train=Y[:2])
+    with pytest.raises(pc.InputError, match=re.escape(f"{path}: 2 samples are too few to draw a test set from them")):
+        pc.load_data(path)
+
+
+def test_many_classes_without_samples_are_abridged():
+    dataset = pc.Dataset(np.zeros((2, 3), np.float32), [0, 13], 14)
+    assert missing_classes(dataset) == "of the classes 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 others"
+    named = pc.Dataset(np.zeros((2, 3), np.float32), [0, 1], 3, class_names=("ant", "bee", "cat"))
+    assert missing_classes(named) == "of the class cat"
+    assert missing_classes(pc.Dataset(np.zeros((2, 3), np.float32), [0, 1.5], None)) == ""

@@ -67,7 +67,7 @@ def test_an_array_is_opened_once_for_all_rounds(model, tmp_path, here, monkeypat
     probabilities = pc.load_model(model / "model.npz").predict(images).max(axis=1)
     shown = [one["classes"][0]["probability"] for one in found]
     np.testing.assert_allclose(shown, [*probabilities, *probabilities], atol=1e-6)
-    assert opened == ["a.npz", "b.npz"] * 2  # to count the images, and to read them
+    assert opened == ["a.npz", "b.npz"]
 
 
 def test_a_line_for_each_image_in_the_given_order(model, tmp_path, here):
@@ -149,7 +149,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_predicted(model, tmp_pa
     [
         ("missing.png", None, "missing.png: there is no such file"),
         ("missing", None, "missing: does not exist"),
-        ("x.txt", b"x", "x.txt: is neither an image, nor a folder, nor an .npy or .npz file"),
+        ("x.txt", b"x", "x.txt: is neither a folder nor a file named .bmp, "),
         ("x.npy", b"x", "x.npy: it starts with no header of an array of numbers"),
         ("x.npz", b"x", "x.npz is no .npz file, or a damaged one"),
         ("folder/x.txt", b"x", "folder: must hold images, but holds none"),
@@ -169,10 +169,29 @@ def test_pickled_objects_and_arrays_of_another_shape_are_refused(model, tmp_path
         here("predict", model, tmp_path / "x.npy"),
         "but with one of Python objects, which only a pickle can store, and a pickle may run any program",
     )
-    np.save(tmp_path / "x.npy", np.zeros((2, 1, 5, 5), np.uint8))
-    refused(here("predict", model, tmp_path / "x.npy"), "the network takes images of shape")
+    for given, hint in (
+        ((2, 1, 5, 5), ""),
+        ((8, 8, 3), ": an array of one image is stored as (1, 8, 8, 3)"),
+        ((3, 8, 8), ": an array of one image is stored as (1, 3, 8, 8)"),
+    ):
+        np.save(tmp_path / "x.npy", np.zeros(given, np.uint8))
+        message = f"{tmp_path / 'x.npy'}: the network takes images of shape (N, 3, 8, 8), got {given}{hint}\n"
+        refused(here("predict", model, tmp_path / "x.npy"), message)
     np.savez(tmp_path / "x.npz", a=np.zeros((2, 2)), b=np.zeros((2, 2)))
     refused(here("predict", model, tmp_path / "x.npz"), "must hold one array, or one called images, got a, b")
+
+
+def test_rows_that_are_not_finite_are_named_and_the_others_predicted(model, tmp_path, here):
+    images = np.zeros((3, 3, 8, 8), np.float32)
+    images[1, 2, 3, 4] = np.nan
+    np.save(tmp_path / "x.npy", images)
+    ran = here("predict", model, tmp_path / "x.npy")
+    assert ran.code == 2
+    assert [line.split()[0] for line in ran.out.splitlines()] == [f"{tmp_path / 'x.npy'}[{row}]" for row in (0, 2)]
+    assert f"parallelcnn: {tmp_path / 'x.npy'}[1]: every number must be finite\n" in ran.err
+    assert ran.err.endswith("error: 1 of 3 images cannot be read; the others are predicted\n")
+    np.save(tmp_path / "x.npy", images[1:2])
+    assert here("predict", model, tmp_path / "x.npy").err.endswith("error: 1 of 1 image cannot be read\n")
 
 
 def test_a_network_of_vectors_takes_no_image_files(tmp_path, here):
@@ -309,7 +328,7 @@ def test_data_counts_classes_of_unequal_size_and_labels_that_differ(tmp_path, he
     save(tmp_path / "photos" / "test" / "red" / "x.png", COLORS["blue"])
     text = here("data", tmp_path / "photos").out
     assert "the largest class has 12 samples, the smallest 1: consider --class-weight balanced" in text
-    assert "missing    the test set has no sample of blue\n" in text
+    assert "missing    the test set has no sample of the class blue\n" in text
     assert "1 sample with the pixels of another one; 1 of them in different sets" in text
     assert "train/blue/0.png = test/red/x.png (different labels)" in text
 

@@ -73,9 +73,11 @@ def test_a_training_resumed_at_its_end_is_over_and_says_what_it_was(tmp_path):
 def test_another_training_is_refused_and_named(tmp_path):
     folder = pc.CheckpointFolder(tmp_path)
     train(epochs=1, checkpoints=folder)
-    other = pc.NetworkHandler((pc.Flatten(), pc.Dense(5)), (1, 11, 9))
+    shorter = pc.NetworkHandler((*small.LAYERS[:3], pc.Flatten()), (1, 11, 9))
+    other = pc.NetworkHandler((*small.LAYERS[:2], pc.Conv2D(4, 3), *small.LAYERS[3:]), (1, 11, 9))
     for arguments, message in (
-        ({"network": other}, "its layers is|its layers"),
+        ({"network": other}, r"its layer 3 is Conv2D\(4, 2, padding='same', activation='tanh'\), not Conv2D\(4, 3\)$"),
+        ({"network": shorter}, r"its layer 5 is Dense\(5\), not missing \(5 layers, not 4\)$"),
         ({"n": 210}, "its train_set is uint8 of shape"),
         ({"test_seed": 2}, "its test_set is"),
         ({"seed": 1}, "its seed is 0, not 1"),

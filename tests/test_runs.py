@@ -71,6 +71,20 @@ def test_settings_that_a_config_does_not_name_have_their_defaults(runs, here):
     assert "normalize" not in head.split()
 
 
+def test_paths_in_the_current_directory_are_relative(tmp_path, here, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    places = {"a": "photos", "b": "net.py:make", "c": "../other", "d": "."}
+    for name, data in places.items():
+        write_run(tmp_path / "work" / "runs" / name, data=os.path.abspath(data))
+    of_a, of_b, of_c, of_d = (row.split()[4] for row in lines_of(here("runs", "--sort", "name"))[1:])
+    assert (of_a, of_b) == ("photos", "net.py:make")
+    assert of_c.endswith("/other")
+    assert not of_c.startswith("../")
+    assert of_d.endswith("/work")
+    assert json.loads(here("runs", "--json", "--sort", "name").out)[0]["settings"]["data"] == os.path.abspath("photos")
+
+
 def test_times_of_other_time_zones_are_compared_in_utc(runs):
     (second,) = (run for run in find_runs(runs) if run.path.name == "second")
     assert second.started.timestamp() == read_run(runs / "first").started.timestamp()

@@ -116,7 +116,7 @@ def test_other_labels_are_a_regression(load):
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 def test_tables_of_other_programs_are_read(tmp_path, separator, end, bom):
     path = tmp_path / "t.csv"
@@ -131,6 +131,25 @@ def test_quoted_names_and_labels_are_read(load):
     sets = load(content)
     check(sets, labels=np.array([1, 2, 0])[LABELS])
     assert sets.train.class_names == ('a "quoted" one', "cat, big", "dog")
+
+
+def test_quotes_after_a_blank_are_read(load):
+    labels = np.array(['"cat, big"', '"dog"', '"x y"'])[LABELS]
+    sets = load(text(PIXELS, labels, [f'"{name}"' for name in ["label", *PIXEL_NAMES]], separator=", "))
+    check(sets, labels=LABELS)
+    assert sets.train.class_names == ("cat, big", "dog", "x y")
+    assert sets.found.endswith("labels in column 'label'")
+    quoted = np.array([[f'"{pixel}"' for pixel in row] for row in PIXELS])
+    check(load(text(quoted, labels, ["label", *PIXEL_NAMES], separator=",  ")))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("size", [1, 7, 1 << 18])
+def test_lines_are_counted_whatever_their_end(tmp_path, monkeypatch, end, size):
+    monkeypatch.setattr("parallelcnn.data.readers.tables._PIECE_BYTES", size)
+    path = tmp_path / "t.csv"
+    path.write_bytes("".join(f"{line}{end}" for line in ("y,a", "0,1", "", "1,2", "0,x")).encode())
+    assert refusal(path) == f"{path}, line 5, column 'a': must be a finite number, got 'x'"
 
 
 def test_a_column_that_numbers_the_rows_is_not_used(load):
@@ -270,6 +289,7 @@ DAMAGES = {
     "infinity": (damaged(5, lambda row: row.rpartition(",")[0] + ",-inf"), "must be a finite number, got '-inf'"),
     "too large": (damaged(5, lambda row: row.rpartition(",")[0] + ",1e300"), "numbers must fit into float32"),
     "an open quote": (damaged(6, lambda row: '"' + row), ", line 6: must have 65 columns"),
+    "an open quote at the end": ('a,y\n0,"x\n1,"z"\n', "line 2: must have 2 columns, got 1"),
     "nothing beside the label": ("0,1\n1,\n", "line 2, column 2: must be a finite number, got ''"),
     "no label": (damaged(7, lambda row: "," + row.partition(",")[2]), "7, column 'label': must be a label, got noth"),
     "labels from 1": (kaggle(labels=LABELS + 1), "column 'label' must start at 0, got 1 to 3: subtract 1"),

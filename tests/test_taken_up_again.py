@@ -58,7 +58,10 @@ def test_what_cannot_be_resumed_is_refused_before_a_file_of_an_earlier_run_is_to
     before = content(tmp_path)
     for more, message in (
         (["--resume", checkpoint, "--seed", 1], "the checkpoint is of another training: its seed is 0, not 1"),
-        (["--resume", checkpoint, "--model", "lenet5"], "the checkpoint is of another training: its layers is"),
+        (
+            ["--resume", checkpoint, "--model", "lenet5"],
+            "the checkpoint is of another training: its layer 1 is Conv2D(6, 3",
+        ),
         (["--resume", checkpoint, "--epochs", 1], "the checkpoint has seen 460 samples already"),
         (["--resume", damaged], f"{damaged} "),
         (["--resume", tmp_path / "none.npz"], "none.npz"),

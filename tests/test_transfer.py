@@ -8,6 +8,7 @@ import small
 
 import parallelcnn as pc
 from parallelcnn.cli import main
+from parallelcnn.files.safetensors import write_safetensors
 
 OTHER = (*small.LAYERS[:-1], pc.Dense(3))
 
@@ -174,7 +175,7 @@ def command(capsys):
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    """A finished run, the command line of another one, and a function that reads that one's network."""
+    """A finished run, and the command line of another one."""
     path = tmp_path_factory.mktemp("runs")
     (path / "net.py").write_text(MODEL.format(classes="classes"))
     (path / "wide.py").write_text(MODEL.format(classes="classes + 1"))
@@ -201,13 +202,53 @@ def test_a_run_starts_from_another_and_changes_only_what_is_not_frozen(run, comm
     assert f'start_from = "{path / "a"}"\n' in (tmp_path / "b" / "config.toml").read_text()
 
 
+def sources(run, place, network):
+    """The same network as a run directory, a model file and a safetensors file, elsewhere."""
+    pc.save_model(place / "elsewhere.npz", network)
+    pc.save_safetensors(place / "elsewhere.safetensors", network)
+    return run, place / "elsewhere.npz", place / "elsewhere.safetensors", run / "checkpoints" / "step-000000002.npz"
+
+
 def test_a_start_with_another_normalisation_is_warned_of(run, command, tmp_path):
     path, line = run
-    code, _, err = command(*line, "--start-from", path / "a", "--normalize", "--out", tmp_path / "b")
-    assert code == 0
-    assert err.count("that run was trained without --normalize, and this one is with it: its first layers see") == 1
-    line += ["--normalize", "--start-from", tmp_path / "b", "--out", tmp_path / "c"]
-    assert "--normalize" not in command(*line)[2]
+    for number, source in enumerate(sources(path / "a", tmp_path, pc.load_model(path / "a" / "model.npz"))):
+        code, _, err = command(*line, "--start-from", source, "--normalize", "--out", tmp_path / f"b{number}")
+        assert code == 0
+        assert err.count("that network was trained without --normalize, and this one is with it: its first") == 1
+        assert "warning" not in command(*line, "--start-from", source, "--out", tmp_path / f"c{number}")[2]
+    line = [*line, "--start-from", tmp_path / "b0" / "checkpoints" / "step-000000002.npz", "--out", tmp_path / "d"]
+    assert "warning" not in command(*line, "--normalize")[2]
+    assert "that network was trained with --normalize, and this one is without it: its" in command(*line)[2]
+
+
+def test_a_start_with_other_classes_or_another_scale_is_warned_of(run, command, tmp_path):
+    line = list(run[1])
+    code, _, err = command(*line, "--out", tmp_path / "a")
+    assert code == 0, err
+    network = pc.load_model(tmp_path / "a" / "model.npz")
+    network.class_names, network.input_range = tuple("abcdefghij"), (0.0, 255.0)
+    names = [f"digit {label}" for label in range(10)]
+    train_set, _ = pc.load_data(line[2])
+    np.savez(tmp_path / "d.npz", images=train_set.images, target=train_set.labels, target_names=names)
+    line[2] = tmp_path / "d.npz"
+    pc.save_model(tmp_path / "a" / "model.npz", network)
+    for source in sources(tmp_path / "a", tmp_path, network)[:-1]:
+        code, _, err = command(*line, "--start-from", source, "--out", tmp_path / "b")
+        assert code == 0, err
+        assert f"--start-from {source}: that network has learnt the classes a, b, c, d, e, f, g, h, ..., and" in err
+        assert "and this one is for digit 0, digit 1, " in err
+        assert f"--start-from {source}: the training images hold numbers from 0 to 1, but the network was" in err
+        assert err.count("warning") == 2
+
+
+def test_a_damaged_description_is_no_reason_to_refuse_parameters(run, command, tmp_path):
+    path, line = run
+    arrays = pc.read_parameters(path / "a")
+    for layers, names in (("?", "[1]"), ("3", "3"), ("[[[", '["a", "a"]')):
+        metadata = {"layers": layers, "class_names": names, "input_range": '"x"'}
+        write_safetensors(tmp_path / "s.safetensors", arrays, metadata)
+        code, _, err = command(*line, "--start-from", tmp_path / "s.safetensors", "--out", tmp_path / "b")
+        assert code == 0, err
 
 
 def test_resuming_takes_precedence_over_start_from(run, command, tmp_path):

@@ -55,9 +55,11 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     from dataclasses import replace
 
     from parallelcnn.data.contact_sheet import write_contact_sheet
+    from parallelcnn.data.description import named_sets
     from parallelcnn.data.images import load_images
     from parallelcnn.data.loading import load_sets, plan_of_images
     from parallelcnn.data.readers.decoding import without_warnings
+    from parallelcnn.data.sets import ROLES
 
     out = None if options.out is None else Path(options.out)
     if out is not None and out.exists() and not out.is_dir():
@@ -66,6 +68,8 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
         plan = plan_of_images(options.data, replace(options.images, skip_broken=True), options.data_dir)
         sets = load_sets(options.data, options.data_dir, options.images) if plan is None else load_images(plan)
     sets = sets.with_test_set()
+    for name, one in named_sets(sets).items():
+        one.check_numbers(f"{ROLES[name]} set")
     for line in describe(sets, plan):
         say(line)
     if out is not None:
@@ -79,7 +83,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
 
 def describe(sets: "DataSets", plan: "DecodedImages | None") -> Iterator[str]:
     """The lines about data sets, and about the files they were read from."""
-    from parallelcnn.data.description import class_counts, duplicates, named_sets, range_of_numbers
+    from parallelcnn.data.description import class_counts, duplicates, missing_classes, named_sets, range_of_numbers
     from parallelcnn.data.sets import ROLES
     from parallelcnn.layers.normalize import mean_and_deviation
 
@@ -105,13 +109,11 @@ def describe(sets: "DataSets", plan: "DecodedImages | None") -> Iterator[str]:
             yield f"{name:<{width}}{''.join(f' {of_set[label]:>10,}' for of_set in counts.values())}"
         fewest, most = min(counts["train"]), max(counts["train"])
         yield ""
-        for name, of_set in counts.items():
-            missing = [names[label] for label, count in enumerate(of_set) if count == 0]
+        for name, one in named.items():
+            missing = missing_classes(one)
             if missing:
-                more = f" and {plural(len(missing) - _NAMED, 'other class', 'other classes')}"
-                some = ", ".join(missing[:_NAMED]) + (more if len(missing) > _NAMED else "")
-                yield f"missing    the {ROLES[name]} set has no sample of {some}"
-        if most >= _UNEQUAL * max(fewest, 1):
+                yield f"missing    the {ROLES[name]} set has no sample {missing}"
+        if fewest and most >= _UNEQUAL * fewest:  # without samples of a class there are no balanced weights
             yield (
                 f"unequal    the largest class has {most:,} samples, the smallest {fewest:,}: consider "
                 f"--class-weight balanced"

@@ -17,6 +17,7 @@ from parallelcnn.cli.trained_network import find_trained_network, load_trained_n
 from parallelcnn.errors import InputError, printable
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
 from parallelcnn.training.config import NETWORK, RANKS
+from parallelcnn.wording import plural
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +105,8 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     if comm.rank == 0:
         writer.end()
     if failed:
-        raise InputError(f"{failed} of {len(items)} images cannot be read; the others are predicted").together()
+        others = "; the others are predicted" if failed < len(items) else ""
+        raise InputError(f"{failed} of {plural(len(items), 'image')} cannot be read{others}").together()
     return 0
 
 

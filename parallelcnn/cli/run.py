@@ -23,11 +23,12 @@ from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.data.dataset import Dataset
+from parallelcnn.data.description import missing_classes
 from parallelcnn.data.images import file_names
+from parallelcnn.data.numbers import warn_of_another_range
 from parallelcnn.errors import DivergenceError, InputError, TrainingWarning
-from parallelcnn.exchange.parameter_files import read_parameters
-from parallelcnn.files.model import save_model
-from parallelcnn.files.run_files import read_config
+from parallelcnn.exchange.parameter_files import read_described_parameters
+from parallelcnn.files.model import checked_origin, save_model
 from parallelcnn.layers.frozen import freeze
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
@@ -49,7 +50,7 @@ from parallelcnn.training.preparation import check_fit, check_numbers, check_res
 from parallelcnn.training.progress import show_compilation
 from parallelcnn.training.reduction import check_reproducible, fixed_shards
 from parallelcnn.training.threads import check_threads, choose_threads
-from parallelcnn.wording import plural
+from parallelcnn.wording import listed, plural
 
 LONGEST_WAIT = 30.0  # for an earlier start of the same run to finish [s]
 _POLL_EVERY = 0.1  # [s]
@@ -117,6 +118,8 @@ class Run:
         return [*(loggers[name]() for name in dict.fromkeys(self._options.log)), *([stopping] if stopping else [])]
 
     def _build(self) -> NetworkHandler:
+        for role, dataset in (("training", self._train_set), ("test", self._test_set), ("validation", self._evaluated)):
+            dataset.check_numbers(f"{role} set")  # the last one is often the test set, which is not read again
         if self._options.model == "auto":
             self._options = replace(self._options, model=choose_model(self._train_set.input_shape))
         if self._options.batch_size == TrainConfig.batch_size > len(self._train_set) > 0:
@@ -134,6 +137,14 @@ class Run:
         check_numbers(options.epochs, options.batch_size, options.seed, options.evaluate_every, self._train_set)
         for dataset in (self._train_set, self._evaluated, self._test_set):
             check_fit(network, dataset, self._loss)
+        missing = missing_classes(self._train_set)
+        if missing and self._comm.rank == 0:
+            warnings.warn(
+                f"{self._train_set.name}: the training set has no sample {missing}, although the network has outputs "
+                f"for all {self._train_set.classes} classes",
+                TrainingWarning,
+                stacklevel=2,
+            )
         further = options.build_metrics(self._train_set.classes)
         self._metrics = [*default_metrics(network, self._evaluated, self._loss), *further]
         return network
@@ -148,19 +159,13 @@ class Run:
         source = self._options.start_from
         if source is None:
             return
-        matching = network.load_parameters(read_parameters(source), strict=False)
+        arrays, description = read_described_parameters(source)
+        matching = network.load_parameters(arrays, strict=False)
         if not matching.taken:
             raise InputError(f"--start-from {source}: no array fits the network by name and shape: {matching}")
         self._started_from = f"{source}: {matching}"
-        there = read_config(Path(source)).get("normalize", self._options.normalize)
-        if there != self._options.normalize and self._comm.rank == 0:
-            warnings.warn(
-                f"--start-from {source}: that run was trained {'with' if there else 'without'} --normalize, and this "
-                f"one is {'with' if self._options.normalize else 'without'} it: its first layers see other numbers "
-                f"than they have learnt from",
-                TrainingWarning,
-                stacklevel=2,
-            )
+        if self._comm.rank == 0:
+            _warn_of_another_training(f"--start-from {source}", description, network, self._train_set)
 
     def _named_checkpoint(self) -> Checkpoint | None:
         """The checkpoint of --resume FILE, on rank 0."""
@@ -409,6 +414,43 @@ class Run:
                 notes=[*self._notes, *(lost if history.lost_ranks else ())],
             )
             directory.write_report(lambda: training_report(run))
+
+
+def _warn_of_another_training(
+    source: str, description: dict[str, Any], network: NetworkHandler, train_set: Dataset
+) -> None:
+    """Warn if the network to start from has seen other numbers, or learnt other classes, than this one will.
+
+    Args:
+        source: where it is from, the beginning of a message.
+        description: of that network, not checked; what is missing or no description is not compared.
+    """
+    layers, names, origin = description.get("layers"), description.get("class_names") or (), dict[str, Any]()
+    with contextlib.suppress(InputError, TypeError, ValueError):
+        origin = checked_origin(description, (len(names),))
+    there, here = ("Normalize(" in repr(some) for some in (layers, network.layers))
+    if layers is not None and there != here:
+        warnings.warn(
+            f"{source}: that network was trained {'with' if there else 'without'} --normalize, and this one is "
+            f"{'with' if here else 'without'} it: its first layers see other numbers than they have learnt from",
+            TrainingWarning,
+            stacklevel=3,
+        )
+    names, names_here = origin.get("class_names") or (), train_set.class_names or ()
+    if len(names) == len(names_here) and names != names_here:
+        warnings.warn(
+            f"{source}: that network has learnt the classes {listed(names)}, and this one is for "
+            f"{listed(names_here)}: the outputs of a last layer that fits mean other classes",
+            TrainingWarning,
+            stacklevel=3,
+        )
+    warn_of_another_range(
+        f"{source}: the training images",
+        train_set.input_range,
+        origin.get("input_range"),
+        network.input_shape,
+        stacklevel=3,
+    )
 
 
 def _seconds_since_start() -> float:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -143,6 +144,9 @@ def _value(value: Any) -> str:
         if isinstance(value, float)
         else str(value)
     )
+    if os.path.isabs(text):
+        relative = os.path.relpath(text)
+        text = text if relative.startswith(os.pardir) or relative == os.curdir else relative
     text = shown(text)
     return text if len(text) <= _LONGEST else f"...{text[3 - _LONGEST :]}"  # the end of a path says more
 

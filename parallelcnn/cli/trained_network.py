@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from parallelcnn.errors import InputError
+from parallelcnn.errors import DataError, InputError
 from parallelcnn.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def data_settings(found: TrainedNetwork, data: str | None, data_dir: str | None)
         data, data_dir: as given by the user; None: those of the run.
 
     Raises:
-        InputError: if neither says which data.
+        InputError: if neither says which data, or those of the run are no longer there.
     """
     config = found.config or TrainConfig()
     if data is not None or config.class_weight is None:  # balanced weights are those of the part that is trained on
@@ -141,7 +141,12 @@ def data_settings(found: TrainedNetwork, data: str | None, data_dir: str | None)
                 f"--data NAME|PATH is needed: {found.run / 'summary.json'}, "
                 f"which would say what {found.file} was trained on, is missing or unreadable"
             )
-        return config if data_dir is None else replace(config, data_dir=data_dir)
-    if trained_on == "mnist":
-        return replace(config, data=trained_on, data_dir=directory if data_dir is None else data_dir)
-    return replace(config, data=directory or trained_on, data_dir=None)
+        config = config if data_dir is None else replace(config, data_dir=data_dir)
+    elif trained_on == "mnist":
+        config = replace(config, data=trained_on, data_dir=directory if data_dir is None else data_dir)
+    else:
+        config = replace(config, data=directory or trained_on, data_dir=None)
+    place = config.data_dir or config.data
+    if data_dir is None and os.path.isabs(place) and not os.path.exists(place):  # a name is no absolute path
+        raise DataError(f"{place}, which holds the data of {found.run}, no longer exists: give its new place as --data")
+    return config

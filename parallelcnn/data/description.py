@@ -7,8 +7,10 @@ import numpy as np
 
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.sets import DataSets
+from parallelcnn.wording import plural
 
 _PIECE = 1024  # images read at a time
+_NAMED = 10  # classes that are named
 
 
 class Duplicate(NamedTuple):
@@ -34,6 +36,17 @@ def class_counts(dataset: Dataset) -> list[int]:
     """The number of samples of each class."""
     assert dataset.classes is not None
     return np.bincount(dataset.labels, minlength=dataset.classes).tolist()
+
+
+def missing_classes(dataset: Dataset) -> str:
+    """The classes that have no sample, as the end of a sentence: "of the class cat"; "" if there is none."""
+    names = dataset.class_names or tuple(map(str, range(dataset.classes or 0)))
+    missing = [] if dataset.classes is None else [names[i] for i, n in enumerate(class_counts(dataset)) if n == 0]
+    if not missing:
+        return ""
+    rest = len(missing) - _NAMED
+    more = f" and {plural(rest, 'other', 'others')}" if rest > 0 else ""
+    return f"of the class{'es' if len(missing) > 1 else ''} {', '.join(missing[:_NAMED])}{more}"
 
 
 def range_of_numbers(dataset: Dataset) -> tuple[float, float]:

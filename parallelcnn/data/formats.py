@@ -47,5 +47,9 @@ def load_path(path: Path) -> DataSets:
                 return reader.load(path, str(path))
             except DataError as error:  # it may quote what is in a file
                 raise DataError(shown(error)) from error.__cause__
+    inside = [one for one in path.iterdir() if one.is_dir() and one.name[0] not in "._"] if path.is_dir() else []
+    known = (image_folder.recognises, *(reader.recognises for reader in READERS))
+    if len(inside) == 1 and any(recognises(inside[0]) for recognises in known):
+        raise DataError(f"{path}: holds no data in a known format, but {inside[0]} does: name that folder")
     formats = "; ".join([image_folder.FORMAT, *(reader.FORMAT for reader in READERS)])
     raise DataError(f"{path}: holds no data in a known format. Known formats: {formats}")

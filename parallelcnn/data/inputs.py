@@ -9,10 +9,10 @@ import numpy as np
 
 from parallelcnn.data.conversion import convert_images
 from parallelcnn.data.dataset import Array
-from parallelcnn.data.readers.decoding import decode, is_image
+from parallelcnn.data.readers.decoding import ENDINGS, decode, is_image
 from parallelcnn.data.readers.image_folder import files_below
 from parallelcnn.data.readers.named_arrays import images_in
-from parallelcnn.data.readers.npz import names_in, open_npy, read_array
+from parallelcnn.data.readers.npz import names_in, open_npy, read_array, shape_in
 from parallelcnn.errors import DataError, ShapeError
 from parallelcnn.wording import listed
 
@@ -43,13 +43,14 @@ def find_items(paths: Iterable[Path]) -> Iterator[Item]:
                 raise DataError(f"{path}: must hold images, but holds none")
             yield from map(Item, found)
         elif path.suffix.lower() in _ARRAYS:
-            yield from (Item(path, row) for row in range(len(_open_array(path))))
+            yield from (Item(path, row) for row in range(_rows_in(path)))
         elif is_image(path.name):
             if not path.exists():
                 raise DataError(f"{path}: there is no such file")
             yield Item(path)
         else:
-            what = "is neither an image, nor a folder, nor an .npy or .npz file" if path.exists() else "does not exist"
+            known = ", ".join((*ENDINGS, *_ARRAYS))
+            what = f"is neither a folder nor a file named {known}" if path.exists() else "does not exist"
             raise DataError(f"{path}: {what}")
 
 
@@ -77,7 +78,10 @@ def read_items(
         if item.row is not None:
             if file not in arrays:
                 arrays[file] = _as_taken(file, _open_array(file), shape)
-            images.append(arrays[file][item.row])
+            image = arrays[file][item.row]
+            is_finite = bool(np.isfinite(image).all())
+            images.append(image if is_finite else None)
+            failures += [] if is_finite else [f"{item}: every number must be finite"]
             continue
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise ShapeError(
@@ -93,21 +97,36 @@ def read_items(
 
 def _open_array(path: Path) -> Any:
     """The images in an .npy file, mapped into memory, or an .npz file, as they are stored."""
-    if path.suffix.lower() == ".npy":
-        array = open_npy(path)
-    else:
-        names = names_in(path)
-        name = images_in(names) or (names[0] if len(names) == 1 else None)
-        if name is None:
-            raise DataError(f"{path}: must hold one array, or one called images, got {listed(names) or 'none'}")
-        array = read_array(path, name)
-    if array.ndim < 2:
-        raise DataError(f"{path}: must hold images, samples first, got an array of shape {array.shape}")
-    return array
+    return open_npy(path) if path.suffix.lower() == ".npy" else read_array(path, _name_in(path))
+
+
+def _rows_in(path: Path) -> int:
+    """The number of images in an .npy or .npz file, of which only the header is read."""
+    shape = open_npy(path).shape if path.suffix.lower() == ".npy" else shape_in(path, _name_in(path))
+    if len(shape) < 2:
+        raise DataError(f"{path}: must hold images, samples first, got an array of shape {shape}")
+    return shape[0]
+
+
+def _name_in(path: Path) -> str:
+    """The name of the array of images in an .npz file."""
+    names = names_in(path)
+    name = images_in(names) or (names[0] if len(names) == 1 else None)
+    if name is None:
+        raise DataError(f"{path}: must hold one array, or one called images, got {listed(names) or 'none'}")
+    return name
 
 
 def _as_taken(path: Path, array: Any, shape: tuple[int, ...]) -> Any:
-    """The images of an array as bytes or float32, with the channels first, as the network takes them."""
+    """The images of an array as bytes or float32, with the channels first, as the network takes them.
+
+    Raises:
+        ShapeError: if the network takes images of another shape.
+    """
+    taken = [shape, (*shape[1:], shape[0])] + [shape[1:]] * (shape[0] == 1)
+    if array.shape[1:] not in taken:
+        hint = f": an array of one image is stored as {(1, *array.shape)}" if array.shape in taken else ""
+        raise ShapeError(f"{path}: the network takes images of shape (N, {str(shape)[1:]}, got {array.shape}{hint}")
     last = array.shape[1:] != shape and array.shape[1:] == (*shape[1:], shape[0])
     return convert_images(str(path), array, last=last)
 

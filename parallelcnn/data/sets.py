@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from parallelcnn.data.dataset import Array, Dataset
+from parallelcnn.errors import InputError
+from parallelcnn.wording import plural
 
 TEST_FRACTION = 0.2  # of the samples, where the source has no test set
 
@@ -46,6 +48,10 @@ class DataSets:
         if self.validation is not None:
             files = {"test" if name == "validation" else name: some for name, some in self.files.items()}
             return replace(self, validation=None, test=replace(self.validation, role="test"), files=files)
+        if not round(TEST_FRACTION * len(self.train)):
+            raise InputError(
+                f"{self.train.name}: {plural(len(self.train), 'sample')} are too few to draw a test set from them"
+            )
         train, test = self.train.split(TEST_FRACTION, seed)
         found = f"{self.found}; no test set: {len(test):,} images drawn from the training set".removeprefix("; ")
         return replace(self, train=train, test=replace(test, name=self.train.name, role="test"), found=found)

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def load_safetensors(path: str | Path, layers: Iterable[Layer] | None = None) ->
             f"{path} says nothing of the layers: build the network, and network.load_parameters(read_parameters(path))"
         )
     try:
-        description = {name: json.loads(metadata[name]) for name in (*_OF_NETWORK, *ORIGIN) if name in metadata}
+        description = _description_in(metadata)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(shown(f"{path} is damaged: its metadata is not JSON ({error})")) from None
     return network_of(path, Archive(0, description, arrays), layers)
@@ -93,18 +94,27 @@ def read_parameters(path: str | Path) -> dict[str, Array]:
         InputError: if a package is not installed.
         CheckpointError: if there is no such file, or it is damaged or of another kind.
     """
+    return read_described_parameters(path)[0]
+
+
+def read_described_parameters(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The same, and what the file says of its network, as in the description of a model file; {}: nothing.
+
+    The description is not checked.
+    """
     path = as_path("path", path)
     if os.path.isdir(path):
         path = path / "model.npz"
-    readers: dict[str, Callable[[Path], Mapping[str, Array]]] = {
+    readers: dict[str, Callable[[Path], tuple[Mapping[str, Array], dict[str, Any]]]] = {
         ".npz": _read_archive,
-        ".safetensors": lambda path: map_safetensors(path).arrays,
-        ".onnx": lambda path: import_onnx(path).named_arrays,
-        **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _read_state_dict),
+        ".safetensors": _read_safetensors,
+        ".onnx": _read_onnx,
+        **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), lambda path: (_read_state_dict(path), {})),
     }
     if path.suffix not in readers:
         raise CheckpointError(f"{path} must be a run directory, or a file named {', '.join(readers)}")
-    return dict(readers[path.suffix](path))
+    arrays, description = readers[path.suffix](path)
+    return dict(arrays), description
 
 
 def _checked(function: str, path: str | Path, network: NetworkHandler) -> Path:
@@ -123,10 +133,27 @@ def _in_order(network: NetworkHandler) -> dict[str, Array]:
     return {name: arrays[name] for name in sorted(arrays, key=lambda name: int(name.partition(".")[0]))}
 
 
-def _read_archive(path: Path) -> dict[str, Array]:
+def _read_archive(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     archive = read_archive(path, "model", "checkpoint")
     named = [name for key in ("parameters", "buffers") for name in archive.description.get(key, archive.arrays)]
-    return {name: archive.arrays[name] for name in named if name in archive.arrays}
+    return {name: archive.arrays[name] for name in named if name in archive.arrays}, archive.description
+
+
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Array], dict[str, Any]]:
+    arrays, metadata = map_safetensors(path)
+    try:
+        return arrays, _description_in(metadata)
+    except (ValueError, RecursionError):  # other programs may mean something else by these names
+        return arrays, {}
+
+
+def _description_in(metadata: Mapping[str, str]) -> dict[str, Any]:
+    return {name: json.loads(metadata[name]) for name in (*_OF_NETWORK, *ORIGIN) if name in metadata}
+
+
+def _read_onnx(path: Path) -> tuple[Mapping[str, Array], dict[str, Any]]:
+    network = import_onnx(path)
+    return network.named_arrays, network.origin  # its layers need not be those of the training
 
 
 def _read_state_dict(path: Path) -> dict[str, Array]:

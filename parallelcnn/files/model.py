@@ -26,6 +26,7 @@ from parallelcnn.layers import Layer
 from parallelcnn.layers.base import written
 from parallelcnn.network import NetworkHandler
 from parallelcnn.parameters import Slot
+from parallelcnn.wording import first_difference
 
 
 def save_model(path: str | Path, network: NetworkHandler) -> None:
@@ -160,7 +161,7 @@ def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _P
             layers = tuple(_rebuild(path, entry) for entry in description["layers"])
         found = [repr(layer) for layer in layers]
         if found != written:
-            raise CheckpointError(f"{path} does not fit the network: it holds {_listed(written)}, not {_listed(found)}")
+            raise CheckpointError(f"{path} does not fit the network: its {first_difference(written, found)}")
         # np.dtype would accept many other names.
         if description["dtype"] not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, got {description['dtype']!r}")
@@ -238,7 +239,3 @@ def _check_array(path: Path, slot: Slot, dtype: np.dtype, array: np.ndarray | No
         )
     if not np.isfinite(array).all():
         raise CheckpointError(f"{path} is damaged: array {slot.key!r} holds numbers that are not finite")
-
-
-def _listed(written: list[str]) -> str:
-    return f"({', '.join(map(str, written))})"

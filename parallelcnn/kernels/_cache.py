@@ -30,6 +30,7 @@ import llvmlite
 import numba
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
 
 from parallelcnn.errors import TrainingWarning
@@ -86,8 +87,7 @@ class KernelCache(NullCache):
 
         The name of a numba type describes arrays, numbers and tuples of them completely. Kernels take nothing else.
         """
-        cells = tuple(cell.cell_contents for cell in self._function.__closure__ or ())
-        code = hashlib.sha256(self._function.__code__.co_code + dumps(cells)).hexdigest()
+        code = hashlib.sha256(_contents(self._function)).hexdigest()
         return repr((str(sig), codegen.magic_tuple(), code)).encode()
 
     def _family(self) -> str:
@@ -213,6 +213,14 @@ def _open_safely(path: str) -> int:
 
 def _writable_by_others(found: os.stat_result) -> bool:
     return found.st_uid not in (0, os.geteuid()) or bool(found.st_mode & _OTHERS_MAY_WRITE)
+
+
+def _contents(function: Callable[..., Any]) -> bytes:
+    """Name, bytecode and closure of a function, the same in every process."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    # A kernel that is pickled contains a random identifier.
+    parts = [_contents(cell.py_func) if isinstance(cell, Dispatcher) else dumps(cell) for cell in cells]
+    return repr((function.__qualname__, function.__code__.co_code, parts)).encode()
 
 
 def _checksum(key: bytes, payload: bytes) -> bytes:

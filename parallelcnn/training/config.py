@@ -426,11 +426,16 @@ class TrainConfig:
 
         Raises:
             InputError: if a setting is given that the loss does not have, or does not accept; if a class has no
-                samples.
+                samples; if the labels are no classes, and the loss is for classes.
         """
         from parallelcnn import losses
 
         given = self._given(_OF_LOSSES)
+        if self.loss == "softmax-cross-entropy" and train_set is not None and train_set.classes is None:
+            raise InputError(
+                f"{train_set.name}: the labels are numbers, not classes: --loss squared is for regression, and "
+                f"--loss binary-cross-entropy for zeros and ones, several for each sample"
+            )
         for name, value in given.items():
             if self.loss != "softmax-cross-entropy":
                 raise InputError(f"{name} is for the loss softmax-cross-entropy, got {value!r} with {self.loss}")

@@ -21,6 +21,7 @@ from parallelcnn.training.agreement import describe_dataset
 from parallelcnn.training.checkpoint import Checkpoint, facts_that_changed
 from parallelcnn.training.early_stopping import EarlyStopping
 from parallelcnn.training.history import History
+from parallelcnn.wording import first_difference
 
 # These facts must not change when training resumes.
 _FIXED = ("layers", "input_shape", "dtype", "loss", "train_set", "test_set", "seed")
@@ -140,8 +141,11 @@ def check_resume(resume: Checkpoint, network: NetworkHandler, facts: dict[str, A
     """
     for name, before, now in facts_that_changed(facts, resume.facts):
         if name in _FIXED:
-            found = shown(f"its {name} is {before}, not {now}")
-            raise CheckpointError(f"the checkpoint is of another training: {found}").together()
+            if name == "layers":
+                found = first_difference(before if isinstance(before, list) else [], now)
+            else:
+                found = f"{name} is {before}, not {now}"
+            raise CheckpointError(shown(f"the checkpoint is of another training: its {found}")).together()
     fingerprints = resume.facts.get("fingerprints", facts["fingerprints"])  # older checkpoints have none
     for name, now in facts["fingerprints"].items():
         if not (isinstance(fingerprints, dict) and matches(fingerprints.get(name), now)):

@@ -16,7 +16,7 @@ from parallelcnn.data.dataset import draw
 from parallelcnn.data.readers.decoding import is_image
 from parallelcnn.data.sets import ROLES, TEST_FRACTION
 from parallelcnn.errors import DataError
-from parallelcnn.wording import plural
+from parallelcnn.wording import listed, plural
 
 FORMAT = "images in folders of classes, CLASS/x.jpg or train/CLASS/x.jpg"
 
@@ -53,12 +53,14 @@ class ImageFolder:
         class_names: in the order of their labels, which is that of the alphabet.
         sets: by name, "train", "validation" and "test"; the second may be missing.
         drawn: number of images in the test set if it was drawn from the training set; otherwise 0.
+        unused: folders beside those of the sets.
     """
 
     folder: Path
     class_names: tuple[str, ...]
     sets: dict[str, Listing]
     drawn: int = 0
+    unused: tuple[str, ...] = ()
 
     @cached_property
     def files(self) -> list[str]:
@@ -69,9 +71,10 @@ class ImageFolder:
         counts = ", ".join(f"{len(one.files):,} in the {ROLES[name]} set" for name, one in self.sets.items())
         number = sum(one.ignored for one in self.sets.values())
         ignored = f", {plural(number, 'other file')} ignored" if number else ""
+        unused = f", not used: {listed(self.unused)}" if self.unused else ""
         return (
             f"image folder: {plural(len(self.class_names), 'class', 'classes')}, images: {counts}"
-            f"{', drawn from the others' if self.drawn else ''}{ignored}"
+            f"{', drawn from the others' if self.drawn else ''}{ignored}{unused}"
         )
 
 
@@ -97,6 +100,7 @@ def find_images(folder: Path) -> ImageFolder:
             cannot be read, or a link leads back to a folder above it.
     """
     by_set = {_SETS[name.lower()]: _join(folder, name) for name in _classes(folder) if name.lower() in _SETS}
+    unused = tuple(name for name in _classes(folder) if by_set and name.lower() not in _SETS)
     if by_set and "train" not in by_set:
         raise DataError(f"{folder}: holds {' and '.join(sorted(by_set))}, but no folder train")
     if not by_set:
@@ -124,7 +128,7 @@ def find_images(folder: Path) -> ImageFolder:
         drawn = len(sets["test"].files)
     if "test" not in sets:
         sets["test"] = sets.pop("validation")
-    return ImageFolder(folder, class_names, sets, drawn)
+    return ImageFolder(folder, class_names, sets, drawn, unused)
 
 
 def _split(listing: Listing, of_set: str) -> tuple[Listing, Listing]:
@@ -160,7 +164,9 @@ def _listing(of_set: str, class_names: tuple[str, ...], folder: Path) -> Listing
         found.labels += [numbers[name]] * len(images) if images else []
         found.ignored += len(files) - len(images)
     if not found.files:
-        raise DataError(f"{of_set}: must hold images in folders of classes, but holds none")
+        loose = any(map(is_image, _entries(of_set)[1]))
+        why = ": images without classes are for predict, and must lie elsewhere" if loose else ""
+        raise DataError(f"{of_set}: must hold images in folders of classes, but holds none{why}")
     return found
 
 

@@ -4,10 +4,13 @@ Nothing is unpickled, so a file of unknown origin cannot run a program. No memor
 claims a size.
 """
 
+import contextlib
 import os
 import stat
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -94,6 +97,35 @@ def read_array(path: Path, name: str) -> Array:
         DataError: if it is damaged, or is none of numbers or strings.
     """
     what = f"{path}: {name}"
+    with _open_array(path, name) as (header, start, file):
+        if header.nbytes > memory_limit()[0]:  # Linux may allocate more memory than exists, and then kills the process
+            raise DataError(f"{what} does not fit into memory: it has {header.nbytes:,} bytes")
+        content = np.empty(header.nbytes, np.uint8)
+        memory, piece = content.data, start[header.size :]
+        held = 0
+        while piece:
+            if held + len(piece) > header.nbytes:
+                raise DataError(f"{what} is too long: its header says {header.nbytes:,} bytes, but more follow")
+            memory[held : held + len(piece)] = piece
+            held += len(piece)
+            piece = file.read(_PIECE_BYTES)  # at the end, zipfile compares the checksum
+    if held < header.nbytes:
+        raise DataError(f"{what} is truncated: its header says {header.nbytes:,} bytes, but {held:,} follow")
+    array = content.view(header.dtype).reshape(header.shape, order=header.order)  # type: ignore[call-overload]
+    _check_strings(what, array)
+    return array
+
+
+def shape_in(path: Path, name: str) -> tuple[int, ...]:
+    """The shape of the array of this name in an .npz file, from its header; DataError as of `read_array`."""
+    with _open_array(path, name) as (header, _, _):
+        return header.shape
+
+
+@contextlib.contextmanager
+def _open_array(path: Path, name: str) -> Iterator[tuple[Header, bytes, IO[bytes]]]:
+    """The header of an array in an .npz file, the first bytes, which hold it, and the file after them."""
+    what = f"{path}: {name}"
     with open_npz(path, ".npz file", DataError) as archive:
         entry = archive.getinfo(name + _END)
         # With other methods zipfile decompresses to any size before it checks the claimed size.
@@ -106,24 +138,7 @@ def read_array(path: Path, name: str) -> Array:
             most = MOST_INFLATED * min(entry.compress_size, path.stat().st_size)
             if header.nbytes > most:
                 raise DataError(f"{what} is truncated: it has {header.nbytes:,} bytes, and at most {most:,} are there")
-            if (
-                header.nbytes > memory_limit()[0]
-            ):  # Linux may allocate more memory than exists, and then kills the process
-                raise DataError(f"{what} does not fit into memory: it has {header.nbytes:,} bytes")
-            content = np.empty(header.nbytes, np.uint8)
-            memory, piece = content.data, start[header.size :]
-            held = 0
-            while piece:
-                if held + len(piece) > header.nbytes:
-                    raise DataError(f"{what} is too long: its header says {header.nbytes:,} bytes, but more follow")
-                memory[held : held + len(piece)] = piece
-                held += len(piece)
-                piece = file.read(_PIECE_BYTES)  # at the end, zipfile compares the checksum
-    if held < header.nbytes:
-        raise DataError(f"{what} is truncated: its header says {header.nbytes:,} bytes, but {held:,} follow")
-    array = content.view(header.dtype).reshape(header.shape, order=header.order)  # type: ignore[call-overload]
-    _check_strings(what, array)
-    return array
+            yield header, start, file
 
 
 def _header_of(what: str, start: bytes) -> Header:

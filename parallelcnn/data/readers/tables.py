@@ -206,13 +206,13 @@ def _lines(table: _Table) -> Iterator[tuple[int, str]]:
         while True:
             piece = file.read1(_PIECE_BYTES)
             held += len(piece)
-            lines = (rest + piece).split(b"\n")
-            rest = lines.pop() if piece else b""
+            lines = (rest + piece).splitlines(keepends=True)  # of all three kinds: LF, CR LF, and CR
+            rest = lines.pop() if piece and not lines[-1].endswith(b"\n") else b""  # after CR, an LF may follow
             for line in lines:
                 number += 1
                 line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 try:
-                    text = line.decode().rstrip("\r")
+                    text = line.decode().rstrip("\r\n")
                 except UnicodeDecodeError:
                     text = "\0"
                 if "\0" in text:
@@ -231,9 +231,11 @@ def _fields(line: str, separator: str) -> list[str]:
     if '"' not in line:
         return line.split(separator)
     try:
-        return next(csv.reader([line], delimiter=separator))
+        reader = csv.reader([line, ""], delimiter=separator, skipinitialspace=True)
+        fields = next(reader)
     except csv.Error:  # a field too long, because a quote is missing
         return [line]
+    return fields if reader.line_num == 1 else [line]  # a field with an open quote takes the next line, too
 
 
 def _form_of(table: _Table) -> _Form:
