@@ -70,6 +70,13 @@ def test_groups_of_filters_may_overlap(stride, rng):
     check((filters, channels), (9, 4), (1, 1), stride, 5, np.float64, rng)
 
 
+@STRIDES
+@pytest.mark.parametrize("n", [2, 4, 6, 20, 50])
+def test_samples_left_over_of_several_squares_share_a_vector(stride, n, rng):
+    for size in ((20 * stride, 28 * stride), (12, 25)):  # squares in groups of several sizes
+        check((5, 3), size, (1, 1), stride, n, np.float32, rng)
+
+
 @DTYPES
 @STRIDES
 @pytest.mark.parametrize("n", [1, 7, 50])
@@ -121,6 +128,9 @@ def test_winograds_convolution_is_nearly_as_exact_as_the_direct_one(channels, st
         (Conv2D(64, 3, padding="same"), (64, 8, 8), 32, True),
         (Conv2D(64, 3), (32, 9, 9), 48, True),
         (Conv2D(64, 3, padding="same"), (64, 8, 8), 1, False),  # vectors nearly empty
+        (Conv2D(64, 3, padding="same"), (64, 8, 8), 4, False),  # one vector, where a panel has three
+        (Conv2D(64, 3, padding="same"), (64, 8, 8), 8, True),
+        (Conv2D(64, 3, padding="same"), (64, 32, 32), 2, True),  # eight squares fill a vector
         (Conv2D(64, 3, padding="same"), (64, 8, 8), 0, False),
         (Conv2D(64, 3), (64, 3, 3), 32, False),  # squares mostly outside the output
         (Conv2D(16, 3, padding="same"), (16, 32, 32), 32, True),

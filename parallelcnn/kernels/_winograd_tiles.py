@@ -1,8 +1,8 @@
 """Tiles of the Winograd convolution, in vector instructions. See `winograd` for the algorithm, and `_tiles` for the two
 versions of each tile, in numpy and in vector instructions.
 
-A square holds `lanes` samples of side x side places; place (row, column) has number side * row + column. The stride, 1
-or 2, selects the transforms.
+A square holds up to `lanes` samples of side x side places; place (row, column) has number side * row + column. The
+stride, 1 or 2, selects the transforms.
 """
 
 from collections.abc import Callable
@@ -14,26 +14,27 @@ from ._vectors import VECTOR_BYTES, Strided, Vectors, loop, vectorised
 from ._winograd_transforms import OUTPUTS, TRANSFORMS, WEIGHTS, Transform
 
 
-def _plain_input_square(x, place, seen, slot, stride, back):
-    """Compute seen[:, c, lanes of the slot], the transformed square of x that begins at `place`, for all channels c.
+def _plain_input_square(x, place, seen, first, stride, back):
+    """Compute seen[:, c, first + lane], the transformed square of x that begins at `place`, for all channels c.
 
-    x: (C, H, W, n), zero outside; an image, or if `back` the gradient of outputs. place: (row, column, sample).
-    seen: (places, C or more, slots * lanes).
+    x: (C, H, W, n), zero outside; an image, or if `back` the gradient of outputs. place: (row, column, sample). Lanes
+    after the last sample are not written. seen: (places, C or more, columns).
     """
     transform, lanes = _of_input(stride, back), VECTOR_BYTES // x.itemsize
     square = np.zeros((transform.before, transform.before, len(x), lanes), x.dtype)
     for to, row, column, samples in _inside(square, x, place):
         square[(*to, slice(None), slice(samples))] = x[:, row, column, place[2] : place[2] + samples]
-    seen[:, : len(x), slot * lanes : (slot + 1) * lanes] = _transformed(transform, square)
+    samples = min(lanes, x.shape[3] - place[2])
+    seen[:, : len(x), first : first + samples] = _transformed(transform, square)[..., :samples]
 
 
 @vectorised(_plain_input_square, like="x", constants=("stride", "back"))
-def input_square(v, builder, x, place, seen, slot, stride, back):
+def input_square(v, builder, x, place, seen, first, stride, back):
     transform = _of_input(stride, back)
     h, w, i = place
     zero, (C, H, W, n) = v.index(0), x.shape
-    first = v.times(v.lanes, slot)
     table = v.table(transform.before * transform.after)
+    samples = v.within(i, n)
 
     def write(c: Any, *, masked: bool) -> None:
         def load(a: Any, b: Any) -> Any:
@@ -42,7 +43,8 @@ def input_square(v, builder, x, place, seen, slot, stride, back):
             return v.load(x.at(c, row, column, i), 0, mask)
 
         def store(a: Any, b: Any, vector: Any) -> None:
-            v.store(vector, seen.at(v.sum(v.times(transform.after, a), b), c, first), 0)
+            to = seen.at(v.sum(v.times(transform.after, a), b), c, first)
+            v.store(vector, to, 0, samples if masked else None)
 
         _looped(v, builder, transform, table, load, store)
 
@@ -107,31 +109,31 @@ def square_products(v, builder, weights, seen, sums, KB, VB):
             v.store(totals[i][b], sums.at(v.index(i), zero), b)
 
 
-def _plain_output_square(sums, slot, bias, y, place, stride):
-    """Compute the square of y[k] at `place`, for all k, from the products sums[:, k, lanes of the slot].
+def _plain_output_square(sums, first, bias, y, place, stride):
+    """Compute the square of y[k] at `place`, for all k, from the products sums[:, k, first + lane].
 
-    place: (row, column, sample); places outside y are skipped. sums: (places, K or more, slots * lanes). bias: (K,), or
-    None: then y is the gradient of an image, to which the square is added.
+    place: (row, column, sample); places outside y are skipped. sums: (places, K or more, columns). bias: (K,), or None:
+    then y is the gradient of an image, to which the square is added.
     """
     transform, lanes, K = _of_output(stride, bias), VECTOR_BYTES // y.itemsize, len(y)
-    square = sums[:, :K, slot * lanes : (slot + 1) * lanes].reshape(transform.before, transform.before, K, lanes)
-    outputs = _transformed(transform, square).reshape(transform.after, transform.after, K, lanes)
+    samples = min(lanes, y.shape[3] - place[2])
+    square = sums[:, :K, first : first + samples].reshape(transform.before, transform.before, K, samples)
+    outputs = _transformed(transform, square).reshape(transform.after, transform.after, K, samples)
     for at, row, column, samples in _inside(outputs, y, place):
         to = y[:, row, column, place[2] : place[2] + samples]
         to[...] = outputs[at][:, :samples] + (to if bias is None else bias[:, np.newaxis])
 
 
 @vectorised(_plain_output_square, like="y", constants=("stride",))
-def output_square(v, builder, sums, slot, bias, y, place, stride):
+def output_square(v, builder, sums, first, bias, y, place, stride):
     transform = _of_output(stride, bias)
     p, q, i = place
-    first = v.times(v.lanes, slot)
-    table = v.table(transform.before * transform.after)
+    table, samples = v.table(transform.before * transform.after), v.within(i, y.shape[3])
     with loop(builder, v.index(0), y.shape[0]) as k:
         k_bias = None if bias is None else v.splat(builder.load(bias.at(k)))
 
         def load(a: Any, b: Any) -> Any:
-            return v.load(sums.at(v.sum(v.times(transform.before, a), b), k, first), 0)
+            return v.load(sums.at(v.sum(v.times(transform.before, a), b), k, first), 0, samples)
 
         def store(a: Any, b: Any, vector: Any) -> None:
             row, column = v.sum(p, a), v.sum(q, b)
@@ -152,6 +154,7 @@ def _plain_gradient_square(dy, place, turned, to, stride):
     gradients of the products, with one sample per lane and for `lanes` filters i.
 
     place: (k, row, column, sample), zero outside. to: (t, column). The last filter replaces filters that do not exist.
+    Lanes after the last sample are not written.
     """
     (k, *place), (t, column_to), K = place, to, len(dy)
     lanes = VECTOR_BYTES // dy.itemsize
@@ -160,7 +163,8 @@ def _plain_gradient_square(dy, place, turned, to, stride):
     for at, row, column, samples in _inside(square, dy, place):
         square[(*at, slice(None), slice(samples))] = dy[filters, row, column, place[2] : place[2] + samples]
     transformed = _transformed(TRANSFORMS[stride].products_back, square)
-    turned[:, t : t + lanes, column_to : column_to + lanes] = transformed.swapaxes(1, 2)
+    samples = min(lanes, dy.shape[3] - place[2])
+    turned[:, t : t + samples, column_to : column_to + lanes] = transformed.swapaxes(1, 2)[:, :samples]
 
 
 @vectorised(_plain_gradient_square, like="dy", constants=("stride",))
@@ -178,7 +182,7 @@ def gradient_square(v, builder, dy, place, turned, to, stride):
         begin = builder.gep(table, [v.times(v.lanes**2, v.sum(v.times(OUTPUTS, a), b))])
         for sample, vector in enumerate(v.transposed(by_filter)):
             v.store(vector, begin, sample)
-    with loop(builder, zero, v.unknown(v.lanes)) as sample:
+    with loop(builder, zero, v.smaller(v.unknown(v.lanes), builder.sub(dy.shape[3], i))) as sample:
         begin = builder.gep(table, [v.times(v.lanes, sample)])
         square = [v.load(begin, e * v.lanes) for e in range(OUTPUTS**2)]
         for e, vector in enumerate(_unrolled(v, TRANSFORMS[stride].products_back, square)):

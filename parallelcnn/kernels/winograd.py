@@ -14,9 +14,10 @@ transformed image. The input gradient is a forward pass with rotated filters. Th
 With a stride of 2, 4 x 4 outputs depend on 9 x 9 places, and there are 81 products, 5.1 per output instead of 9. Taps
 that see odd rows and columns need no transform, so there are only 36 different transformed weights.
 
-With the samples innermost, all transforms work on whole vectors, `lanes` samples at a time. A panel of a few squares is
-transformed, multiplied and transformed back in the nearest caches. The largest array written to memory is the
-transformed filters.
+With the samples innermost, all transforms work on vectors, `lanes` samples at a time. The samples of a square that do
+not fill a vector share one with those of the next squares: with 50 samples, 8 squares share a vector. A panel of a few
+vectors is transformed, multiplied and transformed back in the nearest caches. The largest array written to memory is
+the transformed filters.
 
 Measured on one core whose float32 matrix product of 512 x 512 runs at 129 GFLOP/s, n = 32, counting the products of a
 direct convolution: forward, and weight gradient; in brackets F(2 x 2, 3 x 3), used before, and the kernels of `conv2d`.
@@ -67,16 +68,21 @@ def pays(weight: tuple[int, ...], strides: tuple[int, int], outputs: tuple[int, 
     than the tiles of `conv2d`.
 
     Squares partly outside of the output and partly filled vectors compute numbers that are not needed. So it is not
-    faster for single samples, and for few channels, where transforms cost more than they save.
+    faster for small images of few samples, and for few channels, where transforms cost more than they save.
     """
     (K, C, *window), (_, P, Q, n) = weight, outputs
     if window != [3, 3] or strides not in ((1, 1), (2, 2)):
         return False
-    squares = -(-P // OUTPUTS) * -(-Q // OUTPUTS) * -(-n // _LANES) * _LANES
+    squares = -(-P // OUTPUTS) * -(-Q // OUTPUTS)
+    alone, left = divmod(n, _LANES)
+    pieces = squares * (alone + (left > 0))
+    vectors = squares * alone + (-(-squares // (_LANES // left)) if left else 0)
+    VB = vectors_of(block_size(K))
+    vectors = -(-vectors // VB) * VB  # whole panels are multiplied
     # Counted in products. The transforms of a place take the time of 7 to 12 products for each channel and filter on a
     # Zen 4, which computes a product of 64 bytes in every clock cycle, and of about twice as many on an Intel Xeon that
     # computes two. With stride 2 the tiles of `conv2d` also copy the image: they take 1.25 to 1.45 times as long.
-    transformed = squares * SIDES[strides[0]] ** 2 * (C * K + 10 * (C + K) + 64)
+    transformed = SIDES[strides[0]] ** 2 * _LANES * (vectors * C * K + pieces * (10 * (C + K) + 64))
     direct = (9 if strides == (1, 1) else 11.25) * C * K * P * Q * n
     return 0 < transformed <= direct
 
@@ -141,17 +147,16 @@ def _forward_kernel(blocks: _Blocks, stride: int) -> Callable[..., None]:
         biases[:] = 0
         if bias.size:
             biases[:] = bias
-        squares, vectors = -(-P // OUTPUTS) * -(-Q // OUTPUTS), -(-n // lanes)
-        for first in range(0, squares * vectors, VB):
-            slots = min(VB, squares * vectors - first)
-            for slot in range(slots):
-                p, q, i = _place(first + slot, Q, vectors, lanes)
-                input_square(x, (stride * p - top, stride * q - left, i), seen, slot, stride, False)
+        order = _order(P, Q, n, lanes)
+        for first in range(0, order.end, VB):
+            for piece in range(*_pieces(first, first + VB, order)):
+                p, q, i, column = _place(piece, first, order)
+                input_square(x, (stride * p - top, stride * q - left, i), seen, column, stride, False)
             for k in range(0, K, group):
                 begin, end = products(weights, seen, sums, k)
-                for slot in range(slots):
-                    place = _place(first + slot, Q, vectors, lanes)
-                    output_square(sums, slot, biases[begin:end], y[begin:end], place, stride)
+                for piece in range(*_pieces(first, first + VB, order)):
+                    p, q, i, column = _place(piece, first, order)
+                    output_square(sums, column, biases[begin:end], y[begin:end], (p, q, i), stride)
 
     return winograd_forward
 
@@ -180,18 +185,18 @@ def _backward_input_kernel(blocks: _Blocks) -> Callable[..., None]:
         sums, memory = _taken(memory, (side**2, group, VB * lanes))
         weights, memory = transform_filters(weight.transpose(1, 0, 2, 3), memory)
         dx[:] = 0
-        squares, vectors = -(-P // OUTPUTS) * -(-Q // OUTPUTS), -(-n // lanes)
-        for first in range(0, squares * vectors, VB):
-            slots = min(VB, squares * vectors - first)
-            for slot in range(slots):
-                input_square(dy, _place(first + slot, Q, vectors, lanes), seen, slot, stride, True)
+        order = _order(P, Q, n, lanes)
+        for first in range(0, order.end, VB):
+            for piece in range(*_pieces(first, first + VB, order)):
+                p, q, i, column = _place(piece, first, order)
+                input_square(dy, (p, q, i), seen, column, stride, True)
             for c in range(0, C, group):
                 begin, end = products(weights, seen, sums, c)
-                for slot in range(slots):
-                    p, q, i = _place(first + slot, Q, vectors, lanes)
+                for piece in range(*_pieces(first, first + VB, order)):
+                    p, q, i, column = _place(piece, first, order)
                     place = (stride * p - top, stride * q - left, i)
                     # From c on: the group before has added the channels that the last group computes again.
-                    output_square(sums[:, c - begin :], slot, None, dx[c:end], place, stride)
+                    output_square(sums[:, c - begin :], column, None, dx[c:end], place, stride)
 
     return winograd_backward_input
 
@@ -249,12 +254,75 @@ def _weights_of(e, side):
     return WEIGHTS * min(row, WEIGHTS - 1) + min(column, WEIGHTS - 1)
 
 
+class _Order(NamedTuple):
+    """The order of vectors of samples.
+
+    Each square fills some vectors alone. The samples left over of a group of squares share one vector, after those of
+    the group. A piece is a vector that a square fills, or the samples left over of one square.
+    """
+
+    squares: int
+    in_row: int  # squares in a row
+    lanes: int
+    alone: int  # vectors that a square fills
+    left: int  # samples of a square that are left over
+    group: int  # squares of a group
+    vectors: int  # of a group
+    pieces: int  # of a group
+    end: int  # vectors in total
+
+
 @kernel
-def _place(number, Q, vectors, lanes):
-    """First row, column and sample of a vector of squares. The numbering runs over samples, then columns, then rows."""
-    square, vector = divmod(number, vectors)
-    row, column = divmod(square, -(-Q // OUTPUTS))
-    return OUTPUTS * row, OUTPUTS * column, vector * lanes
+def _order(P, Q, n, lanes):
+    in_row = -(-Q // OUTPUTS)
+    squares = -(-P // OUTPUTS) * in_row
+    alone, left = divmod(n, lanes)
+    group = lanes // left if left else 1
+    shared = 1 if left else 0
+    end = squares * alone + shared * -(-squares // group)
+    return _Order(squares, in_row, lanes, alone, left, group, group * alone + shared, group * (alone + shared), end)
+
+
+@kernel
+def _pieces(first, last, order):
+    """The range of the pieces in vectors [first, last)."""
+    return _first_piece(first, order), _first_piece(last, order)
+
+
+@kernel
+def _first_piece(vector, order):
+    if vector >= order.end:
+        return order.squares * (order.pieces // order.group)
+    group, number = divmod(vector, order.vectors)
+    return group * order.pieces + number
+
+
+@kernel
+def _filled(group, order):
+    """The number of vectors that the squares of a group fill alone. The last group may have fewer squares."""
+    return min(order.group, order.squares - group * order.group) * order.alone
+
+
+@kernel
+def _is_filled(vector, order):
+    """Whether one square fills the vector."""
+    group, number = divmod(vector, order.vectors)
+    return vector < order.end and number < _filled(group, order)
+
+
+@kernel
+def _place(piece, first, order):
+    """First row, column and sample of a piece, and its column in the panel whose first vector is `first`."""
+    group, number = divmod(piece, order.pieces)
+    filled = _filled(group, order)
+    square, vector = group * order.group, group * order.vectors - first
+    if number < filled:
+        square += number // order.alone
+        i, column = (number % order.alone) * order.lanes, (vector + number) * order.lanes
+    else:
+        square += number - filled
+        i, column = order.alone * order.lanes, (vector + filled) * order.lanes + (number - filled) * order.left
+    return OUTPUTS * (square // order.in_row), OUTPUTS * (square % order.in_row), i, column
 
 
 @kernel
@@ -309,16 +377,21 @@ def _weight_gradient_kernel(CB: int, VB: int, stride: int) -> Callable[..., None
         totals, memory = _taken(memory, (WEIGHTS**2, blocks, channels, width))
         seen[:] = 0
         totals[:] = 0
-        squares, vectors = -(-P // OUTPUTS) * -(-Q // OUTPUTS), -(-n // lanes)
-        for first in range(0, squares * vectors, slots):
+        order = _order(P, Q, n, lanes)
+        for first in range(0, order.end, slots):
             for slot in range(slots):
-                # After the last square there are no samples, so this writes zeros.
-                p, q, i = _place(first + slot, Q, vectors, lanes) if first + slot < squares * vectors else (0, 0, n)
-                input_square(x, (stride * p - top, stride * q - left, i), seen, slot, stride, False)
+                if not _is_filled(first + slot, order):
+                    seen[:, :, slot * lanes : (slot + 1) * lanes] = 0
+                    for block in range(blocks):
+                        t = block * _PANEL + slot * lanes
+                        turned[:, t : t + lanes] = 0
+            for piece in range(*_pieces(first, first + slots, order)):
+                p, q, i, t = _place(piece, first, order)
+                input_square(x, (stride * p - top, stride * q - left, i), seen, t, stride, False)
                 for block in range(blocks):
                     for column in range(0, width, lanes):
-                        to = (block * _PANEL + slot * lanes, column)
-                        gradient_square(dy, (block * width + column, p, q, i), turned, to, stride)
+                        place, to = (block * width + column, p, q, i), (block * _PANEL + t, column)
+                        gradient_square(dy, place, turned, to, stride)
             for e in range(side**2):
                 of_weights = totals[_weights_of(e, side)]
                 for block in range(blocks):
