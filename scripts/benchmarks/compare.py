@@ -102,10 +102,12 @@ BEFORE_AND_AFTER = (
     Workload("CIFAR-size"),
     Workload("VGG-like"),
 )
-FRAMEWORKS = {"pytorch": "PyTorch", "keras": "Keras", "jax": "JAX"}
+FRAMEWORKS = {"pytorch": "PyTorch", "pytorch-bfloat16": "PyTorch", "keras": "Keras", "jax": "JAX"}
 # Ways to set up a framework; its program in systems/ explains them.
+_PYTORCH = ("channels_last", "contiguous", "compiled", "ddp", "ddp_channels_last")
 VARIANTS = {
-    "pytorch": ("channels_last", "contiguous", "compiled", "ddp", "ddp_channels_last"),
+    "pytorch": _PYTORCH,
+    "pytorch-bfloat16": tuple(f"bfloat16_{way}" for way in _PYTORCH),  # less exact arithmetic than all others
     "keras": ("function", "fit_many_steps", "fit", "fit_xla", "function_xla"),
     "jax": ("step", "reduce_window", "scan"),
 }
@@ -310,8 +312,9 @@ def beside_frameworks(options: argparse.Namespace, folder: Path) -> str:
     return f"""{page_head("parallelcnn beside other frameworks", *packages)}.
 {_commit(CLONE)[0].upper() + _commit(CLONE)[1:]}.
 
-Data: {Path(options.data).name}. Plain SGD, float32; the time of the training loop alone. In each of {options.rounds}
-rounds the fastest of {options.turns} turns counts; medians over rounds (lowest to highest), ratios within a round.
+Data: {Path(options.data).name}. Plain SGD, float32 where nothing else is said; the time of the training loop alone.
+In each of {options.rounds} rounds the fastest of {options.turns} turns counts; medians over rounds (lowest to highest),
+ratios within a round.
 Rates count two operations for each product of convolutions and dense layers.
 
 {body}
@@ -360,10 +363,11 @@ def fastest_variant(
     """The fastest way to set up a framework, by one trial of each; None if none works. Adds a line for each trial."""
     found: dict[System, float] = {}
     for variant in VARIANTS[name]:
-        ddp = variant.startswith("ddp")
+        ddp = "ddp" in variant
         if ddp and workload.threads == 1:
             continue
-        system = System(f"{FRAMEWORKS[name]}, {variant}", name, variant, cores_as="ranks" if ddp else "threads")
+        program = name.partition("-")[0]
+        system = System(f"{FRAMEWORKS[name]}, {variant}", program, variant, cores_as="ranks" if ddp else "threads")
         try:
             with ExitStack() as stack:
                 contestant = start(system, workload, options, folder, stack)

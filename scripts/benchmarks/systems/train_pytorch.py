@@ -6,6 +6,8 @@ Variants:
 * contiguous: the default memory format.
 * compiled: channels_last with torch.compile.
 * ddp, ddp_channels_last: DistributedDataParallel over gloo, started by mpirun.
+* bfloat16_...: the same with autocast: convolutions and products of matrices in bfloat16, which has 8 bits of precision
+  instead of 24.
 """
 
 import os
@@ -18,7 +20,8 @@ import numpy as np
 
 import parallelcnn as pc
 
-VARIANTS = ("channels_last", "contiguous", "compiled", "ddp", "ddp_channels_last")
+_WAYS = ("channels_last", "contiguous", "compiled", "ddp", "ddp_channels_last")
+VARIANTS = (*_WAYS, *(f"bfloat16_{way}" for way in _WAYS))
 _ACTIVATIONS = {
     "relu": "ReLU",
     "leaky_relu": "LeakyReLU",
@@ -43,8 +46,10 @@ class PyTorch(contract.Framework):
         self._torch, self.task = torch, task
         self.versions = {"torch": torch.__version__}
         torch.set_num_threads(options.threads)
-        self.rank, self.ranks = self._join() if options.variant.startswith("ddp") else (0, 1)
-        channels_last = options.variant in ("compiled", "channels_last", "ddp_channels_last")
+        way = options.variant.removeprefix("bfloat16_")
+        self._is_autocast = way != options.variant
+        self.rank, self.ranks = self._join() if way.startswith("ddp") else (0, 1)
+        channels_last = way in ("compiled", "channels_last", "ddp_channels_last")
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         images, labels = task.float_sets[0]
         self._images = torch.from_numpy(images).contiguous(memory_format=memory_format)
@@ -54,7 +59,7 @@ class PyTorch(contract.Framework):
         if self.ranks > 1:
             wrap = torch.nn.parallel.DistributedDataParallel
             self._model = wrap(self._network, gradient_as_bucket_view=True, static_graph=True)
-        self._loss = torch.compile(self._loss_of) if options.variant == "compiled" else self._loss_of
+        self._loss = torch.compile(self._loss_of) if way == "compiled" else self._loss_of
         # fused: one pass over all parameters
         self._optimizer = torch.optim.SGD(self._network.parameters(), lr=options.learning_rate, fused=True)
         self.reset()
@@ -69,7 +74,9 @@ class PyTorch(contract.Framework):
         return comm.rank, comm.size
 
     def _loss_of(self, x: Any, y: Any) -> Any:
-        return self._torch.nn.functional.cross_entropy(self._model(x), y, reduction="sum")
+        with self._torch.autocast("cpu", self._torch.bfloat16, enabled=self._is_autocast):
+            output = self._model(x)
+        return self._torch.nn.functional.cross_entropy(output.float(), y, reduction="sum")
 
     def reset(self) -> None:
         with self._torch.no_grad():
