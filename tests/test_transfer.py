@@ -114,6 +114,7 @@ def test_parameters_are_read_from_every_kind_of_file(tmp_path):
         assert again.state_sha256() == network.state_sha256()
     for path, message in (
         (tmp_path / "x.txt", r"x\.txt must be a run directory, or a file named \.npz, \.safetensors, \.onnx, \.pt"),
+        (tmp_path / "run-1", r"run-1 must be a run directory, .*, and there is no such file or folder$"),
         (tmp_path / "checkpoints", r"no model file .*model\.npz"),
         (tmp_path / "none.safetensors", "cannot be read: No such file"),
     ):
