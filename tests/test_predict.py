@@ -333,6 +333,20 @@ def test_data_counts_classes_of_unequal_size_and_labels_that_differ(tmp_path, he
     assert "train/blue/0.png = test/red/x.png (different labels)" in text
 
 
+def test_results_among_the_images_are_refused(tmp_path, here, monkeypatch):
+    """Their pictures would be a class in the next run."""
+    folder = photos(tmp_path / "photos")
+    monkeypatch.chdir(folder)
+    for words in (["train"], ["train", "--out", "a"], ["train", "--out", folder], ["data", "--out", "about"]):
+        data = ["."] if words[0] == "data" else ["--data", "."]
+        refused(here(words[0], *data, *words[1:]), "--out must lie outside of ., whose folders are classes of images, ")
+    assert sorted(one.name for one in folder.iterdir()) == ["blue", "red"]
+    sets = tmp_path / "sets"
+    photos(sets / "train")
+    refused(here("data", sets, "--out", sets / "train" / "x"), f"--out must lie outside of {sets / 'train'}, whose")
+    assert here("data", sets, "--out", sets / "about").code == 0
+
+
 def test_data_refuses_what_train_refuses(tmp_path, here):
     refused(here("data", tmp_path), "holds no data in a known format")
     refused(here("data", "digits", "--out", __file__), "--out must be a directory, but")
