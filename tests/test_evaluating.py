@@ -116,6 +116,9 @@ def test_data_that_have_been_moved_are_named_and_can_be_given(run, here):
         message = f"{data}, which holds the data of {run}, no longer exists: give its new place as --data\n"
         refused(here("evaluate", run), message)
         found, trained_on, _, *rows = here("evaluate", run, "--data", moved).out.splitlines()
+        refused(
+            here("evaluate", run, "--data-dir", moved), f"data_dir ({moved}) is where the data set 'mnist' lies, but"
+        )
         assert found == "found      IDX files: 230 training and 70 test images, 28 x 28, 10 classes"
         assert trained_on == f"trained on {data}, evaluated on {moved}"
         assert rows == expected.splitlines()[1:]

@@ -151,7 +151,7 @@ def data_settings(found: TrainedNetwork, data: str | None, data_dir: str | None)
     elif trained_on == "mnist":
         config = replace(config, data=trained_on, data_dir=directory if data_dir is None else data_dir)
     else:
-        config = replace(config, data=directory or trained_on, data_dir=None)
+        config = replace(config, data=directory or trained_on, data_dir=data_dir)  # which is refused if it is given
     place = config.data_dir or config.data
     if data_dir is None and os.path.isabs(place) and not os.path.exists(place):  # a name is no absolute path
         raise DataError(f"{place}, which holds the data of {found.run}, no longer exists: give its new place as --data")
