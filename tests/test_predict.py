@@ -266,7 +266,9 @@ def test_files_are_read_as_the_network_takes_them(model, tmp_path):
     assert (images.shape, images.dtype) == ((2, 3, 8, 8), np.uint8)
     assert network.predict_classes(images).tolist() == ["red", "blue"]
     assert pc.read_images([], network).shape == (0, 3, 8, 8)
-    with pytest.raises(pc.DataError, match="no longer there"):
+    with pytest.raises(pc.InputError, match=r"files must be a list of paths, such as \['x.png'\], got 'x.png'"):
+        pc.read_images("x.png", network)
+    with pytest.raises(pc.DataError, match="does not exist"):
         pc.read_images([tmp_path / "missing.png"], network)
     with pytest.raises(pc.ShapeError, match="not gray or colour images"):
         pc.read_images([red], pc.NetworkHandler((pc.Dense(2),), (5,)))

@@ -73,6 +73,13 @@ def test_strict_takes_all_or_nothing():
     np.testing.assert_array_equal(network.parameters["0.bias"], arrays["0.bias"])
 
 
+def test_a_path_in_place_of_arrays_is_refused():
+    with pytest.raises(
+        pc.InputError, match=r"arrays must be of type Mapping, such as read_parameters\(path\), got 'a'"
+    ):
+        small.network().load_parameters("a")
+
+
 def test_frozen_and_nested_layers_keep_their_names():
     block = (pc.Conv2D(4, 3, padding="same", bias=False), pc.BatchNorm(activation="relu"))
     layers = (pc.Residual(block, shortcut=pc.Conv2D(4, 1)), pc.Flatten(), pc.Dense(5))
