@@ -108,7 +108,7 @@ class Run:
         check_reproducible(options.reproducible)
         self._checkpoint_folder(Path())
         self._callbacks(Path())
-        if options.data not in DATA_NAMES:
+        if self._comm.rank == 0 and options.data not in DATA_NAMES:
             image_folder.check_outside(Path(options.data), Path(options.out or DEFAULT_OUT))
         return options.build_optimizer()
 
