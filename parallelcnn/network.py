@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.architecture import as_layers, chain_shapes, check_activations, declare
+from parallelcnn.arguments import check_type
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import check_images
 from parallelcnn.errors import InputError, ShapeError
@@ -222,6 +223,7 @@ class NetworkHandler:
             >>> print(new.load_parameters(old.named_arrays, strict=False))
             2 of 4 arrays fit; 2.weight (3, 216) has shape (10, 216) there, 2.bias (3,) has shape (10,) there
         """
+        check_type("arrays", arrays, Mapping, "read_parameters(path)")
         if by_order:
             arrays = named_in_order(arrays, self.layout, self.buffer_layout)
         return take_matching(self.named_arrays, arrays, strict=strict)

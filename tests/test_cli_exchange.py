@@ -185,6 +185,9 @@ def test_class_names_and_the_prediction_of_an_imported_network(run, command, tmp
         (["import", "a.onnx", "--out", "a.npz"], "a.onnx cannot be read: No such file"),
         (["import", "a.onnx", "--out", "a.npz", "--model", "paper"], "an ONNX model says what its layers"),
         (["import", "a.pt", "--out", "a.npz"], "a.pt holds parameters without their layers: give --model"),
+        (["import", "RUN", "--out", "a.npz"], " needs no import: predict, evaluate and export take run directories"),
+        (["evaluate", "MODEL"], ".safetensors --out model.npz makes one of it"),
+        (["predict", "MODEL", "x.png"], ".safetensors is no model file: parallelcnn import "),
         (["import", "a.pt", "--out", "a.npz", "--model", "paper"], "--model needs --input-shape, such as 3 32 32"),
         (
             ["import", "a.pt", "--out", "a.npz", "--model", "paper", "--input-shape", "1", "28", "28"],
@@ -214,7 +217,7 @@ def test_class_names_and_the_prediction_of_an_imported_network(run, command, tmp
         ),
         (["export", "RUN", "none/a.safetensors"], "error: none/a.safetensors: No such file or directory\n"),
         (["export", "RUN", "none/a.onnx"], "error: none/a.onnx: No such file or directory\n"),
-        (["import", "FOREIGN", "--out", "a.npz"], "foreign.safetensors says nothing of the layers: build the network"),
+        (["import", "FOREIGN", "--out", "a.npz"], "foreign.safetensors says nothing of the layers: give --model and"),
         (["import", "DAMAGED", "--out", "a.npz"], "damaged.safetensors is damaged: its metadata is not JSON"),
     ],
 )

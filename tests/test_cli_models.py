@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import small
 from idx_files import write_idx_folder
@@ -30,14 +31,19 @@ def test_evaluate_takes_model_and_data_from_the_run(folder, tmp_path, here, monk
     other = write_idx_folder(tmp_path / "other", n_train=10, n_test=30)
     ran = here("evaluate", out, "--data", other)
     assert ran.code == 0, ran.err
-    assert ran.out.startswith(f"trained on {folder.name}, evaluated on {other}\n{other}: test loss ")
+    found = "found      IDX files: 10 training and 30 test images, 28 x 28, 10 classes"
+    assert ran.out.startswith(f"{found}\ntrained on {folder.name}, evaluated on {other}\n{other}: test loss ")
+    train_set, _ = pc.load_data(other)
+    np.savez(tmp_path / "new.npz", x=train_set.images, y=train_set.labels)
+    ran = here("evaluate", out, "--data", tmp_path / "new.npz")
+    assert ran.out.splitlines()[0].endswith("; no test set: 2 images drawn from the training set")
 
     alone = tmp_path / "alone.npz"
     shutil.copy(out / "model.npz", alone)
     refused(here("evaluate", alone), f"--data NAME|PATH is needed: {tmp_path / 'summary.json'}, which would say")
     ran = here("evaluate", alone, "--data", folder)
     assert ran.code == 0
-    assert ran.out.startswith(f"{folder}: {result}")
+    assert f"\n{folder}: {result}" in ran.out
     for content in ("", "{", "[]", "[" * 100_000, json.dumps({**summary, "data": 3})):
         (tmp_path / "summary.json").write_text(content)
         refused(here("evaluate", alone), "is missing or unreadable")
@@ -53,9 +59,9 @@ def test_evaluate_takes_model_and_data_from_the_run(folder, tmp_path, here, monk
     [
         ({"data": "digits", "data_directory": None}, ("digits", None)),
         ({"data": "digits"}, ("digits", None)),  # written by an earlier version
-        ({"data": "mnist", "data_directory": "/images/mnist"}, ("mnist", "/images/mnist")),
+        ({"data": "mnist", "data_directory": "/usr"}, ("mnist", "/usr")),
         ({"data": "mnist", "data_directory": None}, ("mnist", None)),
-        ({"data": "images", "data_directory": "/srv/images"}, ("/srv/images", None)),
+        ({"data": "images", "data_directory": "/usr"}, ("/usr", None)),
     ],
 )
 def test_evaluate_loads_the_data_set_that_the_run_was_trained_on(data, wanted, tmp_path, monkeypatch, here):

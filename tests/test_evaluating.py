@@ -99,7 +99,7 @@ def test_of_a_run_that_has_not_finished_the_newest_checkpoint_is_evaluated(run, 
     assert (ran.code, ran.err) == (0, "")
     assert ran.out == f"the run has not finished: its newest checkpoint, step-000000012.npz\n{finished}"
     shutil.rmtree(run / "checkpoints")
-    refused(here("evaluate", run), "no model file")
+    refused(here("evaluate", run), f"{run} is no run directory with a model: it holds neither model.npz nor a")
 
 
 def test_the_settings_of_the_run_are_optional(run, here):
@@ -115,7 +115,13 @@ def test_data_that_have_been_moved_are_named_and_can_be_given(run, here):
     try:
         message = f"{data}, which holds the data of {run}, no longer exists: give its new place as --data\n"
         refused(here("evaluate", run), message)
-        assert here("evaluate", run, "--data", moved).out.splitlines()[2:] == expected.splitlines()[1:]
+        found, trained_on, _, *rows = here("evaluate", run, "--data", moved).out.splitlines()
+        refused(
+            here("evaluate", run, "--data-dir", moved), f"data_dir ({moved}) is where the data set 'mnist' lies, but"
+        )
+        assert found == "found      IDX files: 230 training and 70 test images, 28 x 28, 10 classes"
+        assert trained_on == f"trained on {data}, evaluated on {moved}"
+        assert rows == expected.splitlines()[1:]
         (run / "summary.json").unlink()  # as of a run that has not finished
         refused(here("evaluate", run), message)
     finally:

@@ -1,6 +1,7 @@
 """Folders of images: what is found in them, what is refused, and the file of decoded images."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -226,6 +227,13 @@ def test_a_folder_around_the_data_is_refused_with_the_name_of_theirs(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match=r"known format[.] Known formats: "):
         pc.load_data(tmp_path)
+
+
+def test_an_archive_of_images_is_to_be_unpacked(tmp_path):
+    photos(tmp_path / "pets")
+    path = shutil.make_archive(tmp_path / "pets", "zip", tmp_path, "pets")
+    with pytest.raises(DataError, match=r"pets\.zip: holds no data in a known format: unpack it first\. Known formats"):
+        pc.load_data(path)
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -266,7 +266,9 @@ def test_files_are_read_as_the_network_takes_them(model, tmp_path):
     assert (images.shape, images.dtype) == ((2, 3, 8, 8), np.uint8)
     assert network.predict_classes(images).tolist() == ["red", "blue"]
     assert pc.read_images([], network).shape == (0, 3, 8, 8)
-    with pytest.raises(pc.DataError, match="no longer there"):
+    with pytest.raises(pc.InputError, match=r"files must be a list of paths, such as \['x.png'\], got 'x.png'"):
+        pc.read_images("x.png", network)
+    with pytest.raises(pc.DataError, match="does not exist"):
         pc.read_images([tmp_path / "missing.png"], network)
     with pytest.raises(pc.ShapeError, match="not gray or colour images"):
         pc.read_images([red], pc.NetworkHandler((pc.Dense(2),), (5,)))
@@ -331,6 +333,20 @@ def test_data_counts_classes_of_unequal_size_and_labels_that_differ(tmp_path, he
     assert "missing    the test set has no sample of the class blue\n" in text
     assert "1 sample with the pixels of another one; 1 of them in different sets" in text
     assert "train/blue/0.png = test/red/x.png (different labels)" in text
+
+
+def test_results_among_the_images_are_refused(tmp_path, here, monkeypatch):
+    """Their pictures would be a class in the next run."""
+    folder = photos(tmp_path / "photos")
+    monkeypatch.chdir(folder)
+    for words in (["train"], ["train", "--out", "a"], ["train", "--out", folder], ["data", "--out", "about"]):
+        data = ["."] if words[0] == "data" else ["--data", "."]
+        refused(here(words[0], *data, *words[1:]), "--out must lie outside of ., whose folders are classes of images, ")
+    assert sorted(one.name for one in folder.iterdir()) == ["blue", "red"]
+    sets = tmp_path / "sets"
+    photos(sets / "train")
+    refused(here("data", sets, "--out", sets / "train" / "x"), f"--out must lie outside of {sets / 'train'}, whose")
+    assert here("data", sets, "--out", sets / "about").code == 0
 
 
 def test_data_refuses_what_train_refuses(tmp_path, here):

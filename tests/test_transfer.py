@@ -73,6 +73,13 @@ def test_strict_takes_all_or_nothing():
     np.testing.assert_array_equal(network.parameters["0.bias"], arrays["0.bias"])
 
 
+def test_a_path_in_place_of_arrays_is_refused():
+    with pytest.raises(
+        pc.InputError, match=r"arrays must be of type Mapping, such as read_parameters\(path\), got 'a'"
+    ):
+        small.network().load_parameters("a")
+
+
 def test_frozen_and_nested_layers_keep_their_names():
     block = (pc.Conv2D(4, 3, padding="same", bias=False), pc.BatchNorm(activation="relu"))
     layers = (pc.Residual(block, shortcut=pc.Conv2D(4, 1)), pc.Flatten(), pc.Dense(5))
@@ -114,6 +121,7 @@ def test_parameters_are_read_from_every_kind_of_file(tmp_path):
         assert again.state_sha256() == network.state_sha256()
     for path, message in (
         (tmp_path / "x.txt", r"x\.txt must be a run directory, or a file named \.npz, \.safetensors, \.onnx, \.pt"),
+        (tmp_path / "run-1", r"run-1 must be a run directory, .*, and there is no such file or folder$"),
         (tmp_path / "checkpoints", r"no model file .*model\.npz"),
         (tmp_path / "none.safetensors", "cannot be read: No such file"),
     ):

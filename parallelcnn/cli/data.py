@@ -57,13 +57,16 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.data.contact_sheet import write_contact_sheet
     from parallelcnn.data.description import named_sets
     from parallelcnn.data.images import load_images
-    from parallelcnn.data.loading import load_sets, plan_of_images
+    from parallelcnn.data.loading import DATA_NAMES, load_sets, plan_of_images
     from parallelcnn.data.readers.decoding import without_warnings
+    from parallelcnn.data.readers.image_folder import check_outside
     from parallelcnn.data.sets import ROLES
 
     out = None if options.out is None else Path(options.out)
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"--out must be a directory, but {out} is a file")
+    if out is not None and options.data not in DATA_NAMES:
+        check_outside(Path(options.data), out)
     with without_warnings():
         plan = plan_of_images(options.data, replace(options.images, skip_broken=True), options.data_dir)
         sets = load_sets(options.data, options.data_dir, options.images) if plan is None else load_images(plan)

@@ -99,7 +99,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     warn_of_too_many_threads(options, comm)
     other_data = options.data is not None
     with show_compilation(comm, sys.stderr):
-        train_set, _, test_set, *_ = load_data_sets(config, comm, like)
+        train_set, _, test_set, found_data, *_ = load_data_sets(config, comm, like)
 
     def load() -> "tuple[NetworkHandler, losses.Loss, list[Metric]]":
         network = load_trained_network(
@@ -138,6 +138,8 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
             say(json.dumps(_as_json(found.file, test_set, result, names), indent=2))
         else:
             trained_on = found.summary["data"]
+            if other_data and found_data:  # it says if the test set is only a part of these data
+                say(f"found      {found_data}")
             if other_data and trained_on not in (None, test_set.name):
                 say(f"trained on {trained_on}, evaluated on {test_set.name}")
             if found.note:

@@ -1,7 +1,6 @@
 """`parallelcnn import`: make a model file of a model or of parameters of other programs."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,7 +99,11 @@ def _network(options: argparse.Namespace) -> "NetworkHandler":
     if options.model is None:
         if kind == ".safetensors":
             return load_safetensors(file)
-        raise InputError(f"{os.fspath(file)} holds parameters without their layers: give --model and --input-shape")
+        if kind == ".npz" or file.is_dir():
+            raise InputError(
+                f"{file} needs no import: predict, evaluate and export take run directories and .npz files"
+            )
+        raise InputError(f"{file} holds parameters without their layers: give --model and --input-shape")
     if options.model in MODELS and options.classes is None:
         raise InputError(f"--model {options.model} needs --classes, the number of its outputs")
     network = NetworkHandler(find_model(options.model, options.classes), options.input_shape)

@@ -18,14 +18,16 @@ from parallelcnn.cli.data_sets import load_data_sets
 from parallelcnn.cli.models import choose_model, find_model
 from parallelcnn.cli.options import warn_of_too_many_threads
 from parallelcnn.cli.output import say
-from parallelcnn.cli.run_directory import DirectoryInUseError, RunDirectory, RunReporter
+from parallelcnn.cli.run_directory import DEFAULT_OUT, DirectoryInUseError, RunDirectory, RunReporter
 from parallelcnn.cli.summary import describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.description import missing_classes
 from parallelcnn.data.images import file_names
+from parallelcnn.data.loading import DATA_NAMES
 from parallelcnn.data.numbers import warn_of_another_range
+from parallelcnn.data.readers import image_folder
 from parallelcnn.errors import DivergenceError, InputError, TrainingWarning
 from parallelcnn.exchange.parameter_files import read_described_parameters
 from parallelcnn.files.model import checked_origin, save_model
@@ -106,6 +108,8 @@ class Run:
         check_reproducible(options.reproducible)
         self._checkpoint_folder(Path())
         self._callbacks(Path())
+        if self._comm.rank == 0 and options.data not in DATA_NAMES:
+            image_folder.check_outside(Path(options.data), Path(options.out or DEFAULT_OUT))
         return options.build_optimizer()
 
     def _callbacks(self, path: Path) -> list[Callback]:

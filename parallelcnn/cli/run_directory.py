@@ -29,6 +29,7 @@ _FILES = [
     "report.html",
     *("epochs.csv", "tensorboard", "checkpoints"),
 ]
+DEFAULT_OUT = Path("runs")  # a new directory in it
 _LOCK = ".lock"
 _LONGEST_END = 5.0  # of a process that was killed and still holds the lock [s]
 _POLL_EVERY = 0.1  # [s]
@@ -63,7 +64,7 @@ class RunDirectory:
         self.token = token or os.urandom(8).hex()
         self.moved_to: Path | None = None
         self._metrics: MetricsFile | None = None
-        self.path = Path("runs") / self._now if path is None else Path(path)
+        self.path = DEFAULT_OUT / self._now if path is None else Path(path)
         if self.path.name in ("", ".."):  # a new directory beside it could not be named
             self.path = Path(os.path.abspath(self.path))
         with self._refusing_what_fails():

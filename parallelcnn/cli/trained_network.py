@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from parallelcnn.layers import Layer
     from parallelcnn.network import NetworkHandler
 
+_IMPORTED = (".onnx", ".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # see `parallelcnn import`
+
 
 class TrainedNetwork(NamedTuple):
     """A file that holds a trained network, and what its run says.
@@ -53,6 +55,8 @@ def find_trained_network(name: str, *, best: bool = False) -> TrainedNetwork:
     if name == "":
         raise InputError("MODEL must be a run directory, a model file or a checkpoint, got ''")
     path = Path(name)
+    if path.suffix.lower() in _IMPORTED and path.is_file():
+        raise InputError(f"{path} is no model file: parallelcnn import {path} --out model.npz makes one of it")
     file, note = _in_directory(path, best=best) if os.path.isdir(path) else (path, "")
     if best and file == path:
         raise InputError(f"--best takes a run directory, got the file {path}")
@@ -94,6 +98,8 @@ def _in_directory(run: Path, *, best: bool) -> tuple[Path, str]:
         return file, f"the checkpoint with the best evaluation, {file.name}"
     model = run / "model.npz"
     newest = None if model.exists() else checkpoints.newest_file()
+    if newest is None and not model.exists():
+        raise InputError(f"{run} is no run directory with a model: it holds neither model.npz nor a checkpoint")
     return (
         (model, "") if newest is None else (newest, f"the run has not finished: its newest checkpoint, {newest.name}")
     )
@@ -145,7 +151,7 @@ def data_settings(found: TrainedNetwork, data: str | None, data_dir: str | None)
     elif trained_on == "mnist":
         config = replace(config, data=trained_on, data_dir=directory if data_dir is None else data_dir)
     else:
-        config = replace(config, data=directory or trained_on, data_dir=None)
+        config = replace(config, data=directory or trained_on, data_dir=data_dir)  # which is refused if it is given
     place = config.data_dir or config.data
     if data_dir is None and os.path.isabs(place) and not os.path.exists(place):  # a name is no absolute path
         raise DataError(f"{place}, which holds the data of {found.run}, no longer exists: give its new place as --data")

@@ -29,6 +29,8 @@ class Reader(Protocol):
         """
 
 
+_PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+
 # The first one that recognises the data loads them.
 READERS: tuple[Reader, ...] = (idx_folder, cifar, npz, hdf5, tables)
 
@@ -52,4 +54,5 @@ def load_path(path: Path) -> DataSets:
     if len(inside) == 1 and any(recognises(inside[0]) for recognises in known):
         raise DataError(f"{path}: holds no data in a known format, but {inside[0]} does: name that folder")
     formats = "; ".join([image_folder.FORMAT, *(reader.FORMAT for reader in READERS)])
-    raise DataError(f"{path}: holds no data in a known format. Known formats: {formats}")
+    packed = ": unpack it first" if path.suffix.lower() in _PACKED else ""
+    raise DataError(f"{path}: holds no data in a known format{packed}. Known formats: {formats}")

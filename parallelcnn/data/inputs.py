@@ -13,7 +13,7 @@ from parallelcnn.data.readers.decoding import ENDINGS, decode, is_image
 from parallelcnn.data.readers.image_folder import files_below
 from parallelcnn.data.readers.named_arrays import images_in
 from parallelcnn.data.readers.npz import names_in, open_npy, read_array, shape_in
-from parallelcnn.errors import DataError, ShapeError
+from parallelcnn.errors import DataError, InputError, ShapeError
 from parallelcnn.wording import listed
 
 _ARRAYS = (".npy", ".npz")
@@ -142,12 +142,15 @@ def read_images(files: Sequence[str | Path], network: Any) -> Array:
         (N, C, H, W) uint8, for `predict`.
 
     Raises:
+        InputError: if `files` is a single path.
         DataError: if a file is no image, or damaged.
         ShapeError: if the network takes no images.
 
     Example:
         >>> network.predict_classes(read_images(["cat.jpg"], network))
     """
+    if isinstance(files, str | Path):
+        raise InputError(f"files must be a list of paths, such as [{str(files)!r}], got {str(files)!r}")
     images, failures = read_items([Item(Path(file)) for file in files], network.input_shape, network.resize or "crop")
     if failures:
         raise DataError(failures[0])

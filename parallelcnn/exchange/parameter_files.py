@@ -57,7 +57,8 @@ def load_safetensors(path: str | Path, layers: Iterable[Layer] | None = None) ->
     arrays, metadata = map_safetensors(path)
     if not metadata.keys() >= {*_OF_NETWORK}:
         raise CheckpointError(
-            f"{path} says nothing of the layers: build the network, and network.load_parameters(read_parameters(path))"
+            f"{path} says nothing of the layers: give --model and --input-shape (in the library: "
+            f"network.load_parameters(read_parameters(path)))"
         )
     try:
         description = _description_in(metadata)
@@ -112,7 +113,8 @@ def read_described_parameters(path: str | Path) -> tuple[dict[str, Array], dict[
         **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), lambda path: (_read_state_dict(path), {})),
     }
     if path.suffix not in readers:
-        raise CheckpointError(f"{path} must be a run directory, or a file named {', '.join(readers)}")
+        missing = "" if path.exists() else ", and there is no such file or folder"
+        raise CheckpointError(f"{path} must be a run directory, or a file named {', '.join(readers)}{missing}")
     arrays, description = readers[path.suffix](path)
     return dict(arrays), description
 

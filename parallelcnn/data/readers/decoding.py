@@ -151,7 +151,7 @@ def _open(file: str | Path) -> Iterator[Any]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(too_large) from None
     except FileNotFoundError:
-        raise DataError(f"{file}: no longer there") from None
+        raise DataError(f"{file}: does not exist") from None
     except Exception as error:  # decoders of damaged files raise nearly everything
         reason = "is no image that Pillow can read" if type(error).__name__ == "UnidentifiedImageError" else str(error)
         raise DataError(shown(f"{file}: cannot be decoded: {reason or type(error).__name__}")) from None

@@ -15,7 +15,7 @@ import numpy as np
 from parallelcnn.data.dataset import draw
 from parallelcnn.data.readers.decoding import is_image
 from parallelcnn.data.sets import ROLES, TEST_FRACTION
-from parallelcnn.errors import DataError
+from parallelcnn.errors import DataError, InputError
 from parallelcnn.wording import listed, plural
 
 FORMAT = "images in folders of classes, CLASS/x.jpg or train/CLASS/x.jpg"
@@ -90,6 +90,20 @@ def recognises(path: Path) -> bool:
     return any(is_image(name) for place in places for name in _entries(place)[1])
 
 
+def check_outside(folder: Path, out: Path) -> None:
+    """Raise InputError if a folder for results would be a class of the images in a folder, or a part of one."""
+    if not recognises(folder):
+        return
+    for place in _folders_of_sets(folder).values() or (folder,):
+        if out.resolve().is_relative_to(Path(place).resolve()):
+            raise InputError(f"--out must lie outside of {place}, whose folders are classes of images, got {out}")
+
+
+def _folders_of_sets(folder: Path) -> dict[str, str]:
+    """The folders train, test and validation, by set; none if the folders are classes."""
+    return {_SETS[name.lower()]: _join(folder, name) for name in _classes(folder) if name.lower() in _SETS}
+
+
 def find_images(folder: Path) -> ImageFolder:
     """Find the images of a folder, without opening one.
 
@@ -99,7 +113,7 @@ def find_images(folder: Path) -> ImageFolder:
         DataError: if there are no classes, a class is empty, or one is only in the test or validation set; if a folder
             cannot be read, or a link leads back to a folder above it.
     """
-    by_set = {_SETS[name.lower()]: _join(folder, name) for name in _classes(folder) if name.lower() in _SETS}
+    by_set = _folders_of_sets(folder)
     unused = tuple(name for name in _classes(folder) if by_set and name.lower() not in _SETS)
     if by_set and "train" not in by_set:
         raise DataError(f"{folder}: holds {' and '.join(sorted(by_set))}, but no folder train")
