@@ -161,6 +161,14 @@ class Vectors:
         same = ir.FunctionType(_INDEX, [_INDEX])
         return self._builder.asm(same, "", "=r,0", [self.index(value)], False)
 
+    def keep_rolled(self) -> None:
+        """Keep the compiler from unrolling the loop around this place, which has no registers to spare.
+
+        It is an empty instruction that must not be duplicated.
+        """
+        nothing = ir.FunctionType(ir.VoidType(), [])
+        self._builder.call(ir.InlineAsm(nothing, "", "", side_effect=True), [], attrs="convergent")
+
     def total(self, vector: Any) -> Any:
         """The sum of all lanes."""
         reduce = self._function("vector.reduce.fadd", self._number, [self._number, self._vector])
