@@ -183,8 +183,8 @@ ACTIVATIONS: dict[str, ActivationFunction] = {
         "tanh", functions.tanh, functions.tanh_derivative_of_output, derivative_of_output=True, monotonic=True
     ),
     "softplus": ActivationFunction("softplus", functions.softplus, relu_like=True, monotonic=True),
-    "gelu": ActivationFunction("gelu", functions.gelu, relu_like=True),
-    "swish": ActivationFunction("swish", functions.swish, relu_like=True),
+    "gelu": ActivationFunction("gelu", functions.gelu, functions.gelu_derivative, relu_like=True),
+    "swish": ActivationFunction("swish", functions.swish, functions.swish_derivative, relu_like=True),
     "mish": ActivationFunction("mish", functions.mish, relu_like=True),
     "relu6": ActivationFunction(
         "relu6",

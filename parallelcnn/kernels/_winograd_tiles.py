@@ -220,8 +220,8 @@ def _products(
     zero = v.index(0)
     sums = [[v.variable(v.zero) for _ in range(VB)] for _ in range(KB)]
     with loop(builder, zero, count) as i:
-        # Unrolled, it takes 2.6 times as long. The compiler does so when it optimises a function a second time, together
-        # with the one that calls it.
+        # Unrolled, it takes 2.6 times as long. The compiler unrolls it when it optimises a function a second time,
+        # together with the one that calls it.
         v.keep_rolled()
         begin = rows.at(i, zero)
         vectors = [v.load(begin, b) for b in range(VB)]
