@@ -91,6 +91,7 @@ GROUPED_CONVOLUTIONS = [
     (DepthwiseConv2D((7, 5), stride=(3, 2), padding=(4, 3)), (2, 6, 5)),
     (DepthwiseConv2D((2, 3), stride=(1, 2), padding=2), (2, 3, 4)),
     (DepthwiseConv2D((6, 1), multiplier=3, stride=(2, 4), padding=1), (2, 9, 6)),
+    (DepthwiseConv2D((5, 13), stride=2, padding=4), (2, 5, 9)),  # too large to be unrolled
     (Conv2D(3, 3, dilation=2), (2, 7, 6)),
     (Conv2D(2, (3, 2), dilation=(2, 3), padding=(3, 1), bias=False), (2, 5, 7)),
     (Conv2D(2, 3, dilation=(3, 1), padding="same"), (1, 2, 4)),  # fewer rows than the distance of two taps

@@ -17,6 +17,7 @@ from ._depthwise_tiles import depthwise_row, depthwise_weight_gradient
 from ._jit import kernel
 from ._vectors import REGISTERS
 
+MOST_TAPS = 64  # tiles are unrolled over the taps of a window, and take long to compile for large ones
 _GRADIENT_SUMS = REGISTERS - 5  # most sums in a tile of the weight gradient
 
 

@@ -5,7 +5,7 @@
     Subsampled  filters of 1 x 1, strides above 1, no padding                `kernels/subsampling.py`
     Im2col      strides above 1, many channels and filters                   `kernels/panels.py`
     Winograd    filters of 3 x 3, stride 1 or 2, many channels               `kernels/winograd.py`
-    Depthwise   filters of one channel, column stride above 1                `kernels/depthwise.py`
+    Depthwise   small filters of one channel, column stride above 1          `kernels/depthwise.py`
 
 The choice depends on shapes alone: a choice by timing could give other bits in every run.
 """
@@ -73,7 +73,7 @@ def select(windows: Windows, weight: Shape, x: Shape, y: Shape, computed: Shape)
         computed: the shape, of the two, that is computed; y for the weight gradient.
     """
     (rows, columns), (K, C, R, S) = windows, weight
-    if C == 1 < x[0] and columns.stride > 1:
+    if C == 1 < x[0] and columns.stride > 1 and R * S <= depthwise.MOST_TAPS:
         return Depthwise(*windows)
     if x[0] != C or rows.dilation > 1 or columns.dilation > 1:
         return Direct(*windows)
