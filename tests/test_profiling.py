@@ -128,11 +128,11 @@ class SlowReporter:
 def the_whole_training(profiler, history):
     """The profile of the only rank, which has all samples of three epochs, and all the time of the training.
 
-    All of 0.1 to 0.3 s, up to 0.02 s in which other programs may run between two looks at the clock.
+    All of 0.1 to 0.3 s, up to 0.05 s in which other programs may run between two looks at the clock.
     """
     (rank,) = profiler.profile.ranks
     assert rank.samples == 3 * 211
-    assert rank.total.sum() == pytest.approx(history.train_seconds, rel=0.03, abs=0.02)
+    assert rank.total.sum() == pytest.approx(history.train_seconds, rel=0.03, abs=0.05)
     return rank
 
 
