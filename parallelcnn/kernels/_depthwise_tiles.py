@@ -41,7 +41,7 @@ def depthwise_row(v, builder, x, weight, bias, zeros, y, place, stride, before, 
             v.store(v.value(total), to, 0, wanted)
 
 
-def _plain_depthwise_weight_gradient(x, dy, zeros, dweight, place, stride, before, RB, S):
+def _plain_depthwise_gradient_tile(x, dy, zeros, dweight, place, stride, before, RB, S):
     """Compute dweight[k, 0, r : r + RB]. place: (c, k, r). stride, before: (rows, columns)."""
     c, k, r = place
     dweight[k, 0, r : r + RB] = 0
@@ -54,8 +54,8 @@ def _plain_depthwise_weight_gradient(x, dy, zeros, dweight, place, stride, befor
                         dweight[k, 0, tap, s] += dy[k, p, q] @ x[c, h, w]
 
 
-@vectorised(_plain_depthwise_weight_gradient, like="dy", constants=("RB", "S"))
-def depthwise_weight_gradient(v, builder, x, dy, zeros, dweight, place, stride, before, RB, S):
+@vectorised(_plain_depthwise_gradient_tile, like="dy", constants=("RB", "S"))
+def depthwise_gradient_tile(v, builder, x, dy, zeros, dweight, place, stride, before, RB, S):
     c, k, r = place
     zero, (_, P, Q, n) = v.index(0), dy.shape
     sums = [v.variable(v.zero) for _ in range(RB * S)]

@@ -13,7 +13,7 @@ The gradient of x is a forward pass over dy for every phase of rows and columns;
 from collections.abc import Callable
 from functools import cache
 
-from ._depthwise_tiles import depthwise_row, depthwise_weight_gradient
+from ._depthwise_tiles import depthwise_gradient_tile, depthwise_row
 from ._jit import kernel
 from ._vectors import REGISTERS
 
@@ -48,12 +48,12 @@ def weight_gradient_kernel(filter_rows: int, filter_columns: int) -> Callable[..
     RB = max((rows for rows in range(1, R + 1) if R % rows == 0 and rows * S <= _GRADIENT_SUMS), default=1)
 
     @kernel
-    def depthwise_weight_gradient_kernel(x, dy, zeros, stride, before, dweight):
+    def depthwise_weight_gradient(x, dy, zeros, stride, before, dweight):
         """x: (C, H, W, n), dy: (K, P, Q, n), zeros: (n,), overwritten; dweight: (K, 1, R, S)."""
         K = len(dy)
         zeros[:] = 0
         for k in range(K):
             for r in range(0, R, RB):
-                depthwise_weight_gradient(x, dy, zeros, dweight, (k // (K // len(x)), k, r), stride, before, RB, S)
+                depthwise_gradient_tile(x, dy, zeros, dweight, (k // (K // len(x)), k, r), stride, before, RB, S)
 
-    return depthwise_weight_gradient_kernel
+    return depthwise_weight_gradient

@@ -45,6 +45,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
+from numba.extending import register_jitable
+
 from ._jit import kernel
 from ._packing import MOST_VECTORS, SUMS, block_size, even_block, vectors_of
 from ._vectors import VECTOR_BYTES
@@ -73,12 +75,9 @@ def pays(weight: tuple[int, ...], strides: tuple[int, int], outputs: tuple[int, 
     (K, C, *window), (_, P, Q, n) = weight, outputs
     if window != [3, 3] or strides not in ((1, 1), (2, 2)):
         return False
-    squares = -(-P // OUTPUTS) * -(-Q // OUTPUTS)
-    alone, left = divmod(n, _LANES)
-    pieces = squares * (alone + (left > 0))
-    vectors = squares * alone + (-(-squares // (_LANES // left)) if left else 0)
-    VB = vectors_of(block_size(K))
-    vectors = -(-vectors // VB) * VB  # whole panels are multiplied
+    order, VB = _order(P, Q, n, _LANES), vectors_of(block_size(K))
+    pieces = order.squares * order.pieces // order.group
+    vectors = -(-order.end // VB) * VB  # whole panels are multiplied
     # Counted in products. The transforms of a place take the time of 7 to 12 products for each channel and filter on a
     # Zen 4, which computes a product of 64 bytes in every clock cycle, and of about twice as many on an Intel Xeon that
     # computes two. With stride 2 the tiles of `conv2d` also copy the image: they take 1.25 to 1.45 times as long.
@@ -272,7 +271,7 @@ class _Order(NamedTuple):
     end: int  # vectors in total
 
 
-@kernel
+@register_jitable  # also called before anything is compiled
 def _order(P, Q, n, lanes):
     in_row = -(-Q // OUTPUTS)
     squares = -(-P // OUTPUTS) * in_row

@@ -138,20 +138,18 @@ class Direct(NamedTuple):
                 steps = 1, R - 1 - top, left * n, 0, n * columns.dilation
                 step.call(kernel, as_rows(seen), _rotated(weight), NO_BIAS[dx.dtype], packed, *steps, as_rows(to))
             return
-        for row_phase in range(rows.stride):
-            skipped = max(0, -((row_phase - rows.before) // rows.stride))  # rows of this phase above the image
-            first_row = skipped * rows.stride + row_phase - rows.before
+        for row_taps, first_row, top in _phases(rows):
             for phase in range(min(columns.stride, columns.window)):
                 to = image[:, first_row :: rows.stride]
                 to = as_rows(to[:, :, phase] if strided else to)
-                turned = _rotated(weight[:, :, row_phase :: rows.stride, phase :: columns.stride])
-                C, _, R, S = turned.shape
+                turned = _rotated(weight[:, :, row_taps, phase :: columns.stride])
+                C, _, _, S = turned.shape
                 if turned.size == 0:  # with a stride longer than the window no window covers this phase
                     step.call(to.fill, 0)
                     continue
                 kernel = conv2d.forward_kernel(S, 1, C // groups)
                 left = S - 1 - (0 if strided else columns.before)
-                steps = 1, R - 1 - skipped, left * n, 0, n
+                steps = 1, top, left * n, 0, n
                 step.call(kernel, as_rows(dy), turned, NO_BIAS[dx.dtype], packed, *steps, to)
         if strided:
             step.call(conv2d.restore, image, columns.before, columns.stride, dx)
@@ -313,8 +311,8 @@ class Depthwise(NamedTuple):
         A channel with several filters adds up their gradients.
         """
         multiplier = len(dy) // len(dx)
-        for row_taps, first_row, top in self._phases(self.rows):
-            for column_taps, first_column, left in self._phases(self.columns):
+        for row_taps, first_row, top in _phases(self.rows):
+            for column_taps, first_column, left in _phases(self.columns):
                 to = dx[:, first_row :: self.rows.stride, first_column :: self.columns.stride]
                 taps = weight[:, :, row_taps, column_taps]
                 if taps.size == 0:
@@ -325,21 +323,21 @@ class Depthwise(NamedTuple):
                     seen, turned = dy[number::multiplier], _rotated(taps[number::multiplier])
                     step.call(kernel, seen, turned, None, self._zeros(step, dy), (1, 1), (top, left), to)
 
-    @staticmethod
-    def _phases(axis: WindowAxis) -> Iterator[tuple[slice, int, int]]:
-        """For each phase of rows, or columns: its taps, the first place of dx, and the zeros before dy."""
-        for phase in range(axis.stride):
-            taps = range(phase, axis.window, axis.stride)
-            skipped = max(0, -((phase - axis.before) // axis.stride))  # places of this phase before the image
-            first = skipped * axis.stride + phase - axis.before
-            yield slice(phase, None, axis.stride), first, len(taps) - 1 - skipped
-
     def _steps(self) -> tuple[tuple[int, int], tuple[int, int]]:
         return (self.rows.stride, self.columns.stride), (self.rows.before, self.columns.before)
 
     @staticmethod
     def _zeros(step: Step, array: Array) -> Array:
         return step.scratch(array.shape[-1:])
+
+
+def _phases(axis: WindowAxis) -> Iterator[tuple[slice, int, int]]:
+    """For each phase of rows, or columns, of dx: the taps that reach it, its first place, the zeros before dy."""
+    for phase in range(axis.stride):
+        taps = range(phase, axis.window, axis.stride)
+        skipped = max(0, -((phase - axis.before) // axis.stride))  # places of this phase before the image
+        first = skipped * axis.stride + phase - axis.before
+        yield slice(phase, None, axis.stride), first, len(taps) - 1 - skipped
 
 
 def _swapped(step: Step, weight: Array, groups: int) -> Array:
