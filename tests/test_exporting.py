@@ -170,6 +170,7 @@ def test_a_safetensors_file_says_what_the_network_is(tmp_path):
 
 
 def test_the_code_for_pytorch_names_classes_and_scale():
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     network = small.network()
     network.class_names, network.input_range = ("it's", '"b"', "\\", "d", "e"), (0.0, 1.0)
     page = {}
