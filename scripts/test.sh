@@ -86,7 +86,7 @@ if [[ $* == --all ]]; then
         # Layers use the same kernels again, in float64.
         kernels_with NUMBA_BOUNDSCHECK=1 tests/test_kernels.py tests/test_losses.py
         tests "tests of numbers, oldest packages" "$oldest" "not slow and not mpi and not slurm" \
-            "${numeric_tests[@]}" tests/test_{network,training,threads,reproducible,kernel_cache,checkpoint,model_file}.py
+            "${numeric_tests[@]}" tests/test_{network,training,threads,reproducible,kernel_cache,checkpoint,model_file,exporting}.py
     } &
     other_lane=$!
     tests "tests of several ranks, Open MPI, newest packages" "$openmpi" "(mpi or slurm) and not any_mpi"
