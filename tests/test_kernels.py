@@ -145,21 +145,23 @@ def test_a_dense_layer_neither_reads_nor_writes_beside_its_arrays(n, dtype, rng)
 
 
 @DTYPES
+@pytest.mark.parametrize("at_once", [0, 8, 16], ids=lambda at_once: f"{at_once} copied")
 @pytest.mark.parametrize("length", [1, 7, 300])
-def test_a_pointwise_convolution_neither_reads_nor_writes_beside_its_arrays(length, dtype, rng):
+def test_a_pointwise_convolution_neither_reads_nor_writes_beside_its_arrays(length, at_once, dtype, rng):
     C, K, beside = 5, 7, 128
     x, dx, y, dy = (surrounded((channels, length), beside, dtype) for channels in (C, C, K, K))
     weight, dweight, sums, turned = (surrounded(shape, beside, dtype) for shape in ((K, C), (K, C), (K, C), (C, K)))
     bias, panel = surrounded((K,), beside, dtype), surrounded((pointwise.PANEL, C), beside, dtype)
+    columns, dcolumns = (surrounded((rows, at_once), beside, dtype) for rows in (C, K))
     for read in (x, dy, weight, bias):
         read.inside[...] = rng.normal(size=read.inside.shape)
-    pointwise.pointwise_forward(x.inside, weight.inside, bias.inside, y.inside)
+    pointwise.pointwise_forward(x.inside, weight.inside, bias.inside, columns.inside, y.inside)
     pointwise.pointwise_weight_gradient(x.inside, dy.inside, panel.inside, sums.inside, dweight.inside)
-    pointwise.pointwise_backward_input(dy.inside, weight.inside, turned.inside, dx.inside)
+    pointwise.pointwise_backward_input(dy.inside, weight.inside, turned.inside, dcolumns.inside, dx.inside)
     np.testing.assert_allclose(y.inside, weight.inside @ x.inside + bias.inside[:, np.newaxis], **TOLERANCE[dtype])
     np.testing.assert_allclose(dweight.inside, dy.inside @ x.inside.T, **TOLERANCE[dtype])
     np.testing.assert_allclose(dx.inside, weight.inside.T @ dy.inside, **TOLERANCE[dtype])
-    for array in (y, dweight, dx, panel, sums, turned):
+    for array in (y, dweight, dx, panel, sums, turned, columns, dcolumns):
         assert np.isnan(array.outside).all()
 
 

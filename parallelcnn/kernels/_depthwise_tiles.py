@@ -3,8 +3,6 @@
 Places outside the image are read from `zeros`, which has one number for each sample.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from ._vectors import Strided, Vectors, loop, vectorised
@@ -33,12 +31,15 @@ def depthwise_row(v, builder, x, weight, bias, zeros, y, place, stride, before, 
     with loop(builder, zero, y.shape[2]) as q:
         w = builder.sub(builder.mul(q, stride[1]), before[1])
         taps = _taps(v, builder, x, (c, h, w), zeros, R, S)
-        with _each_vector(v, builder, y.shape[3]) as (i, wanted):
+
+        def write(i: Any, mask: Any) -> None:
             to = y.at(k, p, q, i)
-            total = v.variable(v.load(to, 0, wanted) if adds else first)
+            total = v.variable(v.load(to, 0, mask) if adds else first)
             for tap, factor in zip(taps, weights, strict=True):
-                v.add_product(total, factor, v.load(builder.gep(tap, [i]), 0, wanted))
-            v.store(v.value(total), to, 0, wanted)
+                v.add_product(total, factor, v.load(builder.gep(tap, [i]), 0, mask))
+            v.store(v.value(total), to, 0, mask)
+
+        v.cover(y.shape[3], write, again=not adds)
 
 
 def _plain_depthwise_gradient_tile(x, dy, zeros, dweight, place, stride, before, RB, S):
@@ -63,10 +64,13 @@ def depthwise_gradient_tile(v, builder, x, dy, zeros, dweight, place, stride, be
         h = builder.sub(builder.add(builder.mul(p, stride[0]), r), before[0])
         w = builder.sub(builder.mul(q, stride[1]), before[1])
         taps = _taps(v, builder, x, (c, h, w), zeros, RB, S)
-        with _each_vector(v, builder, n) as (i, wanted):
-            gradient = v.load(dy.at(k, p, q, i), 0, wanted)
+
+        def add(i: Any, mask: Any) -> None:
+            gradient = v.load(dy.at(k, p, q, i), 0, mask)
             for tap, total in zip(taps, sums, strict=True):
-                v.add_product(total, gradient, v.load(builder.gep(tap, [i]), 0, wanted))
+                v.add_product(total, gradient, v.load(builder.gep(tap, [i]), 0, mask))
+
+        v.cover(n, add, again=False)
     for number, total in enumerate(sums):
         to = dweight.at(k, zero, builder.add(r, v.index(number // S)), v.index(number % S))
         builder.store(v.total(v.value(total)), to)
@@ -84,12 +88,3 @@ def _taps(
             inside = builder.and_(builder.icmp_unsigned("<", row, H), builder.icmp_unsigned("<", column, W))
             taps.append(builder.select(inside, x.at(c, row, column, zero), zeros.at(zero)))
     return taps
-
-
-@contextmanager
-def _each_vector(v: Vectors, builder: Any, n: Any) -> Iterator[tuple[Any, Any]]:
-    """Loop over vectors of samples. Yields the first sample, and the mask of samples that exist."""
-    lanes = v.index(v.lanes)
-    with loop(builder, v.index(0), v.blocks(n, lanes)) as number:
-        i = builder.mul(number, lanes)
-        yield i, v.within(i, n)

@@ -7,15 +7,15 @@ off (NUMBA_DISABLE_JIT). The other version generates vector instructions, with t
 See `conv2d` for rows, phases and starts.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numba.core import cgutils
 
-from ._vectors import REGISTERS, Strided, Vectors, loop, vectorised
+from ._vectors import REGISTERS, VECTOR_BYTES, Vectors, loop, vectorised
 
-_BORDER = 2  # vectors of a tile that may lie partly outside
+_SHORT = 2  # vectors of a tile that is longer than the places to compute
 
 
 def _plain_forward_row(x, packed, y, place, taps, columns, S, column_stride, KB, VB):
@@ -42,46 +42,84 @@ def _plain_forward_row(x, packed, y, place, taps, columns, S, column_stride, KB,
 def forward_row(v, builder, x, packed, y, place, taps, columns, S, column_stride, KB, VB):
     block, k, p = place
     R, first, last, row = taps
-    zero = v.index(0)
+    left, _, n = columns
+    zero, all_taps = v.index(0), v.index(S)
     (C, _, row_length), length = x.shape, y.shape[2]
     starts = _starts(v, S, column_stride, *columns)
     weights = packed.at(block, zero)
 
-    def tile(j: Any, vectors: int, *, masked: bool) -> None:
-        """Compute `vectors` vectors of KB channels, from place j of the row on."""
+    def tile(j: Any, vectors: int, some_taps: tuple[Any, Any] | None = None, end: Any = None) -> None:
+        """Compute `vectors` vectors of KB channels, from place j of the row on, but not from place `end` on.
+
+        some_taps: the first tap and the end of the taps that lie inside; None for all.
+        """
         sums = [[v.variable(v.splat(v.number(weights, i))) for _ in range(vectors)] for i in range(KB)]
-        at = [builder.add(j, start) for start in starts]
-        inside = [v.masks(begin, row_length, vectors, masked=masked) for begin in at]
+        wanted = v.masks(j, end, vectors, masked=end is not None)
+
+        def add_tap(seen_from: Any, tap_weights: Any) -> None:
+            seen = [v.load(seen_from, b, wanted[b]) for b in range(vectors)]
+            for i in range(KB):
+                weight = v.splat(v.number(tap_weights, i))
+                for b in range(vectors):
+                    v.add_product(sums[i][b], weight, seen[b])
+
         with loop(builder, zero, C) as c, loop(builder, first, last) as r:
-            x_row = x.at(c, builder.add(row, r), zero)
+            x_row = builder.gep(x.at(c, builder.add(row, r), zero), [j])
             tap = builder.add(builder.mul(c, R), r)
             tap_weights = builder.gep(weights, [builder.add(v.index(KB), builder.mul(tap, v.index(S * KB)))])
-            for s in range(S):
-                begin = builder.gep(x_row, [at[s]])
-                seen = [v.load(begin, b, inside[s][b]) for b in range(vectors)]
-                for i in range(KB):
-                    weight = v.splat(v.number(tap_weights, s * KB + i))
-                    for b in range(vectors):
-                        v.add_product(sums[i][b], weight, seen[b])
-        wanted = v.masks(j, length, vectors, masked=masked)
+            if some_taps is None:
+                for s in range(S):
+                    add_tap(builder.gep(x_row, [starts[s]]), builder.gep(tap_weights, [v.index(s * KB)]))
+            else:
+                with loop(builder, *some_taps) as number:
+                    start = builder.sub(builder.mul(number, n), left)
+                    add_tap(builder.gep(x_row, [start]), builder.gep(tap_weights, [v.times(KB, number)]))
         for i in range(KB):
             begin = y.at(builder.add(k, v.index(i)), p, j)
             for b in range(vectors):
                 v.store(v.value(sums[i][b]), begin, b, wanted[b])
 
-    # A border, whole tiles whose taps all lie inside, a border.
-    inside_from, inside_to = _inside(v, starts, row_length, length)
-    border, whole = v.index(_BORDER * v.lanes), v.index(VB * v.lanes)
-    before = v.blocks(v.smaller(inside_from, length), border)
-    whole_from = builder.mul(before, border)
-    count = v.larger(builder.sdiv(builder.sub(inside_to, whole_from), whole), zero)
-    whole_to = builder.add(whole_from, builder.mul(count, whole))
-    with loop(builder, zero, before) as number:
-        tile(builder.mul(number, border), _BORDER, masked=True)
-    with loop(builder, zero, count) as number:
-        tile(builder.add(whole_from, builder.mul(number, whole)), VB, masked=False)
-    with loop(builder, zero, v.blocks(builder.sub(length, whole_to), border)) as number:
-        tile(builder.add(whole_to, builder.mul(number, border)), _BORDER, masked=True)
+    def tiles(j: Any, end: Any, low: Any, high: Any) -> None:
+        """Compute the places from j to `end`, for which the taps from `low` to `high` lie inside. The last tile
+        overlaps the one before it.
+        """
+        some_taps = (low, high) if column_stride == 1 else None  # otherwise all lie inside: `arrange` has added zeros
+        whole = v.index(VB * v.lanes)
+        last_tile = builder.sub(end, whole)
+        with builder.if_else(builder.icmp_signed("<=", j, last_tile)) as (fits, is_short):
+            with fits, loop(builder, zero, v.blocks(builder.sub(end, j), whole)) as number:
+                begin = v.smaller(builder.add(j, builder.mul(number, whole)), last_tile)
+                if some_taps is None:
+                    tile(begin, VB)
+                else:
+                    has_all = builder.icmp_signed("==", builder.sub(high, low), all_taps)
+                    with builder.if_else(has_all) as (then, otherwise):
+                        with then:
+                            tile(begin, VB)
+                        with otherwise:
+                            tile(begin, VB, some_taps)
+            with is_short:
+                some = v.index(_SHORT * v.lanes)
+                with loop(builder, zero, v.blocks(builder.sub(end, j), some)) as number:
+                    tile(builder.add(j, builder.mul(number, some)), _SHORT, some_taps, end)
+
+    if column_stride > 1:
+        tiles(zero, length, zero, all_taps)
+        return
+    # Cut the row into pieces in each of which the same taps lie inside. Masks instead would take registers from the
+    # sums: with AVX2 the input gradient of 1 -> 6 channels, 28 x 28, 3 x 3, runs at 42 GFLOP/s instead of 30.
+    place_now = cgutils.alloca_once_value(builder, zero)
+    with loop(builder, zero, builder.select(builder.icmp_signed(">", length, zero), v.index(2 * S + 1), zero)):
+        j = builder.load(place_now)
+        low = v.smaller(v.larger(v.blocks(builder.sub(left, j), n), zero), all_taps)
+        beyond = v.sum(row_length, left)  # tap s lies inside as long as j + s * n < beyond
+        high = v.smaller(v.larger(v.blocks(builder.sub(beyond, j), n), low), all_taps)
+        next_inside = builder.sub(left, builder.mul(builder.sub(low, v.index(1)), n))
+        next_outside = builder.sub(beyond, builder.mul(builder.sub(high, v.index(1)), n))
+        end = v.smaller(length, builder.select(builder.icmp_signed(">", low, zero), next_inside, length))
+        end = v.smaller(end, builder.select(builder.icmp_signed(">", high, low), next_outside, length))
+        tiles(j, end, low, high)
+        builder.store(end, place_now)
 
 
 def _plain_weight_gradient_tile(x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB):
@@ -111,10 +149,13 @@ def _plain_weight_gradient_tile(x, dy, zeros, dweight, tile, rows, columns, adds
 def weight_gradient_tile(v, builder, x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB):
     channel, k, c, r = tile
     row_stride, top = rows
-    zero, lanes = v.index(0), v.index(v.lanes)
+    zero = v.index(0)
     (_, H, row_length), (_, P, length) = x.shape, dy.shape
     starts = _starts(v, S, column_stride, *columns)
+    # Places [inside_from, inside_to) of a row see all taps inside the image.
     inside_from, inside_to = _inside(v, starts, row_length, length)
+    inside_from = v.smaller(inside_from, length)
+    inside_to = v.larger(inside_to, inside_from)
     sums = {
         (i, ci, ri, s): v.variable(v.zero) for i in range(KB) for ci in range(CB) for ri in range(RB) for s in range(S)
     }
@@ -129,26 +170,30 @@ def weight_gradient_tile(v, builder, x, dy, zeros, dweight, tile, rows, columns,
                 x_row = x.at(builder.add(c, v.index(ci)), h, zero)
                 x_rows[ci, ri] = builder.select(in_image, x_row, zeros.at(zero))
 
-        def add_products(j: Any, *, masked: bool) -> None:
-            wanted = v.within(j, length) if masked else None
-            dys = [v.load(builder.gep(dy_row, [j]), 0, wanted) for dy_row in dy_rows]
-            at = [builder.add(j, start) for start in starts]
-            inside = [builder.and_(v.within(begin, row_length), wanted) if masked else None for begin in at]
+        def add_products(j: Any, mask: Any, some_taps: Sequence[int]) -> None:
+            dys = [v.load(builder.gep(dy_row, [j]), 0, mask) for dy_row in dy_rows]
             for (ci, ri), x_row in x_rows.items():
-                for s in range(S):
-                    seen = v.load(builder.gep(x_row, [at[s]]), 0, inside[s])
+                for s in some_taps:
+                    seen = v.load(builder.gep(x_row, [builder.add(j, starts[s])]), 0, mask)
                     for i in range(KB):
                         v.add_product(sums[i, ci, ri, s], dys[i], seen)
 
-        with loop(builder, zero, v.blocks(length, lanes)) as number:
-            j = builder.mul(number, lanes)
-            begins_inside = builder.icmp_signed(">=", j, inside_from)
-            ends_inside = builder.icmp_signed("<=", builder.add(j, lanes), inside_to)
-            with builder.if_else(builder.and_(begins_inside, ends_inside)) as (then, otherwise):
-                with then:
-                    add_products(j, masked=False)
-                with otherwise:
-                    add_products(j, masked=True)
+        def add_range(begin: Any, end: Any, some_taps: Sequence[int]) -> None:
+            def add(j: Any, mask: Any) -> None:
+                add_products(builder.add(begin, j), mask, some_taps)
+
+            v.cover(v.larger(builder.sub(end, begin), zero), add, again=False)
+
+        add_range(inside_from, inside_to, range(S))
+        # The other places tap by tap: with masks for each tap, 7 x 7 filters took twice as long (AVX2).
+        for s in range(S if column_stride == 1 else 0):  # otherwise all lie inside: `arrange` has added zeros
+            first = v.larger(v.times(-1, starts[s]), zero)
+            last = v.smaller(length, builder.sub(row_length, starts[s]))
+            with loop(builder, zero, v.index(2)) as side:
+                is_left = builder.icmp_signed("==", side, zero)
+                begin = builder.select(is_left, first, v.larger(first, inside_to))
+                end = builder.select(is_left, v.smaller(last, inside_from), last)
+                add_range(begin, end, [s])
     for (i, ci, ri, s), total in sums.items():
         at = (k, i), (c, ci), (r, ri), (zero, s)
         to = dweight.at(*(builder.add(first, v.index(further)) for first, further in at))
@@ -187,21 +232,27 @@ def _plain_pool_row(x, y, winner, place, pool_stride, R, S):
 @vectorised(_plain_pool_row, like="x", constants=("R", "S"))
 def pool_row(v, builder, x, y, winner, place, pool_stride, R, S):
     channel, h, c, p = place
-    with _each_vector(v, builder, y, pool_stride) as (q, w, i, wanted):
-        best = best_tap = None
-        for tap in range(R * S):
-            r, s = v.index(tap // S), v.index(tap % S)
-            seen = v.load(x.at(channel, builder.add(h, r), builder.add(w, s), i), 0, wanted)
-            number_of_tap = v.integers(v.index(tap))
-            if best is None:
-                best, best_tap = seen, number_of_tap
-                continue
-            is_nan = builder.fcmp_unordered("uno", seen, seen)
-            better = builder.or_(builder.fcmp_ordered(">", seen, best), is_nan)
-            best = builder.select(better, seen, best)
-            best_tap = builder.select(better, number_of_tap, best_tap)
-        v.store(best, y.at(c, p, q, i), 0, wanted)
-        v.store_integers(best_tap, winner.at(c, p, q, i), wanted)
+    _, _, Q, n = y.shape
+    with loop(builder, v.index(0), Q) as q:
+        w = builder.mul(q, pool_stride)
+
+        def pool(i: Any, wanted: Any) -> None:
+            best = best_tap = None
+            for tap in range(R * S):
+                r, s = v.index(tap // S), v.index(tap % S)
+                seen = v.load(x.at(channel, builder.add(h, r), builder.add(w, s), i), 0, wanted)
+                number_of_tap = v.integers(v.index(tap))
+                if best is None:
+                    best, best_tap = seen, number_of_tap
+                    continue
+                is_nan = builder.fcmp_unordered("uno", seen, seen)
+                better = builder.or_(builder.fcmp_ordered(">", seen, best), is_nan)
+                best = builder.select(better, seen, best)
+                best_tap = builder.select(better, number_of_tap, best_tap)
+            v.store(best, y.at(c, p, q, i), 0, wanted)
+            v.store_integers(best_tap, winner.at(c, p, q, i), wanted)
+
+        v.cover(n, pool, again=True)
 
 
 def _plain_unpool_row(dy, winner, dx, place, pool_stride, adds, R, S):
@@ -219,31 +270,26 @@ def _plain_unpool_row(dy, winner, dx, place, pool_stride, adds, R, S):
 @vectorised(_plain_unpool_row, like="dy", constants=("adds", "R", "S"))
 def unpool_row(v, builder, dy, winner, dx, place, pool_stride, adds, R, S):
     channel, h, c, p = place
-    with _each_vector(v, builder, dy, pool_stride) as (q, w, i, wanted):
-        gradient = v.load(dy.at(c, p, q, i), 0, wanted)
-        won = v.load_integers(winner.at(c, p, q, i), wanted)
-        for tap in range(R * S):
-            to = dx.at(channel, builder.add(h, v.index(tap // S)), builder.add(w, v.index(tap % S)), i)
-            here = builder.select(builder.icmp_signed("==", won, v.integers(v.index(tap))), gradient, v.zero)
-            v.store(builder.fadd(v.load(to, 0, wanted), here) if adds else here, to, 0, wanted)
+    _, _, Q, n = dy.shape
+    with loop(builder, v.index(0), Q) as q:
+        w = builder.mul(q, pool_stride)
 
+        def unpool(i: Any, wanted: Any) -> None:
+            gradient = v.load(dy.at(c, p, q, i), 0, wanted)
+            won = v.load_integers(winner.at(c, p, q, i), wanted)
+            for tap in range(R * S):
+                to = dx.at(channel, builder.add(h, v.index(tap // S)), builder.add(w, v.index(tap % S)), i)
+                here = builder.select(builder.icmp_signed("==", won, v.integers(v.index(tap))), gradient, v.zero)
+                v.store(builder.fadd(v.load(to, 0, wanted), here) if adds else here, to, 0, wanted)
 
-@contextmanager
-def _each_vector(v: Vectors, builder: Any, y: Strided, pool_stride: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Loop over the windows q of a row of y, (C, P, Q, n), and over vectors of samples. Yields q, the first column of
-    the window, the first sample, and the mask of samples that exist.
-    """
-    _, _, Q, n = y.shape
-    zero, lanes = v.index(0), v.index(v.lanes)
-    with loop(builder, zero, Q) as q, loop(builder, zero, v.blocks(n, lanes)) as number:
-        i = builder.mul(number, lanes)
-        yield q, builder.mul(q, pool_stride), i, v.within(i, n)
+        v.cover(n, unpool, again=not adds)
 
 
 # Tiles of a matrix product: 24 sums in 32 registers or 12 in 16. Wider tiles load less: one number of a for each row,
 # one vector of b for each column of vectors. A single tile of 4 vectors covers the 50 samples of a rank.
 _PRODUCT_ROWS = 6
 _PRODUCT_VECTORS = 4 if REGISTERS >= 32 else 2
+PRODUCT_BYTES = _PRODUCT_VECTORS * VECTOR_BYTES  # of a row of a tile
 
 
 def _plain_product(a, b, start, c):
@@ -269,10 +315,10 @@ def product(v, builder, a, b, start, c):
             return [v.splat(builder.load(start.at(row)))] * len(inside)
         return [v.load(start.at(row, j), vector, mask) for vector, mask in enumerate(inside)]
 
-    def tile(k: Any, j: Any, ahead: Any, KB: int, VB: int) -> None:
+    def tile(k: Any, j: Any, ahead: Any, KB: int, VB: int, *, masked: bool) -> None:
         """Compute VB vectors of KB rows, from c[k, j] on. ahead: the column of b to prefetch meanwhile."""
         rows = [builder.add(k, v.index(i)) for i in range(KB)]
-        inside = v.masks(j, N, VB, masked=True)
+        inside = v.masks(j, N, VB, masked=masked)
         sums = [[v.variable(first) for first in starts(row, j, inside)] for row in rows]
         with loop(builder, zero, products) as i:
             begin = b.at(i, j)
@@ -287,7 +333,7 @@ def product(v, builder, a, b, start, c):
             for vector in range(VB):
                 v.store(v.value(row_sums[vector]), begin, vector, inside[vector])
 
-    def tiles(j: Any, VB: int) -> None:
+    def tiles(j: Any, VB: int, *, masked: bool) -> None:
         """Compute VB vectors of all rows. The last block of rows may overlap the one before it."""
         block = v.index(_PRODUCT_ROWS)
         with builder.if_else(builder.icmp_signed(">=", K, block)) as (then, otherwise):
@@ -297,18 +343,21 @@ def product(v, builder, a, b, start, c):
                 # if rows are long: 64 x 256 @ 256 x 25600 runs at 89 GFLOP/s instead of 130.
                 vector = builder.urem(number, v.index(_PRODUCT_VECTORS))
                 ahead = v.sum(j, v.times(v.lanes, v.sum(vector, v.index(_PRODUCT_VECTORS))))
-                tile(k, j, ahead, _PRODUCT_ROWS, VB)
+                tile(k, j, ahead, _PRODUCT_ROWS, VB, masked=masked)
             with otherwise, loop(builder, zero, K) as k:
-                tile(k, j, j, 1, VB)
+                tile(k, j, j, 1, VB, masked=masked)
 
-    # Tiles of as many vectors as fit into the registers, and one tile for the rest.
-    vectors, most = v.blocks(N, v.index(v.lanes)), v.index(_PRODUCT_VECTORS)
-    whole = builder.sdiv(vectors, most)
+    # Tiles of as many whole vectors as fit into the registers, and one tile for the rest. Masks would take registers
+    # from the sums.
+    most = v.index(_PRODUCT_VECTORS * v.lanes)
+    whole = builder.sdiv(N, most)
     with loop(builder, zero, whole) as number:
-        tiles(v.times(_PRODUCT_VECTORS * v.lanes, number), _PRODUCT_VECTORS)
-    for VB in range(1, _PRODUCT_VECTORS):
-        with builder.if_then(builder.icmp_signed("==", builder.srem(vectors, most), v.index(VB))):
-            tiles(v.times(_PRODUCT_VECTORS * v.lanes, whole), VB)
+        tiles(builder.mul(number, most), _PRODUCT_VECTORS, masked=False)
+    done = builder.mul(whole, most)
+    vectors = v.blocks(builder.sub(N, done), v.index(v.lanes))
+    for VB in range(1, _PRODUCT_VECTORS + 1):
+        with builder.if_then(builder.icmp_signed("==", vectors, v.index(VB))):
+            tiles(done, VB, masked=True)
 
 
 def _plain_transpose(x, turned):
@@ -320,16 +369,25 @@ def _plain_transpose(x, turned):
 def transpose(v, builder, x, turned):
     zero, lanes = v.index(0), v.index(v.lanes)
     count, length = x.shape
-    last = builder.sub(count, v.index(1))
-    with loop(builder, zero, v.blocks(count, lanes)) as row, loop(builder, zero, v.blocks(length, lanes)) as column:
-        i, j = builder.mul(row, lanes), builder.mul(column, lanes)
-        i_inside, j_inside = v.within(i, count), v.within(j, length)
-        # The last row replaces rows that do not exist; it is not stored for them.
-        rows = [v.load(x.at(v.smaller(v.sum(i, v.index(lane)), last), j), 0, j_inside) for lane in range(v.lanes)]
+
+    def turn(i: Any, j: Any) -> None:
+        """Transpose a square that lies inside."""
+        rows = [v.load(x.at(v.sum(i, v.index(lane)), j)) for lane in range(v.lanes)]
         for lane, turned_row in enumerate(v.transposed(rows)):
-            to = v.sum(j, v.index(lane))
-            with builder.if_then(builder.icmp_signed("<", to, length)):
-                v.store(turned_row, turned.at(to, i), 0, i_inside)
+            v.store(turned_row, turned.at(v.sum(j, v.index(lane)), i))
+
+    def turn_one_by_one(i: Any, j: Any) -> None:
+        builder.store(builder.load(x.at(i, j)), turned.at(j, i))
+
+    # Squares at the ends overlap those before them: with AVX2 2 to 4 times as fast as masked squares.
+    last_i, last_j = builder.sub(count, lanes), builder.sub(length, lanes)
+    with builder.if_else(builder.icmp_signed(">=", v.smaller(last_i, last_j), zero)) as (then, otherwise):
+        with then, loop(builder, zero, v.blocks(count, lanes)) as row:
+            i = v.smaller(builder.mul(row, lanes), last_i)
+            with loop(builder, zero, v.blocks(length, lanes)) as column:
+                turn(i, v.smaller(builder.mul(column, lanes), last_j))
+        with otherwise, loop(builder, zero, count) as i, loop(builder, zero, length) as j:
+            turn_one_by_one(i, j)
 
 
 def _plain_copy_rows(source, to, adds):
@@ -342,21 +400,14 @@ def _plain_copy_rows(source, to, adds):
 
 @vectorised(_plain_copy_rows, like="source", constants=("adds",))
 def copy_rows(v, builder, source, to, adds):
-    zero, lanes = v.index(0), v.index(v.lanes)
     rows, length = to.shape
-    whole = builder.sdiv(length, lanes)
-    rest = builder.mul(whole, lanes)
-    wanted = v.within(rest, length)
-
-    def copy(row: Any, j: Any, mask: Any) -> None:
-        numbers = v.load(source.at(row, j), 0, mask)
-        if adds:
-            numbers = builder.fadd(numbers, v.load(to.at(row, j), 0, mask))
-        v.store(numbers, to.at(row, j), 0, mask)
-
     # Takes a third of the time of a plain loop, which handles the ends of its short rows number by number.
-    with loop(builder, zero, rows) as row:
-        with loop(builder, zero, whole) as number:
-            copy(row, builder.mul(number, lanes), None)
-        with builder.if_then(builder.icmp_signed("<", rest, length)):
-            copy(row, rest, wanted)
+    with loop(builder, v.index(0), rows) as row:
+
+        def copy(j: Any, mask: Any) -> None:
+            numbers = v.load(source.at(row, j), 0, mask)
+            if adds:
+                numbers = builder.fadd(numbers, v.load(to.at(row, j), 0, mask))
+            v.store(numbers, to.at(row, j), 0, mask)
+
+        v.cover(length, copy, again=not adds)

@@ -32,9 +32,8 @@ def _plain_input_square(x, place, seen, first, stride, back):
 def input_square(v, builder, x, place, seen, first, stride, back):
     transform = _of_input(stride, back)
     h, w, i = place
-    zero, (C, H, W, n) = v.index(0), x.shape
+    zero, (C, _, _, n) = v.index(0), x.shape
     table = v.table(transform.before * transform.after)
-    samples = v.within(i, n)
 
     def write(c: Any, *, masked: bool) -> None:
         def load(a: Any, b: Any) -> Any:
@@ -44,15 +43,11 @@ def input_square(v, builder, x, place, seen, first, stride, back):
 
         def store(a: Any, b: Any, vector: Any) -> None:
             to = seen.at(v.sum(v.times(transform.after, a), b), c, first)
-            v.store(vector, to, 0, samples if masked else None)
+            v.store(vector, to, 0, v.within(i, n) if masked else None)
 
         _looped(v, builder, transform, table, load, store)
 
-    whole = builder.icmp_signed("<=", v.sum(i, v.index(v.lanes)), n)
-    for begin, size in ((h, H), (w, W)):
-        whole = builder.and_(whole, builder.icmp_signed(">=", begin, zero))
-        whole = builder.and_(whole, builder.icmp_signed("<=", v.sum(begin, v.index(transform.before)), size))
-    with builder.if_else(whole) as (then, otherwise):
+    with builder.if_else(_is_whole(v, builder, place, transform.before, x.shape)) as (then, otherwise):
         with then, loop(builder, zero, C) as c:
             write(c, masked=False)
         with otherwise, loop(builder, zero, C) as c:
@@ -70,13 +65,12 @@ def _plain_filter_squares(taps, weights, stride):
 
 @vectorised(_plain_filter_squares, like="taps", constants=("stride",))
 def filter_squares(v, builder, taps, weights, stride):
-    _, size = taps.shape
-    with loop(builder, v.index(0), v.blocks(size, v.index(v.lanes))) as number:
-        i = v.times(v.lanes, number)
-        inside = v.within(i, size)
-        square = [v.load(taps.at(v.index(tap), i), 0, inside) for tap in range(9)]
+    def write(i: Any, mask: Any) -> None:
+        square = [v.load(taps.at(v.index(tap), i), 0, mask) for tap in range(9)]
         for e, vector in enumerate(_unrolled(v, TRANSFORMS[stride].filters, square)):
-            v.store(vector, weights.at(v.index(e), i), 0, inside)
+            v.store(vector, weights.at(v.index(e), i), 0, mask)
+
+    v.cover(taps.shape[1], write, again=True)
 
 
 def _plain_filter_gradients(totals, stride):
@@ -86,13 +80,12 @@ def _plain_filter_gradients(totals, stride):
 
 @vectorised(_plain_filter_gradients, like="totals", constants=("stride",))
 def filter_gradients(v, builder, totals, stride):
-    _, size = totals.shape
-    with loop(builder, v.index(0), v.blocks(size, v.index(v.lanes))) as number:
-        i = v.times(v.lanes, number)
-        inside = v.within(i, size)
-        square = [v.load(totals.at(v.index(e), i), 0, inside) for e in range(WEIGHTS**2)]
+    def write(i: Any, mask: Any) -> None:
+        square = [v.load(totals.at(v.index(e), i), 0, mask) for e in range(WEIGHTS**2)]
         for tap, vector in enumerate(_unrolled(v, TRANSFORMS[stride].filters_back, square)):
-            v.store(vector, totals.at(v.index(tap), i), 0, inside)
+            v.store(vector, totals.at(v.index(tap), i), 0, mask)
+
+    v.cover(totals.shape[1], write, again=False)
 
 
 def _plain_square_products(weights, seen, sums, KB, VB):
@@ -128,19 +121,29 @@ def _plain_output_square(sums, first, bias, y, place, stride):
 def output_square(v, builder, sums, first, bias, y, place, stride):
     transform = _of_output(stride, bias)
     p, q, i = place
-    table, samples = v.table(transform.before * transform.after), v.within(i, y.shape[3])
-    with loop(builder, v.index(0), y.shape[0]) as k:
+    zero, (K, _, _, n) = v.index(0), y.shape
+    table = v.table(transform.before * transform.after)
+
+    def write(k: Any, *, masked: bool) -> None:
         k_bias = None if bias is None else v.splat(builder.load(bias.at(k)))
 
         def load(a: Any, b: Any) -> Any:
-            return v.load(sums.at(v.sum(v.times(transform.before, a), b), k, first), 0, samples)
+            begin = sums.at(v.sum(v.times(transform.before, a), b), k, first)
+            return v.load(begin, 0, v.within(i, n) if masked else None)
 
         def store(a: Any, b: Any, vector: Any) -> None:
             row, column = v.sum(p, a), v.sum(q, b)
-            mask, to = _mask(v, builder, row, column, i, y.shape), y.at(k, row, column, i)
+            mask = _mask(v, builder, row, column, i, y.shape) if masked else None
+            to = y.at(k, row, column, i)
             v.store(builder.fadd(vector, v.load(to, 0, mask) if bias is None else k_bias), to, 0, mask)
 
         _looped(v, builder, transform, table, load, store)
+
+    with builder.if_else(_is_whole(v, builder, place, transform.after, y.shape)) as (then, otherwise):
+        with then, loop(builder, zero, K) as k:
+            write(k, masked=False)
+        with otherwise, loop(builder, zero, K) as k:
+            write(k, masked=True)
 
 
 def _of_output(stride: int, bias: Any) -> Transform:
@@ -270,6 +273,15 @@ def _looped(
         begin = builder.gep(table, [v.times(v.lanes * before, row)])
         for column, vector in enumerate(transform.write(v, [v.load(begin, i) for i in range(before)])):
             store(row, v.index(column), vector)
+
+
+def _is_whole(v: Vectors, builder: Any, place: Any, side: int, shape: Any) -> Any:
+    """Whether a square of `side` x `side` places and a vector of samples lies inside the image (C, H, W, n)."""
+    whole = builder.icmp_signed("<=", v.sum(place[2], v.index(v.lanes)), shape[3])
+    for begin, size in zip(place[:2], shape[1:3], strict=True):
+        whole = builder.and_(whole, builder.icmp_signed(">=", begin, v.index(0)))
+        whole = builder.and_(whole, builder.icmp_signed("<=", v.sum(begin, v.index(side)), size))
+    return whole
 
 
 def _mask(v: Vectors, builder: Any, row: Any, column: Any, i: Any, shape: Any) -> Any:

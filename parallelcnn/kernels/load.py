@@ -1,5 +1,7 @@
 """Load samples from a data set for the first layer: gather, scale and transpose in one pass, also with windows."""
 
+from typing import Any
+
 import numpy as np
 
 from ._jit import exact_kernel, kernel
@@ -61,9 +63,14 @@ def load_tile(v, builder, images, indices, scale, x, tile):
         sample = builder.select(builder.icmp_signed("<", sample, last), sample, last)
         index = v.argument(indices.dtype, builder.load(indices.at(sample)))
         rows.append(v.load_as(images.at(index, f), images.dtype))
-    wanted, factor = v.within(i, N), v.splat(scale)
-    for lane, column in enumerate(v.transposed(rows)):
-        v.store(builder.fmul(column, factor), x.at(builder.add(f, v.index(lane)), i), 0, wanted)
+    factor = v.splat(scale)
+    columns = [builder.fmul(column, factor) for column in v.transposed(rows)]
+
+    def store(mask: Any) -> None:
+        for lane, column in enumerate(columns):
+            v.store(column, x.at(builder.add(f, v.index(lane)), i), 0, mask)
+
+    v.with_mask_if_needed(i, N, store)
 
 
 @exact_kernel
@@ -148,11 +155,16 @@ def load_window_tile(v, builder, images, scale, places, mean, factor, x, tile):
         loaded = v.load_as(images.at(v.index(0), place), images.dtype)
         loaded = v.either(is_forwards, loaded, v.backwards(loaded))
         rows.append(builder.select(v.within(builder.add(begin, q), size), loaded, v.zero))
-    wanted = v.within(first, N)
     scales, means, factors = v.splat(scale), v.splat(builder.load(mean.at(c))), v.splat(builder.load(factor.at(c)))
-    for lane, column in enumerate(v.transposed(rows)):
-        numbers = builder.fmul(builder.fsub(builder.fmul(column, scales), means), factors)
-        v.store(numbers, x.at(c, p, builder.add(q, v.index(lane)), first), 0, wanted)
+    columns = [
+        builder.fmul(builder.fsub(builder.fmul(column, scales), means), factors) for column in v.transposed(rows)
+    ]
+
+    def store(mask: Any) -> None:
+        for lane, column in enumerate(columns):
+            v.store(column, x.at(c, p, builder.add(q, v.index(lane)), first), 0, mask)
+
+    v.with_mask_if_needed(first, N, store)
 
 
 def _plain_prefetch_row(array, row, margin):

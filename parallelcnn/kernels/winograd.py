@@ -65,9 +65,9 @@ _LANES = VECTOR_BYTES // 4  # for float32, the smallest type
 _PANEL = 32  # samples of squares in a panel of the weight gradient
 
 
-def pays(weight: tuple[int, ...], strides: tuple[int, int], outputs: tuple[int, ...]) -> bool:
-    """Whether the algorithm can compute this output, (K, P, Q, n), with filters (K, C, R, S) and strides, and is faster
-    than the tiles of `conv2d`.
+def pays(weight: tuple[int, ...], strides: tuple[int, int], outputs: tuple[int, ...], seen: tuple[int, ...]) -> bool:
+    """Whether the algorithm can compute this output, (K, P, Q, n), from the image that it sees, (C, H, W, n), with
+    filters (K, C, R, S) and strides, and is faster than the tiles of `conv2d`.
 
     Squares partly outside of the output and partly filled vectors compute numbers that are not needed. So it is not
     faster for small images of few samples, and for few channels, where transforms cost more than they save.
@@ -82,7 +82,9 @@ def pays(weight: tuple[int, ...], strides: tuple[int, int], outputs: tuple[int, 
     # Zen 4, which computes a product of 64 bytes in every clock cycle, and of about twice as many on an Intel Xeon that
     # computes two. With stride 2 the tiles of `conv2d` also copy the image: they take 1.25 to 1.45 times as long.
     transformed = SIDES[strides[0]] ** 2 * _LANES * (vectors * C * K + pieces * (10 * (C + K) + 64))
-    direct = (9 if strides == (1, 1) else 11.25) * C * K * P * Q * n
+    # Those tiles leave out taps outside the image: a padding of 2 makes the output larger, but adds no products.
+    _, H, W, _ = seen
+    direct = (9 if strides == (1, 1) else 11.25) * C * K * min(P, H) * min(Q, W) * n
     return 0 < transformed <= direct
 
 

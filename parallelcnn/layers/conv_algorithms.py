@@ -85,7 +85,8 @@ def select(windows: Windows, weight: Shape, x: Shape, y: Shape, computed: Shape)
             return Subsampled(strides, select(one_by_one, weight, seen, y, seen if computed == x else y))
         if x[1:] == y[1:] and min(K, C) >= _POINTWISE_CHANNELS:
             return Pointwise()
-    if winograd.pays(weight, strides, computed if strides == (1, 1) else y):
+    outputs, seen = (x, y) if strides == (1, 1) and computed == x else (y, x)
+    if winograd.pays(weight, strides, outputs, seen):
         return Winograd(*windows)
     if max(strides) > 1 and C >= _IM2COL_CHANNELS and K >= _IM2COL_FILTERS:
         return Im2col(*windows)
@@ -192,8 +193,8 @@ class Pointwise:
     """Filters of 1 x 1 as matrix products; see `kernels.pointwise`."""
 
     def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
-        given = bias if bias.size else None
-        step.call(pointwise.pointwise_forward, whole_images(x), weight[:, :, 0, 0], given, whole_images(y))
+        given, columns = bias if bias.size else None, step.scratch(pointwise.columns_shape(len(x), x.itemsize))
+        step.call(pointwise.pointwise_forward, whole_images(x), weight[:, :, 0, 0], given, columns, whole_images(y))
         return x
 
     def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
@@ -204,8 +205,9 @@ class Pointwise:
 
     def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
         turned = step.scratch((len(dx), len(dy)))
+        columns = step.scratch(pointwise.columns_shape(len(dy), dy.itemsize))
         kernel = pointwise.pointwise_backward_input
-        step.call(kernel, whole_images(dy), weight[:, :, 0, 0], turned, whole_images(dx))
+        step.call(kernel, whole_images(dy), weight[:, :, 0, 0], turned, columns, whole_images(dx))
 
 
 class Subsampled(NamedTuple):
