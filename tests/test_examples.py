@@ -6,6 +6,8 @@ import sys
 
 import cifar10
 import cifar10_recipe as recipe
+import cifar10_record
+import cifar10_resnet20
 import keras_example
 import numpy as np
 import pytest
@@ -119,7 +121,7 @@ def test_folders_without_pictures_and_other_sizes_are_refused(pictures, tmp_path
 
 def test_both_systems_begin_with_the_same_network_and_cut_alike(sets):
     torch = pytest.importorskip("torch")
-    ours, theirs = (recipe.SYSTEMS[name](options(), sets) for name in ("parallelcnn", "pytorch"))
+    ours, theirs = (cifar10_resnet20.SYSTEMS[name](options(), sets) for name in ("parallelcnn", "pytorch"))
     first, second = ours.evaluate(), theirs.evaluate()
     assert first["test_loss"] == pytest.approx(second["test_loss"], rel=1e-4)
     assert first["test_accuracy"] == second["test_accuracy"]
@@ -133,15 +135,23 @@ def test_both_systems_begin_with_the_same_network_and_cut_alike(sets):
 
 
 def test_a_page_has_accuracies_by_seed_and_times_side_by_side():
-    about = {"machine": "a machine; 2 cores", "versions": "Python 3.11"}
+    about, whole = {"machine": "a machine; 2 cores", "versions": "Python 3.11"}, {"seconds_of_process": None}
     trainings = [
-        {**about, "system": system, "seed": seed, "epochs": 10, "threads": 2, "test_accuracy": accuracy + seed / 100}
+        {
+            **about,
+            **whole,
+            "system": system,
+            "seed": seed,
+            "epochs": 10,
+            "threads": 2,
+            "test_accuracy": accuracy + seed / 100,
+        }
         for system, accuracy, seeds in (("parallelcnn", 0.9, (0, 1)), ("pytorch", 0.8, (0,)))
         for seed in seeds
     ]
     rounds = [{"parallelcnn": 0.64, "pytorch": 1.28}, {"parallelcnn": 1.28, "pytorch": 3.84}]
     timing = {**about, "steps": 5, "threads": 2, "rounds": rounds, "failures": {"pytorch-compiled": "no\ncompiler"}}
-    page = cifar10.page_of(trainings, timing)
+    page = cifar10.page_of("resnet20", trainings, timing)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
     assert rows[2:4] == [
         ["parallelcnn", "90.00", "91.00", "90.50"],
@@ -150,10 +160,82 @@ def test_a_page_has_accuracies_by_seed_and_times_side_by_side():
     assert rows[6][1:] == ["1500 (1000 to 2000)", "12.5 (8.3 to 16.7)", ""]
     assert rows[7][1:] == ["4000 (2000 to 6000)", "33.3 (16.7 to 50.0)", "2.50 (2.00 to 3.00)"]
     assert "PyTorch, compiled failed: no compiler" in page
-    assert "cifar10.py train pytorch --images IMAGES --threads 2 --folder FOLDER" in page
+    assert "Minutes from the start" not in page
+    assert "cifar10.py --recipe resnet20 train pytorch --images IMAGES --threads 2 --folder FOLDER" in page
+    trainings[0]["seconds_of_process"] = 90.0
+    page = cifar10.page_of("record", trainings, timing)
+    assert "Minutes from the start of a process to its accuracy: parallelcnn 1.5 (1.5 to 1.5)." in page
+    assert "in each of which all took a turn of 5 minibatches of 1024" in page
     trainings[0]["epochs"] = 9
     with pytest.raises(pc.InputError, match=r"the same number of epochs, got \[9, 10\]"):
-        cifar10.page_of(trainings, timing)
+        cifar10.page_of("resnet20", trainings, timing)
+
+
+def test_both_systems_have_the_same_outputs_for_six_views_by_the_record(sets):
+    pytest.importorskip("torch")
+    ours, theirs = (cifar10_record.SYSTEMS[name](options(), sets) for name in ("parallelcnn", "pytorch"))
+    for row, column, flipped in ((2, 2, False), (1, 1, True), (3, 3, False)):
+        logits = theirs.test_logits(row, column, flipped)
+        found = ours.log_probabilities(row, column, flipped)
+        np.testing.assert_allclose(found, logits - np.log(np.exp(logits).sum(1, keepdims=True)), atol=1e-4)
+
+
+def test_whitened_patches_have_no_correlations(rng):
+    images = rng.normal(0, 1, (50, 3, 8, 8)).cumsum(axis=3)
+    filters = cifar10_record.whitening(images)
+    patches = np.lib.stride_tricks.sliding_window_view(images, (2, 2), (2, 3)).transpose(0, 2, 3, 1, 4, 5)
+    whitened = patches.reshape(-1, 12) @ filters[:12].reshape(12, 12).T
+    np.testing.assert_allclose(whitened.T @ whitened / len(whitened), np.eye(12), atol=0.02)
+    np.testing.assert_array_equal(filters[12:], -filters[:12])
+
+
+def test_in_every_second_epoch_an_image_is_mirrored():
+    order = cifar10_record.AlternatingFlips(2 * cifar10_record.BATCH_SIZE + 10, 0)
+    epochs = [[], [], []]
+    for epoch, minibatch in recipe.epochs_of(order, order.samples_in(1), 3):
+        epochs[epoch - 1].extend(minibatch)
+    images = 2 * cifar10_record.BATCH_SIZE + 10
+    mirrored = [dict(zip(np.array(seen) % images, np.array(seen) >= images, strict=True)) for seen in epochs]
+    assert [len(one) for one in mirrored] == [2 * cifar10_record.BATCH_SIZE] * 3  # no image twice
+    both = mirrored[0].keys() & mirrored[1].keys() & mirrored[2].keys()
+    assert all(mirrored[0][i] == mirrored[2][i] != mirrored[1][i] for i in both)
+    assert 0.4 < np.mean([mirrored[0][i] for i in both]) < 0.6
+
+
+def test_lookahead_is_the_same_in_both_systems(sets):
+    torch = pytest.importorskip("torch")
+    theirs = cifar10_record.SYSTEMS["pytorch"](options(), sets)
+    network = theirs.initial_network()
+    factors = cifar10_record.factors_of(network)
+    assert sorted(set(factors)) == [0, 1, cifar10_record.BIAS_FACTOR]
+    slots = network.layout.trained.slots
+    rates = tuple((slot.start, slot.stop, factor) for slot, factor in zip(slots, factors, strict=True))
+    ours, state = cifar10_record.Lookahead(rates), {}
+    params = np.concatenate([network.named_arrays[slot.key].ravel() for slot in slots])
+    optimizer = theirs.optimizer()
+    for step in range(10):
+        gradient = np.cos(np.arange(params.size) + step).astype(np.float32)
+        for slot, parameter in zip(slots, theirs._network.parameters(), strict=True):
+            mine = gradient[slot.start : slot.stop].reshape(tuple(parameter.shape)).copy()
+            parameter.grad = torch.empty_like(parameter).copy_(torch.from_numpy(mine))  # in its memory format
+        for group in optimizer.param_groups:
+            group["lr"] = theirs.rate(step, 10) * group["factor"]
+        optimizer.step()
+        theirs.after_step(step + 1, 10)
+        ours.update(params, gradient.copy(), state, step, 10)
+    found = np.concatenate([parameter.detach().numpy().ravel() for parameter in theirs._network.parameters()])
+    np.testing.assert_allclose(params, found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["parallelcnn", "pytorch"])
+def test_the_record_learns_its_images(system, sets):
+    pytest.importorskip("torch")
+    (images, labels), _ = sets
+    trainer = cifar10_record.SYSTEMS[system](options(), [(images, labels), (images, labels)])
+    _, losses = trainer.train(len(labels), 10)
+    assert losses[-1] < losses[0]
+    assert trainer.evaluate().keys() == {"test_accuracy", "test_accuracy_of_one_view"}
 
 
 @pytest.mark.slow

@@ -1,14 +1,8 @@
-"""What `cifar10.py` trains: ResNet-20 on CIFAR-10 by one recipe, in parallelcnn and in PyTorch.
+"""What the recipes of `cifar10.py` share: the images, and training in parallelcnn and in PyTorch.
 
-Both start from the same weights and see the same samples in the same order, with the same learning rates. They differ
-in the random numbers of the augmentation, and in batch normalisation: parallelcnn's statistics are those of a shard of
-the minibatch, by default about 32 samples, PyTorch's those of all 128.
-
-The parts of the recipe are published ones:
-* SGD with Nesterov momentum 0.9, minibatches of 128, images that are cropped at random after padding with 4 zeros on
-  each side, and flipped at random; weights drawn by He initialisation: He et al. 2016, arXiv:1512.03385, section 4.2.
-* Weight decay 5e-4 (Zagoruyko & Komodakis 2016, arXiv:1605.07146, section 3), here not of biases and normalisation.
-* One cycle of the learning rate over few epochs (Smith & Topin 2018, arXiv:1708.07120).
+Both systems start from the same weights and see the same samples in the same order, with the same learning rates. They
+differ in the random numbers of the augmentation, and in batch normalisation: parallelcnn's statistics are those of a
+shard of the minibatch, PyTorch's those of the whole minibatch.
 """
 
 import argparse
@@ -23,24 +17,28 @@ from typing import Any
 import numpy as np
 
 import parallelcnn as pc
+from parallelcnn.data.sampler import SampleOrder
 from parallelcnn.layers.normalize import mean_and_deviation
 
 sys.path.append(str(Path(__file__).with_name("systems")))
 import contract
-from train_pytorch import build
 
 Array = np.ndarray
+Sets = list[tuple[Array, Array]]
 
-SIZE, BORDER = 32, 4  # pixels of an image, and of the zeros around it before it is cropped
-BATCH_SIZE = 128
-RATES = pc.OneCycle(0.2, rise=0.25)
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+SIZE = 32  # pixels of an image, in each direction
+NAMES = {
+    "parallelcnn": "parallelcnn",
+    "pytorch": "PyTorch, channels_last",
+    "pytorch-compiled": "PyTorch, compiled",
+    "pytorch-bfloat16": "PyTorch, channels_last, bfloat16",
+}
 
 
 # ---- data
 
 
-def load(folder: Path, cache: Path) -> list[tuple[Array, Array]]:
+def load(folder: Path, cache: Path) -> Sets:
     """The training set and the test set: (images (n, 3, 32, 32) uint8, labels (n,) int64).
 
     Args:
@@ -82,14 +80,16 @@ def _decode(folder: Path) -> tuple[Array, Array]:
 
 
 class Recipe(contract.Trainer):
-    """A training by the recipe.
+    """A training by a recipe.
 
     Args:
-        options: epochs, seed, threads.
+        options: seed, threads.
         sets: as `load` returns them.
     """
 
-    def __init__(self, options: argparse.Namespace, sets: list[tuple[Array, Array]]) -> None:
+    BATCH_SIZE: int
+
+    def __init__(self, options: argparse.Namespace, sets: Sets) -> None:
         self.options, (self.train_set, self.test_set) = options, sets
         self.mean, self.deviation = mean_and_deviation(self.train_set[0])
 
@@ -99,70 +99,63 @@ class Recipe(contract.Trainer):
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
-        """Loss and accuracy on the test set."""
-
-    def initial_network(self) -> pc.NetworkHandler:
-        """ResNet-20 with its initial weights, after the layers that prepare the images."""
-        prepare = pc.RandomFlip(), pc.RandomCrop(BORDER), pc.Normalize(self.mean, self.deviation)
-        layers = (*prepare, *pc.resnet20())
-        network = pc.NetworkHandler(layers, (3, SIZE, SIZE), self.options.seed)
-        rng = np.random.default_rng(self.options.seed)
-        for weight in network.named_arrays.values():
-            if weight.ndim == 4:  # parallelcnn's own choice for a convolution without relu is Glorot's
-                weight[...] = rng.normal(0, np.sqrt(2 / weight[0].size), weight.shape)
-        return network
-
-
-class Ours(Recipe):
-    """The recipe in parallelcnn, in one process."""
-
-    def __init__(self, options: argparse.Namespace, sets: list[tuple[Array, Array]]) -> None:
-        super().__init__(options, sets)
-        self.versions = {"parallelcnn": pc.__version__}
-        self.reset()
-
-    def reset(self) -> None:
-        self._network = self.initial_network()
-
-    def train(self, samples: int, epochs: int) -> tuple[float, list[float]]:
-        images, labels = self.train_set
-        some, one = (pc.Dataset(images[:n], labels[:n], 10) for n in (samples, 1))
-        optimizer = pc.SGD(RATES, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
-        say = pc.LambdaCallback(on_epoch_end=lambda epoch, logs: say_loss(epoch, logs["loss"]))
-        how = {"seed": self.options.seed, "threads": self.options.threads, "callbacks": [say], "verbose": 0}
-        history = pc.train(self._network, some, one, optimizer, epochs, BATCH_SIZE, **how)
-        return history.train_seconds, np.array(history.losses).reshape(epochs, -1).mean(1).tolist()
-
-    def evaluate(self) -> dict[str, float]:
-        result = pc.evaluate(self._network, pc.Dataset(*self.test_set, 10), threads=self.options.threads)
-        return {"test_accuracy": float(result["accuracy"]), "test_loss": result.loss}
+        """`test_accuracy` on the test set, and other results."""
 
 
 class PyTorch(Recipe):
-    """The recipe in PyTorch, in its memory format channels_last, eager or compiled.
+    """A recipe in PyTorch, in its memory format channels_last, eager or compiled, with autocast to bfloat16 or without.
 
     The images are in memory as bytes, channels last and with their border: one indexing operation crops and flips a
     minibatch.
     """
 
-    def __init__(self, options: argparse.Namespace, sets: list[tuple[Array, Array]], compiled: bool = False) -> None:
+    BORDER: int  # pixels around an image, before it is cropped
+    PADDING: Any  # what they are; see numpy.pad
+    LABEL_SMOOTHING = 0.0
+
+    def __init__(
+        self, options: argparse.Namespace, sets: Sets, *, compiled: bool = False, bfloat16: bool = False
+    ) -> None:
         super().__init__(options, sets)
         os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
         try:
             import torch
         except ImportError as error:
             raise contract.NotInstalled(f"PyTorch is not installed ({error})") from None
-        self._torch, self.versions = torch, {"torch": torch.__version__}
+        self._torch, self._is_autocast, self.versions = torch, bfloat16, {"torch": torch.__version__}
         torch.set_num_threads(options.threads)
-        border = ((0, 0), (BORDER, BORDER), (BORDER, BORDER), (0, 0))
+        border = ((0, 0), (self.BORDER,) * 2, (self.BORDER,) * 2, (0, 0))
         self._images, self._test_images = (
-            torch.from_numpy(np.pad(images.transpose(0, 2, 3, 1), border)) for images, _ in sets
+            torch.from_numpy(np.pad(images.transpose(0, 2, 3, 1), border, self.PADDING)) for images, _ in sets
         )
         self._labels, self._test_labels = (torch.from_numpy(labels) for _, labels in sets)
         self._numbers = [255 * torch.tensor(numbers, dtype=torch.float32) for numbers in (self.mean, self.deviation)]
-        self._network = build(pc.resnet20(), (3, SIZE, SIZE)).to(memory_format=torch.channels_last)
+        self._network = self.module().to(memory_format=torch.channels_last)
         self._loss = torch.compile(self._loss_of) if compiled else self._loss_of
         self.reset()
+
+    @abstractmethod
+    def module(self) -> Any:
+        """The network, whose parameters are in parallelcnn's order."""
+
+    @abstractmethod
+    def initial_network(self) -> pc.NetworkHandler:
+        """The network of parallelcnn that has the initial weights."""
+
+    @abstractmethod
+    def optimizer(self) -> Any:
+        """A new optimizer, whose groups have a `factor` of the learning rate."""
+
+    @abstractmethod
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 0."""
+
+    @abstractmethod
+    def minibatches(self, samples: int, epochs: int) -> Iterator[tuple[int, Array, Any]]:
+        """The epoch (counted from 1), the samples and which of them are flipped, of every minibatch."""
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Called after every step, counted from 1."""
 
     def reset(self) -> None:
         network = self.initial_network()
@@ -174,8 +167,13 @@ class PyTorch(Recipe):
             if hasattr(module, "reset_running_stats"):
                 module.reset_running_stats()
 
+    def _output_of(self, x: Any) -> Any:
+        with self._torch.autocast("cpu", self._torch.bfloat16, enabled=self._is_autocast):
+            return self._network(x).float()
+
     def _loss_of(self, x: Any, y: Any) -> Any:
-        return self._torch.nn.functional.cross_entropy(self._network(x), y)
+        entropy = self._torch.nn.functional.cross_entropy
+        return entropy(self._output_of(x), y, label_smoothing=self.LABEL_SMOOTHING)
 
     def _cut(self, images: Any, rows: Any, columns: Any, flips: Any) -> Any:
         """Windows of images with a border: (n, 3, 32, 32) floats, channels last in memory."""
@@ -186,62 +184,67 @@ class PyTorch(Recipe):
         cut = images[sample, (rows[:, None] + place)[:, :, None], (columns[:, None] + across)[:, None, :]]
         return ((cut - self._numbers[0]) / self._numbers[1]).permute(0, 3, 1, 2)
 
-    def minibatches(self, samples: int, epoch: int) -> Iterator[Array]:
-        """As in parallelcnn's default sampler."""
-        order = np.random.default_rng((self.options.seed, epoch)).permutation(samples)
-        for start in range(0, samples, BATCH_SIZE):
-            yield order[start : start + BATCH_SIZE]
-
     def train(self, samples: int, epochs: int) -> tuple[float, list[float]]:
         torch = self._torch
-        decayed = [parameter for parameter in self._network.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in self._network.parameters() if parameter.ndim == 1]
-        groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others}]
-        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=MOMENTUM, nesterov=True, fused=True)
-        steps, step, means = epochs * -(-samples // BATCH_SIZE), 0, []
+        optimizer = self.optimizer()
         torch.manual_seed(self.options.seed)
         self._network.train()
+        minibatches = list(self.minibatches(samples, epochs))
+        losses: list[list[Any]] = [[] for _ in range(epochs)]
         started = time.perf_counter()
-        for epoch in range(1, epochs + 1):
-            losses = []
-            for minibatch in self.minibatches(samples, epoch):
-                chosen, n = torch.from_numpy(minibatch), len(minibatch)
-                rows, columns = torch.randint(2 * BORDER + 1, (2, n))
-                x = self._cut(self._images[chosen], rows, columns, torch.rand(n) < 0.5)
-                for group in optimizer.param_groups:
-                    group["lr"] = RATES.at(step, steps)
-                optimizer.zero_grad()
-                loss = self._loss(x, self._labels[chosen])
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.detach())
-                step += 1
-            means.append(float(torch.stack(losses).mean()))
-            say_loss(epoch, means[-1])
-        return time.perf_counter() - started, means
+        for step, (epoch, minibatch, flips) in enumerate(minibatches):
+            chosen, n = torch.from_numpy(minibatch), len(minibatch)
+            rows, columns = torch.randint(2 * self.BORDER + 1, (2, n))
+            x = self._cut(self._images[chosen], rows, columns, flips)
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate(step, len(minibatches)) * group["factor"]
+            optimizer.zero_grad()
+            loss = self._loss(x, self._labels[chosen])
+            loss.backward()
+            optimizer.step()
+            self.after_step(step + 1, len(minibatches))
+            losses[epoch - 1].append(loss.detach())
+            if step + 1 == len(minibatches) or minibatches[step + 1][0] > epoch:
+                say_loss(epoch, float(torch.stack(losses[epoch - 1]).mean()))
+        seconds = time.perf_counter() - started
+        return seconds, [float(torch.stack(some).mean()) for some in losses]
 
-    def evaluate(self) -> dict[str, float]:
+    def test_logits(self, row: int, column: int, flipped: bool = False) -> Array:
+        """(n, 10), of windows of the test images that begin at this row and column of the image with its border."""
         torch, outputs = self._torch, []
         self._network.eval()
         with torch.no_grad():
             for some in self._test_images.split(1000):
-                centre = torch.full((len(some),), BORDER)
-                x = self._cut(some, centre, centre, torch.zeros(len(some), dtype=torch.bool))
-                outputs.append(self._network(x))
-            logits = torch.cat(outputs)
-            loss = torch.nn.functional.cross_entropy(logits, self._test_labels)
-        accuracy = (logits.argmax(1) == self._test_labels).double().mean()
-        return {"test_accuracy": float(accuracy), "test_loss": float(loss)}
+                rows, columns = (torch.full((len(some),), place) for place in (row, column))
+                flips = torch.full((len(some),), flipped)
+                outputs.append(self._output_of(self._cut(some, rows, columns, flips)))
+        return torch.cat(outputs).numpy()
+
+
+def epochs_of(order: SampleOrder, samples: int, epochs: int) -> Iterator[tuple[int, Array]]:
+    """The epoch and the samples of every minibatch, as parallelcnn trains on them."""
+    seen = 0
+    while seen < epochs * samples:
+        epoch, minibatch = order.after(seen)
+        yield epoch, minibatch
+        seen += len(minibatch)
+
+
+def seconds_of_process() -> float:
+    """How long ago this process was started [s]."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # in clock ticks since boot
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 def say_loss(epoch: int, loss: float) -> None:
     print(f"epoch {epoch}: mean training loss {loss:.4f}", file=sys.stderr, flush=True)
 
 
-# The first two reach the same accuracies; the third only runs faster or slower.
-SYSTEMS: dict[str, Any] = {
-    "parallelcnn": Ours,
-    "pytorch": PyTorch,
-    "pytorch-compiled": lambda options, sets: PyTorch(options, sets, compiled=True),
-}
-NAMES = {"parallelcnn": "parallelcnn", "pytorch": "PyTorch, channels_last", "pytorch-compiled": "PyTorch, compiled"}
+def systems_of(ours: type[Recipe], pytorch: type[PyTorch]) -> dict[str, Any]:
+    """The systems of NAMES by a recipe: functions (options, sets) -> Recipe."""
+    return {
+        "parallelcnn": ours,
+        "pytorch": pytorch,
+        "pytorch-compiled": lambda options, sets: pytorch(options, sets, compiled=True),
+        "pytorch-bfloat16": lambda options, sets: pytorch(options, sets, bfloat16=True),
+    }
