@@ -9,6 +9,7 @@ import small
 from thread_ranks import on_ranks
 
 from parallelcnn.comm import share_on_node, shared_file, sharing
+from parallelcnn.comm.mapping import SharedFile
 
 
 @pytest.fixture
@@ -24,8 +25,8 @@ def share(comm):
 
 def test_ranks_of_a_node_get_one_copy_from_a_file_that_has_no_name_at_any_time(empty, monkeypatch):
     seen = []
-    map_file = sharing._map
-    monkeypatch.setattr(sharing, "_map", lambda written: (seen.extend(empty.iterdir()), map_file(written))[1])
+    map_file = SharedFile.map
+    monkeypatch.setattr(SharedFile, "map", lambda file: (seen.extend(empty.iterdir()), map_file(file))[1])
     values = on_ranks(3, share)
     assert seen == []
     places = {shared_file(value["data"].images) for value in values}
@@ -40,7 +41,12 @@ def test_ranks_of_a_node_get_one_copy_from_a_file_that_has_no_name_at_any_time(e
 @pytest.mark.parametrize("path", ["/proc/4194304/fd/3", "/proc/self/stat"], ids=["no such process", "another one"])
 def test_a_rank_that_cannot_open_the_file_loads_by_itself(path, empty, monkeypatch):
     write = sharing._write_arrays
-    monkeypatch.setattr(sharing, "_write_arrays", lambda *arguments: write(*arguments)._replace(path=path))
+
+    def write_elsewhere(*arguments):
+        written = write(*arguments)
+        return written._replace(file=written.file._replace(path=path))
+
+    monkeypatch.setattr(sharing, "_write_arrays", write_elsewhere)
     values = on_ranks(2, share)
     assert [value["rank"] for value in values] == [0, 1]
     assert list(empty.iterdir()) == []

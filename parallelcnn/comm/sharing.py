@@ -1,8 +1,6 @@
 """Shared memory: the ranks of a node share one copy of the data."""
 
 import contextlib
-import mmap
-import os
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -10,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from parallelcnn.comm.mapping import SharedFile
 from parallelcnn.comm.together import run_together
 from parallelcnn.comm.transport import Transport
 from parallelcnn.errors import DataError
@@ -47,7 +46,7 @@ def share_on_node(comm: Transport, load: Callable[[], T]) -> T:
         def take() -> Any:
             if len(node) == 1:
                 return mine
-            memory = _map(written)
+            memory = written.file.map()
             return load() if memory is None else _with_arrays_in(memory, written)
 
         return run_together(comm, take)  # the file stays open until all ranks have mapped it
@@ -57,14 +56,12 @@ class _Written(NamedTuple):
     """A value whose arrays are in a file.
 
     Attributes:
-        path: path of the file, for other processes.
-        identity: device and inode, since in another container `path` may be another file.
+        file: where the file is.
         pieces: (start, length) of each array in the file.
         pickled: the value without its arrays.
     """
 
-    path: str
-    identity: tuple[int, int]
+    file: SharedFile
     pieces: list[tuple[int, int]]
     pickled: bytes
 
@@ -86,27 +83,11 @@ def _write_arrays(value: Any, files: contextlib.ExitStack) -> _Written:
             f"the data set cannot be put into {tempfile.gettempdir()} for all ranks of this node: {error.strerror}; "
             f"TMPDIR names another folder"
         ) from None
-    return _Written(f"/proc/{os.getpid()}/fd/{file.fileno()}", _identity(file.fileno()), pieces, pickled)
-
-
-def _map(written: _Written) -> memoryview | None:
-    """Map the file into memory, read-only; None if this process cannot open it."""
-    try:
-        with open(written.path, "rb") as file:
-            if _identity(file.fileno()) == written.identity:
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError:
-        pass
-    return None
+    return _Written(SharedFile.of(file.fileno()), pieces, pickled)
 
 
 def _with_arrays_in(memory: memoryview, written: _Written) -> Any:
     return pickle.loads(written.pickled, buffers=[memory[start : start + length] for start, length in written.pieces])
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino
 
 
 def shared_file(array: np.ndarray) -> tuple[str, str, int] | None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from parallelcnn.comm.messages import last_line, say
+from parallelcnn.comm.shared_sum import SharedSum, can_share, create_memory
 from parallelcnn.errors import ParallelCNNError
 
 Array = np.ndarray
@@ -113,10 +114,14 @@ class MPITransport:
         self.waiting = ""
         self.watchdog: Any = None
         self._ranks_on_node: list[int] = []
+        self._shared_sum: SharedSum | None = None
 
     def allreduce(self, array: Array) -> None:
         with self.collective("allreduce"):
-            self.mpi_comm.Allreduce(self._MPI.IN_PLACE, array)
+            if self._shared_sum is not None and self._shared_sum.takes(array):
+                self._shared_sum.add(array, self.look_for_losses)
+            else:
+                self.mpi_comm.Allreduce(self._MPI.IN_PLACE, array)
 
     def allreduce_max(self, array: Array) -> None:
         with self.collective("allreduce"):
@@ -174,6 +179,10 @@ class MPITransport:
             failed = f"MPI failed in {self.waiting}, as it does if another rank is lost"
             raise ParallelCNNError(f"{failed}: {last_line(error)}") from error
 
+    def look_for_losses(self) -> None:
+        """Let MPI notice lost ranks while this rank waits without it; may raise MPI's error."""
+        self.mpi_comm.Iprobe()
+
     def unpickle(self, receive: Callable[[], T]) -> T:
         """Call `receive`, which unpickles values of other ranks; returns its result."""
         return receive()
@@ -183,6 +192,27 @@ class MPITransport:
             node = self.mpi_comm.Split_type(self._MPI.COMM_TYPE_SHARED)
             self._ranks_on_node = sorted(node.allgather(self.rank))
             node.Free()
+        self._shared_sum = self._share_sums()
+
+    def _share_sums(self) -> SharedSum | None:
+        """Memory for sums if all ranks are on this node and all can map it, otherwise None."""
+        if len(self._ranks_on_node) < self.size or not can_share(self.size):
+            return None
+        descriptor, file = -1, None
+        if self.rank == 0:
+            with contextlib.suppress(OSError):
+                descriptor, file = create_memory(self.size)
+        try:
+            with self.checked():
+                file = self.unpickle(lambda: self.mpi_comm.bcast(file))
+            memory = None if file is None else file.map(writable=True)
+            have_all = np.array([memory is not None], np.intc)
+            with self.checked():
+                self.mpi_comm.Allreduce(self._MPI.IN_PLACE, have_all, self._MPI.MIN)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)  # all have mapped it
+        return SharedSum(memory, self.rank, self.size) if memory is not None and have_all[0] else None
 
 
 def wait_patiently(look: Callable[[], Any]) -> Any:

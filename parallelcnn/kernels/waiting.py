@@ -1,4 +1,4 @@
-"""Wait for another thread without sleeping: in a virtual machine, waking a thread on another core takes 50 us."""
+"""Wait for another thread or process without sleep: in a virtual machine, waking another core takes 50 us."""
 
 import platform
 from typing import Any
@@ -15,16 +15,18 @@ _ON_X86 = platform.machine() in ("x86_64", "AMD64")
 
 @kernel
 def tell_and_wait(flags, mine, value, other, wanted, pauses, more):
-    """Set flags[mine] = value, then wait until flags[other] is `wanted`, for at most `pauses` pauses; if it is, wait
-    for `more` further pauses. flags: int64, shared by two threads, each of which writes one element.
+    """Set flags[mine] = value, then wait until flags[other] is at least `wanted`, for at most `pauses` pauses; if it
+    is, wait for `more` further pauses. Returns whether it is. flags: int64, shared by threads or processes, each of
+    which writes one element.
     """
     store(flags, mine, value)
     for _ in range(pauses):
-        if load(flags, other) == wanted:
+        if load(flags, other) >= wanted:
             for _ in range(more):
                 pause()
-            return
+            return True
         pause()
+    return False
 
 
 def _plain_load(flags, i):

@@ -202,6 +202,12 @@ class FaultTolerantTransport(MPITransport):
         self.mpi_comm = mpi_comm
         self._ranks_on_node = sorted(rank for rank, _ in ranks)
         self._first_on_node = [first for _, first in ranks]
+        self._shared_sum = self._share_sums()
+
+    def look_for_losses(self) -> None:
+        super().look_for_losses()
+        if self.mpi_comm.Is_revoked() or self.mpi_comm.Get_failed().Get_size() > 0:
+            raise self._MPI.Exception(self._MPI.ERR_PROC_FAILED)
 
     def _disagree(self) -> bool:
         """Call Agree on a rank that has noticed a loss; the result is False, or MPI's error, on all ranks."""
@@ -230,6 +236,7 @@ class FaultTolerantTransport(MPITransport):
         self._have_agreed = False
         self.waiting = ""
         self.rank, self.size = self.mpi_comm.Get_rank(), self.mpi_comm.Get_size()
+        self._shared_sum = None  # a lost rank may have written a part of its array: go on with MPI's sums
         return all_continue
 
     def _end_together(self, code: int, message: str, *, knows_why: bool, has_shrunk: bool = False) -> NoReturn:
