@@ -24,7 +24,7 @@ from parallelcnn.resilience.watchdog import DEFAULT_TIMEOUT, Watchdog, check_tim
 from parallelcnn.resilience.world import as_transport
 from parallelcnn.training.agreement import check_replicas, describe_data
 from parallelcnn.training.callbacks import Callbacks, Training, check_callbacks, reporter_as_callbacks
-from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointSaver
+from parallelcnn.training.checkpoint import THREADS_OF_RANKS, Checkpoint, CheckpointFolder, CheckpointSaver
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels, interruptible_compilation
 from parallelcnn.training.evaluation import Evaluation, as_metrics, evaluate_by, run_block
 from parallelcnn.training.history import History
@@ -205,6 +205,8 @@ def train(
                 warn_of_idle_threads(all_threads, shards, reproducible, stacklevel=5)
 
         run_together(comm, check_threads_of_ranks)
+        if saves:
+            facts[THREADS_OF_RANKS] = all_threads  # not compared above: a resume may have other ranks
         replicas = network.replicas(threads)
         ranks = comm
         # numpy need not warn of an overflow: the check of the loss detects it.

@@ -9,6 +9,7 @@ import cifar10_recipe as recipe
 import cifar10_record
 import cifar10_resnet20
 import keras_example
+import large_minibatches
 import numpy as np
 import pytest
 from conftest import BENCHMARKS, ROOT
@@ -249,7 +250,7 @@ def test_a_seed_is_trained_once_and_ends_on_the_page(pictures, tmp_path):
     for _ in range(2):
         run_script("train", "parallelcnn", *where, "--seeds", "0", "--epochs", "2")
     run_script("time", *where, "--systems", "parallelcnn", "--rounds", "1", "--steps", "1")
-    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "resnet20.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["train", "time"]
     assert len(lines[0]["losses"]) == 2
     assert (
@@ -260,6 +261,7 @@ def test_a_seed_is_trained_once_and_ends_on_the_page(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("script", "words", "complaint"),
     [
+        (large_minibatches, "train --images . --folder . --epochs 0", "--epochs: must be an integer of at least 1"),
         (cifar10, "page --folder nowhere", "--folder: must be a folder that exists, got 'nowhere'"),
         (cifar10, "train tensorflow", "invalid choice: 'tensorflow'"),
         (cifar10, "time --images . --folder . --systems pytorch", "--systems must have parallelcnn"),
@@ -279,3 +281,87 @@ def test_a_page_needs_results(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["cifar10.py", "page", "--folder", str(tmp_path)])
     assert cifar10.main() == 2
     assert "--folder must hold results of `train` and of `time`" in capsys.readouterr().err
+
+
+# ---- large minibatches
+
+
+def test_the_smallest_minibatch_is_trained_once_and_every_other_with_two_rates():
+    chosen = list(large_minibatches.trainings([6400, 100, 400], [3, 5]))
+    sizes_and_rates = [(100, 100), (400, 100), (400, 400), (6400, 100), (6400, 6400)]
+    assert chosen == [(size, rate_for, seed) for seed in (3, 5) for size, rate_for in sizes_and_rates]
+    rates = {(one.batch_size, one.rate_for): one.rate for one in chosen}
+    assert rates[400, 100] == rates[6400, 100] == rates[100, 100] == pytest.approx(0.1 * 100 / 256, rel=1e-3)
+    assert rates[6400, 6400] == 2.5
+
+
+def test_the_rate_rises_in_the_first_epochs_and_falls_to_nearly_0():
+    schedule = large_minibatches.schedule(2.5, 8)
+    rates = [schedule.at(step, 64) for step in range(64)]
+    assert np.allclose(np.diff(rates[:16]), 2.5 / 17)
+    assert max(rates) == rates[16] == 2.5
+    assert 0 < rates[-1] < 0.01
+
+
+def minibatch_results(accuracies, **others):
+    about = {"machine": "a machine; 2 cores", "versions": "Python 3.11", "epochs": 8, **others}
+    return [
+        {**about, "training": list(key), "test_accuracy": accuracy, "steps": 800 // key[0]}
+        for key, accuracy in accuracies.items()
+    ]
+
+
+def test_the_page_of_large_minibatches_says_up_to_which_the_accuracy_is_kept():
+    accuracies = {
+        (100, 100, 0): 0.72,
+        (100, 100, 1): 0.74,
+        (200, 100, 0): 0.72,
+        (200, 200, 0): 0.73,
+        (200, 100, 1): 0.721,
+        (200, 200, 1): 0.74,
+        (400, 100, 0): 0.75,  # does not count: 200 was worse
+        (400, 100, 1): 0.75,
+        (400, 400, 0): 0.73,
+        (400, 400, 1): None,
+        (100, 100, 2): 0.1,  # a seed that is not complete
+    }
+    page = large_minibatches.page_of(minibatch_results(accuracies))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    assert rows[2:] == [
+        ["100", "2", "8", "0.03906", "72.00", "74.00", "73.00", "72.00", "74.00", "73.00"],
+        ["200", "4", "4", "0.07812", "73.00", "74.00", "73.50", "72.00", "72.10", "72.05"],
+        ["400", "8", "2", "0.1562", "73.00", "diverged", "diverged", "75.00", "75.00", "75.00"],
+    ]
+    assert "up to minibatches of 200 with the scaled rate, and of 400 without scaling" in page
+    accuracies[200, 100, 1] = 0.719
+    page = large_minibatches.page_of(minibatch_results(accuracies))
+    assert "up to minibatches of 200 with the scaled rate, and of 100 without scaling" in page
+    assert "train --images IMAGES --epochs 8 --seeds 0 1 --batch-sizes 100 200 400 --folder FOLDER" in page
+
+
+def test_a_page_of_large_minibatches_needs_a_complete_seed_and_one_number_of_epochs():
+    some = minibatch_results({(100, 100, 0): 0.7, (200, 200, 0): 0.7})
+    with pytest.raises(pc.InputError, match=r"with each minibatch, \[100, 200\]"):
+        large_minibatches.page_of(some)
+    with pytest.raises(pc.InputError, match=r"the same number of epochs, got \[2, 8\]"):
+        large_minibatches.page_of([*some, *minibatch_results({(200, 100, 0): 0.7}, epochs=2)])
+
+
+@pytest.mark.slow
+def test_trainings_with_large_minibatches_are_stored_once_and_end_on_the_page(pictures, tmp_path):
+    def run_script(*words):
+        script = str(BENCHMARKS / "large_minibatches.py")
+        done = run([sys.executable, script, *words, "--folder", str(tmp_path)], limit=300)
+        assert done.code == 0, done.err
+        return done
+
+    where = ["--images", str(pictures), "--batch-sizes", "20", "70", "--epochs", "3"]
+    for seeds in (["0"], ["0", "1"]):
+        run_script("train", *where, "--seeds", *seeds)
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["training"] for line in lines] == [
+        [size, rate_for, seed] for seed in (0, 1) for size, rate_for in ((20, 20), (70, 20), (70, 70))
+    ]
+    assert [line["steps"] for line in lines[:3]] == [21, 6, 6]
+    run_script("page", "--out", str(tmp_path / "page.md"))
+    assert "| 70 | 1 | 6 | 0.02734 |" in (tmp_path / "page.md").read_text()

@@ -27,7 +27,7 @@ SETUP.read(ROOT / "setup.cfg")
 
 MPIRUN_OPTIONS = {"-n", "--allow-run-as-root", "--bind-to", "--map-by", "--oversubscribe", "--with-ft"}
 SLURM_OPTIONS = {"-n", "--account", "--batch", "--mem", "--mpi", "--no-requeue", "--nodes", "--ntasks-per-node"}
-SLURM_OPTIONS |= {"--partition", "--signal", "--time"}
+SLURM_OPTIONS |= {"--cpus-per-task", "--partition", "--signal", "--time"}
 OTHER_PROGRAMS = {"export", "pip", "python", "scancel"}
 
 

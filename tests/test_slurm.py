@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -323,8 +324,13 @@ def steps_of(out: Path) -> list[int]:
     return [line["step"] for line in lines if "loss" in line]
 
 
+def newest_step(job: Job) -> int:
+    """The minibatch of the newest checkpoint; 0 if there is none."""
+    return max((int(file.stem[5:]) for file in (job.out / "checkpoints").glob("step-*.npz")), default=0)
+
+
 def has_checkpoint(job: Job) -> bool:
-    return any((job.out / "checkpoints").glob("*.npz"))
+    return newest_step(job) > 0
 
 
 @pytest.fixture(scope="module")
@@ -384,6 +390,51 @@ def test_a_job_that_loses_a_rank_ends_and_another_goes_on_to_the_same_bits(
     assert hash_of(again.out) == undisturbed, again.report
 
 
+def how_to_resume(job: Job) -> list[str]:
+    """The command in the last line of a job's output, word by word."""
+    assert "; to resume, with these numbers of nodes and tasks or others: sbatch " in job.output, job.report
+    return shlex.split(job.output.splitlines()[-1].partition(" others: ")[2])
+
+
+def stop(job: Job, after: int) -> int:
+    """Stop a job for good some minibatches after the one given; returns the last that it has trained."""
+    assert job.wait_until(lambda: newest_step(job) >= after + 10, 120), job.report
+    job.slurm("scancel --batch --signal=INT JOB")
+    assert job.wait().code not in (0, None), job.report  # 138, or 255 where a signal finds mpirun without ranks
+    assert job.fact("Restarts") == "0", job.report
+    return newest_step(job)
+
+
+def test_a_stopped_job_is_continued_with_more_tasks_and_with_fewer_to_the_same_bits(
+    cluster: Cluster, data: Path, long_training: tuple[str, ...], undisturbed: str, tmp_path: Path
+) -> None:
+    """One task, then two on two nodes, then one with two threads: never more than two cores, which all nodes share."""
+    one = ("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1")
+    two = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1")
+    threads = ("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=2")
+    training = (*long_training, "--threads", "1")
+    left = [0]
+    for size, options in ((one, training), (two, (*training, "--resume"))):
+        job = Job(cluster, data, tmp_path, *size, training=options, PAUSE="0.1")
+        left.append(stop(job, after=left[-1]))
+        assert left[-1] % (STEPS // 3) != 0, f"not in the middle of an epoch\n{job.report}"
+        command = how_to_resume(job)
+        assert command[:5] == ["sbatch", *size, "slurm/train.sbatch"], job.report
+        assert command[5:] == ["--data", str(data), *options, "--out", str(job.out), "--resume"], job.report
+    job = Job(cluster, data, tmp_path, *threads, training=(*long_training, "--threads", "2", "--resume")).wait()
+    assert job.code == 0, job.report
+    assert re.findall(r"^ranks      (\d) on .*, (\d) thread", job.output, re.MULTILINE) == [
+        ("1", "1"),
+        ("2", "1"),
+        ("1", "2"),
+    ], job.report
+    for words in (r"SIGUSR1: stopped after minibatch (\d+);", r"(?m)^resumed after minibatch (\d+)$"):
+        assert list(map(int, re.findall(words, job.output))) == left[1:], job.report
+    assert "other bits" not in job.output, job.report
+    assert steps_of(job.out) == list(range(1, STEPS + 1)), job.report
+    assert hash_of(job.out) == undisturbed, job.report
+
+
 @pytest.fixture
 def leaving_launcher(tmp_path: Path) -> str:
     """A launcher whose training leaves when it is asked to, and that says how it was called."""
@@ -400,9 +451,7 @@ def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(
     assert job.wait_until(lambda: "called" in job.output), job.report
     job.slurm("scancel --batch --signal=USR1 JOB")
     assert job.wait().code == 138, job.report
-    (line,) = (line for line in job.output.splitlines() if "to resume: " in line)
-    assert line.endswith("--resume"), job.report
-    assert f"'--out' '{job.out}'" in line, job.report
+    assert how_to_resume(job)[-3:] == ["--out", str(job.out), "--resume"], job.report
 
 
 def test_a_cancelled_job_is_not_queued_again(

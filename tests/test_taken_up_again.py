@@ -7,6 +7,8 @@ import sys
 import launch
 import pytest
 
+from parallelcnn.cli.summary import describe_other_ranks
+
 
 @pytest.mark.slow
 def test_a_run_that_was_done_is_resumed_and_done_again(folder, tmp_path):
@@ -88,3 +90,39 @@ def test_a_checkpoint_of_the_folder_itself_is_resumed_although_it_is_moved_aside
     assert "moved the files of an earlier run" in ran.out
     assert "resumed after minibatch 3" in ran.out
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 6 + 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], ["resumed on 2 ranks (1 thread each) instead of 1 rank (1 thread each): sums are rounded differently"]),
+        (["--reproducible", 4], []),
+    ],
+)
+@pytest.mark.mpi
+def test_a_resume_on_other_ranks_says_that_the_bits_change_unless_they_are_reproducible(
+    folder, tmp_path, options, said
+):
+    out = tmp_path / "out"
+    line = ["train", "--data", folder, "--batch-size", 100, "--threads", 1, "--out", out, *options]
+    assert launch.parallelcnn(*line, "--epochs", 1).code == 0
+    for ranks, epochs, expected in ((2, 2, said), (2, 3, [])):  # then on the same ranks again
+        ran = launch.parallelcnn(*line, "--epochs", epochs, "--resume", ranks=ranks)
+        assert ran.code == 0, ran.err
+        found = [text for text in ran.out.splitlines() if text.startswith("resumed on ")]
+        assert [text.partition(",")[0] for text in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "threads", "said"),
+    [
+        ([1, 1], (1, 1), ""),
+        ([2], (1, 1), "on 2 ranks (1 thread each) instead of 1 rank (2 threads each)"),
+        ([1, 1], (1, 2), "on 2 ranks (1 to 2 threads each) instead of 2 ranks (1 thread each)"),
+        (None, (1,), ""),  # of an earlier version
+        ([], (1,), ""),
+        (["2"], (1,), ""),
+    ],
+)
+def test_other_ranks_are_described_and_what_is_no_list_of_threads_is_not(before, threads, said):
+    assert describe_other_ranks(before, threads).partition(":")[0] == said

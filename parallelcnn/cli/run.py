@@ -19,7 +19,7 @@ from parallelcnn.cli.models import choose_model, find_model
 from parallelcnn.cli.options import warn_of_too_many_threads
 from parallelcnn.cli.output import say
 from parallelcnn.cli.run_directory import DEFAULT_OUT, DirectoryInUseError, RunDirectory, RunReporter
-from parallelcnn.cli.summary import describe_result, describe_run, summarize
+from parallelcnn.cli.summary import describe_other_ranks, describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
 from parallelcnn.data.dataset import Dataset
@@ -42,7 +42,7 @@ from parallelcnn.resilience.signals import StopOnSignal, interrupts_ending_the_p
 from parallelcnn.resources import number_in
 from parallelcnn.trainer import evaluate, train
 from parallelcnn.training.callbacks import Callback
-from parallelcnn.training.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint
+from parallelcnn.training.checkpoint import THREADS_OF_RANKS, Checkpoint, CheckpointFolder, load_checkpoint
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.config import TrainConfig
 from parallelcnn.training.evaluation import Evaluation, default_metrics
@@ -236,8 +236,12 @@ class Run:
         self._path = Path(path)
         self._reporter = RunReporter(comm, directory, self._path, token, len(self._train_set))
         all_hosts, all_threads = self._ranks = hosts(comm), comm.allgather(self._threads)
+        other_ranks = ""
         if self._resume is not None:
             self._notes.append(f"Resumed after minibatch {self._resume.history.steps:,}.")
+            if options.reproducible is None:
+                other_ranks = describe_other_ranks(self._resume.facts.get(THREADS_OF_RANKS), all_threads)
+            self._notes += [f"Resumed {other_ranks}."] if other_ranks else []
         if directory is None:
             return
         directory.write_config(options.to_toml())
@@ -245,6 +249,8 @@ class Run:
             say(f"moved the files of an earlier run to {directory.moved_to}")
         if self._resume is not None:
             say(f"resumed after minibatch {self._resume.history.steps:,}")
+            if other_ranks:
+                say(f"resumed {other_ranks}")
         elif options.resume is not None:
             say(f"no checkpoint in {directory.checkpoints} yet: starting from the beginning")
         if self._started_from is not None and self._resume is None:

@@ -77,6 +77,24 @@ def describe_run(
     )
 
 
+def describe_other_ranks(before: object, threads: Sequence[int]) -> str:
+    """What a resumed run says if its numbers of ranks or threads are not those before; "" if they are.
+
+    Args:
+        before: the number of threads of each rank, from a checkpoint; older ones have none, and it may be damaged.
+        threads: those of this run.
+    """
+    if not (isinstance(before, list) and before and all(type(count) is int for count in before)):
+        return ""
+    if before == list(threads):
+        return ""
+    then, now = (f"{plural(len(some), 'rank')} ({plural(some, 'thread')} each)" for some in (before, list(threads)))
+    return (
+        f"on {now} instead of {then}: sums are rounded differently, and the result has other bits; "
+        "with --reproducible from the start it has the same bits on any ranks"
+    )
+
+
 def summarize(
     options: TrainConfig,
     hosts: Sequence[str],

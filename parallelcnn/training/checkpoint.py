@@ -33,6 +33,7 @@ from parallelcnn.network import ORIGIN, NetworkHandler
 from parallelcnn.training.evaluation import Evaluation, as_value
 from parallelcnn.training.history import History
 
+THREADS_OF_RANKS = "threads_of_ranks"  # a fact: the number of threads of each rank when the training started
 _FILE = "step-{:09}.npz"
 _STATE = "state."
 _NETWORK = ("input_shape", "dtype", *ORIGIN, "layers", "parameters", "trained", "buffers")

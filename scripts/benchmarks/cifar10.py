@@ -36,14 +36,14 @@ import numpy as np
 from cifar10_recipe import NAMES
 from pages import (
     Spread,
+    add_result,
     existing_folder,
     file_to_write,
     markdown_table,
     positive_integer,
     print_page,
-    processor,
+    results_of,
     run_to_the_end,
-    versions,
 )
 from processes import Contestant, ProgramFailed
 
@@ -132,24 +132,17 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def store(options: argparse.Namespace, kind: str, found: dict[str, Any]) -> None:
-    """Add a line to the results in the folder."""
-    about = {"kind": kind, "recipe": options.recipe_name, "machine": processor(), "versions": versions(*_PACKAGES)}
-    line = json.dumps({**about, **found})
-    with _results(options).open("a") as file:
-        file.write(f"{line}\n")
-    print(line)
+    """Add a result to those in the folder."""
+    add_result(_results(options), kind, found, *_PACKAGES)
 
 
 def stored(options: argparse.Namespace, kind: str) -> Iterator[dict[str, Any]]:
     """The results of a kind in the folder, in the order in which they were stored."""
-    if _results(options).exists():
-        for line in map(json.loads, _results(options).read_text().splitlines()):
-            if (line["kind"], line["recipe"]) == (kind, options.recipe_name):
-                yield line
+    return results_of(_results(options), kind)
 
 
 def _results(options: argparse.Namespace) -> Path:
-    return options.folder / "results.jsonl"
+    return options.folder / f"{options.recipe_name}.jsonl"
 
 
 def write(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import math
 import os
 import platform
@@ -10,10 +11,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -133,6 +134,22 @@ def write_page(file: Path, page: str) -> None:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {file} could not be written: {error.strerror}")
+
+
+def add_result(file: Path, kind: str, found: dict[str, Any], *packages: str) -> None:
+    """Print a result as a line of JSON, with the machine and the versions of these packages, and add it to a file."""
+    line = json.dumps({"kind": kind, "machine": processor(), "versions": versions(*packages), **found})
+    with file.open("a") as lines:
+        lines.write(f"{line}\n")
+    print(line, flush=True)
+
+
+def results_of(file: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """The results of a kind in a file, in the order in which they were added; none if there is no such file."""
+    if file.exists():
+        for line in map(json.loads, file.read_text().splitlines()):
+            if line["kind"] == kind:
+                yield line
 
 
 def positive_integer(text: str) -> int:
