@@ -99,11 +99,9 @@ def test_the_page_says_what_is_measured_and_what_is_composed(options, monkeypatc
         *("18.0 (18.0 to 18.0)", "20.0 (20.0 to 20.0)", "19.0 (19.0 to 19.0)"),
         "5 % (5 to 5)",
     ]
-    assert [row[1:3] for row in rows_of(page, "The networks")[:3]] == [
-        ["2", "dilated, D = 20"],
-        ["2", "directly"],
-        ["4", "dilated, D = 40"],
-    ]
+    ways = [row[1:3] for row in rows_of(page, "The networks")]
+    assert ways[0::2] == [["2", "dilated, D = 20"]] * 2 + [["4", "dilated, D = 40"]]
+    assert ways[1:4:2] == [["2", "directly"]] * 2
 
 
 @pytest.mark.parametrize(

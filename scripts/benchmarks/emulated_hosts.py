@@ -54,7 +54,7 @@ def why_impossible() -> str:
     """Why hosts cannot be emulated here; "" if they can."""
     if os.geteuid() != 0:
         return "root is needed to make network namespaces"
-    missing = [program for program in ("ip", "sysctl", "unshare") if shutil.which(program) is None]
+    missing = [program for program in ("ip", "sysctl", "taskset", "unshare") if shutil.which(program) is None]
     if missing:
         return f"the program {missing[0]} is needed (Debian: iproute2, procps, util-linux)"
     try:

@@ -10,7 +10,6 @@ Needs root, for network namespaces (`emulated_hosts.py`); removes them at the en
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +30,7 @@ from pages import (
     run_to_the_end,
     three_digits,
 )
-from processes import environment
+from processes import ProgramFailed, run
 
 import parallelcnn as pc
 from parallelcnn.wording import plural
@@ -74,13 +73,17 @@ def main() -> int:
         return 2
     rounds: list[Round] = []
     about: dict[str, Any] = {}
-    with ended_by_signals():
-        for number in range(1, options.rounds + 1):
-            found = run_job(1, compute_cases(options), about)
-            for hosts in options.hosts:
-                found |= run_job(hosts, network_cases(options, hosts, found), about)
-                print(f"round {number} of {options.rounds}: {hosts} hosts done", file=sys.stderr, flush=True)
-            rounds.append(found)
+    try:
+        with ended_by_signals():
+            for number in range(1, options.rounds + 1):
+                found = run_job(1, compute_cases(options), about)
+                for hosts in options.hosts:
+                    found |= run_job(hosts, network_cases(options, hosts, found), about)
+                    print(f"round {number} of {options.rounds}: {hosts} hosts done", file=sys.stderr, flush=True)
+                rounds.append(found)
+    except ProgramFailed as failed:
+        print(f"hosts.py: {failed}", file=sys.stderr)
+        return 1
     print_page(page(options, rounds, about), options.out)
     return 0
 
@@ -160,7 +163,7 @@ def run_job(hosts: int, cases: dict[Name, dict[str, Any]], about: dict[str, Any]
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="pcnhosts-") as folder:
         task, result = Path(folder, "task.json"), Path(folder, "found.json")
-        command = [sys.executable, str(PROGRAM), str(task), str(result)]
+        command = [sys.executable, "-X", "faulthandler", str(PROGRAM), str(task), str(result)]
 
         different = {json.dumps(case): case for case in cases.values()}  # names may share a case
 
@@ -169,7 +172,7 @@ def run_job(hosts: int, cases: dict[Name, dict[str, Any]], about: dict[str, Any]
 
         if hosts == 1:
             write(None)
-            subprocess.run(["taskset", "-c", str(cores[0]), *command], check=True, env=environment())
+            run(["taskset", "-c", str(cores[0]), *command], {"OPENBLAS_NUM_THREADS": "1"})
         else:
             with EmulatedHosts(hosts, cores) as emulated:
                 write(str(emulated.settings))
@@ -233,8 +236,8 @@ half a round trip of 8 bytes. What the machine itself needs for a packet is part
 * **1 host** is measured directly.
 * **Several hosts, dilated**, is measured with slowed time (Gupta et al. 2006, "To Infinity and Beyond: Time-Warped
   Network Emulation", NSDI): the network has D times the latency and a D-th of the rate, several steps are computed for
-  each Allreduce, and the time is divided by D. So {max(options.hosts)} hosts can share {_cores()} cores. The processor's
-  work for TCP is divided by D too, and so nearly left out: a lower bound, as with a network card that does this work.
+  each Allreduce, and the time is divided by D. So {max(options.hosts)} hosts can share {_cores()} cores. The work
+  of the processor for TCP is divided by D too, and so nearly left out: a lower bound.
 * **Directly**, without dilation, only as many hosts as cores are measured. Then the cores that compute also do all the
   work of TCP and of the emulated network: an upper bound.
 * **Composed** is the sum of two measured parts: the computation of a host's share of the minibatch, alone on one core,
