@@ -135,7 +135,7 @@ class EmulatedHosts:
             output.seek(0)
             printed = output.read()
         if code != 0:
-            raise ProgramFailed(f"{started[-1]}: exit code {code}\n{printed[-2000:]}")
+            raise ProgramFailed(f"{started[-1]}: exit code {code}\n{printed[-6000:]}")
         return printed
 
     def _device(self, number: int) -> str:
@@ -195,8 +195,14 @@ class EmulatedHosts:
         self._threads, self._made, self._devices = [], [], []
 
 
-# UCX, and libfabric, find shared memory where the host names differ: only TCP is allowed.
-_MPICH_VARIABLES = {"UCX_TLS": "tcp,self", "FI_PROVIDER": "tcp"}
+# UCX, and libfabric, find shared memory where the host names differ: only TCP is allowed. If this program is stopped for
+# a while (SIGSTOP), UCX must not take the silent network for broken.
+_MPICH_VARIABLES = {
+    "UCX_TLS": "tcp,self",
+    "UCX_TCP_KEEPIDLE": "inf",
+    "UCX_KEEPALIVE_INTERVAL": "inf",
+    "FI_PROVIDER": "tcp",
+}
 
 
 def launch_options(addresses: Sequence[str], device: str) -> list[str]:

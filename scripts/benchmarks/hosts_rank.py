@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +174,11 @@ training = cache(Training)
 def compute(ranks: Ranks, case: Case) -> float:
     train = training(case["network"])
     alone = Periodic(ranks, case["hosts"], 1, None)
-    return repeated(lambda: train.step(case["batch_size"], alone), case["seconds"], least=2)
+    return repeated(lambda: train.step(case["batch_size"], alone), case["seconds"], least=3)
 
 
 def repeated(work: Callable[[], object], seconds: float, ranks: Ranks | None = None, least: int = 1) -> float:
-    """Seconds of one call, the mean of as many calls as take so long, after those that are not counted.
+    """Seconds of one call, the median of as many calls as take so long, after those that are not counted.
 
     A call that takes much longer is not repeated. With ranks, all of them call it, and do the same number of calls.
     """
@@ -194,10 +195,11 @@ def repeated(work: Callable[[], object], seconds: float, ranks: Ranks | None = N
         return took
     if took < seconds:
         work()  # ranks do not leave a barrier at the same moment, but an Allreduce
-    started = time.perf_counter()
+    moments = [time.perf_counter()]
     for _ in range(calls):
         work()
-    return (time.perf_counter() - started) / calls
+        moments.append(time.perf_counter())
+    return statistics.median(after - before for before, after in pairwise(moments))
 
 
 def latency(ranks: Ranks, case: Case) -> dict[str, float]:
