@@ -195,8 +195,8 @@ class EmulatedHosts:
         self._threads, self._made, self._devices = [], [], []
 
 
-# UCX, and libfabric, find shared memory where the host names differ: only TCP is allowed. If this program is stopped for
-# a while (SIGSTOP), UCX must not take the silent network for broken.
+# UCX, and libfabric, find shared memory where the host names differ: only TCP is allowed. If this program is stopped
+# for a while (SIGSTOP), UCX must not take the silent network for broken: MPICH then crashes, or hangs.
 _MPICH_VARIABLES = {
     "UCX_TLS": "tcp,self",
     "UCX_TCP_KEEPIDLE": "inf",
