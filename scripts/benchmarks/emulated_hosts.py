@@ -95,6 +95,15 @@ class EmulatedHosts:
             folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix=f"{self._prefix}-")))
             self.settings = folder / "network"
             self._numbers = network_settings(self.settings)
+            # Compile while there is nothing to remove: an interrupt may be lost while LLVM compiles.
+            _deliver(
+                0,
+                np.zeros(1, np.int64),
+                self._numbers,
+                np.ones(1, np.int64),
+                np.zeros(1, np.int64),
+                np.zeros(1, np.uint8),
+            )
             for number in range(1, self.hosts + 1):
                 self._make(number)
             self._start_network()
@@ -160,8 +169,6 @@ class EmulatedHosts:
 
     def _start_network(self) -> None:
         devices, free = np.array(self._devices), np.zeros(self.hosts, np.int64)
-        stopped = np.ones(1, np.int64)
-        _deliver(0, devices, self._numbers, stopped, free, np.zeros(1, np.uint8))  # compiles it
 
         def run(host: int) -> None:
             os.sched_setaffinity(0, {self._cores[host % len(self._cores)]})  # of this thread alone
