@@ -26,6 +26,7 @@ SETUP = ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 
 MPIRUN_OPTIONS = {"-n", "--allow-run-as-root", "--bind-to", "--map-by", "--oversubscribe", "--with-ft"}
+MPIRUN_OPTIONS |= {"-hosts", "-ppn", "--host"}  # the first two are MPICH's
 SLURM_OPTIONS = {"-n", "--account", "--batch", "--mem", "--mpi", "--no-requeue", "--nodes", "--ntasks-per-node"}
 SLURM_OPTIONS |= {"--cpus-per-task", "--partition", "--signal", "--time"}
 OTHER_PROGRAMS = {"export", "pip", "python", "scancel"}
