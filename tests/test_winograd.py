@@ -154,6 +154,14 @@ def test_a_convolution_of_many_channels_takes_winograds_way(layer, input_shape, 
         assert isinstance(algorithm, Winograd) == pays
 
 
+def test_products_outside_the_image_are_not_counted_for_the_tiles_over_rows():
+    """16 -> 16 channels, 3 x 3, no padding: the gradient of 13 x 13 places has as many products as 11 x 11 have."""
+    weight = 16, 16, 3, 3
+    large, small = (16, 13, 13, 32), (16, 11, 11, 32)
+    assert winograd.pays(weight, (1, 1), large, large)
+    assert not winograd.pays(weight, (1, 1), large, small)
+
+
 @DTYPES
 @pytest.mark.parametrize(
     "layer",
@@ -176,6 +184,7 @@ def test_a_layer_gives_the_same_whichever_way_it_takes(layer, dtype, monkeypatch
     calls = []
     kernel = winograd.forward_kernel
     monkeypatch.setattr(winograd, "forward_kernel", lambda *sizes: calls.append(sizes) or kernel(*sizes))
+    monkeypatch.setattr(winograd, "pays", lambda *_: True)
     taken = run()
     filters = len(taken.params["weight"])
     # Forward and, with stride 1, input gradient, recorded twice.
