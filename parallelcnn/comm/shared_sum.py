@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from parallelcnn.comm.mapping import SharedFile
-from parallelcnn.kernels.waiting import tell_and_wait
 
 Array = np.ndarray
 
@@ -33,6 +32,9 @@ class SharedSum:
     """
 
     def __init__(self, memory: memoryview, rank: int, ranks: int) -> None:
+        from parallelcnn.kernels.waiting import tell_and_wait  # imports numba, which some commands do without
+
+        self._tell_and_wait = tell_and_wait
         flags = ranks * _BYTES_OF_A_FLAG
         self._flags = np.frombuffer(memory, np.int64, flags // 8)
         self._places = np.frombuffer(memory, np.uint8, offset=flags).reshape(2, ranks, _MOST_BYTES)
@@ -62,7 +64,7 @@ class SharedSum:
     def _wait_for(self, rank: int, look: Callable[[], object]) -> None:
         mine, theirs = (number * _BYTES_OF_A_FLAG // 8 for number in (self._rank, rank))
         looked = 0
-        while not tell_and_wait(self._flags, mine, self._sums, theirs, self._sums, _PAUSES, 0):
+        while not self._tell_and_wait(self._flags, mine, self._sums, theirs, self._sums, _PAUSES, 0):
             looked += 1
             look()
             # If ranks share cores, another rank may need this core. A sleep takes 50 us longer than asked for.
