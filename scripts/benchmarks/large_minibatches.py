@@ -42,6 +42,7 @@ BATCH_SIZES = (100, 400, 1600, 6400)
 # 0.1 for 256 samples, and the momentum and weight decay: Goyal et al. 2017, arXiv:1706.02677, section 5.1.
 RATE_PER_SAMPLE = 0.1 / 256
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
+BORDER = 4  # pixels by which images are moved at random
 WARM_UP = 2  # epochs in which the learning rate rises
 KEPT = 1.0  # difference of accuracies that counts as none [points]
 SAMPLES = 50  # of a minibatch that a rank should have at least
@@ -80,7 +81,7 @@ def trainings(batch_sizes: Sequence[int], seeds: Sequence[int]) -> Iterator[Trai
 
 def network(images: recipe.Array, seed: int) -> pc.NetworkHandler:
     """Three convolutions with batch normalisation and pooling, and the layers that prepare and augment the images."""
-    prepare = pc.RandomFlip(), pc.RandomCrop(recipe.BORDER), pc.Normalize(*mean_and_deviation(images))
+    prepare = pc.RandomFlip(), pc.RandomCrop(BORDER), pc.Normalize(*mean_and_deviation(images))
     blocks = [
         layer
         for filters in (16, 32, 64)
