@@ -7,7 +7,8 @@ two pixels. Nesterov momentum has larger rates for the biases of batch normalisa
 to a slow copy every five steps. The test takes the mean output of six views of an image.
 
 It differs from that program as follows: 10 epochs instead of 9.9; the bias of the first layer is trained to the end;
-running statistics are not averaged; float32 instead of float16.
+running statistics are not averaged; float32 instead of float16. Shortened to two epochs, that program on a CPU in
+float32 reaches 81.70 % on JPEG files of the images, and this one in parallelcnn 81.71 % (one seed each).
 """
 
 import argparse
