@@ -107,3 +107,17 @@ def test_memory_is_found_by_other_processes_until_it_is_closed():
     os.close(descriptor)
     assert file.map(writable=True) is None
     assert other[5] == 7
+
+
+def test_a_sum_that_is_not_finite_neither_warns_nor_raises():
+    """As in MPI's Allreduce: the check of the loss tells that a training diverges."""
+    sums, terms = sums_of(3), [(np.inf, 3e38), (-np.inf, 0), (1, 3e38)]
+
+    def work(rank):
+        array = np.array(terms[rank], np.float32)
+        with np.errstate(all="raise"):  # it belongs to a thread
+            sums[rank].add(array, lambda: None)
+        return array
+
+    for result in at_once(work, 3):
+        np.testing.assert_array_equal(result, np.array([np.nan, np.inf], np.float32))

@@ -32,7 +32,7 @@ def _plain_input_square(x, place, seen, first, stride, back):
 def input_square(v, builder, x, place, seen, first, stride, back):
     transform = _of_input(stride, back)
     h, w, i = place
-    zero, (C, _, _, n) = v.index(0), x.shape
+    n = x.shape[3]
     table = v.table(transform.before * transform.after)
 
     def write(c: Any, *, masked: bool) -> None:
@@ -47,11 +47,7 @@ def input_square(v, builder, x, place, seen, first, stride, back):
 
         _looped(v, builder, transform, table, load, store)
 
-    with builder.if_else(_is_whole(v, builder, place, transform.before, x.shape)) as (then, otherwise):
-        with then, loop(builder, zero, C) as c:
-            write(c, masked=False)
-        with otherwise, loop(builder, zero, C) as c:
-            write(c, masked=True)
+    _each_channel(v, builder, place, transform.before, x.shape, write)
 
 
 def _of_input(stride: int, back: bool) -> Transform:
@@ -121,7 +117,7 @@ def _plain_output_square(sums, first, bias, y, place, stride):
 def output_square(v, builder, sums, first, bias, y, place, stride):
     transform = _of_output(stride, bias)
     p, q, i = place
-    zero, (K, _, _, n) = v.index(0), y.shape
+    n = y.shape[3]
     table = v.table(transform.before * transform.after)
 
     def write(k: Any, *, masked: bool) -> None:
@@ -139,11 +135,7 @@ def output_square(v, builder, sums, first, bias, y, place, stride):
 
         _looped(v, builder, transform, table, load, store)
 
-    with builder.if_else(_is_whole(v, builder, place, transform.after, y.shape)) as (then, otherwise):
-        with then, loop(builder, zero, K) as k:
-            write(k, masked=False)
-        with otherwise, loop(builder, zero, K) as k:
-            write(k, masked=True)
+    _each_channel(v, builder, place, transform.after, y.shape, write)
 
 
 def _of_output(stride: int, bias: Any) -> Transform:
@@ -275,13 +267,20 @@ def _looped(
             store(row, v.index(column), vector)
 
 
-def _is_whole(v: Vectors, builder: Any, place: Any, side: int, shape: Any) -> Any:
-    """Whether a square of `side` x `side` places and a vector of samples lies inside the image (C, H, W, n)."""
-    whole = builder.icmp_signed("<=", v.sum(place[2], v.index(v.lanes)), shape[3])
-    for begin, size in zip(place[:2], shape[1:3], strict=True):
-        whole = builder.and_(whole, builder.icmp_signed(">=", begin, v.index(0)))
+def _each_channel(v: Vectors, builder: Any, place: Any, side: int, shape: Any, write: Callable[..., None]) -> None:
+    """Call `write(channel, masked=...)` for all channels of an image (C, H, W, n): without masks if the square of
+    `side` x `side` places and the vector of samples at `place` lie inside.
+    """
+    zero, (C, *sizes, n) = v.index(0), shape
+    whole = builder.icmp_signed("<=", v.sum(place[2], v.index(v.lanes)), n)
+    for begin, size in zip(place[:2], sizes, strict=True):
+        whole = builder.and_(whole, builder.icmp_signed(">=", begin, zero))
         whole = builder.and_(whole, builder.icmp_signed("<=", v.sum(begin, v.index(side)), size))
-    return whole
+    with builder.if_else(whole) as (then, otherwise):
+        with then, loop(builder, zero, C) as channel:
+            write(channel, masked=False)
+        with otherwise, loop(builder, zero, C) as channel:
+            write(channel, masked=True)
 
 
 def _mask(v: Vectors, builder: Any, row: Any, column: Any, i: Any, shape: Any) -> Any:
