@@ -124,7 +124,7 @@ class Vectors:
         return self._splat(number, self._vector)
 
     def variable(self, vector: Any) -> Any:
-        """A variable with the initial value `vector`, or an index. The compiler keeps it in a register if there are enough."""
+        """A variable with the initial value `vector`, or an index. The compiler keeps it in a register if it can."""
         variable = cgutils.alloca_once(self._builder, vector.type)
         self._builder.store(vector, variable)
         return variable
