@@ -14,7 +14,7 @@ import numpy as np
 
 from ._vectors import REGISTERS, VECTOR_BYTES, Vectors, loop, vectorised
 
-_SHORT = 2  # vectors of a tile that is longer than the places to compute
+_SHORT = 2  # vectors of a tile where fewer places are left than a whole tile has
 
 
 def _plain_forward_row(x, packed, y, place, taps, columns, S, column_stride, KB, VB):
