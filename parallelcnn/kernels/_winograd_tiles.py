@@ -13,6 +13,10 @@ import numpy as np
 from ._vectors import VECTOR_BYTES, Strided, Vectors, loop, vectorised
 from ._winograd_transforms import OUTPUTS, TRANSFORMS, WEIGHTS, Transform
 
+# What is prefetched (gains on an AMD Zen 3): weights that many numbers before their use, products of 256 -> 256
+# channels 1.1 times as fast; squares of an image that many channels before, passes up to 1.2 times as fast.
+_WEIGHTS_AHEAD, _CHANNELS_AHEAD = 256, 2
+
 
 def _plain_input_square(x, place, seen, first, stride, back):
     """Compute seen[:, c, first + lane], the transformed square of x that begins at `place`, for all channels c.
@@ -39,6 +43,7 @@ def input_square(v, builder, x, place, seen, first, stride, back):
         def load(a: Any, b: Any) -> Any:
             row, column = v.sum(h, a), v.sum(w, b)
             mask = _mask(v, builder, row, column, i, x.shape) if masked else None
+            v.prefetch(x.at(v.sum(c, v.index(_CHANNELS_AHEAD)), row, column, i))
             return v.load(x.at(c, row, column, i), 0, mask)
 
         def store(a: Any, b: Any, vector: Any) -> None:
@@ -85,14 +90,21 @@ def filter_gradients(v, builder, totals, stride):
 
 
 def _plain_square_products(weights, seen, sums, KB, VB):
-    """sums = weights seen. weights: (KB, C), seen: (C or more, VB * lanes), sums: (KB, VB * lanes)."""
-    sums[...] = weights @ seen[: weights.shape[1]]
+    """sums = weights^T seen. weights: (C, KB), seen: (C or more, VB * lanes), sums: (KB, VB * lanes)."""
+    sums[...] = weights.T @ seen[: len(weights)]
 
 
 @vectorised(_plain_square_products, like="seen", constants=("KB", "VB"))
 def square_products(v, builder, weights, seen, sums, KB, VB):
     zero = v.index(0)
-    totals = _products(v, builder, lambda c, i: weights.at(v.index(i), c), seen, weights.shape[1], KB, VB)
+
+    def number(c: Any, k: int) -> Any:
+        begin = weights.at(c, zero)
+        if k == 0:
+            v.prefetch(builder.gep(begin, [v.index(_WEIGHTS_AHEAD)]))
+        return builder.gep(begin, [v.index(k)])
+
+    totals = _products(v, builder, number, seen, weights.shape[0], KB, VB)
     for i in range(KB):
         for b in range(VB):
             v.store(totals[i][b], sums.at(v.index(i), zero), b)
@@ -219,11 +231,24 @@ def _products(
         # together with the one that calls it.
         v.keep_rolled()
         begin = rows.at(i, zero)
-        vectors = [v.load(begin, b) for b in range(VB)]
-        for k, row_sums in enumerate(sums):
-            factor = v.splat(builder.load(number(i, k)))
-            for total, vector in zip(row_sums, vectors, strict=True):
-                v.add_product(total, factor, vector)
+
+        def factor(k: int) -> Any:
+            return v.splat(builder.load(number(i, k)))
+
+        # Registers hold the sums, the shorter side of a tile, and one vector more. With AVX2's 16, a tile of 3 x 4 that
+        # holds the longer side takes twice as long.
+        if KB < VB:
+            factors = [factor(k) for k in range(KB)]
+            for b in range(VB):
+                vector = v.load(begin, b)
+                for k in range(KB):
+                    v.add_product(sums[k][b], factors[k], vector)
+        else:
+            vectors = [v.load(begin, b) for b in range(VB)]
+            for k in range(KB):
+                one = factor(k)
+                for b in range(VB):
+                    v.add_product(sums[k][b], one, vectors[b])
     return [[v.value(total) for total in row_sums] for row_sums in sums]
 
 
