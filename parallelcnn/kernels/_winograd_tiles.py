@@ -39,12 +39,17 @@ def input_square(v, builder, x, place, seen, first, stride, back):
     n = x.shape[3]
     table = v.table(transform.before * transform.after)
 
+    nothing = v.table(1)
+    v.store(v.zero, nothing)
+
     def write(c: Any, *, masked: bool) -> None:
         def load(a: Any, b: Any) -> Any:
             row, column = v.sum(h, a), v.sum(w, b)
-            mask = _mask(v, builder, row, column, i, x.shape) if masked else None
             v.prefetch(x.at(v.sum(c, v.index(_CHANNELS_AHEAD)), row, column, i))
-            return v.load(x.at(c, row, column, i), 0, mask)
+            if masked:
+                return v.load(x.at(c, row, column, i), 0, _mask(v, builder, row, column, i, x.shape))
+            inside = _is_inside(builder, row, column, x.shape)
+            return v.load(builder.select(inside, x.at(c, row, column, i), nothing))
 
         def store(a: Any, b: Any, vector: Any) -> None:
             to = seen.at(v.sum(v.times(transform.after, a), b), c, first)
@@ -52,7 +57,7 @@ def input_square(v, builder, x, place, seen, first, stride, back):
 
         _looped(v, builder, transform, table, load, store)
 
-    _each_channel(v, builder, place, transform.before, x.shape, write)
+    _each_channel(v, builder, i, x.shape, write)
 
 
 def _of_input(stride: int, back: bool) -> Transform:
@@ -132,6 +137,9 @@ def output_square(v, builder, sums, first, bias, y, place, stride):
     n = y.shape[3]
     table = v.table(transform.before * transform.after)
 
+    nowhere = v.table(1)
+    v.store(v.zero, nowhere)
+
     def write(k: Any, *, masked: bool) -> None:
         k_bias = None if bias is None else v.splat(builder.load(bias.at(k)))
 
@@ -141,13 +149,16 @@ def output_square(v, builder, sums, first, bias, y, place, stride):
 
         def store(a: Any, b: Any, vector: Any) -> None:
             row, column = v.sum(p, a), v.sum(q, b)
-            mask = _mask(v, builder, row, column, i, y.shape) if masked else None
-            to = y.at(k, row, column, i)
+            to, mask = y.at(k, row, column, i), None
+            if masked:
+                mask = _mask(v, builder, row, column, i, y.shape)
+            else:
+                to = builder.select(_is_inside(builder, row, column, y.shape), to, nowhere)
             v.store(builder.fadd(vector, v.load(to, 0, mask) if bias is None else k_bias), to, 0, mask)
 
         _looped(v, builder, transform, table, load, store)
 
-    _each_channel(v, builder, place, transform.after, y.shape, write)
+    _each_channel(v, builder, i, y.shape, write)
 
 
 def _of_output(stride: int, bias: Any) -> Transform:
@@ -292,27 +303,28 @@ def _looped(
             store(row, v.index(column), vector)
 
 
-def _each_channel(v: Vectors, builder: Any, place: Any, side: int, shape: Any, write: Callable[..., None]) -> None:
-    """Call `write(channel, masked=...)` for all channels of an image (C, H, W, n): without masks if the square of
-    `side` x `side` places and the vector of samples at `place` lie inside.
+def _each_channel(v: Vectors, builder: Any, i: Any, shape: Any, write: Callable[..., None]) -> None:
+    """Call `write(channel, masked=...)` for all channels of an image (C, H, W, n), without masks if all samples of the
+    vector from i on exist. Places outside the image then have an address where nothing is read, or kept: with masks
+    for them too, 16 -> 16 channels of 32 x 32 take 1.2 to 1.5 times as long (AMD Zen 3, AVX2).
     """
-    zero, (C, *sizes, n) = v.index(0), shape
-    whole = builder.icmp_signed("<=", v.sum(place[2], v.index(v.lanes)), n)
-    for begin, size in zip(place[:2], sizes, strict=True):
-        whole = builder.and_(whole, builder.icmp_signed(">=", begin, zero))
-        whole = builder.and_(whole, builder.icmp_signed("<=", v.sum(begin, v.index(side)), size))
+    C, _, _, n = shape
+    whole = builder.icmp_signed("<=", v.sum(i, v.index(v.lanes)), n)
     with builder.if_else(whole) as (then, otherwise):
-        with then, loop(builder, zero, C) as channel:
+        with then, loop(builder, v.index(0), C) as channel:
             write(channel, masked=False)
-        with otherwise, loop(builder, zero, C) as channel:
+        with otherwise, loop(builder, v.index(0), C) as channel:
             write(channel, masked=True)
 
 
 def _mask(v: Vectors, builder: Any, row: Any, column: Any, i: Any, shape: Any) -> Any:
     """The mask of existing samples from i on; empty outside the image."""
-    _, H, W, n = shape
-    inside = builder.and_(builder.icmp_unsigned("<", row, H), builder.icmp_unsigned("<", column, W))
-    return v.within(i, builder.select(inside, n, v.index(0)))
+    return v.within(i, builder.select(_is_inside(builder, row, column, shape), shape[3], v.index(0)))
+
+
+def _is_inside(builder: Any, row: Any, column: Any, shape: Any) -> Any:
+    _, H, W, _ = shape
+    return builder.and_(builder.icmp_unsigned("<", row, H), builder.icmp_unsigned("<", column, W))
 
 
 def _inside(square, image, place):
