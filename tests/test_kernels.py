@@ -150,8 +150,9 @@ def test_a_dense_layer_neither_reads_nor_writes_beside_its_arrays(n, dtype, rng)
 def test_a_pointwise_convolution_neither_reads_nor_writes_beside_its_arrays(length, at_once, dtype, rng):
     C, K, beside = 5, 7, 128
     x, dx, y, dy = (surrounded((channels, length), beside, dtype) for channels in (C, C, K, K))
-    weight, dweight, sums, turned = (surrounded(shape, beside, dtype) for shape in ((K, C), (K, C), (K, C), (C, K)))
-    bias, panel = surrounded((K,), beside, dtype), surrounded((pointwise.PANEL, C), beside, dtype)
+    weight, dweight, turned, sums = (surrounded(shape, beside, dtype) for shape in ((K, C), (K, C), (C, K), (2, K, C)))
+    bias = surrounded((K,), beside, dtype)
+    panel = surrounded(pointwise.panel_shape(np.dtype(dtype).itemsize), beside, dtype)
     columns, dcolumns = (surrounded((rows, at_once), beside, dtype) for rows in (C, K))
     for read in (x, dy, weight, bias):
         read.inside[...] = rng.normal(size=read.inside.shape)
@@ -174,7 +175,7 @@ def test_a_convolution_by_panels_neither_reads_nor_writes_beside_its_arrays(size
     x, dx = (surrounded((C, H, W, n), beside, dtype) for _ in range(2))
     y, dy = (surrounded((K, P, Q, n), beside, dtype) for _ in range(2))
     weight, dweight = (surrounded((K, C, size, size), beside, dtype) for _ in range(2))
-    shapes = panels.scratch_shapes(K, C, size, size)
+    shapes = panels.scratch_shapes(K, C, size, size, np.dtype(dtype).itemsize)
     scratch = {name: surrounded(shape, beside, dtype) for name, shape in shapes.items()}
     packed, panel, dy_panel, turned, sums = (
         scratch[name].inside for name in ("packed", "panel", "dy_panel", "dy_turned", "sums")

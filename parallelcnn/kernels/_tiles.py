@@ -287,8 +287,8 @@ def unpool_row(v, builder, dy, winner, dx, place, pool_stride, adds, R, S):
 # Tiles of a matrix product: 24 sums in 32 registers or 12 in 16. Wider tiles load less: one number of a for each row,
 # one vector of b for each column of vectors. A single tile of 4 vectors covers the 50 samples of a rank.
 _PRODUCT_ROWS = 6
-_PRODUCT_VECTORS = 4 if REGISTERS >= 32 else 2
-PRODUCT_BYTES = _PRODUCT_VECTORS * VECTOR_BYTES  # of a row of a tile
+PRODUCT_VECTORS = 4 if REGISTERS >= 32 else 2
+PRODUCT_BYTES = PRODUCT_VECTORS * VECTOR_BYTES  # of a row of a tile
 
 
 def _plain_product(a, b, start, c):
@@ -340,21 +340,21 @@ def product(v, builder, a, b, start, c):
                 k = v.smaller(builder.mul(number, block), builder.sub(K, block))
                 # Each block of rows prefetches another vector of b for the next tiles. Without this, b arrives late
                 # if rows are long: 64 x 256 @ 256 x 25600 runs at 89 GFLOP/s instead of 130.
-                vector = builder.urem(number, v.index(_PRODUCT_VECTORS))
-                ahead = v.sum(j, v.times(v.lanes, v.sum(vector, v.index(_PRODUCT_VECTORS))))
+                vector = builder.urem(number, v.index(PRODUCT_VECTORS))
+                ahead = v.sum(j, v.times(v.lanes, v.sum(vector, v.index(PRODUCT_VECTORS))))
                 tile(k, j, ahead, _PRODUCT_ROWS, VB, masked=masked)
             with otherwise, loop(builder, zero, K) as k:
                 tile(k, j, j, 1, VB, masked=masked)
 
     # Tiles of as many whole vectors as fit into the registers, and one tile for the rest. Masks would take registers
     # from the sums.
-    most = v.index(_PRODUCT_VECTORS * v.lanes)
+    most = v.index(PRODUCT_VECTORS * v.lanes)
     whole = builder.sdiv(N, most)
     with loop(builder, zero, whole) as number:
-        tiles(builder.mul(number, most), _PRODUCT_VECTORS, masked=False)
+        tiles(builder.mul(number, most), PRODUCT_VECTORS, masked=False)
     done = builder.mul(whole, most)
     vectors = v.blocks(builder.sub(N, done), v.index(v.lanes))
-    for VB in range(1, _PRODUCT_VECTORS + 1):
+    for VB in range(1, PRODUCT_VECTORS + 1):
         with builder.if_then(builder.icmp_signed("==", vectors, v.index(VB))):
             tiles(done, VB, masked=True)
 
@@ -407,3 +407,17 @@ def copy_rows(v, builder, source, to, adds):
             v.store(numbers, to.at(row, j), 0, mask)
 
         v.cover(length, copy, again=not adds)
+
+
+def _plain_copy_columns(source, to, VB):
+    """to = source. Both are (rows, VB * lanes) with contiguous rows."""
+    to[...] = source
+
+
+@vectorised(_plain_copy_columns, like="source", constants=("VB",))
+def copy_columns(v, builder, source, to, VB):
+    zero = v.index(0)
+    # For 16 columns twice as fast as `copy_rows`, which finds out for each row how it ends.
+    with loop(builder, zero, to.shape[0]) as row:
+        for b in range(VB):
+            v.store(v.load(source.at(row, zero), b), to.at(row, zero), b)

@@ -28,7 +28,8 @@ from functools import cache
 
 from ._jit import kernel
 from ._packing import block_size, pack, packed_size, vectors_of
-from ._tiles import copy_rows, forward_row, product, transpose
+from ._tiles import copy_rows, forward_row, transpose
+from ._transposed_product import transposed_product, turned_shape
 
 PANEL = 96  # places of a panel: whole tiles of three or four vectors
 
@@ -37,14 +38,14 @@ PANEL = 96  # places of a panel: whole tiles of three or four vectors
 _CHANNELS = 16
 
 
-def scratch_shapes(filters: int, channels: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+def scratch_shapes(filters: int, channels: int, rows: int, columns: int, item_bytes: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the scratch arrays of these kernels, by argument name."""
     K, taps = filters, channels * rows * columns
     return {
         "packed": (max(packed_size(K, channels, rows, columns), packed_size(taps, K, 1, 1)),),
         "panel": (channels, rows, columns, PANEL),
         "dy_panel": (K, 1, PANEL),
-        "dy_turned": (PANEL, K),
+        "dy_turned": turned_shape(PANEL, item_bytes),
         "sums": (2, taps, K),
     }
 
@@ -121,11 +122,9 @@ def panels_weight_gradient(x, dy, panel, dy_turned, sums, windows, dweight):
     for first in range(0, P * Q * n, length):
         last = min(first + length, P * Q * n)
         exchange(x, panel, first, last, Q, windows, False)
-        turned = dy_turned[: last - first]
-        transpose(dplaces[:, first:last], turned)
         # Not in place: if the last block of rows overlaps the one before it, it would add twice.
         before, after = after, before
-        product(rows[:, : last - first], turned, before, after)
+        transposed_product(rows[:, : last - first], dplaces[:, first:last], dy_turned, before, after)
     transpose(after, dweight.reshape(K, C * R * S))
 
 

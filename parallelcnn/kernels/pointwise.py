@@ -9,16 +9,22 @@ GFLOP/s of one core for 64 -> 64 and 64 -> 256 channels of 16 x 16, n = 100, whe
 """
 
 from ._jit import kernel
-from ._tiles import PRODUCT_BYTES, copy_rows, product, transpose
+from ._tiles import PRODUCT_BYTES, PRODUCT_VECTORS, copy_columns, copy_rows, product, transpose
+from ._transposed_product import transposed_product, turned_shape
 from ._vectors import VECTOR_BYTES
 
-PANEL = 256  # numbers of each row at a time, so that x^T fits into the second cache
+PANEL = 256  # numbers of each row at a time
 
 # Whether the columns of a tile are copied together before each of its products. Rows at a distance of a power of two
 # share a few places of the nearest cache, which a tile as narrow as a cache line reads again for every 6 filters: 64 ->
-# 64 channels, 16 x 16, n = 32 run at 73 instead of 40 GFLOP/s (AMD Zen 3, AVX2; n = 100: 61 and 38). Tiles of AVX-512
+# 64 channels, 16 x 16, n = 32 run at 84 instead of 40 GFLOP/s (AMD Zen 3, AVX2; n = 100: 83 and 38). Tiles of AVX-512
 # are four cache lines wide and gain nothing.
 _COPIES = VECTOR_BYTES < 64
+
+
+def panel_shape(item_bytes: int) -> tuple[int, int]:
+    """The shape of the weight gradient's panel."""
+    return turned_shape(PANEL, item_bytes)
 
 
 def columns_shape(rows: int, item_bytes: int) -> tuple[int, int]:
@@ -36,7 +42,10 @@ def _product(a, b, start, columns, c):
     for first in range(0, length, at_once):
         last = min(first + at_once, length)
         some = columns[:, : last - first]
-        copy_rows(b[:, first:last], some, False)
+        if last - first == PRODUCT_BYTES // b.itemsize:
+            copy_columns(b[:, first:last], some, PRODUCT_VECTORS)
+        else:
+            copy_rows(b[:, first:last], some, False)
         product(a, some, start, c[:, first:last])
 
 
@@ -48,17 +57,16 @@ def pointwise_forward(x, weight, bias, columns, y):
 
 @kernel
 def pointwise_weight_gradient(x, dy, panel, sums, dweight):
-    """dweight = dy x^T. panel: (PANEL, C) and sums: (K, C), overwritten."""
+    """dweight = dy x^T. panel: (`panel_shape`) and sums: (2, K, C), overwritten."""
     length = x.shape[1]
-    sums[:] = 0
+    before, after = sums[0], sums[1]
+    after[:] = 0
     for first in range(0, length, PANEL):
         last = min(first + PANEL, length)
-        some = panel[: last - first]
-        transpose(x[:, first:last], some)
         # Not in place: if the last block of rows overlaps the one before it, it would add twice.
-        product(dy[:, first:last], some, sums, dweight)
-        sums[:] = dweight
-    dweight[:] = sums  # also if there were no samples to sum
+        before, after = after, before
+        transposed_product(dy[:, first:last], x[:, first:last], panel, before, after)
+    dweight[:] = after
 
 
 @kernel

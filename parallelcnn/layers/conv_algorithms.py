@@ -199,7 +199,7 @@ class Pointwise:
 
     def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
         K, C, _, _ = dweight.shape
-        panel, sums = step.scratch((pointwise.PANEL, C)), step.scratch((K, C))
+        panel, sums = step.scratch(pointwise.panel_shape(dweight.itemsize)), step.scratch((2, K, C))
         kernel = pointwise.pointwise_weight_gradient
         step.call(kernel, whole_images(image), whole_images(dy), panel, sums, dweight[:, :, 0, 0])
 
@@ -252,7 +252,7 @@ class Im2col(NamedTuple):
         step.call(kernel, dy, weight, NO_BIAS[dx.dtype], *scratch, self._steps(), dx)
 
     def _scratch(self, step: Step, weight: Array, *names: str) -> list[Array]:
-        shapes = panels.scratch_shapes(*weight.shape)
+        shapes = panels.scratch_shapes(*weight.shape, item_bytes=weight.itemsize)
         return [step.scratch(shapes[name]) for name in names]
 
     def _steps(self) -> tuple[int, int, int, int]:
