@@ -175,7 +175,7 @@ def test_a_convolution_by_panels_neither_reads_nor_writes_beside_its_arrays(size
     x, dx = (surrounded((C, H, W, n), beside, dtype) for _ in range(2))
     y, dy = (surrounded((K, P, Q, n), beside, dtype) for _ in range(2))
     weight, dweight = (surrounded((K, C, size, size), beside, dtype) for _ in range(2))
-    shapes = panels.scratch_shapes(K, C, size, size, np.dtype(dtype).itemsize)
+    shapes = panels.scratch_shapes(weight.inside.shape, np.dtype(dtype).itemsize)
     scratch = {name: surrounded(shape, beside, dtype) for name, shape in shapes.items()}
     packed, panel, dy_panel, turned, sums = (
         scratch[name].inside for name in ("packed", "panel", "dy_panel", "dy_turned", "sums")

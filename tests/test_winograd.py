@@ -33,7 +33,7 @@ def check(weight, image, before, stride, n, dtype, rng):
     P, Q = (H + top + bottom - 3) // stride + 1, (W + left + right - 3) // stride + 1
     y = np.full((K, P, Q, n), 7, dtype)
     memory = np.full(winograd.memory_size(K, C, stride), np.nan, dtype)
-    winograd.forward_kernel(K, C, stride)(x, weight, bias, memory, top, left, y)
+    winograd.forward_kernel(K, C, stride)(x, weight, False, bias, memory, top, left, y)
     strides, padding = (stride, stride), (top, bottom, left, right)
     np.testing.assert_allclose(y, reference.conv2d_forward(x, weight, bias, strides, padding), **TOLERANCE[dtype])
 
@@ -43,11 +43,14 @@ def check(weight, image, before, stride, n, dtype, rng):
     wanted, _, wanted_dx = reference.conv2d_backward(x, weight, dy, strides, padding)
     np.testing.assert_allclose(dweight, wanted, **TOLERANCE[dtype])
 
-    if stride == 2:  # with stride 1 it is a forward pass
-        dx = np.full_like(x, 7)
-        memory[:] = np.nan
+    dx = np.full_like(x, 7)
+    memory[:] = np.nan
+    if stride == 2:
         winograd.backward_input_kernel(K, C)(dy, weight, memory, top, left, dx)
-        np.testing.assert_allclose(dx, wanted_dx, **TOLERANCE[dtype])
+    else:
+        no_bias = np.empty(0, dtype)
+        winograd.forward_kernel(C, K, 1)(dy, weight, True, no_bias, memory, 2 - top, 2 - left, dx)
+    np.testing.assert_allclose(dx, wanted_dx, **TOLERANCE[dtype])
 
 
 @pytest.mark.slow
@@ -88,7 +91,7 @@ def test_winograds_convolution_neither_reads_nor_writes_beside_its_arrays(n, str
     x.inside[...], dy.inside[...] = rng.normal(size=x.inside.shape), rng.normal(size=dy.inside.shape)
     weight, no_bias = rng.normal(size=(K, C, 3, 3)).astype(dtype), np.empty(0, dtype)
     memory = surrounded((winograd.memory_size(K, C, stride),), beside, dtype)
-    winograd.forward_kernel(K, C, stride)(x.inside, weight, no_bias, memory.inside, 1, 1, y.inside)
+    winograd.forward_kernel(K, C, stride)(x.inside, weight, False, no_bias, memory.inside, 1, 1, y.inside)
     assert np.isfinite(y.inside).all()  # a number from beside x would have made it NaN
     assert np.isnan(y.outside).all()
     dweight = np.empty_like(weight)

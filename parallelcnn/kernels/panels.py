@@ -38,9 +38,10 @@ PANEL = 96  # places of a panel: whole tiles of three or four vectors
 _CHANNELS = 16
 
 
-def scratch_shapes(filters: int, channels: int, rows: int, columns: int, item_bytes: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the scratch arrays of these kernels, by argument name."""
-    K, taps = filters, channels * rows * columns
+def scratch_shapes(weight: tuple[int, ...], item_bytes: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the scratch arrays of these kernels, by argument name, for filters (K, C, R, S)."""
+    K, channels, rows, columns = weight
+    taps = channels * rows * columns
     return {
         "packed": (max(packed_size(K, channels, rows, columns), packed_size(taps, K, 1, 1)),),
         "panel": (channels, rows, columns, PANEL),

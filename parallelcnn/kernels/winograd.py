@@ -135,17 +135,18 @@ def _forward_kernel(blocks: _Blocks, stride: int) -> Callable[..., None]:
     transform_filters = _filter_transform(KB, stride)
 
     @kernel
-    def winograd_forward(x, weight, bias, memory, top, left, y):
+    def winograd_forward(x, weight, turned, bias, memory, top, left, y):
         """x: (C, H, W, n), weight: (K, C, 3, 3), bias: (K,) or (0,), memory: (`memory_size`,), y: (K, P, Q, n).
 
+        turned: whether weight is (C, K, 3, 3), and its filters are to be rotated by 180 degrees: an input gradient.
         top, left: rows and columns of zeros before the image.
         """
-        (K, C, _, _), (_, P, Q, n) = weight.shape, y.shape
+        C, (K, P, Q, n) = len(x), y.shape
         lanes = VECTOR_BYTES // x.itemsize
         # One channel more than needed, so that the places do not share the same few cache lines.
         seen, memory = _taken(memory, (side**2, C + 1, VB * lanes))
         sums, memory = _taken(memory, (side**2, group * KB, VB * lanes))
-        weights, memory = transform_filters(weight, memory)
+        weights, memory = transform_filters(weight, turned, turned, memory)
         biases = memory[:K]
         biases[:] = 0
         if bias.size:
@@ -186,7 +187,7 @@ def _backward_input_kernel(blocks: _Blocks) -> Callable[..., None]:
         lanes = VECTOR_BYTES // dy.itemsize
         seen, memory = _taken(memory, (side**2, K + 1, VB * lanes))
         sums, memory = _taken(memory, (side**2, group * KB, VB * lanes))
-        weights, memory = transform_filters(weight.transpose(1, 0, 2, 3), memory)
+        weights, memory = transform_filters(weight, True, False, memory)
         dx[:] = 0
         order = _order(P, Q, n, lanes)
         for first in range(0, order.end, VB):
@@ -231,14 +232,19 @@ def _group_products(blocks: _Blocks, side: int) -> Callable[..., tuple[int, int]
 @cache
 def _filter_transform(KB: int, stride: int) -> Callable[..., Any]:
     @kernel
-    def transform_filters(weight, memory):
+    def transform_filters(weight, swapped, rotated, memory):
         """Returns weights[e, k // KB, c, k % KB] = (G weight[k, c] G^T)[e], (36, blocks, C, KB), at the beginning of
         the memory, and the rest. The last block may overlap the one before it.
 
-        weight: (K, C, 3, 3). In this order products read them one after the other: with rows of channels, products of
-        256 -> 256 channels take 1.7 times as long on an AMD Zen 3.
+        weight: (K, C, 3, 3), or if `swapped` (C, K, 3, 3). rotated: whether to rotate the filters by 180 degrees. Views
+        would do this too, but need further kernels, compiled for their memory layouts.
+
+        Products read the weights one after the other: from rows of channels, (36, K, C), products of 256 -> 256
+        channels take 1.7 times as long on an AMD Zen 3.
         """
         K, C, _, _ = weight.shape
+        if swapped:
+            K, C = C, K
         blocks = -(-K // KB)
         weights, memory = _taken(memory, (WEIGHTS**2, blocks, C, KB))
         # One row for each tap, so that the transform is vector instructions: 64 x 64 filters take 53 us instead of 308.
@@ -247,9 +253,11 @@ def _filter_transform(KB: int, stride: int) -> Callable[..., Any]:
             k = min(block * KB, K - KB)
             for c in range(C):
                 for i in range(KB):
+                    taps_of_filter = weight[c, k + i] if swapped else weight[k + i, c]
                     for r in range(3):
                         for s in range(3):
-                            taps[3 * r + s, block, c, i] = weight[k + i, c, r, s]
+                            tap = 8 - 3 * r - s if rotated else 3 * r + s
+                            taps[tap, block, c, i] = taps_of_filter[r, s]
         size = blocks * C * KB
         filter_squares(taps.reshape(9, size), weights.reshape(WEIGHTS**2, size), stride)
         return weights, memory

@@ -252,7 +252,7 @@ class Im2col(NamedTuple):
         step.call(kernel, dy, weight, NO_BIAS[dx.dtype], *scratch, self._steps(), dx)
 
     def _scratch(self, step: Step, weight: Array, *names: str) -> list[Array]:
-        shapes = panels.scratch_shapes(*weight.shape, item_bytes=weight.itemsize)
+        shapes = panels.scratch_shapes(weight.shape, weight.itemsize)
         return [step.scratch(shapes[name]) for name in names]
 
     def _steps(self) -> tuple[int, int, int, int]:
@@ -267,7 +267,7 @@ class Winograd(NamedTuple):
 
     def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
         kernel = winograd.forward_kernel(len(weight), len(x), self.rows.stride)
-        step.call(kernel, x, weight, bias, self._memory(step, weight), self.rows.before, self.columns.before, y)
+        step.call(kernel, x, weight, False, bias, self._memory(step, weight), self.rows.before, self.columns.before, y)
         return x
 
     def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
@@ -280,9 +280,8 @@ class Winograd(NamedTuple):
         memory = self._memory(step, weight)
         if self.rows.stride == 1:
             zeros_before = 2 - self.rows.before, 2 - self.columns.before
-            turned = _rotated(_swapped(step, weight, groups=1))
             kernel = winograd.forward_kernel(len(dx), len(dy), 1)
-            step.call(kernel, dy, turned, NO_BIAS[dx.dtype], memory, *zeros_before, dx)
+            step.call(kernel, dy, weight, True, NO_BIAS[dx.dtype], memory, *zeros_before, dx)
         else:
             kernel = winograd.backward_input_kernel(len(dy), len(dx))
             step.call(kernel, dy, weight, memory, self.rows.before, self.columns.before, dx)
