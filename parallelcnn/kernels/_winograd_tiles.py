@@ -37,9 +37,7 @@ def input_square(v, builder, x, place, seen, first, stride, back):
     transform = _of_input(stride, back)
     h, w, i = place
     n = x.shape[3]
-    table = v.table(transform.before * transform.after)
-
-    nothing = v.table(1)
+    table, nothing = v.table(transform.before * transform.after), v.table(1)
     v.store(v.zero, nothing)
 
     def write(c: Any, *, masked: bool) -> None:
@@ -135,9 +133,7 @@ def output_square(v, builder, sums, first, bias, y, place, stride):
     transform = _of_output(stride, bias)
     p, q, i = place
     n = y.shape[3]
-    table = v.table(transform.before * transform.after)
-
-    nowhere = v.table(1)
+    table, nowhere = v.table(transform.before * transform.after), v.table(1)
     v.store(v.zero, nowhere)
 
     def write(k: Any, *, masked: bool) -> None:

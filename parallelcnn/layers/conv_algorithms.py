@@ -23,9 +23,6 @@ from .base import Array, Shape, Step
 
 NO_BIAS = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 
-# From this number of input and output channels on, filters of 1 x 1 run as matrix products of whole images.
-_POINTWISE_CHANNELS = 32
-
 # From these numbers of channels and filters on, strided windows run as matrix products of panels: for 32 -> 64 channels
 # this is 1.1 to 1.5 times faster, for 32 -> 32 or 16 -> 64 about as fast.
 _IM2COL_CHANNELS, _IM2COL_FILTERS = 32, 64
@@ -83,7 +80,7 @@ def select(windows: Windows, weight: Shape, x: Shape, y: Shape, computed: Shape)
             one_by_one = Windows(*(axis._replace(stride=1) for axis in windows))
             seen = (C, *y[1:])
             return Subsampled(strides, select(one_by_one, weight, seen, y, seen if computed == x else y))
-        if x[1:] == y[1:] and min(K, C) >= _POINTWISE_CHANNELS:
+        if x[1:] == y[1:] and min(K, C) >= pointwise.LEAST_CHANNELS:
             return Pointwise()
     outputs, seen = (x, y) if strides == (1, 1) and computed == x else (y, x)
     if winograd.pays(weight, strides, outputs, seen):
