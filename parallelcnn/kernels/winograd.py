@@ -34,7 +34,8 @@ Stride 2, in brackets the kernels of `panels`, which computed it before; input g
     64 -> 128, 32 x 32            154 (96)    127 (116)    120 (88)
     128 -> 256, 16 x 16           153 (123)   139 (125)    140 (87)
 
-(`scripts/benchmarks/convolutions.py`; before: at commit 2fed455.)
+(`scripts/benchmarks/convolutions.py`; before: at commit 2fed455. `scripts/benchmarks/results/convolutions.md` is of a
+processor with AVX2.)
 
 It is less exact than `conv2d`, but of the order of float32's rounding: 16 to 256 channels in float32 differ from
 float64, in the norm, by 0.5e-6 to 1.6e-6 forwards, at most three times as much as with `conv2d`, and by 0.6e-6 to
