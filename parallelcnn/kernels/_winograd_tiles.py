@@ -37,8 +37,8 @@ def input_square(v, builder, x, place, seen, first, stride, back):
     transform = _of_input(stride, back)
     h, w, i = place
     n = x.shape[3]
-    table, nothing = v.table(transform.before * transform.after), v.table(1)
-    v.store(v.zero, nothing)
+    table, zeros = v.table(transform.before * transform.after), v.table(1)
+    v.store(v.zero, zeros)
 
     def write(c: Any, *, masked: bool) -> None:
         def load(a: Any, b: Any) -> Any:
@@ -47,7 +47,7 @@ def input_square(v, builder, x, place, seen, first, stride, back):
             if masked:
                 return v.load(x.at(c, row, column, i), 0, _mask(v, builder, row, column, i, x.shape))
             inside = _is_inside(builder, row, column, x.shape)
-            return v.load(builder.select(inside, x.at(c, row, column, i), nothing))
+            return v.load(builder.select(inside, x.at(c, row, column, i), zeros))
 
         def store(a: Any, b: Any, vector: Any) -> None:
             to = seen.at(v.sum(v.times(transform.after, a), b), c, first)
@@ -133,8 +133,8 @@ def output_square(v, builder, sums, first, bias, y, place, stride):
     transform = _of_output(stride, bias)
     p, q, i = place
     n = y.shape[3]
-    table, nowhere = v.table(transform.before * transform.after), v.table(1)
-    v.store(v.zero, nowhere)
+    table, unused = v.table(transform.before * transform.after), v.table(1)
+    v.store(v.zero, unused)
 
     def write(k: Any, *, masked: bool) -> None:
         k_bias = None if bias is None else v.splat(builder.load(bias.at(k)))
@@ -149,7 +149,7 @@ def output_square(v, builder, sums, first, bias, y, place, stride):
             if masked:
                 mask = _mask(v, builder, row, column, i, y.shape)
             else:
-                to = builder.select(_is_inside(builder, row, column, y.shape), to, nowhere)
+                to = builder.select(_is_inside(builder, row, column, y.shape), to, unused)
             v.store(builder.fadd(vector, v.load(to, 0, mask) if bias is None else k_bias), to, 0, mask)
 
         _looped(v, builder, transform, table, load, store)
@@ -301,8 +301,9 @@ def _looped(
 
 def _each_channel(v: Vectors, builder: Any, i: Any, shape: Any, write: Callable[..., None]) -> None:
     """Call `write(channel, masked=...)` for all channels of an image (C, H, W, n), without masks if all samples of the
-    vector from i on exist. Places outside the image then have an address where nothing is read, or kept: with masks
-    for them too, 16 -> 16 channels of 32 x 32 take 1.2 to 1.5 times as long (AMD Zen 3, AVX2).
+    vector from i on exist. Then `write` replaces the address of a place outside the image by that of a vector of
+    zeros, or of one that is not used: with masks for these places too, 16 -> 16 channels of 32 x 32 take 1.2 to 1.5
+    times as long (AMD Zen 3, AVX2).
     """
     C, _, _, n = shape
     whole = builder.icmp_signed("<=", v.sum(i, v.index(v.lanes)), n)
