@@ -339,15 +339,19 @@ def jobs_that_had_to_leave(
 ) -> dict[str, Job]:
     """Two side by side, since most of it is waiting: for SLURM's clocks, and in the pauses of the network."""
 
-    def start(name: str, *sbatch: str) -> Job:
+    def start(name: str, pause: str) -> Job:
         folder = tmp_path_factory.mktemp("leaving") / name
         folder.mkdir()
-        return Job(cluster, data, folder, *ON_TWO_NODES, *sbatch, training=long_training, PAUSE="0.1")
+        return Job(cluster, data, folder, *ON_TWO_NODES, training=long_training, PAUSE=pause)
 
-    # A limit is in minutes; SLURM's signal may come before a training has begun.
-    at_its_limit, preempted = start("limit", "--time=1"), start("preempted")
+    at_its_limit, preempted = start("limit", pause="0.3"), start("preempted", pause="0.1")
     assert preempted.wait_until(lambda: has_checkpoint(preempted)), preempted.report
     preempted.slurm("scancel --batch --signal=TERM JOB")
+    assert at_its_limit.wait_until(lambda: has_checkpoint(at_its_limit)), at_its_limit.report
+    # Only now, because a signal that comes before the training has begun leaves nothing to resume from. A limit is in
+    # minutes: this one is at most two minutes away, and SLURM's signal comes at least a minute before it.
+    _, minutes, _ = at_its_limit.fact("RunTime").split(":")
+    at_its_limit.slurm(f"scontrol update JobId=JOB TimeLimit={int(minutes) + 2}")
     assert at_its_limit.wait_until(lambda: "queued again" in at_its_limit.output, 100), at_its_limit.report
     at_its_limit.slurm("scontrol update JobId=JOB TimeLimit=10")
     return {"time limit": at_its_limit.wait(), "preemption": preempted.wait()}
