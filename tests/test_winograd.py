@@ -22,24 +22,24 @@ CASES = [
 ]
 
 
-STRIDES = pytest.mark.parametrize("stride", [1, 2])
+WINDOWS = pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2), (5, 1)])
 
 
-def check(weight, image, before, stride, n, dtype, rng):
+def check(weight, image, before, taps, stride, n, dtype, rng):
     (K, C), (H, W), (top, left) = weight, image, before
-    bottom, right = max(top, 2 - top), max(left, 2 - left)
-    x, weight = rng.normal(size=(C, H, W, n)).astype(dtype), rng.normal(size=(K, C, 3, 3)).astype(dtype)
+    bottom, right = max(top, taps - 1 - top), max(left, taps - 1 - left)
+    x, weight = rng.normal(size=(C, H, W, n)).astype(dtype), rng.normal(size=(K, C, taps, taps)).astype(dtype)
     bias = rng.normal(size=K).astype(dtype)
-    P, Q = (H + top + bottom - 3) // stride + 1, (W + left + right - 3) // stride + 1
+    P, Q = (H + top + bottom - taps) // stride + 1, (W + left + right - taps) // stride + 1
     y = np.full((K, P, Q, n), 7, dtype)
-    memory = np.full(winograd.memory_size(K, C, stride), np.nan, dtype)
-    winograd.forward_kernel(K, C, stride)(x, weight, False, bias, memory, top, left, y)
+    memory = np.full(winograd.memory_size(K, C, taps, stride), np.nan, dtype)
+    winograd.forward_kernel(K, C, taps, stride)(x, weight, False, bias, memory, top, left, y)
     strides, padding = (stride, stride), (top, bottom, left, right)
     np.testing.assert_allclose(y, reference.conv2d_forward(x, weight, bias, strides, padding), **TOLERANCE[dtype])
 
     dy, dweight = rng.normal(size=y.shape).astype(dtype), np.full_like(weight, 7)
     memory[:] = np.nan
-    winograd.weight_gradient_kernel(K, C, stride)(x, dy, memory, top, left, dweight)
+    winograd.weight_gradient_kernel(K, C, taps, stride)(x, dy, memory, top, left, dweight)
     wanted, _, wanted_dx = reference.conv2d_backward(x, weight, dy, strides, padding)
     np.testing.assert_allclose(dweight, wanted, **TOLERANCE[dtype])
 
@@ -49,53 +49,56 @@ def check(weight, image, before, stride, n, dtype, rng):
         winograd.backward_input_kernel(K, C)(dy, weight, memory, top, left, dx)
     else:
         no_bias = np.empty(0, dtype)
-        winograd.forward_kernel(C, K, 1)(dy, weight, True, no_bias, memory, 2 - top, 2 - left, dx)
+        zeros_before = taps - 1 - top, taps - 1 - left
+        winograd.forward_kernel(C, K, taps, 1)(dy, weight, True, no_bias, memory, *zeros_before, dx)
     np.testing.assert_allclose(dx, wanted_dx, **TOLERANCE[dtype])
 
 
 @pytest.mark.slow
 @DTYPES
 @SAMPLES
-@STRIDES
+@WINDOWS
 @pytest.mark.parametrize(("weight", "image", "before"), CASES)
-def test_winograds_convolution_agrees_with_the_naive_loops(weight, image, before, stride, n, dtype, rng):
-    check(weight, image, before, stride, n, dtype, rng)
+def test_winograds_convolution_agrees_with_the_naive_loops(weight, image, before, taps, stride, n, dtype, rng):
+    check(weight, image, before, taps, stride, n, dtype, rng)
 
 
 @pytest.mark.slow
-@STRIDES
-def test_the_last_block_of_a_group_may_overlap_the_one_before_it(stride, rng):
+@WINDOWS
+def test_the_last_block_of_a_group_may_overlap_the_one_before_it(taps, stride, rng):
     """In float64 only: the tolerance of float32 is too small for sums over so many channels."""
     filters, channels = 70, 158
-    blocks = winograd._blocks(filters, channels, stride)
+    side = winograd.TRANSFORMS[taps, stride].side
+    blocks = winograd._blocks(filters, channels, side)
     assert blocks.group > 1
     assert filters % blocks.KB
-    assert channels % winograd._blocks(channels, filters, 2).KB
-    check((filters, channels), (9, 4), (1, 1), stride, 5, np.float64, rng)
+    assert channels % winograd._blocks(channels, filters, side).KB
+    check((filters, channels), (9, 4), (1, 1), taps, stride, 5, np.float64, rng)
 
 
-@STRIDES
+@WINDOWS
 @pytest.mark.parametrize("n", [2, 4, 6, 20, 50])
-def test_samples_left_over_of_several_squares_share_a_vector(stride, n, rng):
-    for size in ((20 * stride, 28 * stride), (12, 25)):  # squares in groups of several sizes
-        check((5, 3), size, (1, 1), stride, n, np.float32, rng)
+def test_samples_left_over_of_several_squares_share_a_vector(taps, stride, n, rng):
+    outputs = winograd.TRANSFORMS[taps, stride].outputs
+    for rows, columns in ((5 * stride, 7 * stride), (3, 6)):  # squares in groups of several sizes
+        check((5, 3), (rows * outputs, columns * outputs + 1), (1, 1), taps, stride, n, np.float32, rng)
 
 
 @DTYPES
-@STRIDES
+@WINDOWS
 @pytest.mark.parametrize("n", [1, 7, 50])
-def test_winograds_convolution_neither_reads_nor_writes_beside_its_arrays(n, stride, dtype, rng):
+def test_winograds_convolution_neither_reads_nor_writes_beside_its_arrays(n, taps, stride, dtype, rng):
     K, C, H, W, beside = 9, 7, 5, 7, 2000
     P, Q = -(-H // stride), -(-W // stride)
     x, dx, y, dy = (surrounded(shape, beside, dtype) for shape in 2 * [(C, H, W, n)] + 2 * [(K, P, Q, n)])
     x.inside[...], dy.inside[...] = rng.normal(size=x.inside.shape), rng.normal(size=dy.inside.shape)
-    weight, no_bias = rng.normal(size=(K, C, 3, 3)).astype(dtype), np.empty(0, dtype)
-    memory = surrounded((winograd.memory_size(K, C, stride),), beside, dtype)
-    winograd.forward_kernel(K, C, stride)(x.inside, weight, False, no_bias, memory.inside, 1, 1, y.inside)
+    weight, no_bias = rng.normal(size=(K, C, taps, taps)).astype(dtype), np.empty(0, dtype)
+    memory, before = surrounded((winograd.memory_size(K, C, taps, stride),), beside, dtype), 2 * [taps // 2]
+    winograd.forward_kernel(K, C, taps, stride)(x.inside, weight, False, no_bias, memory.inside, *before, y.inside)
     assert np.isfinite(y.inside).all()  # a number from beside x would have made it NaN
     assert np.isnan(y.outside).all()
     dweight = np.empty_like(weight)
-    winograd.weight_gradient_kernel(K, C, stride)(x.inside, dy.inside, memory.inside, 1, 1, dweight)
+    winograd.weight_gradient_kernel(K, C, taps, stride)(x.inside, dy.inside, memory.inside, *before, dweight)
     assert np.isfinite(dweight).all()
     if stride == 2:
         winograd.backward_input_kernel(K, C)(dy.inside, weight, memory.inside, 1, 1, dx.inside)
@@ -105,12 +108,12 @@ def test_winograds_convolution_neither_reads_nor_writes_beside_its_arrays(n, str
 
 
 @pytest.mark.slow
-@STRIDES
+@WINDOWS
 @pytest.mark.parametrize("channels", [16, 32, 256])
-def test_winograds_convolution_is_nearly_as_exact_as_the_direct_one(channels, stride, monkeypatch):
+def test_winograds_convolution_is_nearly_as_exact_as_the_direct_one(channels, taps, stride, monkeypatch):
     """The bounds are those in the documentation. With the usual points of interpolation, both are exceeded."""
     K, C, size, n = 32, channels, 8, 16
-    layer = Conv2D(K, 3, stride=stride, padding=1, bias=False)
+    layer = Conv2D(K, taps, stride=stride, padding=taps // 2, bias=False)
     errors = {}
     for way in (True, False):
         monkeypatch.setattr(winograd, "pays", lambda *_, way=way: way)
@@ -146,7 +149,10 @@ def test_winograds_convolution_is_nearly_as_exact_as_the_direct_one(channels, st
         (Conv2D(32, 3, padding="same", stride=2), (16, 32, 32), 32, True),
         (Conv2D(32, 3, padding="same", stride=2), (16, 32, 32), 50, False),  # a fifth of the vectors' lanes is empty
         (Conv2D(64, 3, padding="same", stride=(2, 1)), (64, 16, 16), 32, False),
-        (Conv2D(64, 5, padding="same"), (64, 8, 8), 32, False),
+        (Conv2D(32, 5, padding="same"), (32, 16, 16), 32, True),
+        (Conv2D(16, 5), (6, 14, 14), 50, False),  # of LeNet-5
+        (Conv2D(64, 5, padding="same", stride=2), (64, 16, 16), 32, False),
+        (Conv2D(64, 7, padding="same"), (64, 8, 8), 32, False),
         (Conv2D(64, (3, 1), padding="same"), (64, 8, 8), 32, False),
     ],
 )
@@ -174,6 +180,7 @@ def test_products_outside_the_image_are_not_counted_for_the_tiles_over_rows():
         Conv2D(32, 3, padding=2, bias=False),
         Conv2D(65, 3, padding=1, stride=2, activation="softplus"),
         Conv2D(64, 3, padding="same", stride=2),
+        Conv2D(33, 5, padding=1, activation="softplus"),
         PooledConv2D(Conv2D(33, 3, padding="same"), MaxPool2D(2, activation="relu")),
         PooledConv2D(Conv2D(33, 3), MaxPool2D(2)),
     ],
@@ -190,9 +197,11 @@ def test_a_layer_gives_the_same_whichever_way_it_takes(layer, dtype, monkeypatch
     monkeypatch.setattr(winograd, "forward_kernel", lambda *sizes: calls.append(sizes) or kernel(*sizes))
     monkeypatch.setattr(winograd, "pays", lambda *_: True)
     taken = run()
-    filters = len(taken.params["weight"])
+    filters, _, taps, _ = taken.params["weight"].shape
     # Forward and, with stride 1, input gradient, recorded twice.
-    assert calls == 2 * ([(filters, 64, 2)] if shape[0] == 64 else [(filters, 32, 1), (32, filters, 1)])
+    assert calls == 2 * (
+        [(filters, 64, taps, 2)] if shape[0] == 64 else [(filters, 32, taps, 1), (32, filters, taps, 1)]
+    )
     monkeypatch.setattr(winograd, "pays", lambda *_: False)
     direct = run()
     tolerance = TOLERANCE[dtype] if dtype == np.float64 else {"rtol": 1e-3, "atol": 1e-3}

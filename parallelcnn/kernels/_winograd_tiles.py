@@ -2,7 +2,7 @@
 versions of each tile, in numpy and in vector instructions.
 
 A square holds up to `lanes` samples of side x side places; place (row, column) has number side * row + column. The
-stride, 1 or 2, selects the transforms.
+taps along a side of a window and the stride select the transforms.
 """
 
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 
 from ._vectors import VECTOR_BYTES, Strided, Vectors, loop, vectorised
-from ._winograd_transforms import OUTPUTS, TRANSFORMS, WEIGHTS, Transform
+from ._winograd_transforms import TRANSFORMS, WEIGHTS, Transform
 
 # What is prefetched (gains on an AMD Zen 3): weights that many numbers before their use, products of 256 -> 256
 # channels 1.1 times as fast; squares of an image that many channels before, passes up to 1.2 times as fast.
 _WEIGHTS_AHEAD, _CHANNELS_AHEAD = 256, 2
 
 
-def _plain_input_square(x, place, seen, first, stride, back):
+def _plain_input_square(x, place, seen, first, taps, stride, back):
     """Compute seen[:, c, first + lane], the transformed square of x that begins at `place`, for all channels c.
 
     x: (C, H, W, n), zero outside; an image, or if `back` the gradient of outputs. place: (row, column, sample). Lanes
     after the last sample are not written. seen: (places, C or more, columns).
     """
-    transform, lanes = _of_input(stride, back), VECTOR_BYTES // x.itemsize
+    transform, lanes = _of_input(taps, stride, back), VECTOR_BYTES // x.itemsize
     square = np.zeros((transform.before, transform.before, len(x), lanes), x.dtype)
     for to, row, column, samples in _inside(square, x, place):
         square[(*to, slice(None), slice(samples))] = x[:, row, column, place[2] : place[2] + samples]
@@ -32,9 +32,9 @@ def _plain_input_square(x, place, seen, first, stride, back):
     seen[:, : len(x), first : first + samples] = _transformed(transform, square)[..., :samples]
 
 
-@vectorised(_plain_input_square, like="x", constants=("stride", "back"))
-def input_square(v, builder, x, place, seen, first, stride, back):
-    transform = _of_input(stride, back)
+@vectorised(_plain_input_square, like="x", constants=("taps", "stride", "back"))
+def input_square(v, builder, x, place, seen, first, taps, stride, back):
+    transform = _of_input(taps, stride, back)
     h, w, i = place
     n = x.shape[3]
     table, zeros = v.table(transform.before * transform.after), v.table(1)
@@ -58,35 +58,35 @@ def input_square(v, builder, x, place, seen, first, stride, back):
     _each_channel(v, builder, i, x.shape, write)
 
 
-def _of_input(stride: int, back: bool) -> Transform:
-    return TRANSFORMS[stride].products_back if back else TRANSFORMS[stride].image
+def _of_input(taps: int, stride: int, back: bool) -> Transform:
+    return TRANSFORMS[taps, stride].products_back if back else TRANSFORMS[taps, stride].image
 
 
-def _plain_filter_squares(taps, weights, stride):
-    """Transform filters. taps: (9, filters), weights: (36, filters)."""
-    weights[...] = _transformed(TRANSFORMS[stride].filters, taps.reshape(3, 3, -1))
+def _plain_filter_squares(filters, weights, taps, stride):
+    """Transform filters (taps * taps, number) to weights (36, number)."""
+    weights[...] = _transformed(TRANSFORMS[taps, stride].filters, filters.reshape(taps, taps, -1))
 
 
-@vectorised(_plain_filter_squares, like="taps", constants=("stride",))
-def filter_squares(v, builder, taps, weights, stride):
+@vectorised(_plain_filter_squares, like="filters", constants=("taps", "stride"))
+def filter_squares(v, builder, filters, weights, taps, stride):
     def write(i: Any, mask: Any) -> None:
-        square = [v.load(taps.at(v.index(tap), i), 0, mask) for tap in range(9)]
-        for e, vector in enumerate(_unrolled(v, TRANSFORMS[stride].filters, square)):
+        square = [v.load(filters.at(v.index(tap), i), 0, mask) for tap in range(taps**2)]
+        for e, vector in enumerate(_unrolled(v, TRANSFORMS[taps, stride].filters, square)):
             v.store(vector, weights.at(v.index(e), i), 0, mask)
 
-    v.cover(taps.shape[1], write, again=True)
+    v.cover(filters.shape[1], write, again=True)
 
 
-def _plain_filter_gradients(totals, stride):
-    """Transform gradients of `filter_squares` back, in place: nine rows for 36. totals: (36, filters)."""
-    totals[:9] = _transformed(TRANSFORMS[stride].filters_back, totals.reshape(WEIGHTS, WEIGHTS, -1))
+def _plain_filter_gradients(totals, taps, stride):
+    """Transform gradients of `filter_squares` back, in place: taps * taps rows for 36. totals: (36, number)."""
+    totals[: taps**2] = _transformed(TRANSFORMS[taps, stride].filters_back, totals.reshape(WEIGHTS, WEIGHTS, -1))
 
 
-@vectorised(_plain_filter_gradients, like="totals", constants=("stride",))
-def filter_gradients(v, builder, totals, stride):
+@vectorised(_plain_filter_gradients, like="totals", constants=("taps", "stride"))
+def filter_gradients(v, builder, totals, taps, stride):
     def write(i: Any, mask: Any) -> None:
         square = [v.load(totals.at(v.index(e), i), 0, mask) for e in range(WEIGHTS**2)]
-        for tap, vector in enumerate(_unrolled(v, TRANSFORMS[stride].filters_back, square)):
+        for tap, vector in enumerate(_unrolled(v, TRANSFORMS[taps, stride].filters_back, square)):
             v.store(vector, totals.at(v.index(tap), i), 0, mask)
 
     v.cover(totals.shape[1], write, again=False)
@@ -113,13 +113,13 @@ def square_products(v, builder, weights, seen, sums, KB, VB):
             v.store(totals[i][b], sums.at(v.index(i), zero), b)
 
 
-def _plain_output_square(sums, first, bias, y, place, stride):
+def _plain_output_square(sums, first, bias, y, place, taps, stride):
     """Compute the square of y[k] at `place`, for all k, from the products sums[:, k, first + lane].
 
     place: (row, column, sample); places outside y are skipped. sums: (places, K or more, columns). bias: (K,), or None:
     then y is the gradient of an image, to which the square is added.
     """
-    transform, lanes, K = _of_output(stride, bias), VECTOR_BYTES // y.itemsize, len(y)
+    transform, lanes, K = _of_output(taps, stride, bias), VECTOR_BYTES // y.itemsize, len(y)
     samples = min(lanes, y.shape[3] - place[2])
     square = sums[:, :K, first : first + samples].reshape(transform.before, transform.before, K, samples)
     outputs = _transformed(transform, square).reshape(transform.after, transform.after, K, samples)
@@ -128,9 +128,9 @@ def _plain_output_square(sums, first, bias, y, place, stride):
         to[...] = outputs[at][:, :samples] + (to if bias is None else bias[:, np.newaxis])
 
 
-@vectorised(_plain_output_square, like="y", constants=("stride",))
-def output_square(v, builder, sums, first, bias, y, place, stride):
-    transform = _of_output(stride, bias)
+@vectorised(_plain_output_square, like="y", constants=("taps", "stride"))
+def output_square(v, builder, sums, first, bias, y, place, taps, stride):
+    transform = _of_output(taps, stride, bias)
     p, q, i = place
     n = y.shape[3]
     table, unused = v.table(transform.before * transform.after), v.table(1)
@@ -157,49 +157,50 @@ def output_square(v, builder, sums, first, bias, y, place, stride):
     _each_channel(v, builder, i, y.shape, write)
 
 
-def _of_output(stride: int, bias: Any) -> Transform:
-    transform = TRANSFORMS[stride].image_back if bias is None else TRANSFORMS[stride].products
+def _of_output(taps: int, stride: int, bias: Any) -> Transform:
+    transform = TRANSFORMS[taps, stride].image_back if bias is None else TRANSFORMS[taps, stride].products
     assert transform is not None
     return transform
 
 
-def _plain_gradient_square(dy, place, turned, to, stride):
-    """Compute turned[:, t + lane, column + i]: the 4 x 4 gradients dy[k + i] that begin at `place`, transformed to
+def _plain_gradient_square(dy, place, turned, to, taps, stride):
+    """Compute turned[:, t + lane, column + i]: the square of gradients dy[k + i] that begins at `place`, transformed to
     gradients of the products, with one sample per lane and for `lanes` filters i.
 
     place: (k, row, column, sample), zero outside. to: (t, column). The last filter replaces filters that do not exist.
     Lanes after the last sample are not written.
     """
     (k, *place), (t, column_to), K = place, to, len(dy)
-    lanes = VECTOR_BYTES // dy.itemsize
+    lanes, outputs = VECTOR_BYTES // dy.itemsize, TRANSFORMS[taps, stride].outputs
     filters = np.minimum(np.arange(k, k + lanes), K - 1)
-    square = np.zeros((OUTPUTS, OUTPUTS, lanes, lanes), dy.dtype)
+    square = np.zeros((outputs, outputs, lanes, lanes), dy.dtype)
     for at, row, column, samples in _inside(square, dy, place):
         square[(*at, slice(None), slice(samples))] = dy[filters, row, column, place[2] : place[2] + samples]
-    transformed = _transformed(TRANSFORMS[stride].products_back, square)
+    transformed = _transformed(TRANSFORMS[taps, stride].products_back, square)
     samples = min(lanes, dy.shape[3] - place[2])
     turned[:, t : t + samples, column_to : column_to + lanes] = transformed.swapaxes(1, 2)[:, :samples]
 
 
-@vectorised(_plain_gradient_square, like="dy", constants=("stride",))
-def gradient_square(v, builder, dy, place, turned, to, stride):
+@vectorised(_plain_gradient_square, like="dy", constants=("taps", "stride"))
+def gradient_square(v, builder, dy, place, turned, to, taps, stride):
     first_k, p, q, i = place
     t, column_to = to
+    outputs = TRANSFORMS[taps, stride].outputs
     zero, last = v.index(0), v.sum(dy.shape[0], v.index(-1))
     filters = [v.smaller(v.sum(first_k, v.index(lane)), last) for lane in range(v.lanes)]
-    table = v.table(OUTPUTS**2 * v.lanes)  # by place and sample
+    table = v.table(outputs**2 * v.lanes)  # by place and sample
 
-    with loop(builder, zero, v.unknown(OUTPUTS)) as a, loop(builder, zero, v.unknown(OUTPUTS)) as b:
+    with loop(builder, zero, v.unknown(outputs)) as a, loop(builder, zero, v.unknown(outputs)) as b:
         row, column = v.sum(p, a), v.sum(q, b)
         mask = _mask(v, builder, row, column, i, dy.shape)
         by_filter = [v.load(dy.at(k, row, column, i), 0, mask) for k in filters]
-        begin = builder.gep(table, [v.times(v.lanes**2, v.sum(v.times(OUTPUTS, a), b))])
+        begin = builder.gep(table, [v.times(v.lanes**2, v.sum(v.times(outputs, a), b))])
         for sample, vector in enumerate(v.transposed(by_filter)):
             v.store(vector, begin, sample)
     with loop(builder, zero, v.smaller(v.unknown(v.lanes), builder.sub(dy.shape[3], i))) as sample:
         begin = builder.gep(table, [v.times(v.lanes, sample)])
-        square = [v.load(begin, e * v.lanes) for e in range(OUTPUTS**2)]
-        for e, vector in enumerate(_unrolled(v, TRANSFORMS[stride].products_back, square)):
+        square = [v.load(begin, e * v.lanes) for e in range(outputs**2)]
+        for e, vector in enumerate(_unrolled(v, TRANSFORMS[taps, stride].products_back, square)):
             v.store(vector, turned.at(v.index(e), v.sum(t, sample), column_to), 0)
 
 

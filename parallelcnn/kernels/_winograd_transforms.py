@@ -1,10 +1,11 @@
 """The linear transforms of the Winograd convolution, along one axis of a square.
 
 They evaluate polynomials at points, and interpolate. Their instructions are written for `Vectors`; numbers are
-transformed by the same code. For four outputs and three neighbouring taps, stride 1, the points are 0, a, -a, b, -b and
-infinity. With the usual a = 1 and b = 2 (Lavin & Gray), sums over 64 channels have a relative error of 1.7e-6 in
-float32; with 5/8 and 3/2, 0.8e-6. Points of the form c and 1/c are good ones (S. A. Alam et al., "Winograd Convolution
-for Deep Neural Networks: Efficient Point Selection", arXiv:2201.10369); these are nearly so, and exact in float32.
+transformed by the same code. With stride 1, the points are 0, a, -a, b, -b and infinity, both for four outputs and
+three neighbouring taps and for two outputs and five taps. With the usual a = 1 and b = 2 (Lavin & Gray), sums over 64
+channels of three taps have a relative error of 1.7e-6 in float32; with 5/8 and 3/2, 0.8e-6, and of five taps 1.0e-6.
+Points of the form c and 1/c are good ones (S. A. Alam et al., "Winograd Convolution for Deep Neural Networks: Efficient
+Point Selection", arXiv:2201.10369); these are nearly so, and exact in float32.
 
 With stride 2, the first and the third tap see the even rows of an image only, and the second tap the odd ones. So an
 output is the sum of a convolution of two taps over the even rows, with points a, -a, b, -b and infinity, and of the
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-OUTPUTS = 4  # along the side of a square
 WEIGHTS = 6  # different transformed weights along the side of a square
 Vector = Any  # of LLVM, or a number
 
@@ -44,14 +44,15 @@ class Numbers:
 
 
 class Interpolation:
-    """The transforms of four outputs and three, or two, neighbouring taps. `*_back` are the transposed ones.
+    """The transforms of some outputs and neighbouring taps. `*_back` are the transposed ones.
 
     Args:
-        a, b: the points are a, -a, b, -b and infinity; for three taps, also 0, the first one.
+        a, b: the points are a, -a, b, -b and infinity; if outputs and taps are seven, also 0, the first one.
     """
 
-    def __init__(self, a: float, b: float, taps: int) -> None:
-        self._a, self._b, self._zeros = a, b, taps - 2
+    def __init__(self, a: float, b: float, outputs: int, taps: int) -> None:
+        self._a, self._b, self.outputs, self.taps = a, b, outputs, taps
+        self._zeros = outputs + taps - 6
         self._distances = [  # of a, and of b, from the other points, multiplied
             2 * point ** (1 + self._zeros) * (point**2 - other**2) for point, other in ((a, b), (b, a))
         ]
@@ -70,7 +71,7 @@ class Interpolation:
         return [*results, at_all(x)]
 
     def image_back(self, v: Any, y: list[Vector]) -> list[Vector]:
-        """For two taps only."""
+        """Without the point 0 only."""
         a, b, last = self._a, self._b, y[4]
         sum_a, less_a, sum_b, less_b = self._pairs(v, y)
         return [
@@ -85,45 +86,42 @@ class Interpolation:
         a, b = self._a, self._b
         sum_a, less_a, sum_b, less_b = self._pairs(v, y)
         first = v.plus(sum_a, 1, sum_b)
-        return [
-            v.plus(y[0], 1, first) if self._zeros else first,
-            v.plus(v.zero, a, less_a, b, less_b),
-            v.plus(v.zero, a**2, sum_a, b**2, sum_b),
-            v.plus(y[-1], a**3, less_a, b**3, less_b),
-        ]
+        results = [v.plus(y[0], 1, first) if self._zeros else first]
+        for power in range(1, self.outputs):
+            pair = (less_a, less_b) if power % 2 else (sum_a, sum_b)
+            start = y[-1] if power == self.outputs - 1 else v.zero
+            results.append(v.plus(start, a**power, pair[0], b**power, pair[1]))
+        return results
 
     def products_back(self, v: Any, g: list[Vector]) -> list[Vector]:
         results = g[: self._zeros]
         for point in (self._a, self._b):
-            even, odd = v.plus(g[0], point**2, g[2]), v.plus(g[1], point**2, g[3])
+            even, odd = _even_and_odd(v, g, point)
             results += [v.plus(even, point, odd), v.plus(even, -point, odd)]
-        return [*results, g[3]]
+        return [*results, g[-1]]
 
     def filters(self, v: Any, g: list[Vector]) -> list[Vector]:
         a, b = self._a, self._b
         results = [v.plus(v.zero, 1 / (a * b) ** 2, g[0])] * self._zeros
         for point, distances in zip((a, b), self._distances, strict=True):
-            even = v.plus(g[0], point**2, g[2]) if self._zeros else g[0]
-            even, odd = v.plus(v.zero, 1 / distances, even), v.plus(v.zero, point / distances, g[1])
-            # With two taps, the distances of -a have the opposite sign, multiplied.
+            even, odd = _even_and_odd(v, g, point)
+            even, odd = v.plus(v.zero, 1 / distances, even), v.plus(v.zero, point / distances, odd)
+            # Without the point 0, the distances of -a have the opposite sign, multiplied.
             same, changing = (even, odd) if self._zeros else (odd, even)
             results += [v.plus(same, 1, changing), v.plus(same, -1, changing)]
         return [*results, g[-1]]
 
     def filters_back(self, v: Any, y: list[Vector]) -> list[Vector]:
         a, b = self._a, self._b
-        sum_a, less_a, sum_b, less_b = self._pairs(v, y)
         to_a, to_b = self._distances
-        if not self._zeros:
-            return [
-                v.plus(v.zero, 1 / to_a, less_a, 1 / to_b, less_b),
-                v.plus(y[-1], a / to_a, sum_a, b / to_b, sum_b),
-            ]
-        return [
-            v.plus(v.zero, 1 / (a * b) ** 2, y[0], 1 / to_a, sum_a, 1 / to_b, sum_b),
-            v.plus(v.zero, a / to_a, less_a, b / to_b, less_b),
-            v.plus(y[-1], a**2 / to_a, sum_a, b**2 / to_b, sum_b),
-        ]
+        sum_a, less_a, sum_b, less_b = self._pairs(v, y)
+        results = []
+        for power in range(self.taps):
+            pair = (sum_a, sum_b) if power % 2 != self._zeros else (less_a, less_b)
+            start = y[-1] if power == self.taps - 1 else v.zero
+            at_zero = (1 / (a * b) ** 2, y[0]) if power == 0 and self._zeros else ()
+            results.append(v.plus(start, *at_zero, a**power / to_a, pair[0], b**power / to_b, pair[1]))
+        return results
 
     def _pairs(self, v: Any, y: list[Vector]) -> list[Vector]:
         """Sum and difference of the values at a and -a, and of those at b and -b."""
@@ -131,8 +129,18 @@ class Interpolation:
         return [v.plus(y[i], sign, y[i + 1]) for i in (first, first + 2) for sign in (1, -1)]
 
 
-_THREE = Interpolation(0.625, 1.5, taps=3)
-_TWO = Interpolation(0.5, 1.0, taps=2)
+def _even_and_odd(v: Any, g: list[Vector], point: float) -> tuple[Vector, Vector]:
+    """The even powers of a polynomial at the point, and the odd ones divided by the point."""
+    even, odd = (
+        v.plus(g[first], *(term for power in range(2, len(g) - first, 2) for term in (point**power, g[first + power])))
+        for first in (0, 1)
+    )
+    return even, odd
+
+
+_FIVE = Interpolation(0.625, 1.5, outputs=2, taps=5)
+_THREE = Interpolation(0.625, 1.5, outputs=4, taps=3)
+_TWO = Interpolation(0.5, 1.0, outputs=4, taps=2)
 
 
 def _strided_image(v: Any, x: list[Vector]) -> list[Vector]:
@@ -162,7 +170,7 @@ def _strided_filters_back(v: Any, y: list[Vector]) -> list[Vector]:
 
 
 class Transforms(NamedTuple):
-    """The transforms of a stride: G, B^T and A^T of `winograd`, and their transposed matrices."""
+    """The transforms for windows: G, B^T and A^T of `winograd`, and their transposed matrices."""
 
     filters: Transform
     filters_back: Transform
@@ -171,23 +179,35 @@ class Transforms(NamedTuple):
     products: Transform
     products_back: Transform
 
+    @property
+    def outputs(self) -> int:
+        """Along the side of a square."""
+        return self.products.after
 
-SIDES = {1: 6, 2: 9}  # places along the side of a square, by stride
-TRANSFORMS = {
-    1: Transforms(
-        Transform(_THREE.filters, 3, 6),
-        Transform(_THREE.filters_back, 6, 3),
-        Transform(_THREE.image, 6, 6),
+    @property
+    def side(self) -> int:
+        """Places along the side of a square."""
+        return self.image.before
+
+
+def _neighbouring(taps: Interpolation) -> Transforms:
+    outputs, side = taps.outputs, WEIGHTS
+    return Transforms(
+        Transform(taps.filters, taps.taps, side),
+        Transform(taps.filters_back, side, taps.taps),
+        Transform(taps.image, side, side),
         None,
-        Transform(_THREE.products, 6, OUTPUTS),
-        Transform(_THREE.products_back, OUTPUTS, 6),
-    ),
-    2: Transforms(
-        Transform(_strided_filters, 3, WEIGHTS),
-        Transform(_strided_filters_back, WEIGHTS, 3),
-        Transform(_strided_image, 9, 9),
-        Transform(_strided_image_back, 9, 9),
-        Transform(_strided_products, 9, OUTPUTS),
-        Transform(_strided_products_back, OUTPUTS, 9),
-    ),
-}
+        Transform(taps.products, side, outputs),
+        Transform(taps.products_back, outputs, side),
+    )
+
+
+_STRIDED = Transforms(
+    Transform(_strided_filters, 3, WEIGHTS),
+    Transform(_strided_filters_back, WEIGHTS, 3),
+    Transform(_strided_image, 9, 9),
+    Transform(_strided_image_back, 9, 9),
+    Transform(_strided_products, 9, _TWO.outputs),
+    Transform(_strided_products_back, _TWO.outputs, 9),
+)
+TRANSFORMS = {(5, 1): _neighbouring(_FIVE), (3, 1): _neighbouring(_THREE), (3, 2): _STRIDED}  # by taps and stride

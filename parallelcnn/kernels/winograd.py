@@ -60,7 +60,7 @@ from ._winograd_tiles import (
     output_square,
     square_products,
 )
-from ._winograd_transforms import OUTPUTS, SIDES, WEIGHTS
+from ._winograd_transforms import TRANSFORMS, WEIGHTS
 
 _LANES = VECTOR_BYTES // 4  # for float32, the smallest type
 _LARGE_PANEL = 1 << (20 if VECTOR_BYTES == 64 else 18)  # bytes, found with second caches of 1 MiB and 512 KiB
@@ -74,26 +74,27 @@ def pays(weight: tuple[int, ...], strides: tuple[int, int], outputs: tuple[int, 
     Squares partly outside of the output and partly filled vectors compute numbers that are not needed. So it is not
     faster for small images of few samples, and for few channels, where transforms cost more than they save.
     """
-    (K, C, *window), (_, P, Q, n) = weight, outputs
-    if window != [3, 3] or strides not in ((1, 1), (2, 2)):
+    (K, C, taps, columns), (_, P, Q, n) = weight, outputs
+    if taps != columns or strides[0] != strides[1] or (taps, strides[0]) not in TRANSFORMS:
         return False
-    order, VB = _order(P, Q, n, _LANES), vectors_of(block_size(K))
+    transforms = TRANSFORMS[taps, strides[0]]
+    order, VB = _order(P, Q, n, _LANES, transforms.outputs), vectors_of(block_size(K))
     pieces = order.squares * order.pieces // order.group
     vectors = -(-order.end // VB) * VB  # whole panels are multiplied
     # Counted in products. The transforms of a place take the time of 7 to 12 products for each channel and filter on a
     # Zen 4, which computes a product of 64 bytes in every clock cycle, and of about twice as many on an Intel Xeon that
     # computes two. With stride 2 the tiles of `conv2d` also copy the image: they take 1.25 to 1.45 times as long.
-    transformed = SIDES[strides[0]] ** 2 * _LANES * (vectors * C * K + pieces * (10 * (C + K) + 64))
+    transformed = transforms.side**2 * _LANES * (vectors * C * K + pieces * (10 * (C + K) + 64))
     # Those tiles leave out taps outside the image: a padding of 2 makes the output larger, but adds no products.
     _, H, W, _ = seen
-    direct = (9 if strides == (1, 1) else 11.25) * C * K * min(P, H) * min(Q, W) * n
+    direct = taps**2 * (1 if strides == (1, 1) else 1.25) * C * K * min(P, H) * min(Q, W) * n
     return 0 < transformed <= direct
 
 
-def memory_size(filters: int, channels: int, stride: int) -> int:
+def memory_size(filters: int, channels: int, taps: int, stride: int) -> int:
     """The size of the kernels' scratch memory, for both passes and both gradients."""
-    passes = (_pass_size(*sizes, stride) for sizes in ((filters, channels), (channels, filters)))
-    return max(*passes, _weight_gradient_size(filters, channels, stride))
+    passes = (_pass_size(*sizes, taps, stride) for sizes in ((filters, channels), (channels, filters)))
+    return max(*passes, _weight_gradient_size(filters, channels, taps, stride))
 
 
 # ---- forward pass and input gradient
@@ -107,39 +108,40 @@ class _Blocks(NamedTuple):
     group: int  # blocks of filters whose sums are computed before any is transformed
 
 
-def _blocks(filters: int, channels: int, stride: int) -> _Blocks:
+def _blocks(filters: int, channels: int, side: int) -> _Blocks:
     KB = block_size(filters)
     VB = vectors_of(KB)
     # Few sums stay in the nearest cache. But if a panel is too large for the second one, reading it for each block of
     # filters takes longer than reading many sums: 256 -> 256 channels, 8 x 8, run at 321 GFLOP/s instead of 281.
-    panel = 4 * SIDES[stride] ** 2 * channels * VB * _LANES
+    panel = 4 * side**2 * channels * VB * _LANES
     most = 1 if panel < _LARGE_PANEL else 8
     return _Blocks(KB, VB, even_block(-(-filters // KB), most))
 
 
-def _pass_size(filters: int, channels: int, stride: int) -> int:
-    KB, VB, group = _blocks(filters, channels, stride)
-    panel = SIDES[stride] ** 2 * (channels + 1 + group * KB) * VB * _LANES
+def _pass_size(filters: int, channels: int, taps: int, stride: int) -> int:
+    side = TRANSFORMS[taps, stride].side
+    KB, VB, group = _blocks(filters, channels, side)
+    panel = side**2 * (channels + 1 + group * KB) * VB * _LANES
     packed = -(-filters // KB) * KB
-    return panel + (WEIGHTS**2 + 9) * packed * channels + filters
+    return panel + (WEIGHTS**2 + taps**2) * packed * channels + filters
 
 
 @cache
-def forward_kernel(filters: int, channels: int, stride: int) -> Callable[..., None]:
-    """The forward kernel for these numbers of filters and channels."""
-    return _forward_kernel(_blocks(filters, channels, stride), stride)
+def forward_kernel(filters: int, channels: int, taps: int, stride: int) -> Callable[..., None]:
+    """The forward kernel for these numbers of filters and channels, and for windows of taps x taps."""
+    return _forward_kernel(_blocks(filters, channels, TRANSFORMS[taps, stride].side), taps, stride)
 
 
 @cache
-def _forward_kernel(blocks: _Blocks, stride: int) -> Callable[..., None]:
-    (KB, VB, group), side, products = blocks, SIDES[stride], _group_products(blocks, SIDES[stride])
-    transform_filters = _filter_transform(KB, stride)
+def _forward_kernel(blocks: _Blocks, taps: int, stride: int) -> Callable[..., None]:
+    (KB, VB, group), outputs, side = blocks, TRANSFORMS[taps, stride].outputs, TRANSFORMS[taps, stride].side
+    transform_filters, products = _filter_transform(KB, taps, stride), _group_products(blocks, side)
 
     @kernel
     def winograd_forward(x, weight, turned, bias, memory, top, left, y):
-        """x: (C, H, W, n), weight: (K, C, 3, 3), bias: (K,) or (0,), memory: (`memory_size`,), y: (K, P, Q, n).
+        """x: (C, H, W, n), weight: (K, C, R, R), bias: (K,) or (0,), memory: (`memory_size`,), y: (K, P, Q, n).
 
-        turned: whether weight is (C, K, 3, 3), and its filters are to be rotated by 180 degrees: an input gradient.
+        turned: whether weight is (C, K, R, R), and its filters are to be rotated by 180 degrees: an input gradient.
         top, left: rows and columns of zeros before the image.
         """
         C, (K, P, Q, n) = len(x), y.shape
@@ -152,31 +154,31 @@ def _forward_kernel(blocks: _Blocks, stride: int) -> Callable[..., None]:
         biases[:] = 0
         if bias.size:
             biases[:] = bias
-        order = _order(P, Q, n, lanes)
+        order = _order(P, Q, n, lanes, outputs)
         for first in range(0, order.end, VB):
             for piece in range(*_pieces(first, first + VB, order)):
                 p, q, i, column = _place(piece, first, order)
-                input_square(x, (stride * p - top, stride * q - left, i), seen, column, stride, False)
+                input_square(x, (stride * p - top, stride * q - left, i), seen, column, taps, stride, False)
             for block in range(0, weights.shape[1], group):
                 begin, end = products(weights, seen, sums, K, block)
                 for piece in range(*_pieces(first, first + VB, order)):
                     p, q, i, column = _place(piece, first, order)
-                    output_square(sums, column, biases[begin:end], y[begin:end], (p, q, i), stride)
+                    output_square(sums, column, biases[begin:end], y[begin:end], (p, q, i), taps, stride)
 
     return winograd_forward
 
 
 @cache
 def backward_input_kernel(filters: int, channels: int) -> Callable[..., None]:
-    """The kernel of the input gradient for these numbers of filters and channels and a stride of 2."""
-    return _backward_input_kernel(_blocks(channels, filters, 2))
+    """The kernel of the input gradient for these numbers of filters and channels, 3 x 3 taps and a stride of 2."""
+    return _backward_input_kernel(_blocks(channels, filters, TRANSFORMS[3, 2].side))
 
 
 @cache
 def _backward_input_kernel(blocks: _Blocks) -> Callable[..., None]:
-    stride = 2
-    (KB, VB, group), side, products = blocks, SIDES[stride], _group_products(blocks, SIDES[stride])
-    transform_filters = _filter_transform(KB, stride)
+    taps, stride = 3, 2
+    (KB, VB, group), outputs, side = blocks, TRANSFORMS[taps, stride].outputs, TRANSFORMS[taps, stride].side
+    transform_filters, products = _filter_transform(KB, taps, stride), _group_products(blocks, side)
 
     @kernel
     def winograd_backward_input(dy, weight, memory, top, left, dx):
@@ -190,11 +192,11 @@ def _backward_input_kernel(blocks: _Blocks) -> Callable[..., None]:
         sums, memory = _taken(memory, (side**2, group * KB, VB * lanes))
         weights, memory = transform_filters(weight, True, False, memory)
         dx[:] = 0
-        order = _order(P, Q, n, lanes)
+        order = _order(P, Q, n, lanes, outputs)
         for first in range(0, order.end, VB):
             for piece in range(*_pieces(first, first + VB, order)):
                 p, q, i, column = _place(piece, first, order)
-                input_square(dy, (p, q, i), seen, column, stride, True)
+                input_square(dy, (p, q, i), seen, column, taps, stride, True)
             for block in range(0, weights.shape[1], group):
                 begin, end = products(weights, seen, sums, C, block)
                 c = block * KB
@@ -202,7 +204,7 @@ def _backward_input_kernel(blocks: _Blocks) -> Callable[..., None]:
                     p, q, i, column = _place(piece, first, order)
                     place = (stride * p - top, stride * q - left, i)
                     # From c on: the group before has added the channels that the last group computes again.
-                    output_square(sums[:, c - begin :], column, None, dx[c:end], place, stride)
+                    output_square(sums[:, c - begin :], column, None, dx[c:end], place, taps, stride)
 
     return winograd_backward_input
 
@@ -231,13 +233,13 @@ def _group_products(blocks: _Blocks, side: int) -> Callable[..., tuple[int, int]
 
 
 @cache
-def _filter_transform(KB: int, stride: int) -> Callable[..., Any]:
+def _filter_transform(KB: int, taps: int, stride: int) -> Callable[..., Any]:
     @kernel
     def transform_filters(weight, swapped, rotated, memory):
         """Returns weights[e, k // KB, c, k % KB] = (G weight[k, c] G^T)[e], (36, blocks, C, KB), at the beginning of
         the memory, and the rest. The last block may overlap the one before it.
 
-        weight: (K, C, 3, 3), or if `swapped` (C, K, 3, 3). rotated: whether to rotate the filters by 180 degrees. Views
+        weight: (K, C, R, R), or if `swapped` (C, K, R, R). rotated: whether to rotate the filters by 180 degrees. Views
         would do this too, but need further kernels, compiled for their memory layouts.
 
         Products read the weights one after the other: from rows of channels, (36, K, C), products of 256 -> 256
@@ -249,18 +251,18 @@ def _filter_transform(KB: int, stride: int) -> Callable[..., Any]:
         blocks = -(-K // KB)
         weights, memory = _taken(memory, (WEIGHTS**2, blocks, C, KB))
         # One row for each tap, so that the transform is vector instructions: 64 x 64 filters take 53 us instead of 308.
-        taps, memory = _taken(memory, (9, blocks, C, KB))
+        filters, memory = _taken(memory, (taps**2, blocks, C, KB))
         for block in range(blocks):
             k = min(block * KB, K - KB)
             for c in range(C):
                 for i in range(KB):
-                    taps_of_filter = weight[c, k + i] if swapped else weight[k + i, c]
-                    for r in range(3):
-                        for s in range(3):
-                            tap = 8 - 3 * r - s if rotated else 3 * r + s
-                            taps[tap, block, c, i] = taps_of_filter[r, s]
+                    taken = weight[c, k + i] if swapped else weight[k + i, c]
+                    for r in range(taps):
+                        for s in range(taps):
+                            tap = taps * r + s
+                            filters[taps**2 - 1 - tap if rotated else tap, block, c, i] = taken[r, s]
         size = blocks * C * KB
-        filter_squares(taps.reshape(9, size), weights.reshape(WEIGHTS**2, size), stride)
+        filter_squares(filters.reshape(taps**2, size), weights.reshape(WEIGHTS**2, size), taps, stride)
         return weights, memory
 
     return transform_filters
@@ -280,6 +282,7 @@ class _Order(NamedTuple):
     the group. A piece is a vector that a square fills, or the samples left over of one square.
     """
 
+    outputs: int  # along the side of a square
     squares: int
     in_row: int  # squares in a row
     lanes: int
@@ -292,14 +295,15 @@ class _Order(NamedTuple):
 
 
 @register_jitable  # also called before anything is compiled
-def _order(P, Q, n, lanes):
-    in_row = -(-Q // OUTPUTS)
-    squares = -(-P // OUTPUTS) * in_row
+def _order(P, Q, n, lanes, outputs):
+    in_row = -(-Q // outputs)
+    squares = -(-P // outputs) * in_row
     alone, left = divmod(n, lanes)
     group = lanes // left if left else 1
     shared = 1 if left else 0
     end = squares * alone + shared * -(-squares // group)
-    return _Order(squares, in_row, lanes, alone, left, group, group * alone + shared, group * (alone + shared), end)
+    vectors, pieces = group * alone + shared, group * (alone + shared)
+    return _Order(outputs, squares, in_row, lanes, alone, left, group, vectors, pieces, end)
 
 
 @kernel
@@ -341,7 +345,7 @@ def _place(piece, first, order):
     else:
         square += number - filled
         i, column = order.alone * order.lanes, (vector + filled) * order.lanes + (number - filled) * order.left
-    return OUTPUTS * (square // order.in_row), OUTPUTS * (square % order.in_row), i, column
+    return order.outputs * (square // order.in_row), order.outputs * (square % order.in_row), i, column
 
 
 @kernel
@@ -362,27 +366,27 @@ def _weight_gradient_blocks(filters: int, channels: int) -> tuple[int, int]:
     return even_block(channels, SUMS // VB), VB
 
 
-def _weight_gradient_size(filters: int, channels: int, stride: int) -> int:
+def _weight_gradient_size(filters: int, channels: int, taps: int, stride: int) -> int:
     CB, VB = _weight_gradient_blocks(filters, channels)
     width = VB * _LANES
     blocks, channels = -(-filters // width), -(-channels // CB) * CB
-    panel = SIDES[stride] ** 2 * ((channels + 1) * _PANEL + (blocks * _PANEL + 1) * width)
+    panel = TRANSFORMS[taps, stride].side ** 2 * ((channels + 1) * _PANEL + (blocks * _PANEL + 1) * width)
     return panel + WEIGHTS**2 * blocks * channels * width
 
 
 @cache
-def weight_gradient_kernel(filters: int, channels: int, stride: int) -> Callable[..., None]:
-    """The weight gradient kernel for these numbers of filters and channels."""
-    return _weight_gradient_kernel(*_weight_gradient_blocks(filters, channels), stride)
+def weight_gradient_kernel(filters: int, channels: int, taps: int, stride: int) -> Callable[..., None]:
+    """The weight gradient kernel for these numbers of filters and channels, and for windows of taps x taps."""
+    return _weight_gradient_kernel(*_weight_gradient_blocks(filters, channels), taps, stride)
 
 
 @cache
-def _weight_gradient_kernel(CB: int, VB: int, stride: int) -> Callable[..., None]:
-    side = SIDES[stride]
+def _weight_gradient_kernel(CB: int, VB: int, taps: int, stride: int) -> Callable[..., None]:
+    outputs, side = TRANSFORMS[taps, stride].outputs, TRANSFORMS[taps, stride].side
 
     @kernel
     def winograd_weight_gradient(x, dy, memory, top, left, dweight):
-        """x: (C, H, W, n), dy: (K, P, Q, n), memory: (`memory_size`,), dweight: (K, C, 3, 3), overwritten.
+        """x: (C, H, W, n), dy: (K, P, Q, n), memory: (`memory_size`,), dweight: (K, C, R, R), overwritten.
 
         top, left: rows and columns of zeros before the image.
         """
@@ -396,7 +400,7 @@ def _weight_gradient_kernel(CB: int, VB: int, stride: int) -> Callable[..., None
         totals, memory = _taken(memory, (WEIGHTS**2, blocks, channels, width))
         seen[:] = 0
         totals[:] = 0
-        order = _order(P, Q, n, lanes)
+        order = _order(P, Q, n, lanes, outputs)
         for first in range(0, order.end, slots):
             for slot in range(slots):
                 if not _is_filled(first + slot, order):
@@ -406,11 +410,11 @@ def _weight_gradient_kernel(CB: int, VB: int, stride: int) -> Callable[..., None
                         turned[:, t : t + lanes] = 0
             for piece in range(*_pieces(first, first + slots, order)):
                 p, q, i, t = _place(piece, first, order)
-                input_square(x, (stride * p - top, stride * q - left, i), seen, t, stride, False)
+                input_square(x, (stride * p - top, stride * q - left, i), seen, t, taps, stride, False)
                 for block in range(blocks):
                     for column in range(0, width, lanes):
                         place, to = (block * width + column, p, q, i), (block * _PANEL + t, column)
-                        gradient_square(dy, place, turned, to, stride)
+                        gradient_square(dy, place, turned, to, taps, stride)
             for e in range(side**2):
                 of_weights = totals[_weights_of(e, side)]
                 for block in range(blocks):
@@ -418,12 +422,12 @@ def _weight_gradient_kernel(CB: int, VB: int, stride: int) -> Callable[..., None
                     for c in range(0, channels, CB):
                         some = of_weights[block, c : c + CB]
                         add_gradient_products(seen[e, c : c + CB], rows, some, _PANEL, CB, VB)
-        filter_gradients(totals.reshape(WEIGHTS**2, blocks * channels * width), stride)
+        filter_gradients(totals.reshape(WEIGHTS**2, blocks * channels * width), taps, stride)
         for k in range(K):
             block, column = divmod(k, width)
             for c in range(C):
-                for r in range(3):
-                    for s in range(3):
-                        dweight[k, c, r, s] = totals[3 * r + s, block, c, column]
+                for r in range(taps):
+                    for s in range(taps):
+                        dweight[k, c, r, s] = totals[taps * r + s, block, c, column]
 
     return winograd_weight_gradient

@@ -4,7 +4,7 @@
     Pointwise   filters of 1 x 1, stride 1, no padding, many channels        `kernels/pointwise.py`
     Subsampled  filters of 1 x 1, strides above 1, no padding                `kernels/subsampling.py`
     Im2col      strides above 1, many channels and filters                   `kernels/panels.py`
-    Winograd    filters of 3 x 3, stride 1 or 2, many channels               `kernels/winograd.py`
+    Winograd    filters of 3 x 3, stride 1 or 2, or 5 x 5, many channels     `kernels/winograd.py`
     Depthwise   small filters of one channel, column stride above 1          `kernels/depthwise.py`
 
 The choice depends on shapes alone: a choice by timing could give other bits in every run.
@@ -257,35 +257,39 @@ class Im2col(NamedTuple):
 
 
 class Winograd(NamedTuple):
-    """Filters of 3 x 3 over many channels with fewer multiplications; see `kernels.winograd`."""
+    """Filters of 3 x 3 or 5 x 5 over many channels with fewer multiplications; see `kernels.winograd`."""
 
     rows: WindowAxis
     columns: WindowAxis
 
     def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
-        kernel = winograd.forward_kernel(len(weight), len(x), self.rows.stride)
+        kernel = winograd.forward_kernel(len(weight), len(x), *self._window())
         step.call(kernel, x, weight, False, bias, self._memory(step, weight), self.rows.before, self.columns.before, y)
         return x
 
     def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
         K, C, _, _ = dweight.shape
-        kernel = winograd.weight_gradient_kernel(K, C, self.rows.stride)
+        kernel = winograd.weight_gradient_kernel(K, C, *self._window())
         step.call(kernel, image, dy, self._memory(step, dweight), self.rows.before, self.columns.before, dweight)
 
     def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
         """With stride 1, a forward pass over dy with filters rotated by 180 degrees and their channel axes swapped."""
         memory = self._memory(step, weight)
         if self.rows.stride == 1:
-            zeros_before = 2 - self.rows.before, 2 - self.columns.before
-            kernel = winograd.forward_kernel(len(dx), len(dy), 1)
+            zeros_before = [axis.window - 1 - axis.before for axis in self]
+            kernel = winograd.forward_kernel(len(dx), len(dy), *self._window())
             step.call(kernel, dy, weight, True, NO_BIAS[dx.dtype], memory, *zeros_before, dx)
         else:
             kernel = winograd.backward_input_kernel(len(dy), len(dx))
             step.call(kernel, dy, weight, memory, self.rows.before, self.columns.before, dx)
 
+    def _window(self) -> tuple[int, int]:
+        """The taps along a side, and the stride."""
+        return self.rows.window, self.rows.stride
+
     def _memory(self, step: Step, weight: Array) -> Array:
         K, C, _, _ = weight.shape
-        return step.scratch((winograd.memory_size(K, C, self.rows.stride),))
+        return step.scratch((winograd.memory_size(K, C, *self._window()),))
 
 
 class Depthwise(NamedTuple):
