@@ -1,4 +1,4 @@
-"""Winograd convolution: filters of 3 x 3 over many channels, stride 1 or 2, with fewer multiplications.
+"""Winograd convolution: filters of 3 x 3, stride 1 or 2, or 5 x 5 over many channels, with fewer multiplications.
 
 4 x 4 neighbouring outputs depend on 6 x 6 places of the image. Linear transforms of these places and of the filter
 reduce the products per output and channel from 9 to 2.25 (A. Lavin and S. Gray, "Fast Algorithms for Convolutional
@@ -10,6 +10,8 @@ For each of the 36 places e = 6 * row + column this is a matrix product, over th
 transformed image. The input gradient is a forward pass with rotated filters. The weight gradient is
 
     dweight[k, c] = G^T (sum over squares and samples of  (A dy[k] A^T) * (B^T x[c] B)) G
+
+Filters of 5 x 5 have squares of 2 x 2 outputs, which depend on 6 x 6 places, too: 9 products per output instead of 25.
 
 With a stride of 2, 4 x 4 outputs depend on 9 x 9 places, and there are 81 products, 5.1 per output instead of 9. Taps
 that see odd rows and columns need no transform, so there are only 36 different transformed weights.
@@ -34,12 +36,18 @@ Stride 2, in brackets the kernels of `panels`, which computed it before; input g
     64 -> 128, 32 x 32            154 (96)    127 (116)    120 (88)
     128 -> 256, 16 x 16           153 (123)   139 (125)    140 (87)
 
+Filters of 5 x 5, in brackets the kernels of `conv2d`, on an AMD Zen 3 with AVX2, whose product runs at 85 GFLOP/s:
+
+    16 -> 16, 16 x 16             120 (75)    120 (68)    115 (88)
+    32 -> 32, 16 x 16             129 (61)    138 (63)    136 (70)
+    64 -> 64, 16 x 16             166 (48)    158 (44)    142 (66)
+
 (`scripts/benchmarks/convolutions.py`; before: at commit 2fed455. `scripts/benchmarks/results/convolutions.md` is of a
 processor with AVX2.)
 
 It is less exact than `conv2d`, but of the order of float32's rounding: 16 to 256 channels in float32 differ from
 float64, in the norm, by 0.5e-6 to 1.6e-6 forwards, at most three times as much as with `conv2d`, and by 0.6e-6 to
-0.9e-6 in the weight gradient. See `_winograd_transforms` for the reason.
+0.9e-6 in the weight gradient; filters of 5 x 5 by at most 1.8e-6 and 1.5e-6. See `_winograd_transforms` for the reason.
 """
 
 from collections.abc import Callable

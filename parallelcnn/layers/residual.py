@@ -3,9 +3,9 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
-from parallelcnn.activations import AnyActivation, find_activation
+from parallelcnn.activations import IDENTITY, AnyActivation, find_activation
 from parallelcnn.errors import ShapeError
-from parallelcnn.kernels.adding import add
+from parallelcnn.kernels.adding import activated_kernels, add
 from parallelcnn.kernels.copying import copy
 
 from .base import Array, Layer, Shape, Step
@@ -95,21 +95,33 @@ class Residual(Sequential):
             added = step.forward(_SHORTCUT, self.inside[_SHORTCUT], x, needs_input_gradient=needs_input_gradient)
         # A new array: the layer before may need x for its backward pass, and the layers inside may need their outputs.
         y = step.array(through.shape[:-1])
-        step.call(add, added.reshape(y.size), through.reshape(y.size), y.reshape(y.size))
-        step.save(find_activation(self.activation).record_forward(step, y))
+        kernels = self._joined_kernels()
+        step.call(kernels[0] if kernels else add, added.reshape(y.size), through.reshape(y.size), y.reshape(y.size))
+        step.save(y if kernels else find_activation(self.activation).record_forward(step, y))
         return y
 
     def backward(self, step: Step, dy: Array) -> Array | None:
         """Add the gradients of both uses of x: the layers and the shortcut."""
         (kept,) = step.saved
-        find_activation(self.activation).record_backward(step, kept, dy)
-        dx: Array | None = None
+        kernels, dx = self._joined_kernels(), None
         if step.needs_input_gradient or step.trains(_SHORTCUT):
-            dx = step.array(dy.shape[:-1])
-            step.call(copy, dy.reshape(dy.size), dx.reshape(dx.size))  # the layers inside may overwrite dy
+            dx = step.array(dy.shape[:-1])  # the layers inside may overwrite dy
+        if dx is not None and kernels:
+            step.call(kernels[1], kept.reshape(dy.size), dy.reshape(dy.size), dx.reshape(dx.size))
+        else:
+            find_activation(self.activation).record_backward(step, kept, dy)
+            if dx is not None:
+                step.call(copy, dy.reshape(dy.size), dx.reshape(dx.size))
         through = super().backward(step, dy)
         if dx is not None and self.shortcut is not None:
             dx = step.backward(_SHORTCUT, dx)
         if dx is not None and through is not None:
             step.call(add, dx.reshape(dx.size), through.reshape(dx.size), dx.reshape(dx.size))
         return dx
+
+    def _joined_kernels(self) -> tuple[Callable[..., None], Callable[..., None]] | None:
+        """The kernels that add and apply the activation in one pass; None if no kernel can."""
+        activation = find_activation(self.activation)
+        if activation is IDENTITY or not activation.joins_loops or activation.derivative is None:
+            return None
+        return activated_kernels(activation.function, activation.derivative)
