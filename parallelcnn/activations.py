@@ -96,10 +96,14 @@ class ActivationFunction:
         """Whether `backward` needs the input x, rather than the output y."""
         return not self.derivative_of_output
 
-    @property
-    def joins_loops(self) -> bool:
-        """Whether function and derivative may be called in the loops of other kernels, with the output alone."""
-        return self.derivative_of_output and _is_in_kernels(self.function) and _is_in_kernels(self.derivative)
+    def fused(self) -> "tuple[ActivationFunction, ActivationFunction]":
+        """What to apply in the loops of another kernel, and what in a pass of its own: the activation and the identity.
+
+        A kernel can apply an activation whose function and derivative are compiled with the kernels, and whose
+        derivative needs the output alone.
+        """
+        in_loops = self.derivative_of_output and _is_in_kernels(self.function) and _is_in_kernels(self.derivative)
+        return (self, IDENTITY) if in_loops else (IDENTITY, self)
 
     def kernels(self) -> tuple[Callable[..., None], Callable[..., None]]:
         """Two functions of flat arrays: (y) sets y = f(y); (x or y, dy) multiplies dy by the derivative."""

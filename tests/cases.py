@@ -98,8 +98,12 @@ GROUPED_CONVOLUTIONS = [
     (DepthwiseConv2D((2, 3), dilation=2, padding="same"), (3, 6, 5)),
 ]
 
-# Steps and many channels: panels. Too many weights to differentiate by each.
+# Strides and many channels: panels; many filters and zeros around the columns: rows are copied with them. Too many
+# weights to differentiate by each.
 LARGE_CONVOLUTIONS = [
+    (Conv2D(32, 3, padding=1), (3, 2, 17)),
+    (Conv2D(33, (3, 4), padding="same"), (2, 3, 16)),  # one column of zeros before, two after
+    (Conv2D(32, (3, 7), stride=(2, 1), padding=(1, 3), bias=False), (3, 5, 26)),
     (Conv2D(65, 3, stride=2, padding=1), (33, 4, 3)),
     (Conv2D(64, 3, stride=2, padding="same", bias=False), (32, 4, 5)),
     (Conv2D(64, 3, stride=(1, 2)), (32, 3, 5)),
@@ -211,6 +215,7 @@ POOLED_CONVOLUTIONS = [
 LARGE_POOLED_CONVOLUTIONS = [
     (PooledConv2D(Conv2D(64, 3, stride=2, padding=1), MaxPool2D(2)), (33, 9, 6)),
     (PooledConv2D(Conv2D(33, 3), MaxPool2D(2)), (32, 6, 7)),  # Winograd's way
+    (PooledConv2D(Conv2D(32, 5, padding=2, bias=False), MaxPool2D(2, activation="relu")), (3, 3, 19)),
 ]
 
 OTHERS = [

@@ -104,7 +104,7 @@ def test_recomputing_gives_the_same_bits_in_less_memory():
         own_layers.Dropout(0.2),
         pc.Conv2D(3, 3, padding="same", activation="relu"),
         own_layers.Centre(),
-        pc.Residual((pc.Conv2D(3, 3, padding="same", activation="tanh"), own_layers.Dropout(0.2))),
+        pc.Residual((pc.Conv2D(3, 3, padding="same", activation="tanh"), own_layers.Dropout(0.2)), activation="relu"),
     )
     ends = (pc.MaxPool2D(2), pc.Flatten(), pc.Dense(5))
     kept, recomputed = (

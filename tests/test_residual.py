@@ -12,6 +12,7 @@ import small
 from recorded import run_layer
 
 import parallelcnn as pc
+from parallelcnn.activations import ACTIVATIONS
 from parallelcnn.errors import CheckpointError
 from parallelcnn.kernels.random import uniform
 from parallelcnn.tape import Recordable, plan_tape
@@ -91,6 +92,29 @@ def test_it_is_the_sum_of_its_input_and_of_the_layers_inside_as_a_network(layer,
         one.forward(x, training=True)
         one.backward(dy.copy())
     np.testing.assert_allclose(whole.gradients, inside.gradients, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "identity"])
+def test_an_activation_of_the_sum_does_what_a_layer_after_it_does(name, dtype):
+    """Most share a pass over memory with the sum. Rounding may differ: a compiler joins a product and a sum."""
+    bound = {"rtol": 64 * np.finfo(dtype).eps, "atol": 64 * np.finfo(dtype).eps}
+    layers = pc.Dense(7, activation="tanh"), pc.Dense(5)
+    for shortcut in (None, pc.Dense(5)):
+        ways = (
+            pc.Residual(layers, shortcut, name),
+            pc.Sequential((pc.Residual(layers, shortcut), pc.Activation(name))),
+        )
+        for n in (0, 1, 7):
+            for wants_dx in (True, False):
+                fused, apart = (
+                    run_layer(way, (5,), n, dtype, np.random.default_rng(1), wants_dx=wants_dx) for way in ways
+                )
+                np.testing.assert_allclose(fused.y, apart.y, **bound)
+                if wants_dx:
+                    np.testing.assert_allclose(fused.dx, apart.dx, **bound)
+                for one, other in zip(fused.grads.values(), apart.grads.values(), strict=True):
+                    np.testing.assert_allclose(one, other, **bound)
 
 
 def test_the_gradient_of_a_network_with_a_residual_first_is_the_derivative_of_its_loss(rng):

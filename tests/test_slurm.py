@@ -344,6 +344,7 @@ def jobs_that_had_to_leave(
         folder.mkdir()
         return Job(cluster, data, folder, *ON_TWO_NODES, training=long_training, PAUSE=pause)
 
+    # One of them still trains when SLURM's signal comes, up to a minute after its first checkpoint.
     at_its_limit, preempted = start("limit", pause="0.3"), start("preempted", pause="0.1")
     assert preempted.wait_until(lambda: has_checkpoint(preempted)), preempted.report
     preempted.slurm("scancel --batch --signal=TERM JOB")

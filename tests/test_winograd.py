@@ -11,13 +11,15 @@ from parallelcnn.kernels import winograd
 from parallelcnn.layers.conv2d import windows_of
 from parallelcnn.layers.conv_algorithms import Winograd, select
 
-# (filters, channels), (rows, columns) of the image, zeros (above, left); below and on the right one more, or less
+# (filters, channels), (rows, columns) of the image, zeros (above, left); below and on the right as many, or as many as
+# keep the size
 CASES = [
     ((1, 1), (3, 3), (0, 0)),
     ((5, 2), (4, 4), (1, 1)),
     ((9, 7), (5, 6), (1, 0)),  # squares partly outside the output
     ((17, 13), (4, 3), (2, 2)),  # filters in blocks that overlap, and not whole vectors
-    ((33, 6), (1, 2), (1, 3)),  # windows that see nothing but zeros
+    ((33, 6), (1, 2), (1, 3)),  # 3 x 3 windows that see nothing but zeros
+    ((9, 3), (4, 5), (5, 6)),  # the same for 5 x 5; the input gradient leaves out rows and columns of dy
     ((3, 9), (11, 18), (1, 0)),  # several squares along both axes
 ]
 

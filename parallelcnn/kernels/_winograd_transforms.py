@@ -3,9 +3,9 @@
 They evaluate polynomials at points, and interpolate. Their instructions are written for `Vectors`; numbers are
 transformed by the same code. With stride 1, the points are 0, a, -a, b, -b and infinity, both for four outputs and
 three neighbouring taps and for two outputs and five taps. With the usual a = 1 and b = 2 (Lavin & Gray), sums over 64
-channels of three taps have a relative error of 1.7e-6 in float32; with 5/8 and 3/2, 0.8e-6, and of five taps 1.0e-6.
-Points of the form c and 1/c are good ones (S. A. Alam et al., "Winograd Convolution for Deep Neural Networks: Efficient
-Point Selection", arXiv:2201.10369); these are nearly so, and exact in float32.
+channels have a relative error in float32 of 1.7e-6 with three taps; with 5/8 and 3/2, 0.8e-6 with three taps and 1.0e-6
+with five. Points of the form c and 1/c are good ones (S. A. Alam et al., "Winograd Convolution for Deep Neural
+Networks: Efficient Point Selection", arXiv:2201.10369); these are nearly so, and exact in float32.
 
 With stride 2, the first and the third tap see the even rows of an image only, and the second tap the odd ones. So an
 output is the sum of a convolution of two taps over the even rows, with points a, -a, b, -b and infinity, and of the
@@ -47,7 +47,7 @@ class Interpolation:
     """The transforms of some outputs and neighbouring taps. `*_back` are the transposed ones.
 
     Args:
-        a, b: the points are a, -a, b, -b and infinity; if outputs and taps are seven, also 0, the first one.
+        a, b: the points are a, -a, b, -b and infinity; if outputs + taps = 7, also 0, the first one.
     """
 
     def __init__(self, a: float, b: float, outputs: int, taps: int) -> None:
@@ -71,7 +71,7 @@ class Interpolation:
         return [*results, at_all(x)]
 
     def image_back(self, v: Any, y: list[Vector]) -> list[Vector]:
-        """Without the point 0 only."""
+        """Only if 0 is not one of the points."""
         a, b, last = self._a, self._b, y[4]
         sum_a, less_a, sum_b, less_b = self._pairs(v, y)
         return [
@@ -170,7 +170,7 @@ def _strided_filters_back(v: Any, y: list[Vector]) -> list[Vector]:
 
 
 class Transforms(NamedTuple):
-    """The transforms for windows: G, B^T and A^T of `winograd`, and their transposed matrices."""
+    """The transforms of one size of windows and one stride: G, B^T and A^T of `winograd`, and their transposes."""
 
     filters: Transform
     filters_back: Transform
@@ -190,15 +190,14 @@ class Transforms(NamedTuple):
         return self.image.before
 
 
-def _neighbouring(taps: Interpolation) -> Transforms:
-    outputs, side = taps.outputs, WEIGHTS
+def _neighbouring(by: Interpolation) -> Transforms:
     return Transforms(
-        Transform(taps.filters, taps.taps, side),
-        Transform(taps.filters_back, side, taps.taps),
-        Transform(taps.image, side, side),
+        Transform(by.filters, by.taps, WEIGHTS),
+        Transform(by.filters_back, WEIGHTS, by.taps),
+        Transform(by.image, WEIGHTS, WEIGHTS),
         None,
-        Transform(taps.products, side, outputs),
-        Transform(taps.products_back, outputs, side),
+        Transform(by.products, WEIGHTS, by.outputs),
+        Transform(by.products_back, by.outputs, WEIGHTS),
     )
 
 

@@ -1,4 +1,4 @@
-"""Addition."""
+"""Addition, alone or with an activation function."""
 
 from collections.abc import Callable
 from functools import cache
@@ -30,7 +30,9 @@ def activated_kernels(
 
     @kernel
     def activated_sum_backward(y, dy, dx):
-        """dy = dx = dy f', all flat."""
+        """dy = dx = dy f', all flat, for the output y. Each of the two that were added has its own gradient, which the
+        layers before it may overwrite.
+        """
         for i in range(y.size):
             gradient = dy[i] * derivative_of_output(y[i])
             dy[i] = gradient

@@ -1,4 +1,5 @@
-"""Winograd convolution: filters of 3 x 3, stride 1 or 2, or 5 x 5 over many channels, with fewer multiplications.
+"""Winograd convolution over many channels with fewer multiplications: filters of 3 x 3 with stride 1 or 2, or of 5 x 5
+with stride 1.
 
 4 x 4 neighbouring outputs depend on 6 x 6 places of the image. Linear transforms of these places and of the filter
 reduce the products per output and channel from 9 to 2.25 (A. Lavin and S. Gray, "Fast Algorithms for Convolutional
@@ -36,7 +37,8 @@ Stride 2, in brackets the kernels of `panels`, which computed it before; input g
     64 -> 128, 32 x 32            154 (96)    127 (116)    120 (88)
     128 -> 256, 16 x 16           153 (123)   139 (125)    140 (87)
 
-Filters of 5 x 5, in brackets the kernels of `conv2d`, on an AMD Zen 3 with AVX2, whose product runs at 85 GFLOP/s:
+Filters of 5 x 5, in brackets the kernels of `conv2d`, on an AMD Zen 3 with AVX2, whose product runs at 85 GFLOP/s;
+forward, input gradient and weight gradient:
 
     16 -> 16, 16 x 16             120 (75)    120 (68)    115 (88)
     32 -> 32, 16 x 16             129 (61)    138 (63)    136 (70)
@@ -82,10 +84,10 @@ def pays(weight: tuple[int, ...], strides: tuple[int, int], outputs: tuple[int, 
     Squares partly outside of the output and partly filled vectors compute numbers that are not needed. So it is not
     faster for small images of few samples, and for few channels, where transforms cost more than they save.
     """
-    (K, C, taps, columns), (_, P, Q, n) = weight, outputs
-    if taps != columns or strides[0] != strides[1] or (taps, strides[0]) not in TRANSFORMS:
+    (K, C, R, S), (_, P, Q, n) = weight, outputs
+    if R != S or strides[0] != strides[1] or (R, strides[0]) not in TRANSFORMS:
         return False
-    transforms = TRANSFORMS[taps, strides[0]]
+    transforms = TRANSFORMS[R, strides[0]]
     order, VB = _order(P, Q, n, _LANES, transforms.outputs), vectors_of(block_size(K))
     pieces = order.squares * order.pieces // order.group
     vectors = -(-order.end // VB) * VB  # whole panels are multiplied
@@ -93,9 +95,9 @@ def pays(weight: tuple[int, ...], strides: tuple[int, int], outputs: tuple[int, 
     # Zen 4, which computes a product of 64 bytes in every clock cycle, and of about twice as many on an Intel Xeon that
     # computes two. With stride 2 the tiles of `conv2d` also copy the image: they take 1.25 to 1.45 times as long.
     transformed = transforms.side**2 * _LANES * (vectors * C * K + pieces * (10 * (C + K) + 64))
-    # Those tiles leave out taps outside the image: a padding of 2 makes the output larger, but adds no products.
+    # Those tiles leave out most taps outside the image: a padding of 2 makes the output larger, but adds few products.
     _, H, W, _ = seen
-    direct = taps**2 * (1 if strides == (1, 1) else 1.25) * C * K * min(P, H) * min(Q, W) * n
+    direct = R * S * (1 if strides == (1, 1) else 1.25) * C * K * min(P, H) * min(Q, W) * n
     return 0 < transformed <= direct
 
 
@@ -142,7 +144,8 @@ def forward_kernel(filters: int, channels: int, taps: int, stride: int) -> Calla
 
 @cache
 def _forward_kernel(blocks: _Blocks, taps: int, stride: int) -> Callable[..., None]:
-    (KB, VB, group), outputs, side = blocks, TRANSFORMS[taps, stride].outputs, TRANSFORMS[taps, stride].side
+    (KB, VB, group), transforms = blocks, TRANSFORMS[taps, stride]
+    outputs, side = transforms.outputs, transforms.side
     transform_filters, products = _filter_transform(KB, taps, stride), _group_products(blocks, side)
 
     @kernel
@@ -185,7 +188,8 @@ def backward_input_kernel(filters: int, channels: int) -> Callable[..., None]:
 @cache
 def _backward_input_kernel(blocks: _Blocks) -> Callable[..., None]:
     taps, stride = 3, 2
-    (KB, VB, group), outputs, side = blocks, TRANSFORMS[taps, stride].outputs, TRANSFORMS[taps, stride].side
+    (KB, VB, group), transforms = blocks, TRANSFORMS[taps, stride]
+    outputs, side = transforms.outputs, transforms.side
     transform_filters, products = _filter_transform(KB, taps, stride), _group_products(blocks, side)
 
     @kernel
@@ -390,7 +394,8 @@ def weight_gradient_kernel(filters: int, channels: int, taps: int, stride: int) 
 
 @cache
 def _weight_gradient_kernel(CB: int, VB: int, taps: int, stride: int) -> Callable[..., None]:
-    outputs, side = TRANSFORMS[taps, stride].outputs, TRANSFORMS[taps, stride].side
+    transforms = TRANSFORMS[taps, stride]
+    outputs, side = transforms.outputs, transforms.side
 
     @kernel
     def winograd_weight_gradient(x, dy, memory, top, left, dweight):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parallelcnn.activations import IDENTITY, ActivationFunction, AnyActivation, find_activation
+from parallelcnn.activations import IDENTITY, AnyActivation, find_activation
 from parallelcnn.kernels import batch_norm as kernels
 
 from .base import Array, Buffer, Layer, Parameter, Shape, Step, check_number
@@ -74,7 +74,7 @@ class BatchNorm(Layer):
         y = step.array(x.shape[:-1])
         weight, bias, epsilon = step.params["weight"], step.params["bias"], float(self.epsilon)
         mean, variance = step.buffers["running_mean"], step.buffers["running_var"]
-        inside, after = self._activations()
+        inside, after = find_activation(self.activation).fused()
         if step.training:
             statistics = [step.scratch(x.shape[:1], np.float64) for _ in range(2)]
             sums = step.statistics["running_mean"], step.statistics["running_var"]
@@ -90,17 +90,12 @@ class BatchNorm(Layer):
     def backward(self, step: Step, dy: Array) -> Array | None:
         # x is kept rather than (x - mean) / deviation, which the forward pass would have to write.
         x, y, mean, scale, kept = step.saved
-        inside, after = self._activations()
+        inside, after = find_activation(self.activation).fused()
         after.record_backward(step, kept, dy)
         needs_dx = step.needs_input_gradient
         arguments = step.params["weight"], mean, scale, needs_dx, _rows(dy), step.grads["weight"], step.grads["bias"]
         step.call(kernels.backward_kernel(inside.derivative), _rows(x), _rows(y), *arguments)
         return dy if needs_dx else None
-
-    def _activations(self) -> tuple[ActivationFunction, ActivationFunction]:
-        """The activation in the loops of the normalisation, and the activation in a pass of its own."""
-        activation = find_activation(self.activation)
-        return (activation, IDENTITY) if activation.joins_loops else (IDENTITY, activation)
 
 
 def _rows(x: Array) -> Array:

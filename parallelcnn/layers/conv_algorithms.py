@@ -4,7 +4,8 @@
     Pointwise   filters of 1 x 1, stride 1, no padding, many channels        `kernels/pointwise.py`
     Subsampled  filters of 1 x 1, strides above 1, no padding                `kernels/subsampling.py`
     Im2col      strides above 1, many channels and filters                   `kernels/panels.py`
-    Winograd    filters of 3 x 3, stride 1 or 2, or 5 x 5, many channels     `kernels/winograd.py`
+    Winograd    filters of 3 x 3 with stride 1 or 2, or of 5 x 5 with
+                stride 1, many channels                                      `kernels/winograd.py`
     Depthwise   small filters of one channel, column stride above 1          `kernels/depthwise.py`
 
 The choice depends on shapes alone: a choice by timing could give other bits in every run.
@@ -27,11 +28,16 @@ NO_BIAS = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 # this is 1.1 to 1.5 times faster, for 32 -> 32 or 16 -> 64 about as fast.
 _IM2COL_CHANNELS, _IM2COL_FILTERS = 32, 64
 
-# From this number of filters on, tiles over rows take an image with zeros around its columns. Without them they visit
-# places at the border once for each tap that lies inside: fewer products, but slow in the weight gradient. 3 -> 32
-# channels, 7 x 7, n = 32 and 100: weight gradient 73 instead of 66 GFLOP/s and 62 (44), forward 93 (81) and 74 (75);
-# 3 x 3: 89 (86) and 77 (55), 82 (77) and 81 (78). Forward, 16 filters lose a tenth (AMD Zen 3, AVX2).
-_PADDED_FILTERS = 32
+# From this number of filters on, `Direct` copies the image with zeros around its columns, unless there are more than so
+# many times as many products then. Otherwise the forward pass cuts rows into pieces at the border, and the weight
+# gradient computes places there tap by tap. GFLOP/s for 3 -> 32 channels of 32 x 32 with the copy (without it), for
+# n = 32 and n = 100:
+#
+#     7 x 7    forward 93 (81), 74 (75)    weight gradient 73 (66), 62 (44)
+#     3 x 3    forward 82 (77), 81 (78)    weight gradient 89 (86), 77 (55)
+#
+# Forward, 16 filters lose a tenth (AMD Zen 3, AVX2).
+_PADDED_FILTERS, _PADDED_PRODUCTS = 32, 1.15
 
 
 class WindowAxis(NamedTuple):
@@ -93,14 +99,21 @@ def select(windows: Windows, weight: Shape, x: Shape, y: Shape, computed: Shape)
         return Winograd(*windows)
     if max(strides) > 1 and C >= _IM2COL_CHANNELS and K >= _IM2COL_FILTERS:
         return Im2col(*windows)
-    return Direct(*windows, padded=columns.before > 0 and K >= _PADDED_FILTERS)
+    few = columns.window * columns.outputs <= _PADDED_PRODUCTS * _products_inside(columns, x[2])
+    return Direct(*windows, padded=columns.before > 0 and K >= _PADDED_FILTERS and few)
+
+
+def _products_inside(axis: WindowAxis, size: int) -> int:
+    """The number of taps inside an image of this size, of all windows along the axis."""
+    starts = (window * axis.stride - axis.before for window in range(axis.outputs))
+    return sum(max(0, min(start + axis.window, size) - max(start, 0)) for start in starts)
 
 
 class Direct(NamedTuple):
     """Direct convolution: tiles over the rows of the image; see `kernels.conv2d`.
 
     Args:
-        padded: whether to copy the image with zeros around its columns.
+        padded: whether to copy the image with zeros around its columns although the column stride is 1.
     """
 
     rows: WindowAxis
@@ -174,7 +187,9 @@ class Direct(NamedTuple):
             yield image[:, first::d], y[:, part::d], (row_stride, (first - part + before) // d, *columns)
 
     def arrange(self, step: Step, x: Array) -> Array:
-        """The image in the layout of the kernels: for a column stride above 1, each row is split into phases."""
+        """The image in the layout of the kernels: for a column stride above 1, each row is split into phases. Zeros are
+        added around the columns.
+        """
         if not self._arranges():
             return x
         image = step.array(self._parted(x))
@@ -271,7 +286,7 @@ class Im2col(NamedTuple):
 
 
 class Winograd(NamedTuple):
-    """Filters of 3 x 3 or 5 x 5 over many channels with fewer multiplications; see `kernels.winograd`."""
+    """Filters of 3 x 3 or 5 x 5, over many channels, with fewer multiplications; see `kernels.winograd`."""
 
     rows: WindowAxis
     columns: WindowAxis

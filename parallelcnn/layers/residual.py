@@ -95,33 +95,30 @@ class Residual(Sequential):
             added = step.forward(_SHORTCUT, self.inside[_SHORTCUT], x, needs_input_gradient=needs_input_gradient)
         # A new array: the layer before may need x for its backward pass, and the layers inside may need their outputs.
         y = step.array(through.shape[:-1])
-        kernels = self._joined_kernels()
-        step.call(kernels[0] if kernels else add, added.reshape(y.size), through.reshape(y.size), y.reshape(y.size))
-        step.save(y if kernels else find_activation(self.activation).record_forward(step, y))
+        fused, after = find_activation(self.activation).fused()
+        forward = add if fused is IDENTITY else activated_kernels(fused.function, fused.derivative)[0]
+        step.call(forward, added.reshape(y.size), through.reshape(y.size), y.reshape(y.size))
+        step.save(y, after.record_forward(step, y))
         return y
 
     def backward(self, step: Step, dy: Array) -> Array | None:
         """Add the gradients of both uses of x: the layers and the shortcut."""
-        (kept,) = step.saved
-        kernels, dx = self._joined_kernels(), None
-        if step.needs_input_gradient or step.trains(_SHORTCUT):
-            dx = step.array(dy.shape[:-1])  # the layers inside may overwrite dy
-        if dx is not None and kernels:
-            step.call(kernels[1], kept.reshape(dy.size), dy.reshape(dy.size), dx.reshape(dx.size))
+        y, kept = step.saved
+        fused, after = find_activation(self.activation).fused()
+        after.record_backward(step, kept, dy)
+        dx: Array | None = None
+        if not (step.needs_input_gradient or step.trains(_SHORTCUT)):
+            fused.record_backward(step, y, dy)
         else:
-            find_activation(self.activation).record_backward(step, kept, dy)
-            if dx is not None:
+            dx = step.array(dy.shape[:-1])  # the layers inside may overwrite dy
+            if fused is IDENTITY:
                 step.call(copy, dy.reshape(dy.size), dx.reshape(dx.size))
+            else:
+                backward = activated_kernels(fused.function, fused.derivative)[1]
+                step.call(backward, y.reshape(y.size), dy.reshape(dy.size), dx.reshape(dx.size))
         through = super().backward(step, dy)
         if dx is not None and self.shortcut is not None:
             dx = step.backward(_SHORTCUT, dx)
         if dx is not None and through is not None:
             step.call(add, dx.reshape(dx.size), through.reshape(dx.size), dx.reshape(dx.size))
         return dx
-
-    def _joined_kernels(self) -> tuple[Callable[..., None], Callable[..., None]] | None:
-        """The kernels that add and apply the activation in one pass; None if no kernel can."""
-        activation = find_activation(self.activation)
-        if activation is IDENTITY or not activation.joins_loops or activation.derivative is None:
-            return None
-        return activated_kernels(activation.function, activation.derivative)
