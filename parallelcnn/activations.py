@@ -97,10 +97,10 @@ class ActivationFunction:
         return not self.derivative_of_output
 
     def fused(self) -> "tuple[ActivationFunction, ActivationFunction]":
-        """What to apply in the loops of another kernel, and what in a pass of its own: the activation and the identity.
+        """Two functions: one for the loops of another kernel, and one for a pass of its own after that kernel.
 
-        A kernel can apply an activation whose function and derivative are compiled with the kernels, and whose
-        derivative needs the output alone.
+        One of them is this activation, the other the identity. Another kernel can apply an activation whose function
+        and derivative are compiled with the kernels, and whose derivative needs the output alone.
         """
         in_loops = self.derivative_of_output and _is_in_kernels(self.function) and _is_in_kernels(self.derivative)
         return (self, IDENTITY) if in_loops else (IDENTITY, self)

@@ -16,6 +16,8 @@ from parallelcnn import Conv2D, Dense
 from parallelcnn.activations import ACTIVATIONS
 from parallelcnn.kernels import conv2d, dense, losses, maxpool2d, panels, pointwise, sgd
 from parallelcnn.kernels.load import load
+from parallelcnn.layers.conv2d import windows_of
+from parallelcnn.layers.conv_algorithms import Direct, select
 from parallelcnn.layers.maxpool2d import window_and_stride
 
 
@@ -77,6 +79,26 @@ def test_a_convolution_with_its_pooling_in_one_pass_agrees_with_the_two_layers(l
     np.testing.assert_allclose(ran.grads["weight"], dweight, **TOLERANCE[dtype])
     if convolution.bias:
         np.testing.assert_allclose(ran.grads["bias"], dbias, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("layer", "input_shape", "padded"),
+    [
+        (Conv2D(32, 3, padding="same"), (3, 32, 32), True),
+        (Conv2D(32, (3, 7), stride=(2, 1), padding=3), (3, 9, 32), True),
+        (Conv2D(31, 3, padding="same"), (3, 32, 32), False),  # a forward pass would be slower
+        (Conv2D(32, 3, padding="same"), (3, 32, 4), False),  # a fifth more products
+        (Conv2D(32, 3), (3, 32, 32), False),
+        (Conv2D(32, 3, padding=2, dilation=2), (3, 32, 32), False),
+    ],
+    ids=str,
+)
+def test_many_filters_take_an_image_with_zeros_around_its_columns(layer, input_shape, padded):
+    x, y = (*input_shape, 8), (*layer.output_shape(input_shape), 8)
+    weight = layer.parameters(input_shape)["weight"].shape
+    algorithm = select(windows_of(layer, input_shape), weight, x, y, computed=y)
+    assert isinstance(algorithm, Direct)
+    assert algorithm.padded == padded
 
 
 @DTYPES

@@ -117,6 +117,7 @@ class Interpolation:
         sum_a, less_a, sum_b, less_b = self._pairs(v, y)
         results = []
         for power in range(self.taps):
+            # Without the point 0, the distances of -a and -b have the opposite sign: even powers take differences.
             pair = (sum_a, sum_b) if power % 2 != self._zeros else (less_a, less_b)
             start = y[-1] if power == self.taps - 1 else v.zero
             at_zero = (1 / (a * b) ** 2, y[0]) if power == 0 and self._zeros else ()

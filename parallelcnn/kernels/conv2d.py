@@ -8,7 +8,7 @@ columns of zeros before it, times n). So with j counting the Q * n numbers of an
 
 where x is zero outside the image. With a dilation of d columns, d * n takes the place of n. For larger column strides,
 `arrange` first splits each row into `column_stride` phases (columns 0, 2, 4, ... then 1, 3, 5, ... for 2), each `phase`
-numbers long, so that a tap is contiguous again. It also adds the zeros, for which a stride of 1 may use it, too:
+numbers long, so that a tap is contiguous again. It also adds the zeros, and so a column stride of 1 may use it, too:
 
     start(s) = (s mod column_stride) * phase + (s div column_stride) * n - left
 

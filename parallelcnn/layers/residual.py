@@ -107,15 +107,15 @@ class Residual(Sequential):
         fused, after = find_activation(self.activation).fused()
         after.record_backward(step, kept, dy)
         dx: Array | None = None
-        if not (step.needs_input_gradient or step.trains(_SHORTCUT)):
-            fused.record_backward(step, y, dy)
-        else:
+        if step.needs_input_gradient or step.trains(_SHORTCUT):
             dx = step.array(dy.shape[:-1])  # the layers inside may overwrite dy
             if fused is IDENTITY:
                 step.call(copy, dy.reshape(dy.size), dx.reshape(dx.size))
             else:
                 backward = activated_kernels(fused.function, fused.derivative)[1]
                 step.call(backward, y.reshape(y.size), dy.reshape(dy.size), dx.reshape(dx.size))
+        else:
+            fused.record_backward(step, y, dy)
         through = super().backward(step, dy)
         if dx is not None and self.shortcut is not None:
             dx = step.backward(_SHORTCUT, dx)
