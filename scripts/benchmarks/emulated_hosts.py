@@ -62,11 +62,11 @@ def why_impossible() -> str:
     except OSError as error:
         return f"/dev/net/tun cannot be opened: {error.strerror}"
     name = f"pcnhosts-{os.getpid()}-try"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
-    if made.returncode != 0:
-        return f"ip netns cannot make a network namespace: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "delete", name], check=True)
-    return ""
+    try:
+        made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+    return f"ip netns cannot make a network namespace: {made.stderr.strip()}" if made.returncode != 0 else ""
 
 
 class EmulatedHosts:

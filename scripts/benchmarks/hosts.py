@@ -67,7 +67,8 @@ def link(text: str) -> Link:
 
 def main() -> int:
     options = _options()
-    impossible = why_impossible()
+    with ended_by_signals():
+        impossible = why_impossible()
     if impossible:
         print(f"hosts.py: hosts cannot be emulated here: {impossible}", file=sys.stderr)
         return 2
