@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from idx_files import write_idx_folder
 from launch import parallelcnn
+from numba.core import event
 
 # A shell that runs the tests in the background has Ctrl-C ignored, by all that they start too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,6 +38,36 @@ if "PARALLELCNN_MPI_TESTS" not in os.environ:
 def _strict_floating_point() -> Iterator[None]:
     with np.errstate(all="raise", under="ignore"):
         yield
+
+
+class _SlowParts(event.Listener):
+    """Kernels for which numba also compiles its text functions, which takes seconds: `a[...] = b` with two arrays needs
+    them for its error message, and `transpose` with arguments for a set.
+    """
+
+    def __init__(self) -> None:
+        self.compiling: list[str] = []
+        self.found: set[str] = set()
+
+    def on_start(self, event: event.Event) -> None:
+        module = event.data["dispatcher"].py_func.__module__
+        self.compiling.append(module)
+        if module in ("numba.cpython.unicode", "numba.cpython.hashing"):
+            self.found.update(name for name in self.compiling if name.startswith("parallelcnn.kernels."))
+
+    def on_end(self, event: event.Event) -> None:
+        self.compiling.pop()
+
+
+_slow_parts = _SlowParts()
+event.register("numba:compile", _slow_parts)
+
+
+@pytest.fixture(autouse=True)
+def _kernels_are_compiled_without_text() -> Iterator[None]:
+    _slow_parts.found.clear()
+    yield
+    assert not _slow_parts.found
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Pack filters into blocks, one per tile of a forward pass, with weights in the order in which tiles read them."""
 
-from ._jit import kernel
+from ._jit import kernel_part
 from ._vectors import REGISTERS
 
 SUMS = 24 if REGISTERS >= 32 else 12  # registers for the sums of a tile; the other registers hold factors
@@ -29,7 +29,7 @@ def vectors_of(block: int) -> int:
     return min(SUMS // block, MOST_VECTORS)
 
 
-@kernel
+@kernel_part
 def pack(weight, bias, KB, memory):
     """Pack weights in the order in which tiles read them: for each block of KB filters k the biases, and then for every
     c, r and s the weights[k, c, r, s]. The last block may overlap the one before it.

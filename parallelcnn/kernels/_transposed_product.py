@@ -1,6 +1,6 @@
 """Matrix products with a transposed factor, for weight gradients."""
 
-from ._jit import kernel
+from ._jit import kernel_part
 from ._tiles import PRODUCT_BYTES, product, transpose
 
 
@@ -9,7 +9,7 @@ def turned_shape(length: int, item_bytes: int) -> tuple[int, int]:
     return length, PRODUCT_BYTES // item_bytes
 
 
-@kernel
+@kernel_part
 def transposed_product(a, b, turned, start, c):
     """c = start + a b^T. a: (M, L), b: (N, L), start and c: (M, N). turned: (`turned_shape`), overwritten.
 

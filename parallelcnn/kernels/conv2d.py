@@ -27,6 +27,8 @@ The gradient of x is a forward pass over dy with rotated filters; see `Direct` i
 from collections.abc import Callable
 from functools import cache
 
+from numba import int64
+
 from ._jit import kernel
 from ._packing import block_size, pack, packed_size, vectors_of
 from ._tiles import forward_row, pool_row, unpool_row, weight_gradient_tile
@@ -46,7 +48,7 @@ def arrange(x, left, column_stride, rows):
 
     x: (C, H, W, n), rows: (C, H, phases, columns per phase, n), with the phases that taps use; left: columns.
     """
-    C, H, W, _ = x.shape
+    C, H, W, n = x.shape
     _, _, phases, columns, _ = rows.shape
     for c in range(C):
         for h in range(H):
@@ -54,7 +56,8 @@ def arrange(x, left, column_stride, rows):
                 for i in range(columns):
                     w = i * column_stride + phase - left
                     if 0 <= w < W:
-                        rows[c, h, phase, i] = x[c, h, w]
+                        for j in range(n):
+                            rows[c, h, phase, i, j] = x[c, h, w, j]
                     else:
                         rows[c, h, phase, i] = 0
 
@@ -62,14 +65,15 @@ def arrange(x, left, column_stride, rows):
 @kernel
 def restore(drows, left, column_stride, dx):
     """The inverse of `arrange`: dx[c, h, w] is the number at the place to which `arrange` moves x[c, h, w], or zero."""
-    C, H, W, _ = dx.shape
+    C, H, W, n = dx.shape
     _, _, phases, columns, _ = drows.shape
     for c in range(C):
         for h in range(H):
             for w in range(W):
                 i, phase = divmod(w + left, column_stride)
                 if phase < phases and i < columns:
-                    dx[c, h, w] = drows[c, h, phase, i]
+                    for j in range(n):
+                        dx[c, h, w, j] = drows[c, h, phase, i, j]
                 else:
                     dx[c, h, w] = 0
 
@@ -96,7 +100,7 @@ def _forward_kernel(S: int, column_stride: int, KB: int) -> Callable[..., None]:
         for group in range(groups):
             first = group * K
             seen = x[group * C : (group + 1) * C]
-            weights = pack(weight[first : first + K], bias[first : first + K], KB, packed)
+            weights = pack(weight[first : first + K], bias[first : first + K], int64(KB), packed)
             for block in range(len(weights)):
                 k = first + min(block * KB, K - KB)
                 for p in range(P):
@@ -127,7 +131,7 @@ def _pooled_forward_kernel(S: int, column_stride: int, KB: int, PR: int, PS: int
         """
         K, P, _, _ = y.shape
         H, R = x.shape[1], weight.shape[2]
-        weights = pack(weight, bias, KB, packed)
+        weights = pack(weight, bias, int64(KB), packed)
         band_rows = band.reshape(KB, PR, band.shape[2] * n)
         for block in range(len(weights)):
             k = min(block * KB, K - KB)

@@ -26,7 +26,9 @@ stride 2, n = 32 and 100:
 from collections.abc import Callable
 from functools import cache
 
-from ._jit import kernel
+from numba import boolean, int64
+
+from ._jit import kernel, kernel_part
 from ._packing import block_size, pack, packed_size, vectors_of
 from ._tiles import copy_rows, forward_row, transpose
 from ._transposed_product import transposed_product, turned_shape
@@ -51,7 +53,7 @@ def scratch_shapes(weight: tuple[int, ...], item_bytes: int) -> dict[str, tuple[
     }
 
 
-@kernel
+@kernel_part
 def exchange(image, panel, first, last, outputs, windows, back):
     """Copy the inputs of the windows of places [first, last) from image to panel; if `back`, add panel to image.
 
@@ -98,12 +100,12 @@ def _forward_kernel(S: int, KB: int) -> Callable[..., None]:
         """x: (C, H, W, n), weight: (K, C, R, S), bias: (K,) or (0,), y: (K, P, Q, n)."""
         K, P, Q, n = y.shape
         C, R, _, length = panel.shape
-        weights = pack(weight, bias, KB, packed)
+        weights = pack(weight, bias, int64(KB), packed)
         # The tiles use a panel as an image whose rows have S columns of `length` samples.
         rows, places = panel.reshape(C, R, S * length), y.reshape(K, 1, P * Q * n)
         for first in range(0, P * Q * n, length):
             last = min(first + length, P * Q * n)
-            exchange(x, panel, first, last, Q, windows, False)
+            exchange(x, panel, first, last, Q, windows, boolean(False))
             for block in range(len(weights)):
                 k = min(block * KB, K - KB)
                 some = places[:, :, first:last]
@@ -122,7 +124,7 @@ def panels_weight_gradient(x, dy, panel, dy_turned, sums, windows, dweight):
     after[:] = 0
     for first in range(0, P * Q * n, length):
         last = min(first + length, P * Q * n)
-        exchange(x, panel, first, last, Q, windows, False)
+        exchange(x, panel, first, last, Q, windows, boolean(False))
         # Not in place: if the last block of rows overlaps the one before it, it would add twice.
         before, after = after, before
         transposed_product(rows[:, : last - first], dplaces[:, first:last], dy_turned, before, after)
@@ -146,7 +148,7 @@ def _backward_input_kernel(KB: int) -> Callable[..., None]:
         C, R, S, length = panel.shape
         taps = C * R * S
         # A panel is the output of a 1 x 1 convolution of dy with one filter per tap.
-        weights = pack(weight.reshape(K, taps, 1, 1).transpose(1, 0, 2, 3), no_bias, KB, packed)
+        weights = pack(weight.reshape(1, 1, K, taps).T, no_bias, int64(KB), packed)
         rows, dplaces = panel.reshape(taps, 1, length), dy.reshape(K, P * Q * n)
         dx[:] = 0
         for first in range(0, P * Q * n, length):
@@ -156,6 +158,6 @@ def _backward_input_kernel(KB: int) -> Callable[..., None]:
                 k = min(block * KB, taps - KB)
                 some = rows[:, :, : last - first]
                 forward_row(dy_panel, weights, some, (block, k, 0), (1, 0, 1, 0), (0, 0, length), 1, 1, KB, VB)
-            exchange(dx, panel, first, last, Q, windows, True)
+            exchange(dx, panel, first, last, Q, windows, boolean(True))
 
     return panels_backward_input

@@ -8,7 +8,7 @@ GFLOP/s of one core for 64 -> 64 and 64 -> 256 channels of 16 x 16, n = 100, whe
     input gradient      122, 117     149, 154     58, 41                       101,  94
 """
 
-from ._jit import kernel
+from ._jit import kernel, kernel_part
 from ._tiles import PRODUCT_BYTES, PRODUCT_VECTORS, copy_columns, copy_rows, product, transpose
 from ._transposed_product import transposed_product, turned_shape
 from ._vectors import VECTOR_BYTES
@@ -37,7 +37,7 @@ def columns_shape(rows: int, item_bytes: int) -> tuple[int, int]:
     return rows, PRODUCT_BYTES // item_bytes if _COPIES else 0
 
 
-@kernel
+@kernel_part
 def _product(a, b, start, columns, c):
     """c = start + a b, see `_tiles.product`. columns: (`columns_shape`), overwritten."""
     length, at_once = b.shape[1], columns.shape[1]
@@ -71,7 +71,7 @@ def pointwise_weight_gradient(x, dy, panel, sums, dweight):
         # Not in place: if the last block of rows overlaps the one before it, it would add twice.
         before, after = after, before
         transposed_product(dy[:, first:last], x[:, first:last], panel, before, after)
-    dweight[:] = after
+    copy_rows(after, dweight, False)
 
 
 @kernel
