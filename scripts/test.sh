@@ -56,7 +56,7 @@ report() {
 
 # tests NAME ENVIRONMENT MARKERS [FILE...]: run pytest in an environment.
 tests() {
-    stage "$1" "$2/bin/python" -m pytest -p no:cacheprovider -m "$3" "${@:4}"
+    stage "$1" "$2/bin/python" -m pytest -p no:cacheprovider --durations=12 --durations-min=10 -m "$3" "${@:4}"
 }
 
 # kernels_with SETTING FILE...: test kernels in another mode of numba. Each mode has a new cache: numba's cache does not
