@@ -7,6 +7,7 @@ import mmap
 import os
 import weakref
 import zlib
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ import numpy as np
 Array = np.ndarray
 
 
-class Rows:
+class Rows(ABC):
     """An array of whose rows some are chosen, or all. None is copied before it is used.
 
     Attributes:
@@ -29,9 +30,9 @@ class Rows:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.dtype} {self.shape}>"
 
+    @abstractmethod
     def __getitem__(self, key: Any) -> Array:
         """The rows at an index, a slice, or an array of indices, as an array in memory."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return self._rows if self._chosen is None else len(self._chosen)
