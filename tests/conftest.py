@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from idx_files import write_idx_folder
 from launch import parallelcnn
-from numba.core import event
+from numba.core.event import Event, Listener, register
 
 # A shell that runs the tests in the background has Ctrl-C ignored, by all that they start too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -40,7 +40,7 @@ def _strict_floating_point() -> Iterator[None]:
         yield
 
 
-class _SlowParts(event.Listener):
+class _SlowParts(Listener):
     """Kernels for which numba also compiles its text functions, which takes seconds: `a[...] = b` with two arrays needs
     them for its error message, and `transpose` with arguments for a set.
     """
@@ -49,25 +49,25 @@ class _SlowParts(event.Listener):
         self.compiling: list[str] = []
         self.found: set[str] = set()
 
-    def on_start(self, event: event.Event) -> None:
+    def on_start(self, event: Event) -> None:
         module = event.data["dispatcher"].py_func.__module__
         self.compiling.append(module)
         if module in ("numba.cpython.unicode", "numba.cpython.hashing"):
             self.found.update(name for name in self.compiling if name.startswith("parallelcnn.kernels."))
 
-    def on_end(self, event: event.Event) -> None:
+    def on_end(self, event: Event) -> None:
         self.compiling.pop()
 
 
 _slow_parts = _SlowParts()
-event.register("numba:compile", _slow_parts)
+register("numba:compile", _slow_parts)
 
 
 @pytest.fixture(autouse=True)
 def _kernels_are_compiled_without_text() -> Iterator[None]:
     _slow_parts.found.clear()
     yield
-    assert not _slow_parts.found
+    assert not _slow_parts.found, "see what makes compiling slow in kernels/_jit.py"
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 `reassoc` lets the compiler vectorise sums and `contract` lets it use fused multiply-add. `nnan` and `ninf` stay off:
 with them `isnan` is compiled away, and a diverging run would not be noticed.
 
-What makes compiling slow. For `a[...] = b` with two arrays numba also compiles the text of its error message, and for
-`transpose` with arguments a set: 11 of 75 s for ResNet-20 (the tests notice it). Constants have types of their own: a
-function that is called with `True` in one place and `False` in another is compiled twice, with `boolean(True)` and
-`boolean(False)` once.
+Two things make compiling slow. For `a[...] = b` with two arrays numba also compiles the text of its error message, and
+for `transpose` with arguments a set: 11 of 75 s for ResNet-20. The tests refuse both. A constant has a type of its own:
+a part that is called with `True` in one place and `False` in another is compiled twice. With `boolean(True)` and
+`boolean(False)`, or `int64(KB)` for a number, it is compiled once.
 
 The cache of compiled kernels detects changes of a kernel's file, and of the files in this folder whose names begin with
 an underscore. So kernel files import nothing else of the package.
