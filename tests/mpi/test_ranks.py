@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import small
 import traced
+from numba import njit
+from numba.core import event
 
 import parallelcnn as pc
 from parallelcnn.comm import MPITransport, run_together, share_on_node, shared_file
@@ -308,15 +310,27 @@ def test_no_communicator_means_the_world_that_was_launched(comm):
 
 
 def test_ranks_compile_in_turns(comm):
+    kernel = njit(lambda x: x + 1)  # in no cache
+    with event.install_recorder("numba:compile") as compilations:
+        compile_in_turns(comm, lambda: kernel(1))
+    began, ended = (clock for clock, _ in compilations.buffer[-2:])
+    assert [record.is_start for _, record in compilations.buffer[-2:]] == [True, False]
+    times = comm.allgather((began, ended))
+    assert all(began >= times[0][1] for began, _ in times[1:])
+
+
+def test_no_rank_waits_for_its_turn_if_all_kernels_are_in_the_cache(comm):
     times = []
 
     def work():
         times.append(time.perf_counter())
-        time.sleep(0.05)
+        time.sleep(0.3)
+        times.append(time.perf_counter())
 
     compile_in_turns(comm, work)
-    everyone = [clock for (clock,) in comm.allgather(times)]
-    assert all(clock >= everyone[0] + 0.05 for clock in everyone[1:])
+    everyone = comm.allgather(times)
+    assert all(len(times) == 2 for times in everyone), "done once"
+    assert max(began for began, _ in everyone) < min(ended for _, ended in everyone)
 
 
 def test_a_step_allocates_no_memory_for_numbers_nor_does_the_sum_over_ranks(comm):

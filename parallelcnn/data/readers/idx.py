@@ -16,7 +16,7 @@ import numpy as np
 
 from parallelcnn.arguments import as_path
 from parallelcnn.data.dataset import Array
-from parallelcnn.data.readers.inflate import MOST_INFLATED, Inflated
+from parallelcnn.data.readers.inflate import MOST_INFLATED, PIECE_BYTES, Inflated
 from parallelcnn.errors import DataError
 from parallelcnn.resources import memory_limit
 
@@ -32,7 +32,6 @@ _TYPES: dict[int, np.dtype] = {
 }
 _MAX_DIMENSIONS = 4
 _GZIP_MAGIC = b"\x1f\x8b"
-_PIECE_BYTES = 1 << 15
 
 
 class IdxHeader(NamedTuple):
@@ -148,7 +147,7 @@ def _read_array(path: PathLike, content: Inflated | BufferedReader) -> Array:
     else:
         values = np.empty(claimed, np.uint8)
         held = 0
-        while held < claimed and (piece := content.read1(min(_PIECE_BYTES, claimed - held))):
+        while held < claimed and (piece := content.read1(min(PIECE_BYTES, claimed - held))):
             values[held : held + len(piece)] = np.frombuffer(piece, np.uint8)
             held += len(piece)
         # Reading on detects surplus data, and makes zlib compare the checksum at the end.
