@@ -6,8 +6,6 @@ Users pass images with the samples first, (n, C, H, W) or (n, H, W). Internally 
 
 import copy
 import hashlib
-import math
-import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +26,7 @@ from parallelcnn.layers.base import Array, Layer, Shape
 from parallelcnn.layers.normalize import adapted
 from parallelcnn.layers.recompute import without_recomputing
 from parallelcnn.layers.step import merged
-from parallelcnn.notebook import table
+from parallelcnn.network_summary import Row, as_html, as_text, summary_rows
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.optimizers.base import Share
 from parallelcnn.parameters import Matching, NamedArrays, decay_parts, named_in_order, set_values, take_matching
@@ -36,7 +34,6 @@ from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
 
 ORIGIN = ("prediction", "input_range", "class_names", "resize")  # see `NetworkHandler.origin`
-_LONG_NUMBER = re.compile(r"\d+\.\d{5,}(e[+-]?\d+)?")
 
 
 class NetworkHandler:
@@ -533,40 +530,26 @@ class NetworkHandler:
 
     def summary(self) -> str:
         """A table of the layers with output shapes (None: the number of samples) and numbers of parameters."""
-        rows = self._summary_rows()
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
-        rule = "-" * len(lines[0])
-        return "\n".join([rule, lines[0], rule, *lines[1:], rule, *self._summary_totals()])
+        return as_text(self._summary_rows(), self._totals())
 
     def _repr_html_(self) -> str:
         """The summary as a table, for notebooks."""
-        indented = [(layer.replace("  ", "\N{EM SPACE}"), *others) for layer, *others in self._summary_rows()]
-        return table(". ".join(self._summary_totals()), indented[0], indented[1:])
+        return as_html(self._summary_rows(), self._totals())
 
-    def _summary_rows(self) -> list[tuple[str, str, str]]:
-        rows = [
-            ("Layer", "Output shape", "Parameters"),
-            ("Input", _any_number(self.input_shape), "0"),
-        ]
-        for i, layer in enumerate(self.layers):
-            rows += _rows(layer, self.shapes[i], self.layout.count(i))
-        return rows
+    def _summary_rows(self) -> list[Row]:
+        return summary_rows(self.layers, self.shapes, [self.layout.count(i) for i in range(len(self.layers))])
 
-    def _summary_totals(self) -> Iterator[str]:
+    def _totals(self) -> list[str]:
         size = self.layout.size * self.dtype.itemsize / 1024
         frozen = f", {self.trained_params.size:,} of them trained" if self.layout.frozen else ""
-        yield f"{self.layout.size:,} parameters, {size:,.1f} KiB{frozen}"
-        yield from self._recomputation()
-
-    def _recomputation(self) -> Iterator[str]:
-        """A line of the summary about the memory that `Recompute` saves."""
+        totals = [f"{self.layout.size:,} parameters, {size:,.1f} KiB{frozen}"]
         kept = without_recomputing(self.layers)
         if kept != self.layers:
             other, n = self.new_replica(fuse(kept, training=True)), self.replica.block_size
             other.block_size = n  # its own may differ, because the layers of a block count
             used, otherwise = (one.plan_size() / 2**20 for one in (self.replica, other))
-            yield f"training on {n} samples takes {used:,.1f} MiB, without Recompute {otherwise:,.1f} MiB"
+            totals.append(f"training on {n} samples takes {used:,.1f} MiB, without Recompute {otherwise:,.1f} MiB")
+        return totals
 
     def parameters_sha256(self) -> str:
         """SHA-256 of the parameters: equal if and only if all bits of the parameters are equal."""
@@ -610,20 +593,3 @@ def _as_dtype(dtype: Any) -> np.dtype:
     if found not in (np.float32, np.float64):
         raise InputError(f"dtype must be float32 or float64, got {found}")
     return found
-
-
-def _rows(layer: Layer, input_shape: Shape, parameters: int, indent: str = "") -> Iterator[tuple[str, str, str]]:
-    """The rows of a summary's table for one layer and the layers inside it."""
-    shape = _any_number(layer.output_shape(input_shape))
-    inner_layers = layer.inner_layers(input_shape)
-    if not inner_layers:
-        yield indent + _LONG_NUMBER.sub(lambda found: f"{float(found[0]):.4g}", repr(layer)), shape, f"{parameters:,}"
-        return
-    yield f"{indent}{type(layer).__name__}", shape, ""
-    for inner, inner_shape in inner_layers:
-        count = sum(math.prod(one.shape) for one in inner.parameters(inner_shape).values())
-        yield from _rows(inner, inner_shape, count, f"{indent}  ")
-
-
-def _any_number(shape: Shape) -> str:
-    return f"({', '.join(['None', *map(str, shape)])})"

@@ -59,6 +59,7 @@ LEVELS = [
         "label_mixing",
         "models",
         "network",
+        "network_summary",
         "optimizers",
         "parameters",
         "replica",

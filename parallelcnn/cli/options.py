@@ -6,7 +6,8 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from parallelcnn.training.config import Setting, TrainConfig, settings
+from parallelcnn.training.config import TrainConfig, settings
+from parallelcnn.training.setting import Setting
 from parallelcnn.wording import plural
 
 if TYPE_CHECKING:

@@ -7,14 +7,13 @@ To add a setting, add a field.
 import json
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
-from types import UnionType
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
+from dataclasses import Field, asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from parallelcnn.errors import InputError, nearest_name
+from parallelcnn.training.setting import Setting, checked_value, declare, declare_path, setting_of
 
 if TYPE_CHECKING:
     from parallelcnn.data import Dataset
@@ -53,45 +52,6 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
     "polynomial": (),
     "plateau": ("decay_factor", "patience", "monitor", "min_delta", "cooldown", "min_learning_rate"),
 }
-_METAVARS: dict[type, str] = {int: "N", float: "X"}
-
-
-class Setting(NamedTuple):
-    """The properties of a setting besides its name and default.
-
-    Attributes:
-        kind: int, float, str or bool; of each value, if there are several.
-        length: number of values; None: one or more.
-        group: the heading of the setting in the help.
-        help: one sentence without a full stop.
-        metavar: name of the value in the help.
-        at_least: the smallest allowed value.
-        choices: all allowed values; empty: any value.
-        known: values that a shell completes besides others, such as paths.
-        is_path: whether `~` is expanded to the home directory.
-        alone: the value if the option is given without one.
-        repeatable: whether `config.toml` contains the setting.
-    """
-
-    kind: type
-    group: str
-    help: str
-    metavar: str
-    at_least: float | None = None
-    choices: tuple[str, ...] = ()
-    known: tuple[str, ...] = ()
-    is_path: bool = False
-    alone: Any = None
-    repeatable: bool = True
-    length: int | None = 1
-
-
-def _setting(default: Any, group: str, text: str, **more: Any) -> Any:
-    return field(default=default, metadata={"group": group, "help": text, **more})
-
-
-def _path(default: Any, group: str, metavar: str, text: str, **more: Any) -> Any:
-    return _setting(default, group, text, metavar=metavar, is_path=True, **more)
 
 
 @dataclass(frozen=True)
@@ -102,7 +62,7 @@ class TrainConfig:
         InputError: if a value has another type or is outside its range.
     """
 
-    model: str = _path(
+    model: str = declare_path(
         "auto",
         NETWORK,
         "NAME|FILE.py:FUNCTION",
@@ -111,40 +71,40 @@ class TrainConfig:
         "otherwise mobilenet-small",
         known=("auto", "paper", "lenet5", "resnet8", "resnet20", "vgg-small", "mobilenet-small"),
     )
-    data: str = _path(
+    data: str = declare_path(
         "digits",
         NETWORK,
         "NAME|PATH",
         "digits, mnist, or a path: images in folders of classes, or a format of the guide's page arrays-and-tables",
         known=("digits", "mnist"),
     )
-    data_dir: str | None = _path(
+    data_dir: str | None = declare_path(
         None, NETWORK, "DIR", "directory of MNIST's files; by default the cache, filled by a download"
     )
-    image_size: str | None = _setting(
+    image_size: str | None = declare(
         None,
         NETWORK,
         "rows and columns of the images of a folder; by default their own if all have the same of up to 128, "
         "otherwise 64x64",
         metavar="H[xW]",
     )
-    resize: str = _setting(
+    resize: str = declare(
         "crop",
         NETWORK,
         "how images are brought to this size: crop what is too much, pad with black, or stretch",
         metavar="HOW",
         choices=("crop", "pad", "stretch"),
     )
-    color: str | None = _setting(
+    color: str | None = declare(
         None, NETWORK, "rgb or gray; by default gray if all images are", metavar="KIND", choices=("rgb", "gray")
     )
-    skip_broken: bool = _setting(False, NETWORK, "leave out images that cannot be decoded")
-    epochs: int = _setting(3, TRAINING, "passes over the training set", at_least=1)
-    batch_size: int = _setting(
+    skip_broken: bool = declare(False, NETWORK, "leave out images that cannot be decoded")
+    epochs: int = declare(3, TRAINING, "passes over the training set", at_least=1)
+    batch_size: int = declare(
         100, TRAINING, "samples in a minibatch, over all ranks; by default all, if they are fewer", at_least=1
     )
-    seed: int = _setting(0, TRAINING, "seed of initial weights, sample order, augmentation and dropout", at_least=0)
-    augment: tuple[str, ...] = _setting(
+    seed: int = declare(0, TRAINING, "seed of initial weights, sample order, augmentation and dropout", at_least=0)
+    augment: tuple[str, ...] = declare(
         (),
         TRAINING,
         "change the training images at random: light (flip, crop), strong, or a list of flip, crop, rotation, zoom, "
@@ -152,26 +112,26 @@ class TrainConfig:
         metavar="NAME",
         known=("light", "strong", "flip", "crop", "rotation", "zoom", "brightness", "contrast", "cutout", "mixup"),
     )
-    normalize: bool = _setting(
+    normalize: bool = declare(
         False, TRAINING, "normalize each channel by its mean and standard deviation in the training set"
     )
-    start_from: str | None = _path(
+    start_from: str | None = declare_path(
         None,
         TRAINING,
         "RUN|FILE",
         "start from the parameters of a run, a model file, safetensors, .pt or .onnx: all that fit by name and shape",
     )
-    freeze: int = _setting(0, TRAINING, "do not change the parameters of the first N layers", at_least=0)
-    validation_split: float | None = _setting(
+    freeze: int = declare(0, TRAINING, "do not change the parameters of the first N layers", at_least=0)
+    validation_split: float | None = declare(
         None,
         TRAINING,
         "evaluate on this fraction of the training set during training, and on the test set once, at the end",
         at_least=0,
     )
-    evaluate_every: int | None = _setting(
+    evaluate_every: int | None = declare(
         None, TRAINING, "evaluate after every K minibatches as well as every epoch", metavar="K", at_least=1
     )
-    metrics: tuple[str, ...] = _setting(
+    metrics: tuple[str, ...] = declare(
         (),
         TRAINING,
         "further metrics in metrics.jsonl: top-5 or another number, precision, recall, f1 (means over the "
@@ -179,118 +139,118 @@ class TrainConfig:
         metavar="NAME",
         known=("top-5", "precision", "recall", "f1", "confusion-matrix"),
     )
-    early_stopping: int | None = _setting(
+    early_stopping: int | None = declare(
         None,
         TRAINING,
         "stop when what --monitor names has not improved for more than N epochs; the last parameters are kept",
         at_least=0,
     )
-    monitor: str | None = _setting(
+    monitor: str | None = declare(
         None,
         TRAINING,
         "what must improve, for --early-stopping and the schedule plateau: loss or accuracy; by default loss",
         metavar="NAME",
         choices=("loss", "accuracy"),
     )
-    min_delta: float | None = _setting(
+    min_delta: float | None = declare(
         None,
         TRAINING,
         "change that counts as an improvement; by default 0 for --early-stopping, 0.0001 for plateau",
         at_least=0,
     )
-    loss: str = _setting(
+    loss: str = declare(
         "softmax-cross-entropy", LOSS, f"the loss: {', '.join(LOSSES)}", metavar="NAME", choices=tuple(LOSSES)
     )
-    label_smoothing: float = _setting(
+    label_smoothing: float = declare(
         0.0, LOSS, "part of each label that all classes share, of the softmax cross-entropy, up to 1", at_least=0
     )
-    class_weight: str | None = _setting(
+    class_weight: str | None = declare(
         None,
         LOSS,
         "balanced: give all classes the same influence, in the softmax cross-entropy",
         metavar="HOW",
         choices=("balanced",),
     )
-    optimizer: str = _setting(
+    optimizer: str = declare(
         "sgd", OPTIMIZER, f"the optimiser: {', '.join(OPTIMIZERS)}", metavar="NAME", choices=tuple(OPTIMIZERS)
     )
-    learning_rate: float | None = _setting(
+    learning_rate: float | None = declare(
         None,
         OPTIMIZER,
         "learning rate; by default 0.1 with sgd, 0.001 with adam and adamw, 0.01 with rmsprop, 0.0001 with lion",
         at_least=0,
     )
-    scale_learning_rate: int | None = _setting(
+    scale_learning_rate: int | None = declare(
         None,
         OPTIMIZER,
         "the learning rate is meant for minibatches of B samples: multiply it by the batch size over B",
         metavar="B",
         at_least=1,
     )
-    momentum: float = _setting(0.0, OPTIMIZER, "momentum of sgd and rmsprop, at least 0 and below 1", at_least=0)
-    nesterov: bool = _setting(False, OPTIMIZER, "use Nesterov momentum with sgd")
-    betas: tuple[float, float] | None = _setting(
+    momentum: float = declare(0.0, OPTIMIZER, "momentum of sgd and rmsprop, at least 0 and below 1", at_least=0)
+    nesterov: bool = declare(False, OPTIMIZER, "use Nesterov momentum with sgd")
+    betas: tuple[float, float] | None = declare(
         None,
         OPTIMIZER,
         "decay of the averages of adam and adamw, by default 0.9 0.999, and of lion, 0.9 0.99",
         metavar="B1 B2",
     )
-    alpha: float | None = _setting(
+    alpha: float | None = declare(
         None, OPTIMIZER, "decay of the mean square of rmsprop, below 1; by default 0.99", at_least=0
     )
-    eps: float | None = _setting(
+    eps: float | None = declare(
         None, OPTIMIZER, "added to the root of the mean square by adam, adamw and rmsprop; by default 1e-08", at_least=0
     )
-    weight_decay: float | None = _setting(
+    weight_decay: float | None = declare(
         None, OPTIMIZER, "weight decay, not of biases and normalisation; by default 0, with adamw 0.01", at_least=0
     )
-    clip_norm: float | None = _setting(
+    clip_norm: float | None = declare(
         None, OPTIMIZER, "clip the gradient to this L2 norm over all parameters", at_least=0
     )
-    clip_value: float | None = _setting(None, OPTIMIZER, "limit every number of the gradient to [-X, X]", at_least=0)
-    ema: float | None = _setting(
+    clip_value: float | None = declare(None, OPTIMIZER, "limit every number of the gradient to [-X, X]", at_least=0)
+    ema: float | None = declare(
         None, OPTIMIZER, "average the parameters with this decay, such as 0.999, to evaluate them", at_least=0
     )
-    schedule: str = _setting(
+    schedule: str = declare(
         "constant",
         SCHEDULE,
         f"how the learning rate changes during training: {', '.join(SCHEDULES)}",
         metavar="NAME",
         choices=tuple(SCHEDULES),
     )
-    warmup: int = _setting(0, SCHEDULE, "steps in which the learning rate rises; not for one-cycle", at_least=0)
-    decay_every: int | None = _setting(
+    warmup: int = declare(0, SCHEDULE, "steps in which the learning rate rises; not for one-cycle", at_least=0)
+    decay_every: int | None = declare(
         None,
         SCHEDULE,
         "steps between two changes of the learning rate; the schedule step needs it",
         metavar="K",
         at_least=1,
     )
-    milestones: tuple[int, ...] | None = _setting(
+    milestones: tuple[int, ...] | None = declare(
         None, SCHEDULE, "steps after which the learning rate changes; the schedule multistep needs them", at_least=1
     )
-    decay_factor: float | None = _setting(
+    decay_factor: float | None = declare(
         None,
         SCHEDULE,
         "factor of each change: with step, multistep and plateau 0.1 by default; the schedule exponential needs it",
         at_least=0,
     )
-    patience: int | None = _setting(
+    patience: int | None = declare(
         None, SCHEDULE, "evaluations without an improvement that plateau accepts; by default 10", at_least=0
     )
-    cooldown: int | None = _setting(
+    cooldown: int | None = declare(
         None, SCHEDULE, "evaluations after a change of plateau that are not counted; by default 0", at_least=0
     )
-    min_learning_rate: float | None = _setting(
+    min_learning_rate: float | None = declare(
         None, SCHEDULE, "plateau does not go below this learning rate; by default 0", at_least=0
     )
-    threads: int | None = _setting(
+    threads: int | None = declare(
         None,
         RANKS,
         "threads of each rank; by default its share of the node's cores, or fewer if there is too little work",
         at_least=1,
     )
-    timeout: float = _setting(
+    timeout: float = declare(
         300.0,
         RANKS,
         "how long a rank may wait for the others; then the job ends, and a message names the missing ranks; "
@@ -298,14 +258,14 @@ class TrainConfig:
         metavar="SECONDS",
         at_least=0,
     )
-    reproducible: int | None = _setting(
+    reproducible: int | None = declare(
         None,
         RANKS,
         "cut each minibatch into G shards and sum them exactly: the same bits on any number of ranks and threads",
         metavar="G",
         at_least=1,
     )
-    verify: int | None = _setting(
+    verify: int | None = declare(
         None,
         RANKS,
         "first train K minibatches (20), and compare the gradients of all ranks with those of one alone",
@@ -313,28 +273,28 @@ class TrainConfig:
         at_least=1,
         alone=20,
     )
-    out: str | None = _path(
+    out: str | None = declare_path(
         None, RESULTS, "DIR", "run directory for the results; by default runs/ and the time in UTC", repeatable=False
     )
-    log: tuple[str, ...] = _setting(
+    log: tuple[str, ...] = declare(
         (),
         RESULTS,
         "also write a row for each epoch to epochs.csv, or files for TensorBoard: csv, tensorboard",
         metavar="NAME",
         choices=LOGS,
     )
-    profile: bool = _setting(False, RESULTS, "measure where the time goes: a table, and a timeline in trace.json")
-    checkpoint_every: int | None = _setting(
+    profile: bool = declare(False, RESULTS, "measure where the time goes: a table, and a timeline in trace.json")
+    checkpoint_every: int | None = declare(
         None, CHECKPOINTS, "save after every K minibatches as well", metavar="K", at_least=1
     )
-    checkpoint_seconds: float | None = _setting(
+    checkpoint_seconds: float | None = declare(
         None, CHECKPOINTS, "save every T seconds as well", metavar="T", at_least=0
     )
-    keep_last: int = _setting(2, CHECKPOINTS, "how many checkpoints to keep", at_least=1)
-    keep_best: bool = _setting(
+    keep_last: int = declare(2, CHECKPOINTS, "how many checkpoints to keep", at_least=1)
+    keep_best: bool = declare(
         False, CHECKPOINTS, "keep the checkpoint with the best evaluation, by accuracy, then by loss, as well"
     )
-    resume: str | None = _path(
+    resume: str | None = declare_path(
         None,
         CHECKPOINTS,
         "FILE",
@@ -342,7 +302,7 @@ class TrainConfig:
         alone="auto",
         repeatable=False,
     )
-    repair: str = _setting(
+    repair: str = declare(
         "stop",
         CHECKPOINTS,
         "if the ranks no longer hold the same parameters: stop, majority (take those of most ranks) or checkpoint "
@@ -355,7 +315,7 @@ class TrainConfig:
         for one, setting in settings():
             value = getattr(self, one.name)
             if value is not None or one.default is not None:
-                object.__setattr__(self, one.name, _checked(one.name, value, setting))
+                object.__setattr__(self, one.name, checked_value(one.name, value, setting))
         if self.validation_split is not None and not 0 < self.validation_split < 1:
             raise InputError(f"validation_split must be above 0 and below 1, got {self.validation_split!r}")
         for name in self.metrics:
@@ -561,19 +521,7 @@ class TrainConfig:
 
 def settings() -> Iterator[tuple[Field[Any], Setting]]:
     """Every field of `TrainConfig` with its setting."""
-    for one in fields(TrainConfig):
-        kind, length = _kind_and_length(one.type)
-        yield one, Setting(kind, **{"metavar": _METAVARS.get(kind, ""), **one.metadata}, length=length)
-
-
-def _kind_and_length(of: Any) -> tuple[type, int | None]:
-    """(int, 1) for int and int | None, (int, 2) for tuple[int, int], (int, None) for tuple[int, ...]."""
-    if get_origin(of) is UnionType:
-        of = get_args(of)[0]
-    if get_origin(of) is not tuple:
-        return of, 1
-    kind, *others = get_args(of)
-    return kind, None if others == [...] else 1 + len(others)
+    return ((one, setting_of(one)) for one in fields(TrainConfig))
 
 
 def config_from(given: Mapping[str, Any], file: str | None = None) -> TrainConfig:
@@ -600,31 +548,6 @@ def config_from(given: Mapping[str, Any], file: str | None = None) -> TrainConfi
     return TrainConfig(**{**values, **given})
 
 
-def _checked(name: str, value: Any, setting: Setting) -> Any:
-    """The value, converted to the setting's kind; InputError if it has another type or is outside its range."""
-    one, several, is_kind = {
-        int: ("an integer", "integers", lambda one: _is_finite(one) and isinstance(one, int)),
-        float: ("a finite number", "finite numbers", _is_finite),
-        bool: ("true or false", "", lambda one: isinstance(one, bool)),
-        str: ("a string", "names", lambda one: isinstance(one, str)),
-    }[setting.kind]
-    rule, values = one, (value,)
-    if setting.length != 1:
-        rule = f"two {several}" if setting.length == 2 else f"a list of {several}"
-        is_list = isinstance(value, tuple | list) and setting.length in (None, len(value))
-        values = tuple(value) if is_list else (None,)
-    if setting.at_least is not None:
-        rule = f"{rule} of at least {setting.at_least:g}"
-    if setting.choices:
-        rule = f"{'one' if setting.length == 1 else 'a list'} of {', '.join(setting.choices)}"
-    for one_value in values:
-        too_small = setting.at_least is not None and is_kind(one_value) and one_value < setting.at_least
-        if not is_kind(one_value) or too_small or (setting.choices and one_value not in setting.choices):
-            raise InputError(f"{name} must be {rule}, got {value!r}")
-    converted = tuple(map(setting.kind, values))
-    return converted[0] if setting.length == 1 else converted
-
-
 def _metric_of(name: str, classes: int | None) -> tuple[str, Any]:
     """The class of a metric, in `metrics`, and its argument."""
     if (top := re.fullmatch(r"top-([1-9]\d{0,8})", name)) is not None:
@@ -633,7 +556,3 @@ def _metric_of(name: str, classes: int | None) -> tuple[str, Any]:
     if name not in kinds:
         raise InputError(f"metrics must be a list of {', '.join(METRICS)}, got {name!r}")
     return kinds[name], classes
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
