@@ -121,11 +121,11 @@ def forward_row(v, builder, x, packed, y, place, taps, columns, S, column_stride
         builder.store(end, place_now)
 
 
-def _plain_weight_gradient_tile(x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB):
+def _plain_weight_gradient_tile(x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB, SB):
     """Compute dweight[k : k + KB, c : c + CB, r : r + RB]; if `adds`, add to dweight.
 
     tile: (first channel of dy, k, c, r). rows: (row_stride, top). columns: (left, phase, n). zeros: a row of zeros, for
-    rows outside the image.
+    rows outside the image. SB: taps of a filter row that are summed at a time.
     """
     channel, k, c, r = tile
     row_stride, top = rows
@@ -144,8 +144,10 @@ def _plain_weight_gradient_tile(x, dy, zeros, dweight, tile, rows, columns, adds
                     dweight[k : k + KB, c : c + CB, tap, s] += dy[channel : channel + KB, p, low:high] @ seen.T
 
 
-@vectorised(_plain_weight_gradient_tile, like="dy", constants=("S", "column_stride", "KB", "CB", "RB"))
-def weight_gradient_tile(v, builder, x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB):
+@vectorised(_plain_weight_gradient_tile, like="dy", constants=("S", "column_stride", "KB", "CB", "RB", "SB"))
+def weight_gradient_tile(
+    v, builder, x, dy, zeros, dweight, tile, rows, columns, adds, S, column_stride, KB, CB, RB, SB
+):
     channel, k, c, r = tile
     row_stride, top = rows
     zero = v.index(0)
@@ -183,7 +185,8 @@ def weight_gradient_tile(v, builder, x, dy, zeros, dweight, tile, rows, columns,
 
             v.cover(v.larger(builder.sub(end, begin), zero), add, again=False)
 
-        add_range(inside_from, inside_to, range(S))
+        for first_tap in range(0, S, SB):
+            add_range(inside_from, inside_to, range(S)[first_tap : first_tap + SB])
         # The other places tap by tap: with masks for each tap, 7 x 7 filters took twice as long (AVX2).
         for s in range(S if column_stride == 1 else 0):  # otherwise all lie inside: `arrange` has added zeros
             first = v.larger(v.times(-1, starts[s]), zero)

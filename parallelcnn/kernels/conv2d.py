@@ -151,36 +151,41 @@ def weight_gradient_kernel(
     filter_rows: int, filter_columns: int, column_stride: int, filters: int, channels: int
 ) -> Callable[..., None]:
     """The kernel of the weight gradient for this filter size, column stride and numbers of filters and channels."""
-    KB, CB, RB = _gradient_blocks(filter_rows, filter_columns, filters, channels)
-    return _weight_gradient_kernel(filter_columns, column_stride, KB, CB, RB)
+    return _weight_gradient_kernel(
+        filter_columns, column_stride, *_gradient_blocks(filter_rows, filter_columns, filters, channels)
+    )
 
 
-def _gradient_blocks(R: int, S: int, filters: int, channels: int) -> tuple[int, int, int]:
-    """Choose the numbers of filters, channels and filter rows, (KB, CB, RB), in a tile of the weight gradient.
+def _gradient_blocks(R: int, S: int, filters: int, channels: int) -> tuple[int, int, int, int]:
+    """Choose the numbers of filters, channels and filter rows in a tile of the weight gradient, and how many taps of a
+    row it sums at a time: (KB, CB, RB, SB).
 
-    A tile with its S taps adds KB * CB * RB * S products for each vector. It loads KB rows of dy and S times CB * RB of
-    x, of which only KB + CB * RB come from outside the nearest cache. The choice takes the fewest cycles, at two
-    products, one load, and half a vector from outside per cycle. Measured, 64 -> 64 channels, 3 x 3, GFLOP/s:
-    (4, 2, 1) 150, (3, 1, 3) 148, (2, 1, 3) 136, (8, 1, 1) 90; 6 -> 16 channels: 111, 101, 94, 82.
+    For each vector a tile adds KB * CB * RB * SB products. It loads KB rows of dy and SB times CB * RB of x, of which
+    only KB + CB * RB come from outside the nearest cache. The choice takes the fewest cycles, at two products, one
+    load, and half a vector from outside per cycle. Measured, 64 -> 64 channels, 3 x 3, GFLOP/s: (4, 2, 1, 3) 150,
+    (3, 1, 3, 3) 148, (2, 1, 3, 3) 136, (8, 1, 1, 3) 90; 6 -> 16 channels: 111, 101, 94, 82. With AVX2, 3 -> 64
+    channels, 7 x 7, stride 2: (2, 1, 1, 4) 78, (1, 1, 1, 7) 67.
     """
 
-    def cycles(tile: tuple[int, int, int]) -> float:
-        KB, CB, RB = tile
+    def cycles(tile: tuple[int, int, int, int]) -> float:
+        KB, CB, RB, SB = tile
         tiles = -(-filters // KB) * -(-channels // CB) * (R // RB)
-        return tiles * max(KB * CB * RB * S / 2, KB + CB * RB * S, 2 * (KB + CB * RB))
+        taps = [SB] * (S // SB) + [S % SB] * (S % SB > 0)
+        return tiles * sum(max(KB * CB * RB * some / 2, KB + CB * RB * some, 2 * (KB + CB * RB)) for some in taps)
 
     tiles = [
-        (KB, CB, RB)
+        (KB, CB, RB, SB)
         for KB in range(1, min(filters, 8) + 1)
         for CB in range(1, min(channels, 8) + 1)
         for RB in range(1, R + 1)
-        if R % RB == 0 and KB * CB * RB * S <= _GRADIENT_SUMS
+        for SB in range(1, S + 1)
+        if R % RB == 0 and KB * CB * RB * SB <= _GRADIENT_SUMS
     ]
-    return min(tiles, key=cycles, default=(1, 1, 1))
+    return min(tiles, key=cycles)
 
 
 @cache
-def _weight_gradient_kernel(S: int, column_stride: int, KB: int, CB: int, RB: int) -> Callable[..., None]:
+def _weight_gradient_kernel(S: int, column_stride: int, KB: int, CB: int, RB: int, SB: int) -> Callable[..., None]:
     @kernel
     def conv2d_weight_gradient(x, dy, zeros, row_stride, top, left, phase, n, dweight):
         """dweight[k, c, r, s] = sum over p, j of  dy[k, p, j] * x[c, p * row_stride + r - top, start(s) + j].
@@ -200,7 +205,7 @@ def _weight_gradient_kernel(S: int, column_stride: int, KB: int, CB: int, RB: in
                     for r in range(0, R, RB):
                         tile = (k, k, min(c, C - CB), r)
                         weight_gradient_tile(
-                            seen, dy, zeros, dweight, tile, rows, columns, False, S, column_stride, KB, CB, RB
+                            seen, dy, zeros, dweight, tile, rows, columns, False, S, column_stride, KB, CB, RB, SB
                         )
 
     return conv2d_weight_gradient
@@ -216,13 +221,13 @@ def pooled_weight_gradient_kernel(
     filter_rows: int, filter_columns: int, column_stride: int, filters: int, pool_rows: int, pool_columns: int
 ) -> Callable[..., None]:
     """The weight gradient kernel of a convolution followed by max-pooling whose windows do not overlap."""
-    KB, _, RB = _gradient_blocks(filter_rows, filter_columns, filters, 1)
-    return _pooled_weight_gradient_kernel(filter_columns, column_stride, KB, RB, pool_rows, pool_columns)
+    KB, _, RB, SB = _gradient_blocks(filter_rows, filter_columns, filters, 1)
+    return _pooled_weight_gradient_kernel(filter_columns, column_stride, KB, RB, SB, pool_rows, pool_columns)
 
 
 @cache
 def _pooled_weight_gradient_kernel(
-    S: int, column_stride: int, KB: int, RB: int, PR: int, PS: int
+    S: int, column_stride: int, KB: int, RB: int, SB: int, PR: int, PS: int
 ) -> Callable[..., None]:
     @kernel
     def conv2d_pooled_weight_gradient(x, dy, winner, zeros, row_stride, top, left, phase, n, band, dweight):
@@ -245,7 +250,7 @@ def _pooled_weight_gradient_kernel(
                     for r in range(0, R, RB):
                         tile = (0, k, c, r)
                         weight_gradient_tile(
-                            x, band_rows, zeros, dweight, tile, rows, columns, p > 0, S, column_stride, KB, 1, RB
+                            x, band_rows, zeros, dweight, tile, rows, columns, p > 0, S, column_stride, KB, 1, RB, SB
                         )
 
     return conv2d_pooled_weight_gradient
