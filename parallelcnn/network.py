@@ -183,6 +183,13 @@ class NetworkHandler:
         return self.shapes[-1]
 
     @property
+    def classes(self) -> int | None:
+        """Number of classes that `predict_classes` tells apart; None: the network was not trained on classes."""
+        if self.prediction == "sigmoid" and self.output_shape == (1,):
+            return 2
+        return self.output_shape[0] if self.prediction == "softmax" and len(self.output_shape) == 1 else None
+
+    @property
     def parameters(self) -> NamedArrays:
         """All parameters by name, frozen ones last: `network.parameters["0.weight"]`. They can be assigned to."""
         return NamedArrays(self.layout.named(self._params))
@@ -459,13 +466,13 @@ class NetworkHandler:
             >>> network.predict_classes(np.zeros((3, 8, 8), np.uint8))
             array(['cat', 'cat', 'cat'], dtype='<U3')
         """
-        two = self.prediction == "sigmoid" and self.output_shape == (1,)
-        if not two and (self.prediction != "softmax" or len(self.output_shape) != 1):
+        if self.classes is None:
             raise InputError(
                 f"predict_classes takes a network that was trained on classes; this one predicts its {self.prediction} "
                 f"of shape {self.output_shape}: call predict"
             )
         probabilities = self._predict(images, stacklevel=2)
+        two = self.prediction == "sigmoid"  # of which the output is the probability of the second
         labels: Array = (probabilities[:, 0] > 0.5).astype(np.int64) if two else probabilities.argmax(axis=1)
         return labels if self.class_names is None else np.array(self.class_names)[labels]
 

@@ -36,6 +36,57 @@ def run(folder, tmp_path_factory):
     return path / "a"
 
 
+OWN = """
+from dataclasses import dataclass
+import parallelcnn as pc
+
+@dataclass(frozen=True, repr=False)
+class Same(pc.Layer):
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, step, x):
+        return x
+
+    def backward(self, step, dy):
+        return dy
+
+def network(classes):
+    return pc.Conv2D(3, 3), Same(), pc.Flatten(), pc.Dense(classes)
+
+def with_numbers(classes):
+    return (pc.Normalize("auto"), *network(classes))
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        ("network", ["--augment", "crop:1", "cutout:3", "--normalize", "--freeze", 2]),
+        ("with_numbers", ["--augment", "mixup"]),
+        ("with_numbers", ["--freeze", 2]),
+        ("network", []),
+    ],
+)
+def test_a_run_of_own_layers_is_opened_again_by_its_function_whatever_its_options_have_added(
+    folder, command, tmp_path, function, options
+):
+    (tmp_path / "net.py").write_text(OWN)
+    model, run = ["--model", f"{tmp_path / 'net.py'}:{function}"], tmp_path / "a"
+    code, _, err = command("train", "--data", folder, "--epochs", 1, *options, *model, "--out", run)
+    assert code == 0, err
+    for line in (["evaluate", run], ["export", run, tmp_path / "a.safetensors"]):
+        code, out, err = command(*line, *model)
+        assert code == 0, err
+    np.save(tmp_path / "images.npy", np.zeros((2, 28, 28), np.uint8))
+    code, out, err = command("predict", run, tmp_path / "images.npy", *model)
+    assert code == 0, err
+    (tmp_path / "net.py").write_text(OWN.replace("Conv2D(3, 3)", "Conv2D(4, 3)"))
+    code, out, err = command("evaluate", run, *model)
+    assert (code, out) == (2, "")
+    assert "does not fit the network: its layer" in err
+
+
 def test_a_run_is_exported_in_every_format_and_imported_again(run, command, tmp_path):
     for package in ("onnx", "onnxruntime", "torch"):
         pytest.importorskip(package, reason=f"{package} is not installed")

@@ -73,7 +73,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn import losses
     from parallelcnn.cli.data_sets import load_data_sets
-    from parallelcnn.cli.models import find_model
     from parallelcnn.cli.trained_network import data_settings, find_trained_network, load_trained_network
     from parallelcnn.comm import Serial, run_together
     from parallelcnn.data import Dataset
@@ -103,9 +102,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
         train_set, _, test_set, found_data, *_ = load_data_sets(config, comm, like)
 
     def load() -> "tuple[NetworkHandler, losses.Loss, list[Metric]]":
-        network = load_trained_network(
-            found, None if options.model is None else find_model(options.model, test_set.classes)
-        )
+        network = load_trained_network(found, options.model, test_set.classes)
         is_of_the_run = (
             found.is_checkpoint_of_run
             or found.is_unfinished

@@ -68,7 +68,6 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
-    from parallelcnn.cli.models import find_model
     from parallelcnn.exchange.parameter_files import save_safetensors, save_state_dict
     from parallelcnn.exchange.torch_code import torch_code
     from parallelcnn.files.atomic import write_atomically
@@ -77,7 +76,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     if launched_rank() != 0:
         return 0
     found = find_trained_network(options.file)
-    network = load_trained_network(found, None if options.model is None else find_model(options.model, None))
+    network = load_trained_network(found, options.model)
     targets = [Path(target) for target in options.targets]
     for target in targets:
         if target.suffix == ".onnx":

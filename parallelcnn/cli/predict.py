@@ -67,7 +67,6 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace, comm: "Transport") -> int:
-    from parallelcnn.cli.models import find_model
     from parallelcnn.comm import run_together
     from parallelcnn.data.inputs import find_items
     from parallelcnn.data.sampler import shard
@@ -77,8 +76,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     catch_interrupts()
 
     def load() -> "NetworkHandler":
-        layers = None if options.model is None else find_model(options.model, None)
-        return load_trained_network(find_trained_network(options.file), layers)
+        return load_trained_network(find_trained_network(options.file), options.model)
 
     network = run_together(comm, load)
     comm.status = "looking for images"

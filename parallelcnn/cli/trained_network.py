@@ -9,7 +9,6 @@ from parallelcnn.errors import DataError, InputError
 from parallelcnn.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from parallelcnn.layers import Layer
     from parallelcnn.network import NetworkHandler
 
 _IMPORTED = (".onnx", ".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # see `parallelcnn import`
@@ -66,15 +65,20 @@ def find_trained_network(name: str, *, best: bool = False) -> TrainedNetwork:
         return TrainedNetwork(file, note, run, is_checkpoint, _config_of(run), _summary_of(run))
 
 
-def load_trained_network(found: TrainedNetwork, layers: "tuple[Layer, ...] | None" = None) -> "NetworkHandler":
+def load_trained_network(
+    found: TrainedNetwork, model: str | None = None, classes: int | None = None
+) -> "NetworkHandler":
     """The network; of a checkpoint with averaged parameters, which evaluations use, with these.
 
     Args:
-        layers: needed if they use classes or functions of the user's own.
+        model: the network that `--model` names, which is needed if it uses classes or functions of the user's own.
+        classes: number of classes; files of earlier versions do not contain it.
     """
-    from parallelcnn.files.model import load_model
+    from parallelcnn.cli.models import find_model
+    from parallelcnn.files.model import classes_of, load_model
     from parallelcnn.training.checkpoint import load_checkpoint
 
+    layers = None if model is None else find_model(model, classes_of(found.file) or classes)
     network = load_model(found.file, layers)
     if found.is_checkpoint_of_run:
         average = load_checkpoint(found.file).state.get("average")

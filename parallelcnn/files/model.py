@@ -22,7 +22,8 @@ from parallelcnn.data.readers.decoding import ImageOptions
 from parallelcnn.errors import CheckpointError, InputError, shown
 from parallelcnn.files.archive import Archive, naming_damage, read_archive, write_archive
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
-from parallelcnn.layers import Layer
+from parallelcnn.layers import Frozen, Layer, Normalize
+from parallelcnn.layers.augmentation import Augmentation
 from parallelcnn.layers.base import written
 from parallelcnn.network import NetworkHandler
 from parallelcnn.parameters import Slot
@@ -58,7 +59,9 @@ def load_model(path: str | Path, layers: Iterable[Layer] | None = None) -> Netwo
     """Load the network of a model file or a checkpoint.
 
     Args:
-        layers: the layers. They are needed if they use classes or functions of your own, which the file cannot rebuild.
+        layers: the layers that the network was built or trained with. They are needed if they use classes or functions
+            of your own, which the file cannot rebuild. What the options `--augment`, `--normalize` and `--freeze` have
+            added, and the numbers of `Normalize("auto")`, come from the file.
 
     Raises:
         InputError: if `layers` holds anything but layers.
@@ -100,12 +103,27 @@ def image_options_of(path: Path, *, skip_broken: bool = False) -> ImageOptions |
         return ImageOptions(tuple(shape[1:]), resize or "crop", "gray" if shape[0] == 1 else "rgb", skip_broken)
 
 
+def classes_of(path: Path) -> int | None:
+    """The number of classes that the network of a model file or a checkpoint tells apart; None: not known, or it was
+    not trained on classes.
+
+    Raises:
+        CheckpointError: if the file is not a model file, or is damaged.
+    """
+    description = read_archive(path, "model", "checkpoint").description
+    classes = description.get("classes", len(description.get("class_names") or ()) or None)
+    if classes is not None and not isinstance(classes, int):
+        raise CheckpointError(f"{path} is damaged: its number of classes is {classes!r}")
+    return classes
+
+
 def describe_network(network: NetworkHandler) -> dict[str, Any]:
     """The part of a description about the network, as JSON values."""
     return {
         "input_shape": network.input_shape,
         "dtype": network.dtype.name,
         **network.origin,
+        "classes": network.classes,
         "layers": [_describe(layer) for layer in network.layers],
         "parameters": {slot.key: tuple(map(int, slot.shape)) for slot in network.layout.slots},
         "trained": int(network.layout.trained.size),
@@ -159,6 +177,8 @@ def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _P
         written = [entry["written"] for entry in description["layers"]]
         if layers is None:
             layers = tuple(_rebuild(path, entry) for entry in description["layers"])
+        else:
+            layers = _as_trained(layers, description["layers"])
         found = [repr(layer) for layer in layers]
         if found != written:
             raise CheckpointError(f"{path} does not fit the network: its {first_difference(written, found)}")
@@ -175,6 +195,28 @@ def _parse(path: Path, archive: Archive, layers: tuple[Layer, ...] | None) -> _P
     for slot in (slot for layout in layouts for slot in layout.slots):
         _check_array(path, slot, dtype, archive.arrays.get(slot.key))
     return _Parsed(layers, shapes[0], dtype, origin)
+
+
+def _as_trained(layers: tuple[Layer, ...], entries: list[dict[str, Any]]) -> tuple[Layer, ...]:
+    """The layers that a training was started with, as it has changed them: with augmentation and normalisation in
+    front, with frozen layers, and with the numbers of `Normalize("auto")`.
+    """
+    missing = max(0, len(entries) - len(layers))
+    in_front = tuple(_from_plain(entry) for entry in entries[:missing] if _can_be_rebuilt(entry))
+    if len(in_front) < missing or not all(isinstance(layer, Augmentation | Normalize) for layer in in_front):
+        return layers  # of another network
+    changed = [_changed(layer, entry) for layer, entry in zip(layers, entries[missing:], strict=False)]
+    return (*in_front, *changed, *layers[len(changed) :])
+
+
+def _changed(layer: Layer, entry: dict[str, Any]) -> Layer:
+    """The layer as training has changed it."""
+    if entry["layer"] == "Frozen":
+        return Frozen(_changed(layer.layer if isinstance(layer, Frozen) else layer, entry["arguments"]["layer"]))
+    if isinstance(layer, Normalize) and layer.is_auto and entry["layer"] == "Normalize":
+        numbers: Layer = _from_plain(entry)
+        return numbers
+    return layer
 
 
 def checked_origin(description: dict[str, Any], output_shape: tuple[int, ...]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from parallelcnn.kernels.statistics import integer_sums, power_sums
 
 from .augmentation import Augmentation
 from .base import Array, Layer, Shape, Step
+from .frozen import Frozen
 
 AUTO = "auto"
 _PIECE = 4096  # images that are read at a time
@@ -104,9 +105,11 @@ def adapted(layers: tuple[Layer, ...], images: Array) -> tuple[Layer, ...]:
         images: (N, H, W), (N, C, H, W) or (N, features), uint8 or floats.
     """
     for i, layer in enumerate(layers):
-        if isinstance(layer, Normalize) and layer.is_auto:
+        normalize = layer.layer if isinstance(layer, Frozen) else layer
+        if isinstance(normalize, Normalize) and normalize.is_auto:
             mean, std = mean_and_deviation(images)
-            return (*layers[:i], replace(layer, mean=mean, std=std), *layers[i + 1 :])
+            with_numbers: Layer = replace(normalize, mean=mean, std=std)
+            return (*layers[:i], with_numbers if layer is normalize else Frozen(with_numbers), *layers[i + 1 :])
         if not isinstance(layer, Augmentation):
             break
     return layers
