@@ -86,6 +86,12 @@ def test_best_takes_the_checkpoint_with_the_best_evaluation(run, here):
     ran = here("evaluate", run, "--best")
     assert ran.out.startswith(f"the checkpoint with the best evaluation, {file}\n")
     assert ran.out.endswith(here("evaluate", run / "checkpoints" / file).out)
+    np.save(run / "images.npy", np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8))
+    by_name = here("predict", run / "checkpoints" / file, run / "images.npy", "--top", 3).out
+    assert here("predict", run, run / "images.npy", "--top", 3, "--best").out == by_name
+    for name, source in (("best", [run, "--best"]), ("named", [run / "checkpoints" / file])):
+        assert here("export", *source[:1], run / f"{name}.safetensors", *source[1:]).code == 0
+    assert (run / "best.safetensors").read_bytes() == (run / "named.safetensors").read_bytes()
     refused(here("evaluate", run / "model.npz", "--best"), "--best takes a run directory, got the file")
     (run / "checkpoints" / file).unlink()
     refused(here("evaluate", run, "--best"), "does not hold the checkpoint with the best evaluation")

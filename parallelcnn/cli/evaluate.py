@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallelcnn.cli.options import add_setting, path, warn_of_too_many_threads
+from parallelcnn.cli.options import add_setting, add_trained_network, warn_of_too_many_threads
 from parallelcnn.cli.output import aligned, say
 from parallelcnn.errors import InputError, ShapeError
 from parallelcnn.resilience.signals import catch_interrupts, interrupts_ending_the_process
@@ -50,17 +50,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog=_EXAMPLES,
     )
     parser.set_defaults(run=run, strict=True)
-    parser.add_argument(
-        "file", type=path, metavar="MODEL", help="a run directory, a model file (model.npz) or a checkpoint"
-    )
     network, ranks, results = (parser.add_argument_group(title) for title in (NETWORK, RANKS, RESULTS))
-    network.add_argument(
-        "--best", action="store_true", help="of a run with --keep-best: the checkpoint with the best evaluation"
-    )
+    add_trained_network(parser, network)
     add_setting(network, "data", " [default: the data of the run]", default=None)
     add_setting(network, "data_dir")
     add_setting(network, "skip_broken")
-    add_setting(network, "model", "; needed only if its layers are your own", default=None)
     add_setting(network, "loss", " [default: that of the run]", default=None)
     add_setting(ranks, "threads")
     add_setting(ranks, "timeout")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parallelcnn.cli.options import add_setting, path
+from parallelcnn.cli.options import add_setting, add_trained_network, path
 from parallelcnn.cli.output import say
 from parallelcnn.cli.trained_network import TrainedNetwork, data_settings, find_trained_network, load_trained_network
 from parallelcnn.errors import InputError, ParallelCNNError
@@ -42,7 +42,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog=_EXAMPLES,
     )
     parser.set_defaults(run=run, strict=None, prepare=prepare, timeout=0.0)
-    parser.add_argument("file", type=path, metavar="MODEL", help="model.npz, or the run directory that holds it")
+    network = parser.add_argument_group(NETWORK)
+    add_trained_network(parser, network)
     parser.add_argument("targets", type=path, nargs="+", metavar="FILE", help=f"a file named {', '.join(_KINDS)}")
     onnx = parser.add_argument_group("ONNX models")
     onnx.add_argument("--scale", action="store_true", help="take uint8, and divide by 255 in the model")
@@ -51,8 +52,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     onnx.add_argument(
         "--opset", type=int, default=13, metavar="N", help="version of the operators, 13 to 18 [default: 13]"
     )
-    network = parser.add_argument_group(NETWORK)
-    add_setting(network, "model", "; needed only if its layers are your own", default=None)
     add_setting(network, "data", "; to compare predictions [default: the data of the run]", default=None)
     add_setting(network, "data_dir")
 
@@ -75,7 +74,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
 
     if launched_rank() != 0:
         return 0
-    found = find_trained_network(options.file)
+    found = find_trained_network(options.file, best=options.best)
     network = load_trained_network(found, options.model)
     targets = [Path(target) for target in options.targets]
     for target in targets:

@@ -73,6 +73,18 @@ def add_setting(group: argparse._ActionsContainer, name: str, note: str | None =
         action.completer = partial(_values, setting)  # for argcomplete; see `command._complete`
 
 
+def add_trained_network(parser: argparse.ArgumentParser, group: argparse._ActionsContainer) -> None:
+    """Add the arguments that name a trained network: MODEL to the parser, --best and --model to the group."""
+    parser.add_argument(
+        "file", type=path, metavar="MODEL", help="a run directory, a model file (model.npz) or a checkpoint"
+    )
+    group.add_argument(
+        "--best", action="store_true", help="of a run with --keep-best: the checkpoint with the best evaluation"
+    )
+    text = "the function that returns the layers; needed only if they are your own"
+    add_setting(group, "model", default=None, metavar="FILE.py:FUNCTION", help=text)
+
+
 def _values(setting: Setting, prefix: str, **_: Any) -> list[str]:
     """The values with which a shell completes an option."""
     from argcomplete.completers import FilesCompleter

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parallelcnn.cli.options import add_setting, path
+from parallelcnn.cli.options import add_setting, add_trained_network, path
 from parallelcnn.cli.output import say
 from parallelcnn.cli.trained_network import find_trained_network, load_trained_network
 from parallelcnn.errors import InputError, printable
@@ -47,14 +47,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog=_EXAMPLES,
     )
     parser.set_defaults(run=run, strict=True, prepare=prepare)
-    parser.add_argument("file", type=path, metavar="MODEL", help="a run directory, a model file or a checkpoint")
+    network, ranks = (parser.add_argument_group(title) for title in (NETWORK, RANKS))
+    add_trained_network(parser, network)
     parser.add_argument("paths", type=path, nargs="+", metavar="PATH", help="an image, a folder, or an array")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="show the K most probable classes [default: 1]")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="print comma-separated values, with a header")
     form.add_argument("--json", action="store_true", help="print a JSON list, one image a line")
-    network, ranks = (parser.add_argument_group(title) for title in (NETWORK, RANKS))
-    add_setting(network, "model", "; needed only if its layers are your own", default=None)
     add_setting(ranks, "timeout")
 
 
@@ -76,7 +75,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     catch_interrupts()
 
     def load() -> "NetworkHandler":
-        return load_trained_network(find_trained_network(options.file), options.model)
+        return load_trained_network(find_trained_network(options.file, best=options.best), options.model)
 
     network = run_together(comm, load)
     comm.status = "looking for images"
