@@ -177,7 +177,7 @@ class _Recorder:
     def __init__(self, n: int, dtype: np.dtype, memory: _Memory, *, training: bool) -> None:
         self.n, self.dtype, self.training = n, dtype, training
         self.uses_keys = False
-        self.loading: Loading | None = None
+        self._how_to_load: tuple[list[Call], Load, Array] | None = None
         self.label_shares: Array | None = None
         self._mixed_by: int | None = None
         self.parts: tuple[list[list[Call]], list[list[Call]]] = ([], [])  # forward, backward
@@ -190,6 +190,13 @@ class _Recorder:
         self.uses_keys = True
         return self._keys
 
+    @property
+    def loading(self) -> Loading | None:
+        """Known once all layers are recorded, since any of them may use the keys, which loading draws."""
+        if self._how_to_load is None:
+            return None
+        return Loading(*self._how_to_load, self._keys if self.uses_keys else None)
+
     def add(self, call: Call) -> None:
         self.parts[bool(self.parts[1])][-1].append(call)
         self.use(call)
@@ -201,7 +208,7 @@ class _Recorder:
             self._mixed_by, self.label_shares = number, shares
 
     def load_by(self, calls: list[Call], load: Load, y: Array) -> None:
-        self.loading = Loading(calls, load, y, self._keys if self.uses_keys else None)
+        self._how_to_load = calls, load, y
 
     def use(self, *values: Any) -> None:
         """Note a use of the arrays in `values` at the next position."""

@@ -106,7 +106,7 @@ def test_random_numbers_differ_between_samples_epochs_and_layers_and_not_between
 
     def run(indices, key, *before):
         network = pc.NetworkHandler((*before, layer), (2, 9, 8))
-        x = network.replica.load(images, indices, training=True, key=key)
+        x = network.replica.load(images, indices, training=True, key=key, fused=True)  # as training does
         return np.moveaxis(network.forward(x, training=True), -1, 0).copy()
 
     def different(one, other):
@@ -116,7 +116,10 @@ def test_random_numbers_differ_between_samples_epochs_and_layers_and_not_between
     np.testing.assert_array_equal(run(np.arange(7, 30), 1), whole[7:30])
     assert different(whole, run(np.arange(40), 2)) > 0.3
     assert different(whole[1:], whole[:-1]) > 0.3
-    assert different(whole, run(np.arange(40), 1, pc.Normalize(0, 1))) > 0.3  # the same layer at another place
+    behind = run(np.arange(40), 1, pc.Normalize(0, 1))
+    assert different(whole, behind) > 0.3  # the same layer at another place
+    assert different(behind, run(np.arange(40), 2, pc.Normalize(0, 1))) > 0.3
+    assert different(behind[1:], behind[:-1]) > 0.3
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,18 @@ def test_masks_differ_between_layers_epochs_and_samples(kind):
     assert (first[1:] == first[:-1]).mean() == pytest.approx(0.5, abs=0.03)
 
 
+def test_masks_differ_behind_layers_that_run_while_samples_are_loaded():
+    network = pc.NetworkHandler((pc.Normalize(0, 1), pc.Dropout(0.5)), (40,))
+    images = np.ones((6, 40), np.float32)
+
+    def mask(key):
+        x = network.replica.load(images, np.arange(6), training=True, key=key, fused=True)
+        return network.forward(x, training=True).T != 0
+
+    first, second = mask(1), mask(2)
+    assert len({row.tobytes() for row in (*first, *second)}) == 12
+
+
 def test_masks_of_layers_inside_layers_differ_too():
     layer = pc.Residual((pc.Dropout(0.5), pc.Dropout(0.5)))
     network = pc.NetworkHandler((layer,), (10_000,))

@@ -57,7 +57,11 @@ def partners(labels, shares, sample_weight, others, weights):
     n = len(labels)
     for i in range(n):
         partner = i + 1 if i + 1 < n else 0
-        others[i] = labels[partner]
+        if labels.ndim == 1:
+            others[i] = labels[partner]
+        else:
+            for k in range(labels.shape[1]):
+                others[i, k] = labels[partner, k]
         weights[0, i], weights[1, i] = shares[i], 1 - shares[i]
         if sample_weight is not None:
             weights[0, i] *= sample_weight[i]
