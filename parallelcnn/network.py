@@ -202,14 +202,14 @@ class NetworkHandler:
     def load_parameters(self, arrays: Mapping[str, Any], *, strict: bool = True, by_order: bool = False) -> Matching:
         """Copy parameters and buffers from elsewhere into those of the same name; see `read_parameters` for files.
 
-        A name is the position of a layer and the name of the array, such as "0.weight". `Frozen` does not change it, so
-        a network of which some layers are frozen, or the last one is another, can take the arrays of the former.
+        A name is the position of a layer and the name of the array, such as "0.weight". `Frozen` does not change it. So
+        a network can take the arrays of an earlier one of which some layers are now frozen, or the last one is another.
 
         Args:
             arrays: values by name, in the network's shapes.
             strict: whether to raise an error unless names and shapes are the network's. Otherwise only what fits is
-                taken, and all other arrays keep their values. If more fits then, layers are counted from the first one
-                that has parameters, so that layers before it, such as augmentation, make no difference.
+                taken, and all other arrays keep their values. If more arrays fit that way, layers are counted from the
+                first one that has parameters, so that layers before it, such as augmentation, make no difference.
             by_order: whether to take the arrays in their order instead of by name. The order is that of a `state_dict`
                 of PyTorch: layer by layer, of each weight, bias, running_mean and running_var. Other programs sort the
                 arrays of a safetensors file by name, which is another order.
@@ -315,9 +315,8 @@ class NetworkHandler:
     @contextmanager
     def being_trained(self) -> Iterator[None]:
         """Context in which other threads can neither train the network nor predict with it."""
+        self._check_not_in_training()
         before = self._training_thread
-        if before not in (None, threading.get_ident()):
-            raise InputError("the network is being trained in another thread: train a copy, copy.deepcopy(network)")
         self._training_thread = threading.get_ident()
         try:
             yield

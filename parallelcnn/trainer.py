@@ -105,8 +105,8 @@ def train(
             the result has the same bits on any number of ranks and threads.
         checkpoints: where and how often to save checkpoints.
         resume: continue from this checkpoint. Rank 0's checkpoint is used.
-        stop: polled after every minibatch. When it returns true on any rank, all ranks save a checkpoint and stop after
-            the same minibatch.
+        stop: called before every minibatch. When it returns true on any rank, all ranks save a checkpoint and stop
+            after that minibatch.
         repair: what to do if ranks no longer hold the same parameters, which is checked at the end of each epoch and
             before each checkpoint: "stop" with an error, copy those of the "majority", or go back to the last
             "checkpoint".
@@ -121,7 +121,8 @@ def train(
         ReplicaMismatchError: if the ranks have different arguments, or no longer hold the same parameters.
         DivergenceError: if the loss or gradient is no longer finite. Every rank raises it in the same step.
         LaunchError: see `world`.
-        KeyboardInterrupt: see above.
+        KeyboardInterrupt: after Ctrl-C, in a single process. Training ends after the current minibatch, and
+            `network.history` holds the history. A second Ctrl-C ends it at once.
     """
     check_timeout(timeout)
     comm = as_transport(comm, timeout)
@@ -154,6 +155,7 @@ def train(
                 warn_of_small_shards(network, batch_size, reproducible, stacklevel=5)
             judges = as_metrics(metrics, network, test_set, loss)
             check_monitored(test_set.role, judges, optimizer, callbacks)
+            at_the_end.enter_context(network.being_trained())  # before anything of the network changes
             return judges
 
         comm.status = "preparing to train"
@@ -210,12 +212,7 @@ def train(
         replicas = network.replicas(threads)
         ranks = comm
         # numpy need not warn of an overflow: the check of the loss detects it.
-        with (
-            network.being_trained(),
-            abort_all_on_error(comm),
-            one_blas_thread(),
-            np.errstate(over="ignore", invalid="ignore"),
-        ):
+        with abort_all_on_error(comm), one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
             network.prediction = getattr(loss, "prediction", "output")
             with show_compilation(comm) if verbose else contextlib.nullcontext(), interruptible_compilation(interrupt):
                 history.compile_seconds = compile_in_turns(
@@ -224,7 +221,7 @@ def train(
             if verbose:
                 progress = at_the_end.enter_context(contextlib.closing(Progress(bar=verbose != 2)))
                 callbacks = (progress, *callbacks)
-            told = Callbacks(callbacks, Training(comm, network, history, epochs, len(train_set), optimizer))
+            told = Callbacks(callbacks, Training(comm, network, history, epochs, order, optimizer))
             if profiler is not None:
                 replicas, ranks, told = profiler.watch(network, replicas, comm, told)
             with ThreadPool(replicas) as pool:
@@ -247,7 +244,7 @@ def train(
                     steps=order.steps_in(epochs),
                     last_sample=last_sample,
                     evaluate_every=evaluate_every,
-                    stop=lambda: interrupt() or (stop is not None and stop()),
+                    stop=lambda: bool(interrupt() or (stop is not None and stop())),
                     callbacks=told,
                     safeguard=TrainingSafeguard(comm, network, history, repair, saver, recovers=recovers),
                 )

@@ -91,6 +91,9 @@ def test_while_one_thread_trains_others_can_neither_predict_nor_evaluate_nor_tra
 
     train(network, callbacks=[Reporter()])
     assert found == [1, 1, 1]
+    undisturbed = train(small.network())
+    assert network.history.losses == undisturbed.history.losses
+    assert network.parameters_sha256() == undisturbed.parameters_sha256()
     train(network)
 
 

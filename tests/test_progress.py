@@ -12,6 +12,7 @@ from numba import njit
 from numba.core.event import trigger_event
 
 import parallelcnn as pc
+from parallelcnn.data.sampler import Sampler
 from parallelcnn.errors import InputError
 from parallelcnn.kernels._jit import kernel
 from parallelcnn.training.callbacks import Training
@@ -84,7 +85,7 @@ def test_only_rank_0_shows_progress():
     stream = Terminal()
     progress = Progress(stream=stream)
     progress.training = Training(
-        SimpleNamespace(rank=1), small.network(), pc.History([0.5], samples_seen=10), 1, 10, pc.SGD()
+        SimpleNamespace(rank=1), small.network(), pc.History([0.5], samples_seen=10), 1, Sampler(10, 10, 0), pc.SGD()
     )
     progress.on_batch_end(1, {"epoch": 1, "loss": 0.5, "samples": 10})
     progress.on_epoch_end(1, {"loss": 0.5, "test_loss": 0.5, "test_accuracy": 0.5})

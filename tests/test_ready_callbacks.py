@@ -12,6 +12,7 @@ import small
 from thread_ranks import on_ranks
 
 import parallelcnn as pc
+from parallelcnn.data.sampler import Sampler
 from parallelcnn.errors import InputError, TrainingWarning
 from parallelcnn.training.callbacks import Training
 from parallelcnn.training.history import History
@@ -69,7 +70,7 @@ def test_the_best_parameters_are_restored_at_the_end_on_every_rank():
 def test_buffers_are_restored_as_well():
     network = own_layers.network()
     stopping = pc.EarlyStopping(restore_best=True)
-    stopping.training = Training(pc.Serial(), network, History(), 3, 9, pc.SGD())
+    stopping.training = Training(pc.Serial(), network, History(), 3, Sampler(9, 9, 0), pc.SGD())
     stopping.on_train_begin({})
     for loss in (1.0, 2.0):
         stopping.training.history.losses.append(loss)
@@ -91,12 +92,30 @@ def test_a_resume_goes_on_with_the_best_parameters_if_the_checkpoint_has_them_an
         train_to_the_best(**options, resume=pc.load_checkpoint(tmp_path / "step-000000027.npz"))
 
 
+class HalfOfTheSamples(Sampler):
+    """Epochs of fewer samples than the training set has."""
+
+    def __init__(self):
+        super().__init__(108, 12, 0)
+
+
+def test_a_training_with_a_sampler_of_its_own_stops_where_it_has_stopped_before(tmp_path):
+    folder = pc.CheckpointFolder(tmp_path, keep_last=9)
+    options = {"sampler": HalfOfTheSamples(), "checkpoints": folder}
+    for resume in (None, "step-000000018.npz", "step-000000027.npz"):
+        score = Score(1.0, 2.0, 3.0, 4.0)
+        callbacks = [score.counter, pc.EarlyStopping("test_score", patience=1)]
+        options["resume"] = resume and pc.load_checkpoint(tmp_path / resume)
+        history = train(callbacks, 4, small.network(), None, metrics=[score], **options)
+        assert (history.steps, history.stopped) == (27, True)  # after three epochs
+
+
 def test_best_parameters_that_are_lost_are_reported(tmp_path):
     options = {"scores": [2.0, 1.0, 1.5], "epochs": 3, "checkpoints": pc.CheckpointFolder(tmp_path, keep_last=9)}
     train_to_the_best(**options)
     stopping, network = pc.EarlyStopping("test_score", restore_best=True), small.network()
     history = pc.load_checkpoint(tmp_path / "step-000000027.npz").history
-    stopping.training = Training(pc.Serial(), network, history, 3, 211, pc.SGD())
+    stopping.training = Training(pc.Serial(), network, history, 3, Sampler(211, 25, 0), pc.SGD())
     stopping._kept, stopping._kept_step = {"params": network.params + 1, "buffers": network.buffers}, 36
     stopping.on_resume({})  # training has gone back from minibatch 36 to 27
     before = network.parameters_sha256()

@@ -380,7 +380,7 @@ class Run:
         directory.write_summary(summary)
         directory.write_extras(history, self._profiler)
         self._write_report(history, results, predictions, summary)
-        if self._profiler is not None:
+        if self._profiler is not None and self._profiler.profile is not None:
             say(f"\n{self._profiler.table()}\n")
         say(describe_result(directory.path, summary))
 

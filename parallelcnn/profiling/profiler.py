@@ -100,6 +100,8 @@ class Profiler:
     def finish(self) -> None:
         """Gather the profile from all ranks. Collective."""
         self._digest()
+        if self._steps_done == 0:  # training has resumed at its end
+            return
         layers = self._network.fused_layers
         passes_a_step = self._passes_done / self._steps_done
         events_a_step = sum(self._comm.allgather(8 + passes_a_step * (4 + 2 * len(layers))))
@@ -189,8 +191,9 @@ class Profiler:
         """Keep the last steps of the timeline."""
         self._trace_steps = self._trace_steps[-steps:]
         self._trace_passes = self._trace_passes[self._trace_passes[:, STEP] >= self._steps_done - steps]
-        begins = self._trace_evaluations[:, 0]
-        self._trace_evaluations = self._trace_evaluations[begins >= self._trace_steps[0, BEGAN]]
+        if len(self._trace_steps):
+            begins = self._trace_evaluations[:, 0]
+            self._trace_evaluations = self._trace_evaluations[begins >= self._trace_steps[0, BEGAN]]
 
 
 def on_clock_of_rank_0(times: Array, before: tuple[int, int], after: tuple[int, int]) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 from parallelcnn.arguments import check_callable
 from parallelcnn.comm import Transport
+from parallelcnn.data.sampler import SampleOrder
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
@@ -26,7 +27,7 @@ class Training:
         network: the network in training. Callbacks may predict with it.
         history: the history so far.
         epochs: number of epochs.
-        samples: number of samples in an epoch.
+        order: the order of the samples.
         optimizer: the optimiser. With `EMA`, what is evaluated is its average: see `NetworkHandler.averaged`.
     """
 
@@ -34,9 +35,13 @@ class Training:
     network: NetworkHandler
     history: History
     epochs: int
-    samples: int
+    order: SampleOrder
     optimizer: Optimizer
     stop_is_asked: bool = field(default=False, init=False)
+
+    def samples_in(self, epoch: int) -> int:
+        """Number of samples in an epoch, counted from 1."""
+        return self.order.samples_in(epoch) - self.order.samples_in(epoch - 1)
 
     def stop(self) -> None:
         """Stop training early: all ranks save and stop after the same minibatch, even if only one rank calls this."""

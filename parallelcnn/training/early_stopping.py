@@ -58,14 +58,14 @@ class EarlyStopping(Callback):
         self._best_step, self._kept, self._kept_step = 0, {}, 0
 
     def on_resume(self, logs: Logs) -> None:
-        history = self.training.history
-        ended, seen = divmod(history.samples_seen, self.training.samples)
+        history, order = self.training.history, self.training.order
+        epoch = order.epoch_of(history.samples_seen)
+        has_ended = history.samples_seen == order.samples_in(epoch)
         # The last epoch counts once it has been evaluated at its end: a rank may have been lost before.
         is_evaluated = any(step == history.steps for step, _, _ in history.evaluations)
-        self._best_step, waited = self._best(
-            self._values(without=ended + 1 if seen else None if is_evaluated else ended)
-        )
-        if not seen and is_evaluated and waited > self.patience:  # it had stopped here
+        counts = has_ended and is_evaluated
+        self._best_step, waited = self._best(self._values(without=None if counts else epoch))
+        if counts and waited > self.patience:  # it had stopped here
             self.training.stop()
         if not self.restore_best:
             return

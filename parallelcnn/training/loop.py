@@ -60,7 +60,7 @@ class Loop:
         sampler: the order of the samples.
         steps: number of minibatches of the whole training.
         last_sample: number of samples that training will have seen at its end.
-        stop: polled after every minibatch. When it returns true on any rank, all ranks stop after the same minibatch.
+        stop: called before every minibatch. When it returns true on any rank, all ranks stop after that minibatch.
         safeguard: replica check, checkpoints and recovery; None: no fault tolerance.
     """
 
@@ -84,7 +84,7 @@ class Loop:
     safeguard: Safeguard | None = None
     save_is_asked: bool = False
     _has_resumed: bool = field(default=False, init=False)  # since the ranks last agreed whether to stop
-    _optimizer_now: Optimizer = field(init=False)  # with the schedule given the history, which changes it rarely
+    _optimizer_now: Optimizer = field(init=False)  # `optimizer.after(history)`, as of the last evaluation or resume
 
     def __post_init__(self) -> None:
         self._optimizer_now = self.optimizer

@@ -56,7 +56,9 @@ class Progress(Callback):
         self._samples_done += logs["samples"]
         if self._shows_bar and self.training.comm.rank == 0:
             self._advance_bar(logs["epoch"], logs["samples"], logs["loss"])
-            if self._samples_done >= self.training.samples:  # while the network is evaluated, no bar advances
+            if self._samples_done >= self.training.samples_in(
+                logs["epoch"]
+            ):  # while the network is evaluated, no bar advances
                 self.close()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -93,7 +95,7 @@ class Progress(Callback):
         try:
             if self._bar is None:
                 self._bar = _bar_class()(
-                    total=self.training.samples,
+                    total=self.training.samples_in(epoch),
                     desc=f"epoch {epoch}/{self.training.epochs}",
                     unit=" samples",
                     leave=False,
