@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.architecture import as_layers, chain_shapes, check_activations, declare
-from parallelcnn.arguments import check_type
+from parallelcnn.arguments import check_integer, check_type
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import check_images
 from parallelcnn.errors import InputError, ShapeError
@@ -77,8 +77,7 @@ class NetworkHandler:
     ) -> None:
         self.layers = as_layers(layers)
         self.dtype = _as_dtype(dtype)
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-            raise InputError(f"seed must be an integer of at least 0, got {seed!r}")
+        check_integer("seed", seed, 0)
         self.shapes = chain_shapes(self.layers, input_shape)
         for layer, shape in zip(self.layers, self.shapes[:-1], strict=True):
             check_activations(layer, shape)

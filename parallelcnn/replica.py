@@ -40,7 +40,7 @@ class Replica:
 
     Attributes:
         reduction_buffer: the vector that is summed over replicas and ranks: gradients, statistics, the loss at index
-            LOSS, and at index STOP the number of ranks that were asked to stop.
+            LOSS, and at index STOP the sum of the ranks' requests to save or stop; see `training.loop`.
         gradients: gradients of the trained parameters, one flat vector; a view into `reduction_buffer`.
         statistics: sums that layers with buffers write, one flat vector; a view into `reduction_buffer`.
         block_size: number of samples to run at once; see `blocks`.

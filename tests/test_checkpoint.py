@@ -12,6 +12,7 @@ import small
 import parallelcnn as pc
 from parallelcnn.errors import CheckpointError, InputError, TrainingWarning
 from parallelcnn.files.archive import seal
+from parallelcnn.resilience.safeguard import TrainingSafeguard
 from parallelcnn.training.checkpoint import CheckpointSaver, facts_that_changed, save_checkpoint
 
 FACTS = {"layers": ["Dense(5)"], "seed": 3, "reproducible": 8}
@@ -264,3 +265,21 @@ def test_facts_are_compared_as_json_holds_them():
     before = {"layers": ["Dense(5)"], "shape": [1, 2], "seed": 3}
     assert list(facts_that_changed({"layers": ["Dense(5)"], "shape": (1, 2), "seed": 3}, before)) == []
     assert list(facts_that_changed({"seed": 4, "more": 1}, before)) == [("seed", 3, 4), ("more", None, 1)]
+
+
+def test_after_the_ranks_went_back_a_step_is_saved_again(tmp_path):
+    network, history = small.network(), pc.History([0.5] * 20, samples_seen=20)
+    folder = pc.CheckpointFolder(tmp_path, every_steps=10)
+    safeguard = TrainingSafeguard(
+        pc.Serial(), network, history, "checkpoint", CheckpointSaver(pc.Serial(), folder, {}), recovers=True
+    )
+    saved = tmp_path / "step-000000020.npz"
+    assert not safeguard.between_steps(epoch_ended=False, save=False)
+    assert saved.exists()
+    saved.write_bytes(b"damaged")
+    safeguard._replica_check.compare_and_repair = lambda: True  # the ranks differ, and go back
+    history.losses.append(0.5)
+    assert safeguard.between_steps(epoch_ended=True, save=False)
+    del safeguard._replica_check.compare_and_repair, history.losses[20:]
+    assert not safeguard.between_steps(epoch_ended=False, save=False)
+    assert pc.load_checkpoint(saved).history.steps == 20

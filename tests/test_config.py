@@ -58,7 +58,7 @@ def test_a_config_is_written_and_read_again(tmp_path):
 
 
 def test_a_string_of_any_letters_survives(tmp_path):
-    odd = 'a "quoted" \\ name\twith ünïcode.py:network'
+    odd = 'a "quoted" \\ name\twith ünïcode, \N{GRINNING FACE} and \x7f.py:network'
     (tmp_path / "config.toml").write_text(TrainConfig(model=odd).to_toml())
     assert config_from({}, str(tmp_path / "config.toml")).model.endswith(odd)
 

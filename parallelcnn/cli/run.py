@@ -90,9 +90,10 @@ class Run:
                 self._report_unfinished(f"Training ended without a result: {error}.")
                 raise
             self._reporter.history = history
-            signalled = max(self._comm.allgather(stop.received))
-            if history.stopped and signalled:
-                return self._say_why_it_stopped(history, signalled)
+            signalled = retry_after_loss(self._comm, lambda: max(self._comm.allgather(stop.received)))
+            stopped_early = self._options.early_stopping is not None and not signalled
+            if history.stopped and not stopped_early:  # without a signal: a rank got it that was lost since
+                return self._say_why_it_stopped(history, signalled or signal.SIGTERM)
             if history.stopped:
                 epoch = history.evaluations[-1][1]
                 what = "accuracy" if self._options.monitor == "accuracy" else "loss"

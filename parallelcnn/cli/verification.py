@@ -85,7 +85,6 @@ def verify(
                     f"the losses are {found[LOSS]:.7g} and {expected[LOSS]:.7g}, on {bad} of {comm.size} ranks"
                 ).together()
             network.update(optimizer, len(minibatch), step, steps)
-    network.reset_optimizer()
     network.set_state(before)
     return f"{what}: the same {'bits' if same_bits else f'gradients, up to {largest:.1e} of the largest'}"
 

@@ -15,7 +15,7 @@ _MOST_BYTES = 160_000
 _MOST_RANKS = 8  # each rank reads the arrays of all; times were measured with two ranks only
 _BYTES_OF_A_FLAG = 128  # flags of different ranks are on different cache lines, which processors fetch in pairs
 _PAUSES = 1000  # 28 us on AMD Zen 3
-_IMPATIENT = 40  # how often a rank pauses so long before it sleeps
+_IMPATIENT = 40  # times that a rank looks, after so many pauses each, before it sleeps between two looks
 
 
 class SharedSum:

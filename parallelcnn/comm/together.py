@@ -31,8 +31,8 @@ def run_together(comm: Transport, work: Callable[[], T]) -> T:
         The result of `work` on this rank.
 
     Raises:
-        ParallelCNNError: the error of the lowest rank that failed, on every rank. Any other exception is replaced by
-            one that names the rank and contains the traceback.
+        ParallelCNNError: the error of the lowest rank that failed, on every rank. An OSError or MemoryError is replaced
+            by one that names the rank, any other exception by one that also contains the traceback.
     """
     error: Exception | None = None
     try:

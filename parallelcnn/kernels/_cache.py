@@ -71,9 +71,9 @@ class KernelCache(NullCache):
 
     def save_overload(self, sig: Any, data: Any) -> None:
         directory = self._directory()
-        if directory is None or data.library.has_dynamic_globals or not all(one.can_cache for one in data.lifted):
-            return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # another version of numba may raise anything
+            if directory is None or data.library.has_dynamic_globals or not all(one.can_cache for one in data.lifted):
+                return
             key = self._key(sig, data.codegen)
             payload = dumps(data._reduce())
             directory.write(self._file_name(key), _checksum(key, payload) + payload)

@@ -28,8 +28,8 @@ NO_BIAS = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 # this is 1.1 to 1.5 times faster, for 32 -> 32 or 16 -> 64 about as fast.
 _IM2COL_CHANNELS, _IM2COL_FILTERS = 32, 64
 
-# From this number of filters on, `Direct` copies the image with zeros around its columns, unless there are more than so
-# many times as many products then. Otherwise the forward pass cuts rows into pieces at the border, and the weight
+# From this number of filters on, `Direct` copies the image with zeros around its columns, if that makes at most so many
+# times as many products. Otherwise the forward pass cuts rows into pieces at the border, and the weight
 # gradient computes places there tap by tap. GFLOP/s for 3 -> 32 channels of 32 x 32 with the copy (without it), for
 # n = 32 and n = 100:
 #

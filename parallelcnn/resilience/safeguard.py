@@ -36,6 +36,7 @@ class TrainingSafeguard:
         self._saver.time_is_up = self._saver.time_is_up or save
         due = self._saver.is_due(self._history, must=epoch_ended or self._history.stopped)
         if (epoch_ended or due) and self._replica_check.compare_and_repair():
+            self._saver.went_back()
             return True
         if due:
             self._comm.status = "saving a checkpoint"
@@ -46,4 +47,4 @@ class TrainingSafeguard:
         if not self._recovers:
             raise RankLostError("a rank was lost, and this training does not continue without it")
         self._replica_check.recover()
-        self._saver.recovered()
+        self._saver.went_back()

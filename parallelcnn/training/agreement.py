@@ -93,7 +93,7 @@ def _arrays(dataset: Dataset) -> list[np.ndarray]:
 
 
 def _place_of(array: Any) -> Any:
-    """Where an array is that other ranks see as well; None: only in this process, or not known."""
+    """What names an array that other ranks of the node see as well; None: it is private, or this is not known."""
     if isinstance(array, ChosenRows):
         return array.identity(shared_file(array.array))
     return array.identity if isinstance(array, FileRows) else shared_file(array)

@@ -252,8 +252,10 @@ class CheckpointSaver:
         else:
             self._failed = False
 
-    def recovered(self) -> None:
-        """Allow saving the last step again: a lost rank 0 may have been writing it. Every rank must call it."""
+    def went_back(self) -> None:
+        """Allow saving steps again. Their files may be damaged, or a lost rank 0 may have been writing the last one.
+        Every rank must call it.
+        """
         self._saved_step, self.time_is_up = -1, False
 
 

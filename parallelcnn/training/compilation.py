@@ -1,10 +1,10 @@
-"""Compile all kernels before the first step, on one rank at a time."""
+"""Compile all kernels before the first step: on rank 0, then on one rank of each other node, then on the rest."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from threading import Thread
+from threading import Thread, get_ident
 
 import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
@@ -59,8 +59,8 @@ def compile_in_turns(comm: Transport, work: Callable[[], object]) -> float:
     """Run `work`, which compiles kernels, on rank 0 first, then on one rank of each other node, then on the rest.
 
     So an empty cache is filled once, on a local or a shared file system, and ranks never write it at the same time,
-    which has crashed numba programs (numba issues 4807 and 10128). A rank that waits for its turn already loads what
-    the cache holds: with a full cache no rank waits.
+    which has crashed programs that use numba's own cache (numba issues 4807 and 10128). A rank that waits for its turn
+    already loads what the cache holds: with a full cache no rank waits.
 
     Collective: every rank of `comm` must call it.
 
@@ -100,10 +100,14 @@ class _NotInTheCache(Exception):
 
 
 class _Refusal(Listener):
-    """Raises an exception before a kernel is compiled."""
+    """Raises an exception before this thread compiles a kernel."""
+
+    def __init__(self) -> None:
+        self._thread = get_ident()
 
     def on_start(self, event: Event) -> None:
-        raise _NotInTheCache
+        if get_ident() == self._thread:
+            raise _NotInTheCache
 
     def on_end(self, event: Event) -> None:
         pass
@@ -126,7 +130,7 @@ def _load_numba() -> None:
 
 @contextlib.contextmanager
 def interruptible_compilation(interrupt: Callable[[], bool]) -> Iterator[None]:
-    """Context in which KeyboardInterrupt is raised before the next kernel is compiled, once `interrupt` returns true.
+    """Context in which KeyboardInterrupt is raised once `interrupt` returns true, before this thread compiles a kernel.
 
     While LLVM compiles, an exception from a signal handler may be lost, or crash the process.
     """
@@ -138,11 +142,14 @@ class _Interrupter(Listener):
     def __init__(self, interrupt: Callable[[], bool]) -> None:
         self._interrupt = interrupt
         self._depth = 0  # a kernel also compiles the functions that it calls
+        self._thread = get_ident()
 
     def on_start(self, event: Event) -> None:
-        self._depth += 1
-        if self._depth == 1 and self._interrupt():
-            raise KeyboardInterrupt
+        if get_ident() == self._thread:
+            self._depth += 1
+            if self._depth == 1 and self._interrupt():
+                raise KeyboardInterrupt
 
     def on_end(self, event: Event) -> None:
-        self._depth -= 1
+        if get_ident() == self._thread:
+            self._depth -= 1

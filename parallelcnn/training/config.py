@@ -36,7 +36,15 @@ LOSSES = {  # class names
 }
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "lion": "Lion"}  # class names
 _OF_OPTIMIZERS = (
-    *("learning_rate", "momentum", "nesterov", "betas", "alpha", "eps", "weight_decay", "clip_norm", "clip_value"),
+    "learning_rate",
+    "momentum",
+    "nesterov",
+    "betas",
+    "alpha",
+    "eps",
+    "weight_decay",
+    "clip_norm",
+    "clip_value",
 )
 _OF_LOSSES = ("label_smoothing", "class_weight")
 METRICS = ("top-1, top-2, ...", "precision", "recall", "f1", "confusion-matrix")
@@ -514,9 +522,11 @@ class TrainConfig:
 
     def to_toml(self) -> str:
         """The repeatable settings as TOML, without those that are None."""
-        # TOML writes basic strings, booleans and finite numbers as JSON does.
+        # TOML writes basic strings, booleans and finite numbers as JSON does, but without pairs of surrogates, and with
+        # DEL escaped.
         known = {name: value for name, value in self.repeatable().items() if value is not None}
-        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in known.items())
+        text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in known.items())
+        return text.replace("\x7f", "\\u007f")
 
 
 def settings() -> Iterator[tuple[Field[Any], Setting]]:

@@ -16,7 +16,7 @@ from parallelcnn.wording import plural
 
 @dataclass(repr=False)
 class History:
-    """The history of a training run, the same on every rank. After a resume it includes all earlier steps.
+    """The history of a training run, the same on every rank but for times. After a resume it has all earlier steps.
 
     `history["loss"]` is an array with the loss of every minibatch. `history["test_loss"]`, `history["test_accuracy"]`,
     and `history["test_NAME"]` of other metrics, hold a value for every evaluation; `history["step"]` and
@@ -36,7 +36,7 @@ class History:
         compile_seconds: time until all kernels were compiled or loaded [s].
         stopped: whether training stopped early because it was asked to.
         lost_ranks: number of ranks lost during training.
-        exponents: exponents of reproducible sums, one for each parameter; see `FixedPointReducer`.
+        exponents: exponents of reproducible sums, one for each segment; see `FixedPointReducer`.
     """
 
     losses: list[float] = field(default_factory=list)

@@ -5,8 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from parallelcnn.arguments import check_integer
 from parallelcnn.comm import Transport
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import shape_hint
@@ -35,8 +34,7 @@ def check_numbers(
     if evaluate_every is not None:
         numbers["evaluate_every"] = (evaluate_every, 1)
     for name, (value, least) in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
+        check_integer(name, value, least)
     if train_set is not None and batch_size > len(train_set):
         raise InputError(
             f"batch_size must be at most {len(train_set)}, the samples of {train_set.name}, got {batch_size}"

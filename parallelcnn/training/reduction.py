@@ -111,9 +111,9 @@ class FloatReducer:
 class FixedPointReducer:
     """Sums fixed-point numbers over shards of the minibatch: the same bits on any number of threads and ranks.
 
-    Each parameter, and the loss, has its own exponent, which follows the size of its sums from step to step. The sums
-    are the same on all ranks, and so are the exponents. A step is repeated with other exponents if terms do not fit, or
-    if none of a parameter's terms keeps all its bits.
+    Each segment of the reduction buffer, which is a parameter, a statistic or the loss, has its own exponent, which
+    follows the size of its sums from step to step. The sums are the same on all ranks, and so are the exponents. A step
+    is repeated with other exponents if terms do not fit, or if none of a segment's terms keeps all its bits.
 
     Args:
         shards: number of shards. The bits of the result depend on it.

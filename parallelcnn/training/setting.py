@@ -21,7 +21,7 @@ class Setting(NamedTuple):
         metavar: name of the value in the help.
         at_least: the smallest allowed value.
         choices: all allowed values; empty: any value.
-        known: values that a shell completes besides others, such as paths.
+        known: values that a shell completes; others are allowed.
         is_path: whether `~` is expanded to the home directory.
         alone: the value if the option is given without one.
         repeatable: whether `config.toml` contains the setting.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from parallelcnn.arguments import check_integer
 from parallelcnn.comm import Transport
 from parallelcnn.data.sampler import shard
 from parallelcnn.errors import InputError
@@ -23,8 +24,7 @@ def check_threads(threads: int | None) -> None:
     """Raise InputError unless `threads` is a valid number of threads, or None."""
     if threads is None:
         return
-    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
-        raise InputError(f"threads must be an integer of at least 1, got {threads!r}")
+    check_integer("threads", threads, 1)
     if threads > _MOST_THREADS:
         raise InputError(
             f"threads must be at most {_MOST_THREADS:,}, which is more cores than machines have, got {threads}"
