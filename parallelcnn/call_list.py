@@ -6,11 +6,13 @@ network on two threads take 640 us a step with joined calls and 770 without; on 
 """
 
 import ctypes
+import warnings
 from collections.abc import Iterable
 from functools import cache, partial
 from itertools import groupby
 from typing import Any
 
+import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
@@ -19,6 +21,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import Dispatcher
 from numba.core.registry import cpu_target
 
+from parallelcnn.errors import TrainingWarning
 from parallelcnn.layers.base import Call
 
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.float32)
@@ -36,8 +39,26 @@ def join(calls: Iterable[Call]) -> list[Call]:
     joined: list[Call] = []
     for joinable, some in groupby(calls, _is_joinable):
         neighbours = list(some)
-        joined += [_JoinedCalls(neighbours)] if joinable and len(neighbours) > 1 else neighbours
+        joined += _joined(neighbours) if joinable and len(neighbours) > 1 else neighbours
     return joined
+
+
+def _joined(calls: list[Any]) -> list[Call]:
+    """The calls as one, or as they are if this numba hands over arguments in another way than this module knows."""
+    try:
+        return [_JoinedCalls(calls)]
+    except _UnknownLayout:
+        warnings.warn(
+            f"numba {numba.__version__} is not known to this version of parallelcnn: training on several threads is "
+            f"slower",
+            TrainingWarning,
+            stacklevel=2,
+        )
+        return calls
+
+
+class _UnknownLayout(Exception):
+    pass
 
 
 def _is_joinable(call: Call) -> bool:
@@ -85,7 +106,8 @@ class _JoinedCalls:
 def _on_tape(call: Any) -> list[int]:
     words = [word for value in call.args for word in _words(value)]
     entry, length = _entry(call.func, _types(call))
-    assert len(words) == length, "numba hands over values in another way than this module knows"
+    if len(words) != length:
+        raise _UnknownLayout
     return [entry, length, *words]
 
 

@@ -13,6 +13,7 @@ from test_kernels import DTYPES
 
 import parallelcnn as pc
 from parallelcnn.call_list import join
+from parallelcnn.errors import TrainingWarning
 from parallelcnn.kernels._jit import kernel_uncached
 
 LARGE = [*cases.LARGE_CONVOLUTIONS, *cases.LARGE_POOLED_CONVOLUTIONS]
@@ -166,3 +167,15 @@ def test_the_calls_of_frequent_predictions_are_joined_and_give_the_same_bits():
         np.testing.assert_array_equal(network.predict(images), wanted)
     assert len(tape.forward) < len(separate)
     np.testing.assert_array_equal(network.predict(images[::-1]), wanted[::-1])
+
+
+def test_with_a_numba_that_hands_over_arguments_otherwise_nothing_is_joined(monkeypatch):
+    def train():
+        network = small.network()
+        pc.train(network, small.dataset(60), small.dataset(20), pc.SGD(0.1), 1, 20, comm=pc.Serial(), verbose=0)
+        return network.parameters_sha256()
+
+    wanted = train()
+    monkeypatch.setattr("parallelcnn.call_list._words", lambda value: [0])
+    with pytest.warns(TrainingWarning, match=r"^numba \S+ is not known to this version of parallelcnn: training on"):
+        assert train() == wanted
