@@ -196,7 +196,7 @@ def test_a_gzip_file_takes_no_more_memory_than_its_header_says(tmp_path, items, 
     def read():
         assert re.search(message, refusal(read_idx, path))
 
-    assert peak_of(read) < 20 << 20
+    assert peak_of(read) < 32 << 20  # half of what the file inflates to
 
 
 @pytest.mark.parametrize("swap", [False, True])
