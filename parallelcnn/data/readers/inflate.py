@@ -7,7 +7,7 @@ from typing import Self
 # Compressed bytes read at a time, and bytes to ask for at a time: MNIST inflates to about five times as many, so that
 # few bytes are left and copied. The pieces are large, because after each the thread may wait for the interpreter lock:
 # while another thread loads numba's tables, MNIST is read in 0.45 s instead of 0.53 with pieces of 1 MiB.
-_COMPRESSED_BYTES = 1 << 20
+_COMPRESSED_BYTES = 1 << 19
 PIECE_BYTES = 1 << 22
 MOST_INFLATED = 1032
 """The largest compression factor of deflate, in gzip and zip files (zlib technical details, "maximum compression
