@@ -1,5 +1,6 @@
 """Ranks that were called with different arguments or data are told so, before the first step."""
 
+import copy
 import mmap
 import re
 
@@ -122,6 +123,7 @@ def test_what_differs_is_named_with_the_rank(name, first, other, message):
 
     def work(comm):
         arguments_here = {**arguments, name: other if comm.rank == 2 else first}
+        arguments_here["network"] = copy.copy(arguments_here["network"])  # each rank has its own
         with pytest.raises(ReplicaMismatchError) as caught:
             pc.train(**arguments_here, comm=comm, timeout=0)
         return str(caught.value)
