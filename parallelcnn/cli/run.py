@@ -379,10 +379,13 @@ class Run:
         took_a_step = not math.isnan(since_first_step)
         summary["first_step_seconds"] = summary["wall_seconds"] - since_first_step if took_a_step else None
         directory.write_summary(summary)
-        directory.write_extras(history, self._profiler)
+        profiler = self._profiler
+        if profiler is not None and profiler.profile is None:  # training has resumed at its end
+            profiler = None
+        directory.write_extras(history, profiler)
         self._write_report(history, results, predictions, summary)
-        if self._profiler is not None and self._profiler.profile is not None:
-            say(f"\n{self._profiler.table()}\n")
+        if profiler is not None:
+            say(f"\n{profiler.table()}\n")
         say(describe_result(directory.path, summary))
 
     def _report_unfinished(self, why: str) -> None:

@@ -177,7 +177,7 @@ class RunDirectory:
         with self._optional("loss.png") as path:
             if importlib.util.find_spec("matplotlib") is not None:
                 plot_losses(path, history)
-        if profiler is not None and profiler.profile is not None:
+        if profiler is not None:
             with self._optional("profile.txt") as path:
                 write_atomically(path, f"{profiler.table()}\n".encode())
             with self._optional("trace.json") as path:
