@@ -57,9 +57,9 @@ def find_trained_network(name: str, *, best: bool = False) -> TrainedNetwork:
     if path.suffix.lower() in _IMPORTED and path.is_file():
         raise InputError(f"{path} is no model file: parallelcnn import {path} --out model.npz makes one of it")
     file, note = _in_directory(path, best=best) if os.path.isdir(path) else (path, "")
-    if best and file == path:
-        raise InputError(f"--best takes a run directory, got the file {path}")
     with open_npz(file, "model file"):  # if there is none, say so before anything about its data
+        if best and file == path:
+            raise InputError(f"--best takes a run directory, got the file {path}")
         is_checkpoint = file.parent.name == "checkpoints"
         run = file.parent.parent if is_checkpoint else file.parent
         return TrainedNetwork(file, note, run, is_checkpoint, _config_of(run), _summary_of(run))
