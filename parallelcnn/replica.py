@@ -17,7 +17,7 @@ from parallelcnn.layers.step import merged
 from parallelcnn.losses import Loss
 from parallelcnn.parameters import ArrayLayout
 from parallelcnn.resources import check_memory
-from parallelcnn.tape import LayerArrays, Recordable, Tape, aligned, plan_tape
+from parallelcnn.tape import LayerArrays, Recordable, Tape, aligned, calls_of, plan_tape
 
 LOSS, STOP = -2, -1  # indices of the last elements of the reduction buffer
 _CACHE_BYTES = 1 << 20  # of one core's cache, which should hold the input and output of a layer
@@ -100,6 +100,10 @@ class Replica:
             tape = Tape(recordable, n, plan, self._memory, training=training)
             self._tapes[n, training] = tape
         return tape
+
+    def calls(self, n: int, *, training: bool) -> list[Call]:
+        """The calls of the tape for n samples, with arguments of the same types, which cannot run; see `calls_of`."""
+        return calls_of(self._recordable if training else self._predicting, n, training=training)
 
     def blocks(self, samples: Array) -> Iterator[Array]:
         """Cut the samples into blocks of about equal size, at most `block_size`; one block if layers mix samples.

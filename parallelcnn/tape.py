@@ -153,6 +153,13 @@ def plan_tape(recordable: Recordable, n: int, *, training: bool, shared: bool = 
     return _place(memory.lifetimes(shared=shared))
 
 
+def calls_of(recordable: Recordable, n: int, *, training: bool) -> list[Call]:
+    """The calls of a tape, forward and then backward, without its memory: they cannot run. See `plan_tape`."""
+    recorder = _Recorder(n, recordable.dtype, _CountedMemory(), training=training)
+    _record(recorder, recordable)
+    return [call for parts in recorder.parts for part in parts for call in part]
+
+
 def aligned(n_bytes: int) -> Array:
     """Allocate memory aligned to a cache line. If n is a multiple of 16, no vector then crosses a cache line
     (weight gradient of 6 -> 16 channels, n = 48: 138 GFLOP/s instead of 98).

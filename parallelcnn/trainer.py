@@ -216,7 +216,9 @@ def train(
             network.prediction = getattr(loss, "prediction", "output")
             with show_compilation(comm) if verbose else contextlib.nullcontext(), interruptible_compilation(interrupt):
                 history.compile_seconds = compile_in_turns(
-                    comm, lambda: compile_kernels(network, train_set, optimizer, loss, reproducible, judges, test_set)
+                    comm,
+                    lambda: compile_kernels(network, train_set, optimizer, loss, reproducible, judges, test_set),
+                    network,
                 )
             if verbose:
                 progress = at_the_end.enter_context(contextlib.closing(Progress(bar=verbose != 2)))

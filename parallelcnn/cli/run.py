@@ -189,6 +189,7 @@ class Run:
             self._compile_seconds = compile_in_turns(
                 self._comm,
                 lambda: compile_kernels(network, self._train_set, self._optimizer, self._loss, options.reproducible),
+                network,
             )
 
     def _verify(self) -> None:

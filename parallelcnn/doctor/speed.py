@@ -59,7 +59,7 @@ def measure(
     alone = math.nan
 
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
-        compiling = compile_in_turns(comm, lambda: compile_kernels(network, dataset, optimizer, loss))
+        compiling = compile_in_turns(comm, lambda: compile_kernels(network, dataset, optimizer, loss), network)
         with ThreadPool(network.replicas(threads)) as pool:
             load = Load(cores, threads)
             reducer = reducer_of(network, pool, dataset, loss, None)

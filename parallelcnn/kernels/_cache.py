@@ -69,6 +69,11 @@ class KernelCache(NullCache):
         except Exception:  # another version of numba or llvmlite may raise anything
             return None
 
+    def holds(self, sig: Any, target_context: Any) -> bool:
+        """Whether there is a file for these argument types; it may be damaged. True if nothing can be kept."""
+        directory = self._directory()
+        return directory is None or directory.holds(self._file_name(self._key(sig, target_context.codegen())))
+
     def save_overload(self, sig: Any, data: Any) -> None:
         directory = self._directory()
         with contextlib.suppress(Exception):  # another version of numba may raise anything
@@ -112,6 +117,13 @@ class _Directory:
             if _writable_by_others(os.fstat(file.fileno())):
                 raise PermissionError
             return file.read()
+
+    def holds(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file atomically: under a temporary name, which is then renamed."""

@@ -20,6 +20,7 @@ from parallelcnn.losses import Loss
 from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
+from parallelcnn.training.compilation_shares import compile_share, kernels_of, other_processes
 from parallelcnn.training.evaluation import default_metrics, run_block
 from parallelcnn.training.reduction import reducer_of
 from parallelcnn.training.thread_pool import ThreadPool
@@ -56,30 +57,39 @@ def compile_kernels(
         moving_average(network.buffers.copy(), network.replica.statistics, network.buffers, 1)
 
 
-def compile_in_turns(comm: Transport, work: Callable[[], object]) -> float:
-    """Run `work`, which compiles kernels, on rank 0 first, then on one rank of each other node, then on the rest.
+def compile_in_turns(comm: Transport, work: Callable[[], object], network: NetworkHandler | None = None) -> float:
+    """Run `work`, which compiles kernels, on one rank of rank 0's node first, then on one rank of each other node, then
+    on the rest.
 
-    So an empty cache is filled once, on a local or a shared file system, and ranks never write it at the same time,
-    which has crashed programs that use numba's own cache (numba issues 4807 and 10128). A rank that waits for its turn
-    already loads what the cache holds: with a full cache no rank waits.
+    So an empty cache is filled once, on a local or a shared file system. The ranks of a node whose turn it is compile
+    the network's kernels together. A rank that waits for its turn already loads what the cache holds: with a full cache
+    no rank waits.
 
     Collective: every rank of `comm` must call it.
+
+    Args:
+        network: the network whose kernels `work` uses; None: ranks do not share the work.
 
     Returns:
         The time that it took [s].
     """
     started = time.perf_counter()
     comm.status = "compiling kernels"
-    first_on_node = comm.rank == comm.ranks_on_node()[0]
-    my_turn = 0 if comm.rank == 0 else 1 if first_on_node else 2
+    node = comm.ranks_on_node()
+    is_first = comm.rank == node[0]
+    my_turn = 0 if 0 in node else 1
     is_done = False
 
     def take_part(turn: int) -> None:
         nonlocal is_done
-        if turn < my_turn and not is_done:
+        if not is_done and turn <= my_turn:
             is_done = _runs_without_compiling(work)
-        elif turn == my_turn and not is_done:
-            work()
+        if not is_done and turn >= my_turn + (not is_first):
+            with other_processes(network) if network is not None and len(node) == 1 else contextlib.nullcontext():
+                work()
+            is_done = True
+        if not is_done and turn == my_turn and network is not None:
+            compile_share(kernels_of(network), node.index(comm.rank) - 1, len(node) - 1)
 
     for turn in range(3 if comm.size > 1 else 1):
         run_together(comm, partial(take_part, turn))
