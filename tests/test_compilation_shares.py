@@ -1,5 +1,6 @@
 """Kernels are compiled by several processes at once: ranks of a node, or processes that do nothing else."""
 
+import os
 import pickle
 import signal
 import subprocess
@@ -161,8 +162,24 @@ def test_processes_are_started_only_where_there_are_cores_memory_and_kernels_for
     assert shares._useful_processes(kernels, 0) == 0
 
 
+def test_no_more_ranks_compile_than_there_are_cores(monkeypatch):
+    taken = []
+    monkeypatch.setattr(shares, "compile_share", lambda kernels, share, count: taken.append((share, count)))
+    monkeypatch.setattr(shares.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(shares, "core_quota", lambda: None)
+    network = pc.NetworkHandler((pc.Dense(2),), (3,))
+    for rank in range(1, 8):
+        shares.share_with_ranks(network, rank, 8)
+    assert taken == [(0, 3), (1, 3), (2, 3)]
+    taken.clear()
+    monkeypatch.setattr(shares, "core_quota", lambda: 1)
+    shares.share_with_ranks(network, 1, 8)
+    assert taken == []
+
+
 @pytest.mark.mpi
 @pytest.mark.any_mpi
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
 def test_the_ranks_of_a_node_compile_shares_of_an_empty_cache(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(

@@ -20,7 +20,7 @@ from parallelcnn.losses import Loss
 from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
-from parallelcnn.training.compilation_shares import compile_share, kernels_of, other_processes
+from parallelcnn.training.compilation_shares import other_processes, share_with_ranks
 from parallelcnn.training.evaluation import default_metrics, run_block
 from parallelcnn.training.reduction import reducer_of
 from parallelcnn.training.thread_pool import ThreadPool
@@ -89,7 +89,7 @@ def compile_in_turns(comm: Transport, work: Callable[[], object], network: Netwo
                 work()
             is_done = True
         if not is_done and turn == my_turn and network is not None:
-            compile_share(kernels_of(network), node.index(comm.rank) - 1, len(node) - 1)
+            share_with_ranks(network, node.index(comm.rank), len(node))
 
     for turn in range(3 if comm.size > 1 else 1):
         run_together(comm, partial(take_part, turn))
