@@ -78,7 +78,7 @@ def test_before_the_first_step_nothing_is_imported_that_only_the_end_needs(tmp_p
 
 @pytest.mark.mpi
 @pytest.mark.any_mpi
-def test_of_eight_ranks_that_start_cold_one_compiles_and_two_jobs_at_once_do_not_disturb_each_other():
+def test_ranks_that_start_cold_share_the_compilation_and_two_jobs_at_once_do_not_disturb_each_other():
     launch.mpiexec()
     ran = launch.run(
         [sys.executable, str(ROOT / "scripts" / "benchmarks" / "start_up.py"), "--cold-starts", "1"], limit=240
