@@ -102,7 +102,7 @@ class Replica:
         return tape
 
     def calls(self, n: int, *, training: bool) -> list[Call]:
-        """The calls of the tape for n samples, with arguments of the same types, which cannot run; see `calls_of`."""
+        """The calls of the tape for n samples, with arguments of the same types. They must not be run."""
         return calls_of(self._recordable if training else self._predicting, n, training=training)
 
     def blocks(self, samples: Array) -> Iterator[Array]:

@@ -154,7 +154,7 @@ def plan_tape(recordable: Recordable, n: int, *, training: bool, shared: bool = 
 
 
 def calls_of(recordable: Recordable, n: int, *, training: bool) -> list[Call]:
-    """The calls of a tape, forward and then backward, without its memory: they cannot run. See `plan_tape`."""
+    """The calls of a tape, forward and then backward, without its memory: they must not be run."""
     recorder = _Recorder(n, recordable.dtype, _CountedMemory(), training=training)
     _record(recorder, recordable)
     return [call for parts in recorder.parts for part in parts for call in part]

@@ -198,7 +198,10 @@ def train(
         fitting = network.output_shape == (len(names),) or (network.output_shape, len(names)) == ((1,), 2)
         network.class_names = train_set.class_names if fitting else None
         shards = fixed_shards(network, batch_size, reproducible)
-        threads = choose_threads(comm, threads, network.multiply_adds(batch_size, training=True), shards)
+        asked, threads = (
+            threads,
+            choose_threads(comm, threads, network.multiply_adds(batch_size, training=True), shards),
+        )
         all_threads = comm.allgather(threads)
 
         def check_threads_of_ranks() -> None:
@@ -219,6 +222,7 @@ def train(
                     comm,
                     lambda: compile_kernels(network, train_set, optimizer, loss, reproducible, judges, test_set),
                     network,
+                    asked,
                 )
             if verbose:
                 progress = at_the_end.enter_context(contextlib.closing(Progress(bar=verbose != 2)))

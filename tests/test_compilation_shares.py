@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import launch
 import pytest
 
 import parallelcnn as pc
+from parallelcnn.kernels import _cache
+from parallelcnn.kernels.adding import add
+from parallelcnn.resources import core_quota
 from parallelcnn.training import compilation_shares as shares
 
 # Prints how many kernels of the network were not compiled before and after a program, and how often it compiled.
@@ -54,10 +58,12 @@ def run(tmp_path):
 
 
 def test_shares_are_together_all_kernels_of_the_tapes_and_are_compiled_once(run):
-    before, after, _ = run("compile_share(kernels, 0, 3); compile_share(kernels, 2, 3)")
-    assert 0 < after < before
-    again, after, _ = run("compile_share(kernels, 1, 3)")
-    assert (again, after) == (after + again, 0)
+    before, left, compiled = run("compile_share(kernels, 0, 3); compile_share(kernels, 2, 3)")
+    assert 0 < left < before
+    assert compiled >= before - left
+    again, after, compiled = run("compile_share(kernels, 1, 3)")
+    assert (again, after) == (left, 0)
+    assert compiled >= left
     assert run("compile_share(kernels, 0, 1)") == (0, 0, 0)
 
 
@@ -74,43 +80,69 @@ assert not {kernel.function for kernel in kernels} & {record.data["dispatcher"] 
     assert compiled > 0, "kernels of the loss and the optimiser"
 
 
-def test_another_process_compiles_and_ends_with_the_block(run):
+def test_another_process_compiles_and_ends_well(run):
     alone = """
 from parallelcnn.training import compilation_shares
 compilation_shares._useful_processes = lambda *_: 1
-with other_processes(network):
-    wait_for(lambda: missing() == 0)
+running = []
+compilation_shares._start_processes(network, None, running)
+wait_for(lambda: missing() == 0)
+wait_for(lambda: running[0].poll() is not None)
+assert running[0].returncode == 0
 """
     before, after, compiled = run(alone)
     assert before > 0
     assert after == compiled == 0
 
 
-def test_a_process_that_compiles_ends_when_the_one_that_started_it_is_killed(tmp_path):
-    program = """
+_RESNET = """
 import os, sys, time
 import parallelcnn as pc
 from parallelcnn.training import compilation_shares
-start = compilation_shares._start
-def started(*arguments):
-    process = start(*arguments)
-    print(process.pid, flush=True)
-    return process
-compilation_shares._start, compilation_shares._useful_processes = started, lambda *_: 1
+start = compilation_shares._start_processes
+def started(network, threads, running):
+    start(network, threads, running)
+    print(*[process.pid for process in running], flush=True)
+compilation_shares._start_processes, compilation_shares._useful_processes = started, lambda *_: 1
 with compilation_shares.other_processes(pc.NetworkHandler(pc.resnet20(), (3, 32, 32))):
-    time.sleep(60)
+    sys.stdin.readline()
+print("left", flush=True)
+sys.stdin.readline()
 """
+
+
+@pytest.fixture
+def compiling(tmp_path):
+    """A program in whose block another process compiles the first kernels of many, and the number of that process."""
+    command = [sys.executable, "-c", _RESNET]
     environment = launch.environment(NUMBA_CACHE_DIR=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment) as first:
-        compiling = int(first.stdout.readline())
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as program:
+        pid = int(program.stdout.readline())
         until = time.monotonic() + 60
-        while not list(tmp_path.rglob("*.nbc")):  # it has read its task
+        while not list(tmp_path.rglob("*.nbc")):
             assert time.monotonic() < until
-            time.sleep(0.1)
-        first.send_signal(signal.SIGKILL)
-    while time.monotonic() < until and _runs(compiling):
-        time.sleep(0.1)
-    assert not _runs(compiling)
+            time.sleep(0.02)
+        assert _runs(pid)
+        yield program, pid
+        program.kill()
+
+
+def test_at_the_end_of_the_block_the_other_process_has_ended(compiling):
+    program, pid = compiling
+    program.stdin.write("\n")
+    program.stdin.flush()
+    assert program.stdout.readline() == "left\n"
+    assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_process_that_compiles_ends_when_the_one_that_started_it_is_killed(compiling):
+    program, pid = compiling
+    program.send_signal(signal.SIGKILL)
+    until = time.monotonic() + 5
+    while time.monotonic() < until and _runs(pid):
+        time.sleep(0.02)
+    assert not _runs(pid)
 
 
 def _runs(pid):
@@ -130,16 +162,47 @@ def test_other_processes_import_no_module_of_the_user(tmp_path):
     with open(tmp_path / "task", "w+b") as file:
         file.write(task)
         file.seek(0)
-        with pytest.raises(pickle.UnpicklingError, match=r"Own is not part of the package"):
+        with pytest.raises(pickle.UnpicklingError, match=r"Own is not imported here"):
             shares.main(0, file)
 
 
-@pytest.mark.parametrize("layer", [Own("relu"), pc.Activation(lambda x: x), pc.Activation("relu")])
-def test_a_network_that_cannot_be_sent_and_a_program_that_cannot_start_do_no_harm(layer, monkeypatch):
-    monkeypatch.setattr(shares, "_useful_processes", lambda *_: 2)
-    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+class Unpicklable(Own):
+    def __reduce__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("layer", [Unpicklable("relu"), pc.Activation(lambda x: x), Own("relu")])
+def test_a_layer_that_cannot_be_sent_does_no_harm(layer, monkeypatch):
+    monkeypatch.setattr(shares, "_useful_processes", lambda *_: 1)
     with shares.other_processes(pc.NetworkHandler((layer,), (3,))):
         pass
+
+
+def test_a_program_that_cannot_start_does_no_harm(monkeypatch):
+    monkeypatch.setattr(shares, "_useful_processes", lambda *_: 2)
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with shares.other_processes(pc.NetworkHandler((pc.Dense(2),), (3,))):
+        pass
+
+
+def test_calls_with_names_of_arguments_are_not_shared():
+    class Named(pc.Activation):
+        def forward(self, step, x):
+            y = step.array(x.shape[:-1])
+            step.call(add, x, b=x, y=y)
+            return y
+
+    found = shares.kernels_of(pc.NetworkHandler((Named("relu"), pc.Dense(2)), (3,)))
+    assert found
+    assert add not in [kernel.function for kernel in found]
+
+
+def test_a_source_that_cannot_be_read_counts_as_compiled(monkeypatch):
+    def unreadable(file):
+        raise OSError
+
+    monkeypatch.setattr(_cache, "_source_hash", unreadable)
+    assert all(kernel.is_compiled for kernel in shares.kernels_of(pc.NetworkHandler((pc.Dense(2),), (3,))))
 
 
 def test_processes_are_started_only_where_there_are_cores_memory_and_kernels_for_them(monkeypatch):
@@ -147,19 +210,29 @@ def test_processes_are_started_only_where_there_are_cores_memory_and_kernels_for
         is_compiled = False
 
     kernels = [Missing()] * 16
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(shares, "usable_cores", lambda: range(8))
     monkeypatch.setattr(shares, "core_quota", lambda: None)
     monkeypatch.setattr(shares, "memory_limit", lambda: (64 << 30, ""))
-    assert shares._useful_processes(kernels, 0) == 3
-    assert shares._useful_processes(kernels[:9], 0) == 1
-    assert shares._useful_processes(kernels[:3], 0) == shares._useful_processes([], 0) == 0
-    monkeypatch.setattr(shares, "memory_limit", lambda: (3 << 30, ""))
-    assert shares._useful_processes(kernels, 0) == 2
-    assert shares._useful_processes(kernels, 1 << 30) == 0
+    assert shares._useful_processes(kernels, 0, None) == 3
+    assert shares._useful_processes(kernels[:9], 0, None) == 1
+    assert shares._useful_processes(kernels[:3], 0, None) == shares._useful_processes([], 0, None) == 0
+    assert shares._useful_processes(kernels, 0, 2) == 1
+    assert shares._useful_processes(kernels, 0, 1) == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert shares._useful_processes(kernels, 0, None) == 0
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert shares._useful_processes(kernels, 0, None) == 0
+    monkeypatch.delattr(sys, "frozen")
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    monkeypatch.setattr(shares, "memory_limit", lambda: (used + (7 << 29), ""))
+    assert shares._useful_processes(kernels, 0, None) == 2
+    assert shares._useful_processes(kernels, 1 << 30, None) == 0
     monkeypatch.setattr(shares, "core_quota", lambda: 2)
-    assert shares._useful_processes(kernels, 0) == 1
+    assert shares._useful_processes(kernels, 0, None) == 1
     monkeypatch.setattr(shares, "usable_cores", lambda: range(1))
-    assert shares._useful_processes(kernels, 0) == 0
+    assert shares._useful_processes(kernels, 0, None) == 0
 
 
 def test_no_more_ranks_compile_than_there_are_cores(monkeypatch):
@@ -167,7 +240,8 @@ def test_no_more_ranks_compile_than_there_are_cores(monkeypatch):
     monkeypatch.setattr(shares, "compile_share", lambda kernels, share, count: taken.append((share, count)))
     monkeypatch.setattr(shares.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(shares, "core_quota", lambda: None)
-    network = pc.NetworkHandler((pc.Dense(2),), (3,))
+    network = pc.NetworkHandler(pc.resnet20(), (3, 32, 32))
+    assert len(shares.kernels_of(network)) >= 16
     for rank in range(1, 8):
         shares.share_with_ranks(network, rank, 8)
     assert taken == [(0, 3), (1, 3), (2, 3)]
@@ -179,7 +253,7 @@ def test_no_more_ranks_compile_than_there_are_cores(monkeypatch):
 
 @pytest.mark.mpi
 @pytest.mark.any_mpi
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
+@pytest.mark.skipif(min(os.cpu_count() or 1, core_quota() or 2) < 2, reason="one core")
 def test_the_ranks_of_a_node_compile_shares_of_an_empty_cache(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
@@ -187,7 +261,10 @@ def test_the_ranks_of_a_node_compile_shares_of_an_empty_cache(tmp_path):
         + """
 from mpi4py import MPI
 import numpy as np
-data = pc.Dataset(np.zeros((9, 3, 3), np.uint8), np.zeros(9, int), 2)
+network = pc.NetworkHandler(pc.lenet5(), (1, 28, 28))
+kernels = kernels_of(network)
+before = missing()
+data = pc.Dataset(np.zeros((9, 28, 28), np.uint8), np.zeros(9, int), 10)
 pc.train(network, data, data, pc.SGD(0.1), 1, 6, verbose=0, threads=1)
 mine = {record.data["dispatcher"] for _, record in compiled.buffer if record.is_start}
 counts = MPI.COMM_WORLD.gather(sum(kernel.function in mine and kernel.argument_types in kernel.function.overloads

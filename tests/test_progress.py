@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import small
-from numba import njit
+from numba import njit, types
 from numba.core.event import trigger_event
 
 import parallelcnn as pc
@@ -99,20 +99,35 @@ def triple(x):
     return 3 * x
 
 
+def compiled(dispatcher):
+    """What numba reports of a compilation that does not fail."""
+    done = SimpleNamespace(stats=dispatcher.stats, py_func=triple, overloads={(types.int64,): None})
+    return {"dispatcher": done, "args": [types.int64]}
+
+
 def compile_something(dispatcher):
     """Kernels, one of which compiles a function of its own, as numba reports it."""
-    with trigger_event("numba:compile", data={"dispatcher": dispatcher}):
+    with trigger_event("numba:compile", data=compiled(dispatcher)):
         pass
-    outer, inner = ({"dispatcher": one} for one in (dispatcher, njit(triple)))
+    outer, inner = map(compiled, (dispatcher, njit(triple)))
     with trigger_event("numba:compile", data=outer), trigger_event("numba:compile", data=inner):
         pass
+
+
+def test_a_refused_compilation_is_not_counted():
+    stream = io.StringIO()
+    with show_compilation(pc.Serial(), stream):
+        with pytest.raises(KeyError), trigger_event("numba:compile", {"dispatcher": kernel(triple), "args": []}):
+            raise KeyError
+        compile_something(kernel(triple))
+    assert stream.getvalue().splitlines()[1:] == ["compiled 2 kernels in 0.0 s"]
 
 
 def test_compiling_is_said_before_it_starts_and_when_it_is_done():
     stream, terminal = io.StringIO(), Terminal()
     with show_compilation(pc.Serial(), stream):
         assert stream.getvalue() == ""
-        with trigger_event("numba:compile", data={"dispatcher": kernel(triple)}):
+        with trigger_event("numba:compile", data=compiled(kernel(triple))):
             assert stream.getvalue() == "compiling kernels (once; later starts take them from the cache) ...\n"
         compile_something(kernel(triple))
     assert stream.getvalue().splitlines()[1:] == ["compiled 3 kernels in 0.0 s"]
@@ -130,7 +145,7 @@ def test_the_seconds_advance_while_a_kernel_takes_long(terminal, monkeypatch):
         monkeypatch.setattr(f"parallelcnn.training.progress.{pause}", 0.02)
     with (
         show_compilation(pc.Serial(), terminal),
-        trigger_event("numba:compile", data={"dispatcher": kernel(triple)}),
+        trigger_event("numba:compile", data=compiled(kernel(triple))),
     ):
         deadline = time.monotonic() + 20
         while terminal.getvalue().count("... 0 kernels done") < 3 and time.monotonic() < deadline:

@@ -190,6 +190,7 @@ class Run:
                 self._comm,
                 lambda: compile_kernels(network, self._train_set, self._optimizer, self._loss, options.reproducible),
                 network,
+                options.threads,
             )
 
     def _verify(self) -> None:

@@ -72,7 +72,10 @@ class KernelCache(NullCache):
     def holds(self, sig: Any, target_context: Any) -> bool:
         """Whether there is a file for these argument types; it may be damaged. True if nothing can be kept."""
         directory = self._directory()
-        return directory is None or directory.holds(self._file_name(self._key(sig, target_context.codegen())))
+        try:
+            return directory is None or directory.holds(self._file_name(self._key(sig, target_context.codegen())))
+        except Exception:  # as above, and the source may not be there
+            return True
 
     def save_overload(self, sig: Any, data: Any) -> None:
         directory = self._directory()

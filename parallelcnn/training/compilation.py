@@ -1,4 +1,4 @@
-"""Compile all kernels before the first step: on rank 0, then on one rank of each other node, then on the rest."""
+"""Compile all kernels before the first step: on rank 0's node, then on the other nodes."""
 
 import contextlib
 import sys
@@ -57,18 +57,21 @@ def compile_kernels(
         moving_average(network.buffers.copy(), network.replica.statistics, network.buffers, 1)
 
 
-def compile_in_turns(comm: Transport, work: Callable[[], object], network: NetworkHandler | None = None) -> float:
+def compile_in_turns(
+    comm: Transport, work: Callable[[], object], network: NetworkHandler | None = None, threads: int | None = None
+) -> float:
     """Run `work`, which compiles kernels, on one rank of rank 0's node first, then on one rank of each other node, then
     on the rest.
 
-    So an empty cache is filled once, on a local or a shared file system. The ranks of a node whose turn it is compile
-    the network's kernels together. A rank that waits for its turn already loads what the cache holds: with a full cache
-    no rank waits.
+    So on a shared file system one node fills an empty cache, and on local ones each node fills its own. The ranks of a
+    node share the network's kernels; a rank that is alone on its node starts other processes for that. A rank that
+    waits for its turn already loads what the cache holds: with a full cache no rank waits.
 
     Collective: every rank of `comm` must call it.
 
     Args:
-        network: the network whose kernels `work` uses; None: ranks do not share the work.
+        network: the network whose kernels `work` uses; None: the work is not shared.
+        threads: the number of cores that this rank may use; None: all that it can.
 
     Returns:
         The time that it took [s].
@@ -82,10 +85,10 @@ def compile_in_turns(comm: Transport, work: Callable[[], object], network: Netwo
 
     def take_part(turn: int) -> None:
         nonlocal is_done
-        if not is_done and turn <= my_turn:
+        if not is_done and turn <= my_turn and (comm.size > 1 or network is not None):
             is_done = _runs_without_compiling(work)
         if not is_done and turn >= my_turn + (not is_first):
-            with other_processes(network) if network is not None and len(node) == 1 else contextlib.nullcontext():
+            with other_processes(network if len(node) == 1 else None, threads):
                 work()
             is_done = True
         if not is_done and turn == my_turn and network is not None:

@@ -157,7 +157,8 @@ class _Compilation(Listener):
         started_at = self._started_at.pop()
         if self._started_at:
             return
-        self._done += 1
+        # A rank that waits for its turn refuses to compile: the kernel is then not there.
+        self._done += tuple(event.data["args"]) in event.data["dispatcher"].overloads
         self._seconds += time.perf_counter() - started_at
         if self._announced and self._on_terminal:
             self._show(self._seconds)

@@ -150,9 +150,9 @@ sys.exit(code)
 def start_cold_together(options: argparse.Namespace) -> tuple[str, int]:
     """Many starts with an empty cache: one job on eight ranks, and two jobs at the same time on two ranks each.
 
-    A start is right if no rank failed, the ranks of a job compiled hardly anything twice, and all jobs on as many ranks
-    ended with the same parameters. Ranks that compile kernels at the same time each compile the functions that these
-    share. Each of two jobs compiles what the other has not written to the cache yet.
+    A start is right if no rank failed, a job's ranks together compiled fewer than twice the kernels, and all jobs on as
+    many ranks ended with the same parameters. Ranks that compile at the same time each compile the functions that their
+    kernels share. Each of two jobs compiles what the other has not written to the cache yet.
 
     Returns:
         a table of the starts, and how many went wrong.
