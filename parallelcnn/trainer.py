@@ -198,10 +198,8 @@ def train(
         fitting = network.output_shape == (len(names),) or (network.output_shape, len(names)) == ((1,), 2)
         network.class_names = train_set.class_names if fitting else None
         shards = fixed_shards(network, batch_size, reproducible)
-        asked, threads = (
-            threads,
-            choose_threads(comm, threads, network.multiply_adds(batch_size, training=True), shards),
-        )
+        asked = threads
+        threads = choose_threads(comm, asked, network.multiply_adds(batch_size, training=True), shards)
         all_threads = comm.allgather(threads)
 
         def check_threads_of_ranks() -> None:
