@@ -58,6 +58,32 @@ def make(number):
 fill = make(int(os.environ["NUMBER"]))
 """
 
+_KERNEL_OF_A_PART = """
+import os
+from parallelcnn.kernels._jit import kernel, kernel_part
+
+@kernel_part
+def value():
+    return 7
+
+@kernel
+def fill(array):
+    array.flat[0] = value() + 0
+"""
+
+_KERNEL_THAT_HASHES = """
+from parallelcnn.kernels._jit import kernel
+
+@kernel
+def fill(array):
+    array.flat[0] = len({str(array.size): 1})  # texts are hashed with a variable of the process
+"""
+
+_LOADED_MODULES = """
+import atexit, sys
+atexit.register(lambda: print(sum(name in sys.modules for name in ("numba.np.arrayobj", "numba.cpython.unicode"))))
+"""
+
 _TYPES = [(name, ndim) for ndim in (1, 2, 3) for name in ("i1", "i2", "i4", "i8", "u1", "u2", "f4", "f8")]
 
 
@@ -76,9 +102,14 @@ def start(tmp_path, monkeypatch):
 
 def finish(process):
     """How often the process compiled."""
+    (compiled,) = printed(process)
+    return int(compiled)
+
+
+def printed(process):
     out, _ = process.communicate("\n", timeout=60)
     assert process.returncode == 0
-    return int(out)
+    return out.splitlines()
 
 
 @pytest.mark.slow
@@ -139,6 +170,31 @@ def test_a_kernel_that_calls_one_of_its_closure_is_kept(start, tmp_path, monkeyp
     for number, compiled in ((1, 2), (1, 0), (2, 2), (1, 0), (2, 0)):
         monkeypatch.setenv("NUMBER", str(number))
         assert finish(start(_TYPES[:1])) == compiled
+
+
+def test_a_part_from_the_cache_becomes_part_of_a_kernel_that_is_compiled(start, tmp_path):
+    program = tmp_path / "one_kernel.py"
+    program.write_text(_KERNEL_OF_A_PART)
+    assert finish(start(_TYPES[:1])) == 2
+    # The kernel's file is gone, the part's is not.
+    (file,) = (tmp_path / "cache").rglob("one_kernel.fill*.nbc")
+    file.unlink()
+    assert finish(start(_TYPES[:1])) == 1
+    assert finish(start(_TYPES[:1])) == 0
+
+
+def test_loading_a_kernel_loads_nothing_that_only_compiling_needs(start, tmp_path):
+    (tmp_path / "one_kernel.py").write_text(_LOADED_MODULES + _KERNEL)
+    assert printed(start(_TYPES[:2])) == ["2", "2"]
+    assert printed(start(_TYPES[:2])) == ["0", "0"]
+    assert printed(start(_TYPES[:3])) == ["1", "2"]  # compiling after loading
+
+
+def test_a_kernel_that_needs_more_of_numba_gets_it(start, tmp_path):
+    (tmp_path / "one_kernel.py").write_text(_LOADED_MODULES + _KERNEL_THAT_HASHES)
+    compiled, _ = printed(start(_TYPES[3:4]))
+    assert int(compiled) > 0
+    assert printed(start(_TYPES[3:4])) == ["0", "2"]
 
 
 def test_a_full_disk_keeps_nothing_and_stops_nothing(start):

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     from parallelcnn.data import Dataset
     from parallelcnn.files.model import image_options_of
     from parallelcnn.trainer import evaluate
-    from parallelcnn.training.compilation import begin_to_load_numba, compile_in_turns
+    from parallelcnn.training.compilation import compile_in_turns
     from parallelcnn.training.evaluation import default_metrics
     from parallelcnn.training.preparation import check_fit, check_same_classes
     from parallelcnn.training.progress import show_compilation
@@ -91,7 +91,6 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     found, config, like = comm.allgather(run_together(comm, find))[0]
     warn_of_too_many_threads(options, comm)
     other_data = options.data is not None
-    begin_to_load_numba()
     with show_compilation(comm, sys.stderr):
         train_set, _, test_set, found_data, *_ = load_data_sets(config, comm, like)
 

@@ -43,7 +43,7 @@ from parallelcnn.resources import number_in
 from parallelcnn.trainer import evaluate, train
 from parallelcnn.training.callbacks import Callback
 from parallelcnn.training.checkpoint import THREADS_OF_RANKS, Checkpoint, CheckpointFolder, load_checkpoint
-from parallelcnn.training.compilation import begin_to_load_numba, compile_in_turns, compile_kernels
+from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.config import TrainConfig
 from parallelcnn.training.evaluation import Evaluation, default_metrics
 from parallelcnn.training.history import History
@@ -72,7 +72,6 @@ class Run:
         """Train and write the results; returns the exit code."""
         # All input is checked before the first file is written.
         self._optimizer = run_together(self._comm, self._check_options)
-        begin_to_load_numba()
         with show_compilation(self._comm):
             loaded = load_data_sets(self._options, self._comm)
             self._train_set, self._evaluated, self._test_set, self._found, self._test_files = loaded

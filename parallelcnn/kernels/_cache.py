@@ -17,7 +17,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import pickle
 import stat
 import sys
 import warnings
@@ -29,11 +28,12 @@ from typing import Any
 import llvmlite
 import numba
 from numba.core.caching import NullCache
-from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
 
 from parallelcnn.errors import TrainingWarning
+
+from ._machine_code import from_bytes, to_bytes
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _CHECKSUM_BYTES = 32
@@ -56,7 +56,6 @@ class KernelCache(NullCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Load the compiled kernel for these argument types; None if it is not in the cache."""
-        target_context.refresh()
         directory = self._directory()
         if directory is None:
             return None
@@ -65,7 +64,7 @@ class KernelCache(NullCache):
             content = directory.read(self._file_name(key))
             if content[:_CHECKSUM_BYTES] != _checksum(key, content[_CHECKSUM_BYTES:]):
                 return None
-            return CompileResult._rebuild(target_context, *pickle.loads(content[_CHECKSUM_BYTES:]))
+            return from_bytes(content[_CHECKSUM_BYTES:], target_context)
         except Exception:  # another version of numba or llvmlite may raise anything
             return None
 
@@ -83,7 +82,7 @@ class KernelCache(NullCache):
             if directory is None or data.library.has_dynamic_globals or not all(one.can_cache for one in data.lifted):
                 return
             key = self._key(sig, data.codegen)
-            payload = dumps(data._reduce())
+            payload = to_bytes(data)
             directory.write(self._file_name(key), _checksum(key, payload) + payload)
             directory.remove_outdated(self._family(), _source_hash(self._file))
 
@@ -248,7 +247,14 @@ def _source_hash(file: str) -> str:
     """A hash of a kernel's source file, of the files that all kernels use (those in this directory whose names begin
     with an underscore), and of the version of llvmlite.
     """
-    found = hashlib.sha256(llvmlite.__version__.encode())
-    for path in (Path(file), *sorted(Path(__file__).parent.glob("_*.py"))):
-        found.update(path.read_bytes())
+    found = _hash_of_common_files().copy()
+    found.update(Path(file).read_bytes())
     return found.hexdigest()[:16]
+
+
+@functools.cache
+def _hash_of_common_files() -> "hashlib._Hash":
+    found = hashlib.sha256(llvmlite.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("_*.py")):
+        found.update(path.read_bytes())
+    return found

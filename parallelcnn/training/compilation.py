@@ -1,16 +1,13 @@
 """Compile all kernels before the first step: on rank 0's node, then on the other nodes."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from threading import Thread, get_ident
+from threading import get_ident
 
 import numpy as np
-from numba.core.compiler_lock import global_compiler_lock
 from numba.core.event import Event, Listener, install_listener
-from numba.core.registry import cpu_target
 
 from parallelcnn.comm import Serial, Transport, run_together
 from parallelcnn.data.dataset import Dataset
@@ -125,27 +122,6 @@ class _Refusal(Listener):
 
     def on_end(self, event: Event) -> None:
         pass
-
-
-def begin_to_load_numba() -> None:
-    """Start a thread that loads numba's tables of types, which its first kernel needs.
-
-    This takes 0.3 s of a warm start, and much of it passes while data are read, since decompression releases the
-    interpreter lock and all ranks of a node but one only wait.
-    """
-    Thread(target=_load_numba, name="parallelcnn start").start()
-
-
-def _load_numba() -> None:
-    # So that another thread soon gets the interpreter lock: reading MNIST meanwhile takes 0.37 s instead of 0.45.
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(5e-4)
-    try:
-        with global_compiler_lock:  # a kernel that is called meanwhile waits
-            cpu_target.typing_context.refresh()
-            cpu_target.target_context.refresh()
-    finally:
-        sys.setswitchinterval(interval)
 
 
 @contextlib.contextmanager

@@ -105,9 +105,7 @@ import numba
 done("numba is imported")
 import parallelcnn as pc
 pc.train, pc.paper
-from parallelcnn.training.compilation import begin_to_load_numba
 done("the package is imported")
-begin_to_load_numba()
 train_set, test_set = pc.load_data(data, data_dir)
 done("the data set is read")
 network = pc.NetworkHandler(pc.paper(), train_set.input_shape)
