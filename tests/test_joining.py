@@ -12,6 +12,7 @@ from recorded import call_all, record
 from test_kernels import DTYPES
 
 import parallelcnn as pc
+from parallelcnn import call_list
 from parallelcnn.call_list import join
 from parallelcnn.errors import TrainingWarning
 from parallelcnn.kernels._jit import kernel_uncached
@@ -75,6 +76,18 @@ def test_for_another_number_of_samples_nothing_is_translated(monkeypatch):
     passes(layer, input_shape, np.float32, join)
     monkeypatch.setattr("parallelcnn.call_list._translate", None)
     passes(layer, input_shape, np.float32, join, n=34)
+
+
+def test_all_that_is_missing_for_some_calls_is_translated_together(monkeypatch):
+    modules, translate = [], call_list._translate
+    monkeypatch.setattr(call_list, "_known_entries", {})
+    monkeypatch.setattr(call_list, "_translate", lambda module: (modules.append(module), translate(module))[1])
+    log, other = np.zeros(9), np.zeros(9, np.float32)
+    call_all(join([partial(note, 1, log), partial(note, 2.5, log), partial(note, 3, other), partial(note, 4, log)]))
+    assert log.tolist()[:4] == [3, 1, 2.5, 4]
+    assert other.tolist()[:2] == [1, 3]
+    kinds = [len(module.functions) for module in modules if "loop" not in module.globals]
+    assert kinds == [3]  # the first and the last call have the same types of arguments
 
 
 @kernel_uncached
