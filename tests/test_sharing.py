@@ -1,5 +1,6 @@
 """Arrays that the ranks of a node share: one copy, nothing left behind."""
 
+import os
 import subprocess
 import sys
 
@@ -19,16 +20,30 @@ def empty(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(params=["in memory", "on a disk"])
+def place(request, monkeypatch):
+    """Where the shared file is."""
+    monkeypatch.setattr(sharing, "_FEW", 8 if request.param == "in memory" else 1 << 60)
+    return request.param
+
+
 def share(comm):
     return share_on_node(comm, lambda: {"rank": comm.rank, "data": small.dataset(30)})
 
 
-def test_ranks_of_a_node_get_one_copy_from_a_file_that_has_no_name_at_any_time(empty, monkeypatch):
-    seen = []
+def test_ranks_of_a_node_get_one_copy_from_a_file_that_has_no_name_at_any_time(empty, place, monkeypatch):
+    seen, links = [], []
     map_file = SharedFile.map
-    monkeypatch.setattr(SharedFile, "map", lambda file: (seen.extend(empty.iterdir()), map_file(file))[1])
+
+    def look_and_map(file):
+        seen.extend(empty.iterdir())
+        links.append(os.readlink(file.path))
+        return map_file(file)
+
+    monkeypatch.setattr(SharedFile, "map", look_and_map)
     values = on_ranks(3, share)
     assert seen == []
+    assert all(link.startswith("/memfd:" if place == "in memory" else str(empty)) for link in links)
     places = {shared_file(value["data"].images) for value in values}
     assert len(places) == 1
     assert places != {None}
@@ -39,7 +54,7 @@ def test_ranks_of_a_node_get_one_copy_from_a_file_that_has_no_name_at_any_time(e
 
 
 @pytest.mark.parametrize("path", ["/proc/4194304/fd/3", "/proc/self/stat"], ids=["no such process", "another one"])
-def test_a_rank_that_cannot_open_the_file_loads_by_itself(path, empty, monkeypatch):
+def test_a_rank_that_cannot_open_the_file_loads_by_itself(path, empty, place, monkeypatch):
     write = sharing._write_arrays
 
     def write_elsewhere(*arguments):
@@ -52,6 +67,15 @@ def test_a_rank_that_cannot_open_the_file_loads_by_itself(path, empty, monkeypat
     assert list(empty.iterdir()) == []
 
 
+def test_where_memory_cannot_be_shared_a_disk_is_used(empty, monkeypatch):
+    def refused(name):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "memfd_create", refused)
+    for value in on_ranks(2, share):
+        np.testing.assert_array_equal(value["data"].images, small.dataset(30).images)
+
+
 def test_an_array_of_this_process_alone_is_in_no_shared_file(tmp_path):
     assert shared_file(np.zeros(100_000)) is None
     np.save(tmp_path / "array.npy", np.zeros(100_000))
@@ -59,11 +83,13 @@ def test_an_array_of_this_process_alone_is_in_no_shared_file(tmp_path):
     assert shared_file(np.load(tmp_path / "array.npy", mmap_mode="c")) is None  # a copy of what is written to it
 
 
-def test_nothing_stays_behind_where_a_rank_is_killed_while_it_shares(tmp_path):
-    script = """
+@pytest.mark.parametrize("few", [8, 1 << 60], ids=["in memory", "on a disk"])
+def test_nothing_stays_behind_where_a_rank_is_killed_while_it_shares(few, tmp_path):
+    script = f"""
 import contextlib, os, signal
 import small
 from parallelcnn.comm import sharing
+sharing._FEW = {few}
 with contextlib.ExitStack() as files:
     sharing._write_arrays(small.dataset(300), files)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,10 +1,11 @@
 """Shared memory: the ranks of a node share one copy of the data."""
 
 import contextlib
+import os
 import pickle
 import tempfile
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -12,8 +13,11 @@ from parallelcnn.comm.mapping import SharedFile
 from parallelcnn.comm.together import run_together
 from parallelcnn.comm.transport import Transport
 from parallelcnn.errors import DataError
+from parallelcnn.resources import memory_limit
 
 T = TypeVar("T")
+
+_FEW = 8  # this part of the memory may be taken by data that the system cannot write back to a disk
 
 
 def share_on_node(comm: Transport, load: Callable[[], T]) -> T:
@@ -21,9 +25,10 @@ def share_on_node(comm: Transport, load: Callable[[], T]) -> T:
     calls it first, so that the others find its downloads.
 
     The arrays are written to a file without a name, which the ranks of a node map into their memory, read-only. Unlike
-    MPI's shared windows it needs no space in /dev/shm, of which containers have 64 MiB. If there is no space left, an
-    error is raised instead of a crash. No file remains if ranks are killed. A rank that cannot open the file, because
-    it runs in its own container, calls `load` itself. Collective: every rank of `comm` must call it.
+    MPI's shared windows it needs no space in /dev/shm, of which containers have 64 MiB. More than an eighth of the
+    memory goes to a disk; if there is no space left, an error is raised instead of a crash. No file remains if ranks
+    are killed. A rank that cannot open the file, because it runs in its own container, calls `load` itself.
+    Collective: every rank of `comm` must call it.
 
     Raises:
         the error that `load` raises, on every rank.
@@ -68,15 +73,15 @@ class _Written(NamedTuple):
 
 def _write_arrays(value: Any, files: contextlib.ExitStack) -> _Written:
     """Write all arrays in `value` to a file that exists until `files` is closed."""
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    arrays = [buffer.raw() for buffer in buffers]
     pieces: list[tuple[int, int]] = []
     try:
-        file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-
-        def write(buffer: pickle.PickleBuffer) -> None:
+        file = files.enter_context(_new_file(sum(array.nbytes for array in arrays)))
+        for array in arrays:
             file.write(bytes(-file.tell() % 64))  # aligned to cache lines
-            pieces.append((file.tell(), file.write(buffer.raw())))
-
-        pickled = pickle.dumps(value, protocol=5, buffer_callback=write)
+            pieces.append((file.tell(), file.write(array)))
         file.flush()
     except OSError as error:
         raise DataError(
@@ -84,6 +89,18 @@ def _write_arrays(value: Any, files: contextlib.ExitStack) -> _Written:
             f"TMPDIR names another folder"
         ) from None
     return _Written(SharedFile.of(file.fileno()), pieces, pickled)
+
+
+def _new_file(n_bytes: int) -> BinaryIO:
+    """An empty file without a name for so many bytes: in memory if they are few, otherwise on a disk, from which the
+    system reads them again if it needs the memory.
+
+    MNIST takes 0.04 s in memory, and 0.02 to 0.4 s on the disk of a virtual machine.
+    """
+    if n_bytes <= memory_limit()[0] // _FEW and hasattr(os, "memfd_create"):
+        with contextlib.suppress(OSError):  # not allowed here
+            return open(os.memfd_create("parallelcnn data"), "w+b")
+    return cast(BinaryIO, tempfile.TemporaryFile())
 
 
 def _with_arrays_in(memory: memoryview, written: _Written) -> Any:

@@ -19,7 +19,7 @@ from parallelcnn.wording import in_units
 _SAVES = 20
 _MIB = 1 << 20
 _ROOM_TO_SPARE = 100 * _MIB
-_SHARED_DATA = 64 * _MIB  # MNIST and the built-in digits take 53 MiB
+_SHARED_DATA = 64 * _MIB
 _ON_A_NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "afs", "gluster", "sshfs", "panfs", "pvfs2")
 _MISSING = "there is no such folder"
 
@@ -74,7 +74,7 @@ def check_shared_data(folders: Sequence[Folder]) -> Finding:
     if not least.problem and least.free >= _SHARED_DATA:
         return Finding("shared data", f"in {least}")
     problem = least.problem or f"only {in_units(least.free)} free"
-    found = f"{least.path}: {problem}, where the ranks of a node share the data set; MNIST takes 53 MiB"
+    found = f"{least.path}: {problem}, where the ranks of a node share data of more than an eighth of the memory"
     return Finding("shared data", found, "export TMPDIR=FOLDER, one with more room on each node")
 
 
