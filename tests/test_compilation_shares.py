@@ -1,5 +1,6 @@
 """Kernels are compiled by several processes at once: ranks of a node, or processes that do nothing else."""
 
+import contextlib
 import os
 import pickle
 import resource
@@ -9,12 +10,15 @@ import sys
 import time
 
 import launch
+import numpy as np
 import pytest
 
 import parallelcnn as pc
+from parallelcnn.cli import main
 from parallelcnn.kernels import _cache
 from parallelcnn.kernels.adding import add
 from parallelcnn.resources import core_quota
+from parallelcnn.training import compilation
 from parallelcnn.training import compilation_shares as shares
 
 # Prints how many kernels of the network were not compiled before and after a program, and how often it compiled.
@@ -85,7 +89,7 @@ def test_another_process_compiles_and_ends_well(run):
 from parallelcnn.training import compilation_shares
 compilation_shares._useful_processes = lambda *_: 1
 running = []
-compilation_shares._start_processes(network, None, running)
+compilation_shares._start_processes(network, None, True, running)
 wait_for(lambda: missing() == 0)
 wait_for(lambda: running[0].poll() is not None)
 assert running[0].returncode == 0
@@ -100,9 +104,9 @@ import os, sys, time
 import parallelcnn as pc
 from parallelcnn.training import compilation_shares
 start = compilation_shares._start_processes
-def started(network, threads, running):
-    start(network, threads, running)
-    print(*[process.pid for process in running], flush=True)
+def started(*arguments):
+    start(*arguments)
+    print(*[process.pid for process in arguments[-1]], flush=True)
 compilation_shares._start_processes, compilation_shares._useful_processes = started, lambda *_: 1
 with compilation_shares.other_processes(pc.NetworkHandler(pc.resnet20(), (3, 32, 32))):
     sys.stdin.readline()
@@ -249,6 +253,33 @@ def test_no_more_ranks_compile_than_there_are_cores(monkeypatch):
     monkeypatch.setattr(shares, "core_quota", lambda: 1)
     shares.share_with_ranks(network, 1, 8)
     assert taken == []
+
+
+def test_predictions_take_some_of_the_kernels_of_training():
+    network = pc.NetworkHandler(pc.lenet5(), (1, 28, 28))
+    predicting, all_of_them = (set(shares.kernels_of(network, training=training)) for training in (False, True))
+    assert predicting < all_of_them
+    assert len(predicting) >= 4
+    assert not any("gradient" in kernel.function.__name__ for kernel in predicting)
+
+
+@pytest.mark.parametrize("arguments", [["predict", "MODEL", "IMAGES"], ["evaluate", "MODEL", "--data", "digits"]])
+def test_commands_that_predict_share_their_compilation(arguments, tmp_path, monkeypatch, capsys):
+    network = pc.NetworkHandler((pc.Flatten(), pc.Dense(10)), (1, 28, 28))
+    pc.save_model(tmp_path / "model.npz", network)
+    np.save(tmp_path / "images.npy", np.zeros((2, 28, 28), np.uint8))
+    asked = []
+
+    @contextlib.contextmanager
+    def noted(network, threads=None, *, training=True):
+        asked.append((network.input_shape, training))
+        yield
+
+    monkeypatch.setattr(compilation, "other_processes", noted)
+    monkeypatch.setattr(compilation, "_runs_without_compiling", lambda work: False)
+    paths = {"MODEL": str(tmp_path / "model.npz"), "IMAGES": str(tmp_path / "images.npy")}
+    assert main([paths.get(word, word) for word in arguments]) == 0
+    assert asked == [(network.input_shape, False)]
 
 
 @pytest.mark.mpi

@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
         run_together(comm, lambda: list(find_items(map(Path, options.paths))) if comm.rank == 0 else [])
     )[0]
     with show_compilation(comm, sys.stderr), interrupts_ending_the_process():
-        compile_in_turns(comm, lambda: _warm_up(network))
+        compile_in_turns(comm, lambda: _warm_up(network), network, training=False)
     kind = _CsvWriter if options.csv else _JsonWriter if options.json else _Writer
     writer = kind(network, [str(item) for item in items], options.top)
     if comm.rank == 0:

@@ -55,7 +55,12 @@ def compile_kernels(
 
 
 def compile_in_turns(
-    comm: Transport, work: Callable[[], object], network: NetworkHandler | None = None, threads: int | None = None
+    comm: Transport,
+    work: Callable[[], object],
+    network: NetworkHandler | None = None,
+    threads: int | None = None,
+    *,
+    training: bool = True,
 ) -> float:
     """Run `work`, which compiles kernels, on one rank of rank 0's node first, then on one rank of each other node, then
     on the rest.
@@ -69,6 +74,7 @@ def compile_in_turns(
     Args:
         network: the network whose kernels `work` uses; None: the work is not shared.
         threads: the number of cores that this rank may use; None: all that it can.
+        training: whether `work` trains the network; otherwise it predicts.
 
     Returns:
         The time that it took [s].
@@ -85,11 +91,11 @@ def compile_in_turns(
         if not is_done and turn <= my_turn and (comm.size > 1 or network is not None):
             is_done = _runs_without_compiling(work)
         if not is_done and turn >= my_turn + (not is_first):
-            with other_processes(network if len(node) == 1 else None, threads):
+            with other_processes(network if len(node) == 1 else None, threads, training=training):
                 work()
             is_done = True
         if not is_done and turn == my_turn and network is not None:
-            share_with_ranks(network, node.index(comm.rank), len(node))
+            share_with_ranks(network, node.index(comm.rank), len(node), training=training)
 
     for turn in range(3 if comm.size > 1 else 1):
         run_together(comm, partial(take_part, turn))

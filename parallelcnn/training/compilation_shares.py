@@ -52,12 +52,16 @@ class Kernel(NamedTuple):
         return held or self.function._cache.holds(self.argument_types, cpu_target.target_context)
 
 
-def kernels_of(network: NetworkHandler) -> list[Kernel]:
-    """The cached kernels of a network's tapes for one sample and for a full block, each once."""
+def kernels_of(network: NetworkHandler, *, training: bool = True) -> list[Kernel]:
+    """The cached kernels of a network's tapes for one sample and for a full block, each once.
+
+    Args:
+        training: whether to include the tapes of training.
+    """
     found: dict[Kernel, None] = {}
     for n in (1, network.replica.block_size):
-        for training in (False, True):
-            for call in network.replica.calls(n, training=training):
+        for in_training in (False, True) if training else (False,):
+            for call in network.replica.calls(n, training=in_training):
                 if isinstance(call, partial) and not call.keywords and _is_cached(call.func):
                     kernel: Any = call.func
                     if len(call.args) == kernel.py_func.__code__.co_argcount:
@@ -76,7 +80,7 @@ def compile_share(kernels: Sequence[Kernel], share: int, shares: int) -> None:
             kernel.function.compile(kernel.argument_types)
 
 
-def share_with_ranks(network: NetworkHandler, rank: int, ranks: int) -> None:
+def share_with_ranks(network: NetworkHandler, rank: int, ranks: int, *, training: bool = True) -> None:
     """Compile the share of a rank that is not the first of its node.
 
     At most one rank for each core compiles. So eight ranks on two cores take 8 s. It is 13 if all compile, because
@@ -85,16 +89,19 @@ def share_with_ranks(network: NetworkHandler, rank: int, ranks: int) -> None:
     Args:
         rank: its number among the ranks of the node, from 1.
         ranks: the number of ranks of the node.
+        training: as in `kernels_of`.
     """
     with contextlib.suppress(Exception):
-        kernels = kernels_of(network)
+        kernels = kernels_of(network, training=training)
         shares = min(ranks, os.cpu_count() or 1, core_quota() or ranks, len(kernels) // _FEWEST_KERNELS) - 1
         if rank <= shares:
             compile_share(kernels, rank - 1, shares)
 
 
 @contextlib.contextmanager
-def other_processes(network: NetworkHandler | None, threads: int | None = None) -> Iterator[None]:
+def other_processes(
+    network: NetworkHandler | None, threads: int | None = None, *, training: bool = True
+) -> Iterator[None]:
     """Context in which other processes compile kernels of the network, if many are not in the cache.
 
     A process that cannot start, or does not know a layer, compiles nothing.
@@ -102,12 +109,13 @@ def other_processes(network: NetworkHandler | None, threads: int | None = None) 
     Args:
         network: None: no process is started.
         threads: the number of cores that may be used; None: all that this process may use.
+        training: as in `kernels_of`.
     """
     running: list[subprocess.Popen] = []
     try:
         with contextlib.suppress(Exception):
             if network is not None:
-                _start_processes(network, threads, running)
+                _start_processes(network, threads, training, running)
         yield
     finally:
         for process in running:
@@ -115,9 +123,11 @@ def other_processes(network: NetworkHandler | None, threads: int | None = None) 
             process.communicate()
 
 
-def _start_processes(network: NetworkHandler, threads: int | None, running: list[subprocess.Popen]) -> None:
-    count = _useful_processes(kernels_of(network), 2 * network.params.nbytes, threads)
-    task = pickle.dumps((network.layers, network.input_shape, network.dtype, count)) if count else b""
+def _start_processes(
+    network: NetworkHandler, threads: int | None, training: bool, running: list[subprocess.Popen]
+) -> None:
+    count = _useful_processes(kernels_of(network, training=training), 2 * network.params.nbytes, threads)
+    task = pickle.dumps((network.layers, network.input_shape, network.dtype, training, count)) if count else b""
     if len(task) > _LONGEST_TASK:
         return
     for share in range(count):
@@ -163,9 +173,10 @@ class _TaskUnpickler(pickle.Unpickler):
 
 def main(share: int, stream: BinaryIO) -> None:
     """Compile a share of the kernels of the network that is described on the stream, until the stream ends."""
-    layers, input_shape, dtype, shares = _TaskUnpickler(stream).load()
+    layers, input_shape, dtype, training, shares = _TaskUnpickler(stream).load()
     Thread(target=_end_with, args=[stream], daemon=True).start()
-    compile_share(kernels_of(NetworkHandler(layers, input_shape, dtype=dtype)), share, shares)
+    kernels = kernels_of(NetworkHandler(layers, input_shape, dtype=dtype), training=training)
+    compile_share(kernels, share, shares)
 
 
 def _end_with(stream: BinaryIO) -> None:
