@@ -29,7 +29,6 @@ from parallelcnn.data.loading import DATA_NAMES
 from parallelcnn.data.numbers import warn_of_another_range
 from parallelcnn.data.readers import image_folder
 from parallelcnn.errors import DivergenceError, InputError, TrainingWarning
-from parallelcnn.exchange.parameter_files import read_described_parameters
 from parallelcnn.files.model import checked_origin, save_model
 from parallelcnn.layers.frozen import freeze
 from parallelcnn.network import NetworkHandler
@@ -164,6 +163,9 @@ class Run:
         source = self._options.start_from
         if source is None:
             return
+        # Imported here since it takes 0.01 s, and most trainings start from random parameters.
+        from parallelcnn.exchange.parameter_files import read_described_parameters
+
         arrays, description = read_described_parameters(source)
         matching = network.load_parameters(arrays, strict=False)
         if not matching.taken:
