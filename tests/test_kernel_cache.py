@@ -79,6 +79,55 @@ def fill(array):
     array.flat[0] = len({str(array.size): 1})  # texts are hashed with a variable of the process
 """
 
+_KERNELS_OF_ONE_FUNCTION = """
+import sys
+from functools import partial
+import numpy as np
+from parallelcnn import call_list
+from parallelcnn.kernels._jit import kernel, kernel_uncached
+
+def writing(number, kernel):
+    @kernel
+    def write(array):
+        array[0] = number
+
+    return write
+
+kernels = [writing(int(number), kernel_uncached if number[0] == "0" else kernel) for number in sys.argv[1:]]
+rows = np.zeros((len(kernels), 1))
+calls = [partial(write, row) for write, row in zip(kernels, rows)]
+for call in calls:
+    call()
+print(*rows.ravel())
+rows[...] = 0
+joined = call_list.join(calls)
+assert len(joined) == 1
+joined[0]()
+print(*rows.ravel())
+"""
+
+_KERNEL_THAT_RETURNS = """
+import numpy as np
+from parallelcnn.kernels._jit import kernel
+
+@kernel
+def squares(array):
+    if array.size == 3:
+        raise ValueError("three numbers", array.size)
+    return np.multiply(array, array)
+
+def fill(array):
+    array[...] = 1
+    assert (squares(array) == array).all()
+    for _ in range(2):
+        try:
+            squares(np.ones(3, array.dtype))
+        except ValueError as error:
+            assert error.args == ("three numbers", 3)
+        else:
+            raise AssertionError
+"""
+
 _LOADED_MODULES = """
 import atexit, sys
 atexit.register(lambda: print(sum(name in sys.modules for name in ("numba.np.arrayobj", "numba.cpython.unicode"))))
@@ -195,6 +244,38 @@ def test_a_kernel_that_needs_more_of_numba_gets_it(start, tmp_path):
     compiled, _ = printed(start(_TYPES[3:4]))
     assert int(compiled) > 0
     assert printed(start(_TYPES[3:4])) == ["0", "2"]
+
+
+def test_a_kernel_from_the_cache_returns_arrays_and_raises_errors_with_arguments(start, tmp_path):
+    (tmp_path / "one_kernel.py").write_text(_KERNEL_THAT_RETURNS)
+    assert finish(start(_TYPES[6:8])) > 0
+    assert finish(start(_TYPES[6:8])) == 0
+
+
+def test_kernels_of_one_function_that_other_processes_compiled_are_not_confused(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONHASHSEED", "0")  # machine code may have the same names in every process
+    program = tmp_path / "program.py"
+    program.write_text(_KERNELS_OF_ONE_FUNCTION)
+
+    def written(*numbers):
+        return subprocess.check_output([sys.executable, program, *numbers], text=True).splitlines()
+
+    assert written("1") == ["1.0"] * 2
+    assert written("2") == ["2.0"] * 2
+    assert written("1", "2") == ["1.0 2.0"] * 2
+    assert written("2", "1") == ["2.0 1.0"] * 2
+    assert written("03", "1") == ["3.0 1.0"] * 2  # 03 is compiled here, 1 is from the cache
+    assert written("1", "03") == ["1.0 3.0"] * 2
+
+
+def test_machine_code_that_calls_what_is_not_there_is_not_loaded(start, tmp_path, monkeypatch):
+    (tmp_path / "one_kernel.py").write_text(_LOADED_MODULES + _KERNEL_THAT_HASHES)
+    assert int(printed(start(_TYPES[3:4]))[0]) > 0
+    without = "from llvmlite import binding\nbinding.address_of_symbol = lambda name: None\n"
+    (tmp_path / "sitecustomize.py").write_text(without)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    assert int(printed(start(_TYPES[3:4]))[0]) > 0
 
 
 def test_a_full_disk_keeps_nothing_and_stops_nothing(start):

@@ -46,6 +46,7 @@ class KernelCache(NullCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
+        self._name = function.__qualname__.replace("<", "").replace(">", "")
         self._file = function.__code__.co_filename
 
     @property
@@ -94,14 +95,13 @@ class KernelCache(NullCache):
 
         The name of a numba type describes arrays, numbers and tuples of them completely. Kernels take nothing else.
         """
-        code = hashlib.sha256(_contents(self._function)).hexdigest()
+        code = hashlib.sha256(contents(self._function)).hexdigest()
         return repr((str(sig), codegen.magic_tuple(), code)).encode()
 
     def _family(self) -> str:
         """The prefix of the names of this kernel's files for these versions of the software."""
         module = os.path.basename(self._file).removesuffix(".py")
-        qualified_name = self._function.__qualname__.replace("<", "").replace(">", "")
-        return f"{module}.{qualified_name}.{sys.implementation.cache_tag}.numba-{numba.__version__}."
+        return f"{module}.{self._name}.{sys.implementation.cache_tag}.numba-{numba.__version__}."
 
     def _file_name(self, key: bytes) -> str:
         return f"{self._family()}{_source_hash(self._file)}.{hashlib.sha256(key).hexdigest()[:16]}.nbc"
@@ -229,11 +229,11 @@ def _writable_by_others(found: os.stat_result) -> bool:
     return found.st_uid not in (0, os.geteuid()) or bool(found.st_mode & _OTHERS_MAY_WRITE)
 
 
-def _contents(function: Callable[..., Any]) -> bytes:
+def contents(function: Callable[..., Any]) -> bytes:
     """Name, bytecode and closure of a function, the same in every process."""
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     # A kernel that is pickled contains a random identifier.
-    parts = [_contents(cell.py_func) if isinstance(cell, Dispatcher) else dumps(cell) for cell in cells]
+    parts = [contents(cell.py_func) if isinstance(cell, Dispatcher) else dumps(cell) for cell in cells]
     return repr((function.__qualname__, function.__code__.co_code, parts)).encode()
 
 

@@ -12,12 +12,13 @@ The cache of compiled kernels detects changes of a kernel's file, and of the fil
 an underscore. So kernel files import nothing else of the package.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 from numba import njit
 
-from ._cache import KernelCache
+from ._cache import KernelCache, contents
 
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -39,6 +40,7 @@ def kernel_part(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def kernel_uncached(function: Callable[..., Any]) -> Callable[..., Any]:
     """As `kernel`, without the cache, for user-defined functions: the cache would not detect their changes."""
+    function.__qualname__ += ".uncached"  # no kernel of the cache has this name
     return njit(nogil=True, error_model="numpy", fastmath=_FASTMATH)(function)
 
 
@@ -55,7 +57,12 @@ def exact_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _cached(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    cache = KernelCache(function)
+    if function.__closure__:
+        # Machine code is found by the kernel's name and a number that numba counts in each process. Kernels of one
+        # function with different closures, compiled in different processes, would replace each other.
+        function.__qualname__ += f".{hashlib.sha256(contents(function)).hexdigest()[:16]}"
     # Kernels are not called from C. Without the code for this, those of ResNet-20 take 0.95 of the time.
     compiled = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)
-    compiled._cache = KernelCache(function)  # as njit(cache=True) does, with a safer cache
+    compiled._cache = cache  # as njit(cache=True) does, with a safer cache
     return compiled

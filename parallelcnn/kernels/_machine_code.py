@@ -27,11 +27,17 @@ def to_bytes(compiled: CompileResult) -> bytes:
 
 
 def from_bytes(content: bytes, target_context: Any) -> CompileResult:
-    """Load a compiled kernel. Another version of numba or llvmlite may raise anything."""
+    """Load a compiled kernel. Another version of numba or llvmlite may raise anything.
+
+    Raises:
+        LookupError: if this process lacks something that the machine code calls. Without it, it would crash.
+    """
     symbols, library, llvm_code, others = _Unpickler(BytesIO(content)).load()
     rtsys.initialize(target_context)  # numba's run time: reference counts, and memory for new arrays
-    if not all(map(binding.address_of_symbol, symbols)):
-        target_context.refresh()  # imports the modules that define them; without its symbols a kernel would crash
+    if _missing(symbols):
+        target_context.refresh()  # imports the modules that define them
+    if missing := _missing(symbols):
+        raise LookupError(missing)
     compiled = CompileResult._rebuild(target_context, library, *others)
     compiled.library._get_module_for_linking = functools.cache(functools.partial(binding.parse_bitcode, llvm_code))
     return compiled
@@ -44,9 +50,13 @@ def _external_symbols(library: Any) -> list[str]:
     return [value.name for value in named if value.is_declaration and not value.name.startswith("llvm.")]
 
 
+def _missing(symbols: list[str]) -> list[str]:
+    return [symbol for symbol in symbols if not binding.address_of_symbol(symbol)]
+
+
 def _without_code(compiled: CompileResult) -> bytes:
-    """LLVM code that defines the functions by which the kernel is called. They do nothing: numba, which looks functions
-    up by the names that it finds here, takes them from the machine code.
+    """LLVM code with the names of the functions by which the kernel is called, and with empty bodies. numba only reads
+    the names here, and finds the functions in the machine code.
     """
     described = compiled.fndesc
     names = {described.llvm_func_name, described.llvm_cpython_wrapper_name}
@@ -62,8 +72,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _environment(module: str, constants: list[Any], name: str) -> Environment:
-    """What machine code takes from Python: constants. A module that is not imported yet stays so: only code in numba's
-    object mode, which no kernel is, uses its variables.
+    """The Python constants of a kernel, such as the arguments of its exceptions. The module that it was compiled from
+    is not imported here: only code in numba's object mode, which kernels never use, needs the module's variables.
     """
     environment = lookup_environment(name)
     if environment is None:
