@@ -1,5 +1,6 @@
 """Arrays that the ranks of a node share: one copy, nothing left behind."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ def empty(tmp_path, monkeypatch):
 @pytest.fixture(params=["in memory", "on a disk"])
 def place(request, monkeypatch):
     """Where the shared file is."""
-    monkeypatch.setattr(sharing, "_FEW", 8 if request.param == "in memory" else 1 << 60)
+    monkeypatch.setattr(sharing, "_MEMORY_SHARE", 1 / 8 if request.param == "in memory" else 0)
     return request.param
 
 
@@ -67,13 +68,42 @@ def test_a_rank_that_cannot_open_the_file_loads_by_itself(path, empty, place, mo
     assert list(empty.iterdir()) == []
 
 
-def test_where_memory_cannot_be_shared_a_disk_is_used(empty, monkeypatch):
-    def refused(name):
-        raise PermissionError(1, "Operation not permitted")
+def _refused(name):
+    raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "memfd_create", refused)
+
+_create = os.memfd_create
+
+
+def _unwritable(name):
+    file = _create(name, os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    return file
+
+
+@pytest.mark.parametrize("new_memory", [_refused, _unwritable])
+def test_where_memory_cannot_be_shared_a_disk_is_used(new_memory, empty, monkeypatch):
+    links = []
+    map_file = SharedFile.map
+
+    def look_and_map(file):
+        links.append(os.readlink(file.path))
+        return map_file(file)
+
+    monkeypatch.setattr(SharedFile, "map", look_and_map)
+    monkeypatch.setattr(os, "memfd_create", new_memory)
     for value in on_ranks(2, share):
         np.testing.assert_array_equal(value["data"].images, small.dataset(30).images)
+        assert value["rank"] == 0
+    assert len(links) == 2
+    assert all(link.startswith(str(empty)) for link in links)
+
+
+@pytest.mark.usefixtures("place")
+def test_empty_arrays_are_shared():
+    for value in on_ranks(2, lambda comm: share_on_node(comm, lambda: (comm.rank, np.zeros((0, 3))))):
+        assert value[0] == 0
+        assert value[1].shape == (0, 3)
 
 
 def test_an_array_of_this_process_alone_is_in_no_shared_file(tmp_path):
@@ -83,13 +113,13 @@ def test_an_array_of_this_process_alone_is_in_no_shared_file(tmp_path):
     assert shared_file(np.load(tmp_path / "array.npy", mmap_mode="c")) is None  # a copy of what is written to it
 
 
-@pytest.mark.parametrize("few", [8, 1 << 60], ids=["in memory", "on a disk"])
-def test_nothing_stays_behind_where_a_rank_is_killed_while_it_shares(few, tmp_path):
+@pytest.mark.parametrize("part", [1 / 8, 0], ids=["in memory", "on a disk"])
+def test_nothing_stays_behind_where_a_rank_is_killed_while_it_shares(part, tmp_path):
     script = f"""
 import contextlib, os, signal
 import small
 from parallelcnn.comm import sharing
-sharing._FEW = {few}
+sharing._MEMORY_SHARE = {part}
 with contextlib.ExitStack() as files:
     sharing._write_arrays(small.dataset(300), files)
     os.kill(os.getpid(), signal.SIGKILL)

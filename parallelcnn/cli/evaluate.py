@@ -120,13 +120,12 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
     comm.status = "reading the network"
     network, loss, metrics = run_together(comm, load)
 
-    def warm_up() -> None:
-        for n in (1, network.replica.block_size):
-            some = Dataset(test_set.images[:n], test_set.labels[:n], test_set.classes)
-            evaluate(network, some, Serial(), loss=loss, threads=1)
+    def one_sample() -> None:  # `evaluate` compiles for a full block, too
+        first = Dataset(test_set.images[:1], test_set.labels[:1], test_set.classes)
+        evaluate(network, first, Serial(), loss=loss, threads=1)
 
     with show_compilation(comm, sys.stderr), interrupts_ending_the_process():
-        compile_in_turns(comm, warm_up, network, options.threads, training=False)
+        compile_in_turns(comm, one_sample, network, options.threads, training=False)
     result = evaluate(network, test_set, comm, loss=loss, metrics=metrics, threads=options.threads)
     if comm.rank == 0:
         names = class_names(network, test_set)

@@ -222,7 +222,7 @@ def test_a_folder_for_temporary_files_without_room_is_named(comm, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("parallelcnn.comm.sharing._FEW", 1 << 60)  # nothing is little enough for the memory
+    monkeypatch.setattr("parallelcnn.comm.sharing._MEMORY_SHARE", 0)
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(DataError, match="No space left on device; TMPDIR names another folder"):
         share_on_node(comm, lambda: small.dataset(30))

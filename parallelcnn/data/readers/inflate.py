@@ -5,7 +5,7 @@ import zlib
 from typing import Self
 
 # Compressed bytes read at a time, and bytes to ask for at a time. Both are large, because after each piece the thread
-# may wait for the interpreter lock: while another thread loads numba's tables, MNIST is read in 0.51 s, with pieces an
+# may wait for the interpreter lock: while another thread ran Python code, MNIST was read in 0.51 s, with pieces an
 # eighth as large in 0.61 s. Half a MiB of MNIST inflates to 2.4 MiB. If 4 MiB are asked for, Python's zlib allocates
 # more than it fills: 224 instead of 192 MB for all of MNIST.
 _COMPRESSED_BYTES = 1 << 19
