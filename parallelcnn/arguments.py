@@ -13,6 +13,7 @@ from parallelcnn.errors import InputError, shown
 P = ParamSpec("P")
 T = TypeVar("T")
 
+PRECISIONS = ("float32", "bfloat16")  # see `NetworkHandler`
 _LONGEST = 100  # characters of a value that are shown
 
 

@@ -9,7 +9,7 @@ from parallelcnn.kernels.batch_norm import fold
 from parallelcnn.layers.base import Layer
 from parallelcnn.layers.batch_norm import BatchNorm
 from parallelcnn.layers.composite import Composite, Layers, Sequential
-from parallelcnn.layers.conv_algorithms import NO_BIAS
+from parallelcnn.layers.conv_windows import NO_BIAS
 from parallelcnn.network import NetworkHandler
 
 

@@ -24,7 +24,8 @@ from parallelcnn.layers.batch_norm import BatchNorm
 from parallelcnn.layers.composite import Composite, Layers, Replaced, Sequential
 from parallelcnn.layers.concat import Concat
 from parallelcnn.layers.conv2d import Conv2D, windows_of
-from parallelcnn.layers.conv_algorithms import NO_BIAS, Algorithm, Direct, as_rows, select
+from parallelcnn.layers.conv_algorithms import Direct, as_rows, select
+from parallelcnn.layers.conv_windows import NO_BIAS, Algorithm
 from parallelcnn.layers.depthwise_conv2d import DepthwiseConv2D
 from parallelcnn.layers.flip_crop import RandomCrop, RandomFlip, WindowLayer
 from parallelcnn.layers.frozen import Frozen
@@ -246,7 +247,7 @@ class PooledConv2D(Layer):
     def _algorithm(self, step: Step, x: Array) -> Algorithm:
         seen = (*self._seen(x.shape[:-1]), step.n)
         windows = windows_of(self.convolution, x.shape[:-1])
-        return select(windows, step.params["weight"].shape, x.shape, seen, computed=seen)
+        return select(windows, step.params["weight"].shape, x.shape, seen, computed=seen, rounds=step.bfloat16)
 
     def _window(self) -> tuple[int, int]:
         size = self.convolution.kernel_size

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from parallelcnn.architecture import as_layers, chain_shapes, check_activations, declare
-from parallelcnn.arguments import check_integer, check_type
+from parallelcnn.arguments import PRECISIONS, check_integer, check_type
 from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.numbers import check_images
 from parallelcnn.errors import InputError, ShapeError
@@ -46,13 +46,18 @@ class NetworkHandler:
         input_shape: shape of one sample: (C, H, W) or (features,).
         seed: seed of the initial weights.
         dtype: type of all numbers. Use float64 only to check gradients.
+        precision: "float32", or "bfloat16": in training, convolutions and dense layers multiply numbers rounded to
+            bfloat16 (8 bits of precision) and add up the products in float32. Parameters, all other numbers and
+            predictions stay float32. It is faster on processors with AMX; see the guide's page `precision`.
 
     Raises:
+        InputError: if `precision` is another one, or "bfloat16" for a network of float64.
         ShapeError: if a layer does not accept the output of the layer before it, or the network does not fit into
             memory.
 
     Attributes:
         layers, input_shape, dtype: as given.
+        precision: as given; it can be set, for example of a loaded network, before training.
         shapes: shapes of one sample before, between and after the layers.
         prediction: what `predict` returns, "softmax", "sigmoid" or "output". Training sets it from the loss.
         input_range: the smallest and largest number of the training images, with uint8 scaled to [0, 1]; None: not
@@ -74,9 +79,11 @@ class NetworkHandler:
         input_shape: Sequence[int],
         seed: int = 0,
         dtype: type[np.floating] = np.float32,
+        precision: str = "float32",
     ) -> None:
         self.layers = as_layers(layers)
         self.dtype = _as_dtype(dtype)
+        self._precision = _checked_precision(precision, self.dtype)
         check_integer("seed", seed, 0)
         self.shapes = chain_shapes(self.layers, input_shape)
         for layer, shape in zip(self.layers, self.shapes[:-1], strict=True):
@@ -119,8 +126,18 @@ class NetworkHandler:
         self._idle: list[Replica] = []  # for predictions; append and pop of a list are thread-safe
         self._replicas = [self.new_replica()]
 
+    @property
+    def precision(self) -> str:
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        self._check_not_in_training()
+        self._precision = _checked_precision(precision, self.dtype)
+        self._create_replicas()
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.layers, self.input_shape, self.dtype, self.state, self.origin)
+        return _rebuild, (self.layers, self.input_shape, self.dtype, self.state, self.origin, self.precision)
 
     def __str__(self) -> str:
         return self.summary()
@@ -284,7 +301,15 @@ class NetworkHandler:
         """Create another replica, which runs the fused layers, or `running`."""
         layouts = self.layout, self.buffer_layout
         arrays = self._params, self._buffers
-        return Replica(running or self._running, self.input_shape, layouts, *arrays, self.dtype, self._predicting)
+        return Replica(
+            running or self._running,
+            self.input_shape,
+            layouts,
+            *arrays,
+            self.dtype,
+            self._predicting,
+            bfloat16=self._precision == "bfloat16",
+        )
 
     @contextmanager
     def idle_replicas(self, count: int) -> Iterator[list[Replica]]:
@@ -575,9 +600,10 @@ def _rebuild(
     dtype: np.dtype,
     state: dict[str, Array],
     origin: dict[str, Any],
+    precision: str = "float32",
 ) -> NetworkHandler:
     """Rebuild a network from the values that `NetworkHandler.__reduce__` returns."""
-    network = NetworkHandler(layers, input_shape, dtype=dtype.type)
+    network = NetworkHandler(layers, input_shape, dtype=dtype.type, precision=precision)
     network.set_state(state)
     network.origin = origin
     return network
@@ -588,6 +614,14 @@ def _checked(values: Any, like: Array, name: str) -> Array:
     if values.shape != like.shape:
         raise ShapeError(f"{name} must have shape {like.shape}, got {values.shape}")
     return values
+
+
+def _checked_precision(precision: Any, dtype: np.dtype) -> str:
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "bfloat16" and dtype != np.float32:
+        raise InputError(f"precision 'bfloat16' takes a network of float32, got {dtype}")
+    return str(precision)
 
 
 def _as_dtype(dtype: Any) -> np.dtype:

@@ -35,6 +35,7 @@ class Replica:
         params, buffers: for each index of the layout, the arrays by name.
         dtype: type of all arrays.
         predicting: the layers that run in prediction; None: those of training.
+        bfloat16: whether training multiplies numbers rounded to bfloat16; see `Step.bfloat16`.
         shares_memory: whether arrays that are never needed at the same time share memory. If not, `outputs` holds the
             output of every layer.
 
@@ -58,6 +59,7 @@ class Replica:
         dtype: np.dtype,
         predicting: dict[int, Layer] | None = None,
         *,
+        bfloat16: bool = False,
         shares_memory: bool = True,
     ) -> None:
         trained = layouts[0].trained
@@ -67,7 +69,7 @@ class Replica:
         self.statistics = self.reduction_buffer[n_params:LOSS]
         grads, statistics = trained.views(self.gradients), layouts[1].views(self.statistics)
         kept = tuple(map(LayerArrays, params, grads, buffers, statistics))
-        self._recordable = _recordable(layers, input_shape, kept, dtype)
+        self._recordable = _recordable(layers, input_shape, kept, dtype, bfloat16=bfloat16)
         self._predicting = self._recordable if predicting is None else _recordable(predicting, input_shape, kept, dtype)
         self._memory, self._shares_memory = aligned(0), shares_memory
         self._tapes: dict[tuple[int, bool], Tape] = {}
@@ -283,7 +285,12 @@ def _taken(values: Array, indices: Array, memory: Array) -> Array:
 
 
 def _recordable(
-    layers: dict[int, Layer], input_shape: Shape, kept: Sequence[LayerArrays], dtype: np.dtype
+    layers: dict[int, Layer],
+    input_shape: Shape,
+    kept: Sequence[LayerArrays],
+    dtype: np.dtype,
+    *,
+    bfloat16: bool = False,
 ) -> Recordable:
     """The layers that run, with their shapes and the arrays of all layers that each stands for."""
     shapes = [input_shape]
@@ -292,7 +299,7 @@ def _recordable(
     neighbours = [kept[start:stop] for start, stop in pairwise([*layers, len(kept)])]
     arrays = [LayerArrays(*map(merged, zip(*some, strict=True))) for some in neighbours]
     ends_at = next((i for i, one in enumerate(arrays) if one.grads), len(layers))
-    return Recordable(tuple(layers.values()), tuple(layers), shapes, arrays, ends_at, dtype)
+    return Recordable(tuple(layers.values()), tuple(layers), shapes, arrays, ends_at, dtype, bfloat16)
 
 
 def _block_size(shapes: Sequence[Shape], dtype: np.dtype) -> int:

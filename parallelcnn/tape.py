@@ -42,6 +42,7 @@ class Recordable(NamedTuple):
         arrays: arrays of each layer.
         ends_at: index of the last layer of the backward pass. Its input gradient is not needed.
         dtype: type of the network's numbers.
+        bfloat16: whether training multiplies numbers rounded to bfloat16; see `Step.bfloat16`.
     """
 
     layers: Sequence[Layer]
@@ -50,6 +51,7 @@ class Recordable(NamedTuple):
     arrays: Sequence[LayerArrays]
     ends_at: int
     dtype: np.dtype
+    bfloat16: bool = False
 
 
 class Plan(NamedTuple):
@@ -113,7 +115,7 @@ class Tape:
     """
 
     def __init__(self, recordable: Recordable, n: int, plan: Plan, memory: Array, *, training: bool) -> None:
-        recorder = _Recorder(n, recordable.dtype, _PlannedMemory(plan, memory), training=training)
+        recorder = _Recorder(n, recordable, _PlannedMemory(plan, memory), training=training)
         self.x, self.outputs, self.dy, self.dx = _record(recorder, recordable)
         self.y = self.outputs[-1]
         self.keys = recorder.keys if recorder.uses_keys else None
@@ -149,13 +151,13 @@ def plan_tape(recordable: Recordable, n: int, *, training: bool, shared: bool = 
         ShapeError: if an array does not fit into memory, or a layer returns an array of another shape than it declares.
     """
     memory = _CountedMemory()
-    _record(_Recorder(n, recordable.dtype, memory, training=training), recordable)
+    _record(_Recorder(n, recordable, memory, training=training), recordable)
     return _place(memory.lifetimes(shared=shared))
 
 
 def calls_of(recordable: Recordable, n: int, *, training: bool) -> list[Call]:
     """The calls of a tape, forward and then backward, without its memory: they must not be run."""
-    recorder = _Recorder(n, recordable.dtype, _CountedMemory(), training=training)
+    recorder = _Recorder(n, recordable, _CountedMemory(), training=training)
     _record(recorder, recordable)
     return [call for parts in recorder.parts for part in parts for call in part]
 
@@ -181,8 +183,9 @@ class _Memory(Protocol):
 class _Recorder:
     """Collects the calls that layers record, and gives them arrays; see `layers.step.Recorder`."""
 
-    def __init__(self, n: int, dtype: np.dtype, memory: _Memory, *, training: bool) -> None:
-        self.n, self.dtype, self.training = n, dtype, training
+    def __init__(self, n: int, recordable: Recordable, memory: _Memory, *, training: bool) -> None:
+        self.n, self.dtype, self.training = n, recordable.dtype, training
+        self.bfloat16 = training and recordable.bfloat16
         self.uses_keys = False
         self._how_to_load: tuple[list[Call], Load, Array] | None = None
         self.label_shares: Array | None = None

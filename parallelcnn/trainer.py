@@ -37,6 +37,7 @@ from parallelcnn.training.preparation import (
     check_same_classes,
     facts_of,
     start,
+    warn_of_slow_precision,
 )
 from parallelcnn.training.progress import Progress, check_verbose, show_compilation
 from parallelcnn.training.reduction import (
@@ -153,6 +154,7 @@ def train(
             if comm.rank == 0:
                 warn_of_scale(train_set.input_range, test_set.input_range, network.input_shape, stacklevel=5)
                 warn_of_small_shards(network, batch_size, reproducible, stacklevel=5)
+                warn_of_slow_precision(network, stacklevel=5)
             judges = as_metrics(metrics, network, test_set, loss)
             check_monitored(test_set.role, judges, optimizer, callbacks)
             at_the_end.enter_context(network.being_trained())  # before anything of the network changes
@@ -165,6 +167,7 @@ def train(
             "layers": network.layers,
             "input_shape": network.input_shape,
             "dtype": network.dtype,
+            "precision": network.precision,
             "optimizer": optimizer,
             "epochs": epochs,
             "batch_size": batch_size,

@@ -16,7 +16,7 @@ read -ra extra_packages <<<"${PARALLELCNN_TEST_EXTRA_PACKAGES:-}"
 # The lower bounds of setup.cfg.
 oldest_packages=("numpy==1.26.*" "numba==0.61.0" "mpi4py==4.1.0")
 compiling_tests=(tests/test_kernels.py tests/test_layers.py)
-numeric_tests=("${compiling_tests[@]}" tests/test_losses.py)
+numeric_tests=("${compiling_tests[@]}" tests/test_losses.py tests/test_bfloat16.py)
 
 # Open MPI refuses more ranks than cores, and to run as root, unless told otherwise; MPICH accepts both.
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
@@ -66,6 +66,9 @@ kernels_with() {
         "$mpich/bin/python" -m pytest -p no:cacheprovider -m "not slow" "${@:2}"
 }
 
+# Without AMX, its kernels are tested only where nothing is compiled.
+grep -qw amx_bf16 /proc/cpuinfo || report "left out: compiled kernels of bfloat16, since this processor has no AMX"
+
 checks() {
     stage "ruff format" "$mpich/bin/ruff" format --check .
     stage "ruff check" "$mpich/bin/ruff" check .
@@ -84,7 +87,7 @@ if [[ $* == --all ]]; then
         tests "tests of one process" "$mpich" "not mpi and not slurm"
         kernels_with NUMBA_DISABLE_JIT=1 "${numeric_tests[@]}"
         # Layers use the same kernels again, in float64.
-        kernels_with NUMBA_BOUNDSCHECK=1 tests/test_kernels.py tests/test_losses.py
+        kernels_with NUMBA_BOUNDSCHECK=1 tests/test_kernels.py tests/test_losses.py tests/test_bfloat16.py
         tests "tests of numbers, oldest packages" "$oldest" "not slow and not mpi and not slurm" \
             "${numeric_tests[@]}" tests/test_{network,training,threads,reproducible,kernel_cache,checkpoint,model_file,exporting}.py
     } &

@@ -8,7 +8,7 @@ from parallelcnn.parameters import ArrayLayout
 from parallelcnn.tape import LayerArrays, Recordable, Tape, aligned, plan_tape
 
 
-def record(layer, input_shape, n, dtype=np.float64, needs_dx=True, shared=False):
+def record(layer, input_shape, n, dtype=np.float64, needs_dx=True, shared=False, bfloat16=False):
     """A layer's tape with the arrays around it, all filled with sevens."""
     layout = ArrayLayout.of([layer.parameters(input_shape)])
     flat_params, flat_grads = np.full(layout.size, 7, dtype), np.full(layout.trained.size, 7, dtype)
@@ -17,10 +17,13 @@ def record(layer, input_shape, n, dtype=np.float64, needs_dx=True, shared=False)
     statistics = {name: np.full_like(array, 7) for name, array in buffers.items()}
     arrays = LayerArrays(params, grads, buffers, statistics)
     shapes = (input_shape, layer.output_shape(input_shape))
-    what = Recordable((layer,), (0,), shapes, (arrays,), -1 if needs_dx else 0, np.dtype(dtype))
+    what = Recordable((layer,), (0,), shapes, (arrays,), -1 if needs_dx else 0, np.dtype(dtype), bfloat16)
     plan = plan_tape(what, n, training=True, shared=shared)
     memory = aligned(plan.size)
-    memory[: plan.size // 8 * 8].view(np.float64)[...] = 7
+    if bfloat16:
+        memory[...] = 255  # NaN, also in pairs of bfloat16
+    else:
+        memory[: plan.size // 8 * 8].view(np.float64)[...] = 7
     tape = Tape(what, n, plan, memory, training=True)
     return SimpleNamespace(
         tape=tape,
@@ -38,9 +41,9 @@ def call_all(calls):
         call()
 
 
-def run_layer(layer, input_shape, n, dtype, rng, x=None, wants_dx=True):
+def run_layer(layer, input_shape, n, dtype, rng, x=None, wants_dx=True, bfloat16=False, shared=False):
     """Run a layer forwards and backwards over random arrays; what it should write holds garbage before."""
-    layer = record(layer, input_shape, n, dtype, wants_dx)
+    layer = record(layer, input_shape, n, dtype, wants_dx, shared, bfloat16)
     tape = layer.tape
     layer.flat_params[...] = rng.normal(size=layer.flat_params.size)
     tape.x[...] = rng.normal(size=(*input_shape, n)) if x is None else x

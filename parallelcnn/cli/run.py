@@ -132,7 +132,8 @@ class Run:
         self._optimizer, self._loss = options.build_optimizer(self._role), options.build_loss(self._train_set)
         input_shape = self._train_set.input_shape
         layers = freeze(find_model(options.model, self._train_set.classes, options.loss), options.freeze)
-        network = NetworkHandler((*options.build_first_layers(input_shape), *layers), input_shape, options.seed)
+        layers = (*options.build_first_layers(input_shape), *layers)
+        network = NetworkHandler(layers, input_shape, options.seed, precision=options.precision)
         network.adapt(self._train_set)
         if not network.trained_params.size:
             raise InputError(f"freeze must leave a layer with parameters to train, got {options.freeze}")

@@ -62,6 +62,8 @@ def describe_run(
         given = options.optimizer_of_constant_rate().learning_rate
         how = f"{given:g} * {options.batch_size} / {options.scale_learning_rate}"
         recipe.append(f"rate       {options.scaled(given):g} = {how}, the learning rate scaled with the batch size")
+    if options.precision != "float32":
+        recipe.append(f"precision  {options.precision}")
     if loss != SoftmaxCrossEntropy():
         recipe.append(f"loss       {loss}")
     return "\n".join(

@@ -233,6 +233,13 @@ class Vectors:
         else:
             self._masked_store(vector, pointer, mask, self._item_bytes)
 
+    def gathered(self, pointers: list[Any]) -> Any:
+        """A vector of the numbers at these addresses."""
+        vector: Any = ir.Constant(self._vector, ir.Undefined)
+        for lane, pointer in enumerate(pointers):
+            vector = self._builder.insert_element(vector, self._builder.load(pointer), ir.Constant(_LANE, lane))
+        return vector
+
     def integers(self, value: Any) -> Any:
         """A vector with the same 32-bit integer in every lane."""
         return self._splat(self._builder.trunc(value, _LANE), self._vector_of(_LANE))
@@ -265,10 +272,10 @@ class Vectors:
         loaded = self._builder.load(self._builder.bitcast(pointer, bytes_.as_pointer()), align=1)
         return self._builder.uitofp(loaded, self._vector)
 
-    def prefetch(self, pointer: Any) -> None:
-        """Prefetch the cache line of this address, which may lie outside all arrays."""
+    def prefetch(self, pointer: Any, *, written: bool = False) -> None:
+        """Prefetch the cache line of this address, which may lie outside all arrays; `written`: to write to it."""
         byte = ir.IntType(8).as_pointer()
-        flags = [ir.Constant(_LANE, flag) for flag in (0, 3, 1)]  # read, high locality, data
+        flags = [ir.Constant(_LANE, flag) for flag in (int(written), 3, 1)]  # high locality, data
         prefetch = self._function("prefetch", ir.VoidType(), [byte, *[_LANE] * 3], "p0")
         self._builder.call(prefetch, [self._builder.bitcast(pointer, byte), *flags])
 
@@ -295,6 +302,11 @@ class Vectors:
     def backwards(self, vector: Any) -> Any:
         """The vector with its lanes in reverse order."""
         return self._shuffle(vector, vector, [*reversed(range(self.lanes))])
+
+    def deinterleaved(self, a: Any, b: Any) -> tuple[Any, Any]:
+        """The numbers of two vectors at even places, and at odd places."""
+        places = range(0, 2 * self.lanes, 2)
+        return self._shuffle(a, b, [*places]), self._shuffle(a, b, [place + 1 for place in places])
 
     def either(self, mask: Any, a: Any, b: Any) -> Any:
         """The vector a if the integer `mask` is -1, b if it is 0. Without a branch, which a processor could not predict
@@ -363,6 +375,10 @@ class Strided:
         for index, stride in zip(place, self._strides, strict=True):
             address = self._builder.add(address, self._builder.mul(index, stride))
         return self._builder.inttoptr(address, self._number)
+
+    def stride(self, axis: int) -> Any:
+        """The distance of neighbouring elements along an axis in bytes."""
+        return self._strides[axis]
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from parallelcnn.errors import ShapeError
 from parallelcnn.kernels.conv2d import conv2d_backward_bias
 
 from .base import Array, Layer, Parameter, Shape, Step, check_positive, initial_weight, pair
-from .conv_algorithms import NO_BIAS, WindowAxis, Windows, as_rows, select
+from .conv_algorithms import as_rows, select
+from .conv_windows import NO_BIAS, Algorithm, WindowAxis, Windows
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,8 +93,7 @@ class Conv2D(Layer):
     def forward(self, step: Step, x: Array) -> Array:
         weight, bias = step.params["weight"], step.params.get("bias", NO_BIAS[step.dtype])
         y = step.array(self.output_shape(x.shape[:-1]))
-        algorithm = select(windows_of(self, x.shape[:-1]), weight.shape, x.shape, y.shape, computed=y.shape)
-        image = algorithm.forward(step, weight, bias, x, y)
+        image = self._algorithm(step, x, y, computed=y).forward(step, weight, bias, x, y)
         step.save(x, image, find_activation(self.activation).record_forward(step, y))
         return y
 
@@ -106,15 +106,18 @@ class Conv2D(Layer):
 
     def record_gradients(self, step: Step, x: Array, image: Array, dy: Array) -> Array | None:
         """Record the gradients of the weights, bias and input, given dy before the activation."""
-        weight, windows = step.params["weight"], windows_of(self, x.shape[:-1])
-        shapes = weight.shape, x.shape, dy.shape
         if "weight" in step.grads:
-            select(windows, *shapes, computed=dy.shape).weight_gradient(step, image, dy, step.grads["weight"])
+            algorithm = self._algorithm(step, x, dy, computed=dy)
+            algorithm.weight_gradient(step, image, dy, step.grads["weight"])
         if not step.needs_input_gradient:
             return None
         dx = step.array(x.shape[:-1])
-        select(windows, *shapes, computed=x.shape).input_gradient(step, weight, dy, dx)
+        self._algorithm(step, x, dy, computed=x).input_gradient(step, step.params["weight"], dy, dx)
         return dx
+
+    def _algorithm(self, step: Step, x: Array, y: Array, computed: Array) -> Algorithm:
+        windows, weight = windows_of(self, x.shape[:-1]), step.params["weight"]
+        return select(windows, weight.shape, x.shape, y.shape, computed.shape, rounds=step.bfloat16)
 
 
 def sides_of(layer: Conv2D, input_shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -29,6 +29,7 @@ class Recorder(Protocol):
     n: int
     dtype: np.dtype
     training: bool
+    bfloat16: bool
 
     @property
     def keys(self) -> Array: ...
@@ -80,6 +81,13 @@ class Step:
     def dtype(self) -> np.dtype:
         """Type of the network's numbers."""
         return self._recorder.dtype
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether the factors of convolutions and dense layers are to be rounded to bfloat16: in training, if the
+        network was created with this precision. Sums, and all other numbers, are of `dtype`.
+        """
+        return self._recorder.bfloat16
 
     @property
     def training(self) -> bool:

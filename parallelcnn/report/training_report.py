@@ -191,6 +191,7 @@ def _facts(run: ReportedRun) -> Markup:
         ("optimiser", repr(run.optimizer)),
         ("epochs", f"{config.epochs} of {plural(steps, 'minibatch', 'minibatches')}"),
         ("batch size", f"{config.batch_size:,}"),
+        ("precision", None if config.precision == "float32" else config.precision),
         ("seed", f"{config.seed}"),
         (
             "reproducible",

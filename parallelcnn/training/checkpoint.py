@@ -325,6 +325,7 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
     _require(isinstance(seconds, int | float) and 0 <= seconds < math.inf, "seconds are not a time")
     if "grains" in facts:  # files of version 0.1
         facts["reproducible"] = facts.pop("grains")
+    facts.setdefault("precision", "float32")  # older files have none
     params = state["params"]
     _require(params.dtype in (np.float32, np.float64), "parameters are of another type")
     for name, vector in state.items():

@@ -127,7 +127,8 @@ def _start_processes(
     network: NetworkHandler, threads: int | None, training: bool, running: list[subprocess.Popen]
 ) -> None:
     count = _useful_processes(kernels_of(network, training=training), 2 * network.params.nbytes, threads)
-    task = pickle.dumps((network.layers, network.input_shape, network.dtype, training, count)) if count else b""
+    how = network.dtype, network.precision
+    task = pickle.dumps((network.layers, network.input_shape, *how, training, count)) if count else b""
     if len(task) > _LONGEST_TASK:
         return
     for share in range(count):
@@ -173,9 +174,10 @@ class _TaskUnpickler(pickle.Unpickler):
 
 def main(share: int, stream: BinaryIO) -> None:
     """Compile a share of the kernels of the network that is described on the stream, until the stream ends."""
-    layers, input_shape, dtype, training, shares = _TaskUnpickler(stream).load()
+    layers, input_shape, dtype, precision, training, shares = _TaskUnpickler(stream).load()
     Thread(target=_end_with, args=[stream], daemon=True).start()
-    kernels = kernels_of(NetworkHandler(layers, input_shape, dtype=dtype), training=training)
+    network = NetworkHandler(layers, input_shape, dtype=dtype, precision=precision)
+    kernels = kernels_of(network, training=training)
     compile_share(kernels, share, shares)
 
 

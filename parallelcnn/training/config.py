@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from parallelcnn.arguments import PRECISIONS
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.training.setting import Setting, checked_value, declare, declare_path, setting_of
 
@@ -112,6 +113,14 @@ class TrainConfig:
         100, TRAINING, "samples in a minibatch, over all ranks; by default all, if they are fewer", at_least=1
     )
     seed: int = declare(0, TRAINING, "seed of initial weights, sample order, augmentation and dropout", at_least=0)
+    precision: str = declare(
+        "float32",
+        TRAINING,
+        "float32, or bfloat16: in training, convolutions and dense layers multiply numbers rounded to 8 bits of "
+        "precision, which is faster on processors with AMX",
+        metavar="TYPE",
+        choices=PRECISIONS,
+    )
     augment: tuple[str, ...] = declare(
         (),
         TRAINING,

@@ -12,6 +12,7 @@ from parallelcnn.data.numbers import shape_hint
 from parallelcnn.errors import CheckpointError, DataError, InputError, ShapeError, TrainingWarning, nearest_name, shown
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.files.model import describe_network
+from parallelcnn.kernels.bfloat16 import is_fast
 from parallelcnn.losses import Loss, SoftmaxCrossEntropy, takes_sample_weight
 from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
@@ -120,12 +121,24 @@ def facts_of(
         "layers": [repr(layer) for layer in network.layers],
         "input_shape": list(network.input_shape),
         "dtype": network.dtype.name,
+        "precision": network.precision,
         "loss": repr(loss),
         "train_set": data["train_set"] if data else describe_dataset(train_set),
         "test_set": data["test_set"] if data else describe_dataset(test_set),
         **{name: value if isinstance(value, int | None) else repr(value) for name, value in others.items()},
         "fingerprints": {name: stored_fingerprint(value) for name, value in compared.items()},
     }
+
+
+def warn_of_slow_precision(network: NetworkHandler, *, stacklevel: int) -> None:
+    """Warn if numbers are rounded to bfloat16 here and then multiplied in float32."""
+    if network.precision == "bfloat16" and not is_fast():
+        warnings.warn(
+            "precision 'bfloat16' is slower than 'float32' here, without AMX: it takes a processor with amx_bf16, "
+            "Linux 5.16 or newer, and no NUMBA_CPU_NAME or NUMBA_CPU_FEATURES",
+            TrainingWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def check_resume(resume: Checkpoint, network: NetworkHandler, facts: dict[str, Any], last_sample: int) -> None:

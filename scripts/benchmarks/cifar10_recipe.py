@@ -29,6 +29,7 @@ Sets = list[tuple[Array, Array]]
 SIZE = 32  # pixels of an image, in each direction
 NAMES = {
     "parallelcnn": "parallelcnn",
+    "parallelcnn-bfloat16": "parallelcnn, bfloat16",
     "pytorch": "PyTorch, channels_last",
     "pytorch-compiled": "PyTorch, compiled",
     "pytorch-bfloat16": "PyTorch, channels_last, bfloat16",
@@ -85,12 +86,13 @@ class Recipe(contract.Trainer):
     Args:
         options: seed, threads.
         sets: as `load` returns them.
+        precision: that of parallelcnn's network.
     """
 
     BATCH_SIZE: int
 
-    def __init__(self, options: argparse.Namespace, sets: Sets) -> None:
-        self.options, (self.train_set, self.test_set) = options, sets
+    def __init__(self, options: argparse.Namespace, sets: Sets, precision: str = "float32") -> None:
+        self.options, (self.train_set, self.test_set), self.precision = options, sets, precision
         self.mean, self.deviation = mean_and_deviation(self.train_set[0])
 
     @abstractmethod
@@ -244,6 +246,7 @@ def systems_of(ours: type[Recipe], pytorch: type[PyTorch]) -> dict[str, Any]:
     """The systems of NAMES by a recipe: functions (options, sets) -> Recipe."""
     return {
         "parallelcnn": ours,
+        "parallelcnn-bfloat16": lambda options, sets: ours(options, sets, "bfloat16"),
         "pytorch": pytorch,
         "pytorch-compiled": lambda options, sets: pytorch(options, sets, compiled=True),
         "pytorch-bfloat16": lambda options, sets: pytorch(options, sets, bfloat16=True),

@@ -65,7 +65,9 @@ def trained_layers() -> tuple[pc.Layer, ...]:
     return whiten, *group(64), *group(256), *group(256), *classify
 
 
-def initial_network(images: Array, mean: Array, deviation: Array, seed: int) -> pc.NetworkHandler:
+def initial_network(
+    images: Array, mean: Array, deviation: Array, seed: int, precision: str = "float32"
+) -> pc.NetworkHandler:
     """The network with its initial weights, for images with their border.
 
     Args:
@@ -73,7 +75,8 @@ def initial_network(images: Array, mean: Array, deviation: Array, seed: int) -> 
     """
     prepare = pc.RandomCrop(BORDER), pc.Normalize(mean, deviation), centre()
     size = recipe.SIZE + 2 * BORDER
-    network = pc.NetworkHandler((*prepare, *trained_layers(), scaled()), (3, size, size), seed)
+    layers = (*prepare, *trained_layers(), scaled())
+    network = pc.NetworkHandler(layers, (3, size, size), seed, precision=precision)
     rng = np.random.default_rng(seed)
     for key, weight in network.named_arrays.items():
         if key == f"{len(prepare)}.weight":
@@ -176,15 +179,16 @@ class Ours(recipe.Recipe):
 
     BATCH_SIZE = BATCH_SIZE
 
-    def __init__(self, options: argparse.Namespace, sets: recipe.Sets) -> None:
-        super().__init__(options, sets)
+    def __init__(self, options: argparse.Namespace, sets: recipe.Sets, precision: str = "float32") -> None:
+        super().__init__(options, sets, precision)
         self.versions = {"parallelcnn": pc.__version__}
         border = ((0, 0), (0, 0), (BORDER, BORDER), (BORDER, BORDER))
         self._bordered = [np.pad(images, border, "reflect") for images, _ in sets]
         self.reset()
 
     def reset(self) -> None:
-        self._network = initial_network(self.train_set[0], self.mean, self.deviation, self.options.seed)
+        first = self.train_set[0], self.mean, self.deviation
+        self._network = initial_network(*first, self.options.seed, self.precision)
 
     def train(self, samples: int, epochs: int) -> tuple[float, list[float]]:
         images, labels = self._bordered[0][:samples], self.train_set[1][:samples]

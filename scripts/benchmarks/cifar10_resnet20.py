@@ -27,10 +27,11 @@ RATES = pc.OneCycle(0.2, rise=0.25)
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 
-def initial_network(mean: Array, deviation: Array, seed: int) -> pc.NetworkHandler:
+def initial_network(mean: Array, deviation: Array, seed: int, precision: str = "float32") -> pc.NetworkHandler:
     """ResNet-20 with its initial weights, after the layers that prepare the images."""
     prepare = pc.RandomFlip(), pc.RandomCrop(BORDER), pc.Normalize(mean, deviation)
-    network = pc.NetworkHandler((*prepare, *pc.resnet20()), (3, recipe.SIZE, recipe.SIZE), seed)
+    shape = 3, recipe.SIZE, recipe.SIZE
+    network = pc.NetworkHandler((*prepare, *pc.resnet20()), shape, seed, precision=precision)
     rng = np.random.default_rng(seed)
     for weight in network.named_arrays.values():
         if weight.ndim == 4:  # parallelcnn's own choice for a convolution without relu is Glorot's
@@ -43,13 +44,13 @@ class Ours(recipe.Recipe):
 
     BATCH_SIZE = BATCH_SIZE
 
-    def __init__(self, options: argparse.Namespace, sets: recipe.Sets) -> None:
-        super().__init__(options, sets)
+    def __init__(self, options: argparse.Namespace, sets: recipe.Sets, precision: str = "float32") -> None:
+        super().__init__(options, sets, precision)
         self.versions = {"parallelcnn": pc.__version__}
         self.reset()
 
     def reset(self) -> None:
-        self._network = initial_network(self.mean, self.deviation, self.options.seed)
+        self._network = initial_network(self.mean, self.deviation, self.options.seed, self.precision)
 
     def train(self, samples: int, epochs: int) -> tuple[float, list[float]]:
         images, labels = self.train_set

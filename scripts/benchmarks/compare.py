@@ -9,12 +9,14 @@
 All systems train the same network from the same initial weights, by plain SGD in float32, over the same minibatches;
 only the training loop is timed. In every round every system is started afresh; then they train in turns of --seconds
 each, while the others sleep. A system's time in a round is that of its fastest turn, which other programs have
-disturbed least. Ratios are taken within a round; the figures are medians over rounds (lowest to highest). If a
+disturbed least. Ratios are taken within a round; the figures are medians over rounds (lowest to highest). With
+pytorch-bfloat16, both PyTorch and parallelcnn also multiply numbers of this type. If a
 framework can be set up in several ways, each way gets one trial, and the fastest takes part. A system that fails has no
 row; the rest of the page is written.
 """
 
 import argparse
+import dataclasses
 import subprocess
 import sys
 import tempfile
@@ -329,6 +331,12 @@ def section(cores: int, options: argparse.Namespace, folder: Path) -> str:
     ours = [System(f"parallelcnn, {_count(cores, 'rank')}", "parallelcnn", cores_as="ranks")]
     if cores > 1:
         ours.append(System(f"parallelcnn, {_count(cores, 'thread')}", "parallelcnn", cores_as="threads"))
+    if "pytorch-bfloat16" in options.systems:
+        rounding = [
+            dataclasses.replace(system, name=system.name.replace(",", ", bfloat16,"), variant="bfloat16")
+            for system in ours
+        ]
+        ours += rounding
     for network in options.networks:
         for batch_size in options.batch_sizes:
             workload = Workload(network, batch_size, threads=cores)

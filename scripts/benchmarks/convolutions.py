@@ -35,7 +35,14 @@ import parallelcnn as pc
 
 Run = Callable[[], object]
 PASSES = ("forward", "input gradient", "weight gradient")
-SYSTEMS = ("parallelcnn", "LIBXSMM", "PyTorch", "PyTorch, bfloat16")
+SYSTEMS = ("parallelcnn", "parallelcnn, bfloat16", "LIBXSMM", "PyTorch", "PyTorch, bfloat16")
+
+
+RATIOS = {  # the systems that each column compares
+    "ours / LIBXSMM": ("parallelcnn", "LIBXSMM"),
+    "ours / PyTorch": ("parallelcnn", "PyTorch"),
+    "ours / PyTorch, both bfloat16": ("parallelcnn, bfloat16", "PyTorch, bfloat16"),
+}
 
 
 class Convolution(NamedTuple):
@@ -100,10 +107,10 @@ def main() -> int:
             if options.only and not any(text in str(convolution) for text in options.only):
                 continue
             rows += measured(convolution, libxsmm, options)
-    header = ["convolution", "pass", *(f"{name} [GFLOP/s]" for name in SYSTEMS), "ours / LIBXSMM", "ours / PyTorch"]
+    header = ["convolution", "pass", *(f"{name} [GFLOP/s]" for name in SYSTEMS), *RATIOS]
     head = page_head("Convolutions beside LIBXSMM and PyTorch", "numpy", "numba", "torch")
     about = f"""One core, whose float32 matrix product of 512 x 512 runs at {matrix_product_rate():.0f} GFLOP/s.
-{options.samples} samples, float32 except in the column that says otherwise. Medians of {options.rounds} rounds in which
+{options.samples} samples, float32 except in the columns that say otherwise. Medians of {options.rounds} rounds in which
 all take turns; for the ratios, lowest and highest in brackets."""
     print_page("\n\n".join([f"{head}.", about, markdown_table(header, rows)]) + "\n", options.out)
     return 0
@@ -113,7 +120,11 @@ def measured(
     convolution: Convolution, libxsmm: "subprocess.Popen[str] | None", options: argparse.Namespace
 ) -> list[list[str]]:
     """The lines of the table for a convolution."""
-    runs = {"parallelcnn": ours(convolution, options.samples), **theirs(convolution, options.samples)}
+    runs = {
+        "parallelcnn": ours(convolution, options.samples, "float32"),
+        "parallelcnn, bfloat16": ours(convolution, options.samples, "bfloat16"),
+        **theirs(convolution, options.samples),
+    }
     rounds = []
     for _ in range(1 + options.rounds):
         times = {name: [fastest(run, options.seconds) for run in passes] for name, passes in runs.items()}
@@ -128,19 +139,22 @@ def measured(
         for system in SYSTEMS:
             rates = [operations / times[system][i] / 1e9 for times in rounds[1:] if system in times]
             cells.append(f"{Spread.of(rates).median:.0f}" if rates else "-")
-        for system in ("LIBXSMM", "PyTorch"):
-            ratios = [times[system][i] / times["parallelcnn"][i] for times in rounds[1:] if system in times]
+        for one, other in RATIOS.values():
+            ratios = [times[other][i] / times[one][i] for times in rounds[1:] if other in times]
             cells.append(Spread.of(ratios).text() if ratios else "-")
         print(" | ".join(cells), flush=True)
         lines.append(cells)
     return lines
 
 
-def ours(convolution: Convolution, samples: int) -> list[Run]:
+def ours(convolution: Convolution, samples: int, precision: str) -> list[Run]:
     """The three passes. The first layer of a network has no input gradient, and a frozen layer no weight gradient."""
     layer, shape = convolution.layer(), (convolution.channels, convolution.size, convolution.size)
-    first = pc.NetworkHandler((layer,), shape).replicas(1)[0].tape(samples, training=True)
-    frozen = pc.NetworkHandler((pc.PReLU(), pc.Frozen(layer)), shape).replicas(1)[0].tape(samples, training=True)
+    networks = (layer,), (pc.PReLU(), pc.Frozen(layer))
+    first, frozen = (
+        pc.NetworkHandler(layers, shape, precision=precision).replicas(1)[0].tape(samples, training=True)
+        for layers in networks
+    )
     for tape in (first, frozen):
         for array in (tape.x, tape.dy):
             array[...] = np.random.default_rng(0).normal(size=array.shape)

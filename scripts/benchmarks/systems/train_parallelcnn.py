@@ -2,6 +2,8 @@
 """Train in parallelcnn itself; under mpirun on all ranks.
 
 Only the public interface is used, so that with PYTHONPATH=FOLDER it runs the version in another checkout.
+
+Variant bfloat16: training multiplies numbers rounded to bfloat16.
 """
 
 import inspect
@@ -24,7 +26,11 @@ class Ours(contract.Trainer):
         self.reset()
 
     def reset(self) -> None:
-        self._network = pc.NetworkHandler(self.task.layers, self.task.input_shape, seed=self.task.options.seed)
+        options = self.task.options
+        how = (
+            {"precision": "bfloat16"} if options.variant == "bfloat16" else {}
+        )  # checkouts before it have no precision
+        self._network = pc.NetworkHandler(self.task.layers, self.task.input_shape, seed=options.seed, **how)
 
     def train(self, samples: int, epochs: int) -> tuple[float, list[float]]:
         images, labels = self.task.train_set
@@ -61,4 +67,4 @@ class Ours(contract.Trainer):
 
 
 if __name__ == "__main__":
-    contract.main("parallelcnn", ("train",), Ours)
+    contract.main("parallelcnn", ("train", "bfloat16"), Ours)
