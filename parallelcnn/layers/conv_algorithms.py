@@ -41,9 +41,9 @@ _IM2COL_CHANNELS, _IM2COL_FILTERS = 32, 64
 # Forward, 16 filters lose a tenth (AMD Zen 3, AVX2).
 _PADDED_FILTERS, _PADDED_PRODUCTS = 32, 1.15
 
-# From these numbers of filters, and of numbers that a row of a window sees, products of bfloat16 are faster. GFLOP/s with
-# AMX (without), n = 32, 32 x 32, 3 x 3, with all copies: 3 -> 16 channels 105 (167) forwards and 67 (142) in the weight
-# gradient, 16 -> 16 channels 360 (235) and 410 (201).
+# From these numbers of filters, and of numbers that a row of a window sees, products of bfloat16 are faster. With AMX,
+# for n = 32, 32 x 32, 3 x 3, 3 -> 16 channels would run at 105 GFLOP/s forwards and 67 in the weight gradient, copies
+# included (float32: 167 and 142), and 16 -> 16 channels run at 360 and 410 (235 and 201).
 _ROUNDED_FILTERS, _ROUNDED_NUMBERS = 16, 16
 
 
