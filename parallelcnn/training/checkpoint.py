@@ -261,6 +261,7 @@ class CheckpointSaver:
 
 def facts_that_changed(facts: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(name, value before, value now) of every fact that differs from the earlier training."""
+    before = {"precision": "float32", **before}  # older files have none
     for name, value in json.loads(json.dumps(facts)).items():
         if before.get(name) != value:
             yield name, before.get(name), value
@@ -325,7 +326,6 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
     _require(isinstance(seconds, int | float) and 0 <= seconds < math.inf, "seconds are not a time")
     if "grains" in facts:  # files of version 0.1
         facts["reproducible"] = facts.pop("grains")
-    facts.setdefault("precision", "float32")  # older files have none
     params = state["params"]
     _require(params.dtype in (np.float32, np.float64), "parameters are of another type")
     for name, vector in state.items():
