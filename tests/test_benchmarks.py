@@ -108,6 +108,7 @@ def test_a_framework_that_fails_loses_its_row_and_the_page_says_why(options, mon
     rows = [line.split(" | ")[2:5] for line in page.splitlines() if line.startswith("| paper")]
     assert rows == [
         ["parallelcnn, 1 rank", "1.0 (1.0 to 1.0)", ""],
+        ["parallelcnn, bfloat16, 1 rank", "1.0 (1.0 to 1.0)", "1.00 (1.00 to 1.00)"],
         ["PyTorch, channels_last", "2.0 (2.0 to 2.0)", "2.00 (2.00 to 2.00)"],
         ["PyTorch, bfloat16_channels_last", "2.0 (2.0 to 2.0)", "2.00 (2.00 to 2.00)"],
     ]
