@@ -27,9 +27,8 @@ class Ours(contract.Trainer):
 
     def reset(self) -> None:
         options = self.task.options
-        how = (
-            {"precision": "bfloat16"} if options.variant == "bfloat16" else {}
-        )  # checkouts before it have no precision
+        # Older checkouts know no precision.
+        how = {"precision": "bfloat16"} if options.variant == "bfloat16" else {}
         self._network = pc.NetworkHandler(self.task.layers, self.task.input_shape, seed=options.seed, **how)
 
     def train(self, samples: int, epochs: int) -> tuple[float, list[float]]:
