@@ -359,6 +359,8 @@ def data():
 
 
 def trained(data, net=None, **how):
+    if "NUMBA_DISABLE_JIT" in os.environ:
+        pytest.skip("takes minutes where nothing is compiled")
     net = net or network()
     pc.train(net, *data, pc.Adam(0.01), 6, 50, comm=pc.Serial(), verbose=0, **how)
     return net
@@ -373,7 +375,6 @@ def test_training_learns_and_predictions_are_of_float32(data):
     assert trained(data, network("float32")).parameters_sha256() != net.parameters_sha256()
 
 
-@pytest.mark.skipif("NUMBA_DISABLE_JIT" in os.environ, reason="takes minutes where nothing is compiled")
 def test_any_number_of_threads_gives_the_same_bits(data):
     hashes = {trained(data, threads=threads, reproducible=4).parameters_sha256() for threads in (1, 2, 3)}
     assert len(hashes) == 1
