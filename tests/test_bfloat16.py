@@ -460,6 +460,7 @@ def test_an_older_checkpoint_is_of_float32(data, tmp_path, monkeypatch):
         trained(data, network(), resume=checkpoint)
 
 
+@pytest.mark.skipif("NUMBA_DISABLE_JIT" in os.environ, reason="takes hours where nothing is compiled")
 def test_the_command_trains_with_it_and_writes_it_down(tmp_path):
     small_run = ["--epochs", "1", "--batch-size", "50", "--precision", "bfloat16", "--out", str(tmp_path / "run")]
     command = [sys.executable, "-m", "parallelcnn", "train", "--threads", "1", *small_run]
