@@ -92,6 +92,16 @@ def _add(a, b, sums, begin, steps, adds, rows, columns):
         add_products(a, b, sums, begin, steps, adds, 1, 1)
 
 
+@kernel_part
+def _write_zeros(copy, row, is_inside, before, behind):
+    """Write zeros to a row of a copy of an image, except from `before` to `behind` if the row is inside the image."""
+    if is_inside:
+        copy[:, row, :before] = 0
+        copy[:, row, behind:] = 0
+    else:
+        copy[:, row] = 0
+
+
 @kernel
 def bfloat16_image(x, top, left, image):
     """Copy x, (C, H, W, n), into pairs of channels with zeros around it; image: (`image_shape`) uint32."""
@@ -101,16 +111,13 @@ def bfloat16_image(x, top, left, image):
     columns = (length - ROWS) // pairs
     for row in range(rows):
         h = row - top
-        if h < 0 or h >= H:
-            image[:, row] = 0
-            continue
-        image[:, row, : left * pairs] = 0
-        image[:, row, min(left + W, columns) * pairs :] = 0
-        for c in range(0, C, _CHANNELS):
+        is_inside = 0 <= h < H
+        _write_zeros(image, row, is_inside, left * pairs, min(left + W, columns) * pairs)
+        for c in range(0, C if is_inside else 0, _CHANNELS):
             for part in range(parts):
                 i = part * PANEL
                 some = x[c : min(c + _CHANNELS, C), h, :, i : min(i + PANEL, n)]
-                for w in range(max(0, -left), min(W, columns - left)):
+                for w in range(min(W, columns - left)):
                     first = (left + w) * pairs + c // 2
                     pack_channels(some[:, w], image[part, row, first : first + (len(some) + 1) // 2])
 
@@ -219,16 +226,13 @@ def bfloat16_transposed(x, top, left, pairs):
     _, rows, length, _ = pairs.shape
     for row in range(rows):
         h = row - top
-        if h < 0 or h >= H:
-            pairs[:, row] = 0
-            continue
-        pairs[:, row, : left * ROWS] = 0
-        pairs[:, row, (left + W) * ROWS :] = 0
-        for c in range(0, C, _CHANNELS):
+        is_inside = 0 <= h < H
+        _write_zeros(pairs, row, is_inside, left * ROWS, (left + W) * ROWS)
+        for c in range(0, C if is_inside else 0, _CHANNELS):
             for part in range(len(pairs)):
                 i = part * PANEL
                 some = x[c : min(c + _CHANNELS, C), h, :, i : min(i + PANEL, n)]
-                for w in range(max(0, -left), min(W, length // ROWS - left)):
+                for w in range(min(W, length // ROWS - left)):
                     pack_transposed(some[:, w], pairs[part, row, (left + w) * ROWS : (left + w + 1) * ROWS, c:])
 
 

@@ -85,7 +85,7 @@ class Step:
     @property
     def bfloat16(self) -> bool:
         """Whether the factors of convolutions and dense layers are to be rounded to bfloat16: in training, if the
-        network was created with this precision. Sums, and all other numbers, are of `dtype`.
+        network has this precision. Sums, and all other numbers, are of `dtype`.
         """
         return self._recorder.bfloat16
 

@@ -6,13 +6,12 @@
     scripts/peers.sh scripts/benchmarks/compare.py --data mnist --networks paper --cores 2 1 --epochs 3
     scripts/peers.sh scripts/benchmarks/compare.py --systems pytorch --batch-sizes 1 10 100 1000
 
-All systems train the same network from the same initial weights, by plain SGD in float32, over the same minibatches;
-only the training loop is timed. In every round every system is started afresh; then they train in turns of --seconds
-each, while the others sleep. A system's time in a round is that of its fastest turn, which other programs have
-disturbed least. Ratios are taken within a round; the figures are medians over rounds (lowest to highest). With
-pytorch-bfloat16, both PyTorch and parallelcnn also multiply numbers of this type. If a
-framework can be set up in several ways, each way gets one trial, and the fastest takes part. A system that fails has no
-row; the rest of the page is written.
+All systems train the same network from the same initial weights, by plain SGD, over the same minibatches, in float32;
+with pytorch-bfloat16, PyTorch and parallelcnn in bfloat16 as well. Only the training loop is timed. In every round
+every system is started afresh; then they train in turns of --seconds each, while the others sleep. A system's time in
+a round is that of its fastest turn, which other programs have disturbed least. Ratios are taken within a round; the
+figures are medians over rounds (lowest to highest). If a framework can be set up in several ways, each way gets one
+trial, and the fastest takes part. A system that fails has no row; the rest of the page is written.
 """
 
 import argparse
