@@ -20,7 +20,7 @@ import parallelcnn as pc
 from parallelcnn.training import reduction
 
 # Bytes. An array with but two bytes for each sample would be larger than all that a step may hold at once.
-PEAK = 4096
+PEAK = 5120
 SAMPLES = PEAK + 1
 # Bytes a step: a float of 24 and its place in a list, which grows by more places than it needs at once.
 GROWTH = 64

@@ -89,12 +89,31 @@ def test_a_gradient_summed_over_blocks_of_samples_is_that_of_all_at_once(samples
         network.replica.block_size = block_size
         blocks = list(network.replica.blocks(np.arange(samples)))
         assert [index for block in blocks for index in block] == list(range(samples))
-        assert all(len(block) <= block_size for block in blocks)
+        assert all(len(block) <= block_size * 5 // 4 for block in blocks)
         compute_shard(network.replica, dataset, rng.permutation(90)[:0], 90, pc.SoftmaxCrossEntropy())
         compute_shard(network.replica, dataset, np.arange(samples), 90, pc.SoftmaxCrossEntropy())
         messages.append(network.reduction_buffer.copy())
     np.testing.assert_allclose(messages[0], messages[2], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(messages[1], messages[2], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("samples", "float32", "bfloat16"),
+    [
+        (100, [32, 32, 36], [32, 32, 32, 4]),
+        (40, [40], [32, 8]),
+        (41, [32, 9], [32, 9]),
+        (32, [32], [32]),
+        (3, [3], [3]),
+        (0, [0], [0]),
+    ],
+)
+def test_a_few_samples_that_remain_join_the_block_before_them_in_float32(samples, float32, bfloat16):
+    network = pc.NetworkHandler((pc.Flatten(), pc.Dense(2)), (1, 2, 2))
+    for precision, sizes in (("float32", float32), ("bfloat16", bfloat16)):
+        network.precision = precision
+        network.replica.block_size = 32
+        assert [len(block) for block in network.replica.blocks(np.arange(samples))] == sizes
 
 
 def test_a_block_is_small_where_images_are_large_and_never_less_than_fills_vectors():

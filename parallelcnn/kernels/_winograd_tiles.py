@@ -205,11 +205,11 @@ def gradient_square(v, builder, dy, place, turned, to, taps, stride):
 
 
 def _plain_add_gradient_products(seen, turned, totals, T, CB, VB):
-    """totals += seen turned. seen: (CB, T), turned: (T, VB * lanes), totals: (CB, VB * lanes).
+    """totals += seen turned. seen: (CB, T), turned: (T or fewer, VB * lanes), totals: (CB, VB * lanes).
 
-    Each product over T is summed separately first: this is more exact than one sum over all samples.
+    Each product is summed separately first: this is more exact than one sum over all samples.
     """
-    totals += seen @ turned
+    totals += seen[:, : len(turned)] @ turned
 
 
 @vectorised(_plain_add_gradient_products, like="turned", constants=("T", "CB", "VB"))
@@ -221,7 +221,7 @@ def add_gradient_products(v, builder, seen, turned, totals, T, CB, VB):
         # 16 channels and 16 filters run at 149 GFLOP/s instead of 67.
         return builder.gep(seen.at(zero, t), [v.index(c * T)])
 
-    sums = _products(v, builder, number, turned, v.index(T), CB, VB)
+    sums = _products(v, builder, number, turned, turned.shape[0], CB, VB)
     for c in range(CB):
         begin = totals.at(v.index(c), zero)
         for b in range(VB):

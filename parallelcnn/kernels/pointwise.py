@@ -15,16 +15,10 @@ from ._vectors import VECTOR_BYTES
 
 PANEL = 256  # numbers of each row at a time
 
-# Whether the columns of a tile are copied together before each of its products. Rows at a distance of a power of two
-# share a few places of the nearest cache, which a tile as narrow as a cache line reads again for every 6 filters: 64 ->
-# 64 channels, 16 x 16, n = 32 run at 84 instead of 40 GFLOP/s (AMD Zen 3, AVX2; n = 100: 83 and 38). Tiles of AVX-512
-# are four cache lines wide and gain nothing.
-_COPIES = VECTOR_BYTES < 64
-
 # From this number of channels and filters on, these are faster than tiles over rows. With copied columns (AMD Zen 3) 16
 # -> 32 channels of 32 x 32, stride 2, run at 50, 43 and 73 GFLOP/s instead of 37, 35 and 55, and 8 -> 16 at 40, 33 and
 # 42 instead of 47, 43 and 52.
-LEAST_CHANNELS = 16 if _COPIES else 32
+LEAST_CHANNELS = 16 if VECTOR_BYTES < 64 else 32
 
 
 def panel_shape(item_bytes: int) -> tuple[int, int]:
@@ -32,9 +26,18 @@ def panel_shape(item_bytes: int) -> tuple[int, int]:
     return turned_shape(PANEL, item_bytes)
 
 
-def columns_shape(rows: int, item_bytes: int) -> tuple[int, int]:
-    """The shape of `columns` for a factor with so many rows."""
-    return rows, PRODUCT_BYTES // item_bytes if _COPIES else 0
+def columns_shape(rows: int, length: int, item_bytes: int) -> tuple[int, int]:
+    """The shape of `columns` for a factor of this shape: as wide as a tile if the columns of a tile are copied together
+    before its product, else empty.
+
+    Rows at a distance of a power of two share a few places of the caches. A tile of AVX2 is as narrow as a cache line,
+    and reads them again for every 6 filters: with copies 64 -> 64 channels, 16 x 16, n = 32 run at 84 instead of 40
+    GFLOP/s (AMD Zen 3; n = 100: 83 and 38). Tiles of AVX-512 are four cache lines wide, and gain only where the second
+    cache has too few places as well (Intel Xeon, n = 32): 64 -> 256 channels, 16 x 16, 145 to 170 forwards and 87 to
+    125 in the input gradient, 256 -> 64, 8 x 8, 108 to 138 and 143 to 178. Elsewhere they lose 5 to 10 %.
+    """
+    copies = VECTOR_BYTES < 64 or length * item_bytes % 8192 == 0
+    return rows, PRODUCT_BYTES // item_bytes if copies else 0
 
 
 @kernel_part

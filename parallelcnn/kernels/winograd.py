@@ -437,7 +437,8 @@ def _weight_gradient_kernel(CB: int, VB: int, taps: int, stride: int) -> Callabl
         totals[:] = 0
         order = _order(P, Q, n, lanes, outputs)
         for first in range(0, order.end, slots):
-            for slot in range(slots):
+            filled = min(slots, order.end - first)
+            for slot in range(filled):
                 if not _is_filled(first + slot, order):
                     seen[:, :, slot * lanes : (slot + 1) * lanes] = 0
                     for block in range(blocks):
@@ -453,7 +454,7 @@ def _weight_gradient_kernel(CB: int, VB: int, taps: int, stride: int) -> Callabl
             for e in range(side**2):
                 of_weights = totals[_weights_of(e, side)]
                 for block in range(blocks):
-                    rows = turned[e, block * _PANEL : (block + 1) * _PANEL]
+                    rows = turned[e, block * _PANEL : block * _PANEL + filled * lanes]
                     for c in range(0, channels, CB):
                         some = of_weights[block, c : c + CB]
                         add_gradient_products(seen[e, c : c + CB], rows, some, _PANEL, CB, VB)

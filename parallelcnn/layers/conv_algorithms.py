@@ -63,20 +63,20 @@ def select(windows: Windows, weight: Shape, x: Shape, y: Shape, computed: Shape,
         rounds: whether to round the factors to bfloat16, if `is_rounded`.
     """
     (rows, columns), (K, C, R, S) = windows, weight
-    if rounds and is_rounded(weight) and x[0] == C and rows.dilation == columns.dilation == 1:
+    strides, is_plain = (rows.stride, columns.stride), x[0] == C and rows.dilation == columns.dilation == 1
+    is_one_by_one = is_plain and (R, S) == (1, 1) and (rows.before, columns.before) == (0, 0)
+    if is_one_by_one and max(strides) > 1:
+        unstrided, seen = Windows(*(axis._replace(stride=1) for axis in windows)), (C, *y[1:])
+        convolution = select(unstrided, weight, seen, y, seen if computed == x else y, rounds=rounds)
+        return Subsampled(strides, convolution)
+    if rounds and is_plain and is_rounded(weight):
         return Amx(*windows) if bfloat16.is_fast() else Rounded(select(windows, weight, x, y, computed))
     if C == 1 < x[0] and columns.stride > 1 and R * S <= depthwise.MOST_TAPS:
         return Depthwise(*windows)
-    if x[0] != C or rows.dilation > 1 or columns.dilation > 1:
+    if not is_plain:
         return Direct(*windows)
-    strides = rows.stride, columns.stride
-    if (R, S) == (1, 1) and (rows.before, columns.before) == (0, 0):
-        if max(strides) > 1:
-            one_by_one = Windows(*(axis._replace(stride=1) for axis in windows))
-            seen = (C, *y[1:])
-            return Subsampled(strides, select(one_by_one, weight, seen, y, seen if computed == x else y))
-        if x[1:] == y[1:] and min(K, C) >= pointwise.LEAST_CHANNELS:
-            return Pointwise()
+    if is_one_by_one and x[1:] == y[1:] and min(K, C) >= pointwise.LEAST_CHANNELS:
+        return Pointwise()
     outputs, seen = (x, y) if strides == (1, 1) and computed == x else (y, x)
     if winograd.pays(weight, strides, outputs, seen):
         return Winograd(*windows)
@@ -202,8 +202,9 @@ class Pointwise:
     """Filters of 1 x 1 as matrix products; see `kernels.pointwise`."""
 
     def forward(self, step: Step, weight: Array, bias: Array, x: Array, y: Array) -> Array:
-        given, columns = bias if bias.size else None, step.scratch(pointwise.columns_shape(len(x), x.itemsize))
-        step.call(pointwise.pointwise_forward, whole_images(x), weight[:, :, 0, 0], given, columns, whole_images(y))
+        seen, given = whole_images(x), bias if bias.size else None
+        columns = step.scratch(pointwise.columns_shape(len(seen), seen.shape[1], x.itemsize))
+        step.call(pointwise.pointwise_forward, seen, weight[:, :, 0, 0], given, columns, whole_images(y))
         return x
 
     def weight_gradient(self, step: Step, image: Array, dy: Array, dweight: Array) -> None:
@@ -213,10 +214,10 @@ class Pointwise:
         step.call(kernel, whole_images(image), whole_images(dy), panel, sums, dweight[:, :, 0, 0])
 
     def input_gradient(self, step: Step, weight: Array, dy: Array, dx: Array) -> None:
-        turned = step.scratch((len(dx), len(dy)))
-        columns = step.scratch(pointwise.columns_shape(len(dy), dy.itemsize))
+        seen, turned = whole_images(dy), step.scratch((len(dx), len(dy)))
+        columns = step.scratch(pointwise.columns_shape(len(seen), seen.shape[1], dy.itemsize))
         kernel = pointwise.pointwise_backward_input
-        step.call(kernel, whole_images(dy), weight[:, :, 0, 0], turned, columns, whole_images(dx))
+        step.call(kernel, seen, weight[:, :, 0, 0], turned, columns, whole_images(dx))
 
 
 class Subsampled(NamedTuple):
