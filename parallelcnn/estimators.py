@@ -73,6 +73,7 @@ class _Estimator(BaseEstimator):
         n_iter_no_change: int = 10,
         random_state: Any = None,
         threads: int | None = None,
+        precision: str = "float32",
         verbose: int = 0,
         image_shape: Sequence[int] | None = None,
     ) -> None:
@@ -87,6 +88,7 @@ class _Estimator(BaseEstimator):
         self.n_iter_no_change = n_iter_no_change
         self.random_state = random_state
         self.threads = threads
+        self.precision = precision
         self.verbose = verbose
         self.image_shape = image_shape
 
@@ -100,7 +102,8 @@ class _Estimator(BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         optimizer = self._found_optimizer()
         check_integer("batch_size", self.batch_size, 1)
-        network = NetworkHandler(self._layers(data.input_shape, outputs), data.input_shape, seed)
+        layers = self._layers(data.input_shape, outputs)
+        network = NetworkHandler(layers, data.input_shape, seed, precision=self.precision)
         if network.output_shape != (outputs,):
             raise ShapeError(f"model must end in ({outputs},), got {network.output_shape}")
         curve: list[float] = []
@@ -257,6 +260,8 @@ class CNNClassifier(ClassifierMixin, _Estimator):
             another number of threads up to rounding.
         threads: number of threads. None: as many as there are cores, or fewer for little work, or where OMP_NUM_THREADS
             says so, which joblib sets in its workers.
+        precision: "float32", or "bfloat16": `fit` rounds the numbers that it multiplies, which is faster on processors
+            with AMX; see `parallelcnn guide precision`.
         verbose: 1 or 2 shows progress, as in `train`.
         image_shape: (H, W) or (C, H, W), if the rows of X are images. None: X is of shape (N, features), (N, H, W) or
             (N, C, H, W).
@@ -301,6 +306,7 @@ class CNNClassifier(ClassifierMixin, _Estimator):
         n_iter_no_change: int = 10,
         random_state: Any = None,
         threads: int | None = None,
+        precision: str = "float32",
         verbose: int = 0,
         image_shape: Sequence[int] | None = None,
         class_weight: Mapping[Any, float] | str | None = None,
@@ -317,6 +323,7 @@ class CNNClassifier(ClassifierMixin, _Estimator):
             n_iter_no_change=n_iter_no_change,
             random_state=random_state,
             threads=threads,
+            precision=precision,
             verbose=verbose,
             image_shape=image_shape,
         )

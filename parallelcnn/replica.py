@@ -308,8 +308,8 @@ def _recordable(
         shapes.append(layer.output_shape(shapes[-1]))
     neighbours = [kept[start:stop] for start, stop in pairwise([*layers, len(kept)])]
     arrays = [LayerArrays(*map(merged, zip(*some, strict=True))) for some in neighbours]
-    ends_at = next((i for i, one in enumerate(arrays) if one.grads), len(layers))
-    return Recordable(tuple(layers.values()), tuple(layers), shapes, arrays, ends_at, dtype, bfloat16)
+    last_backward = next((i for i, one in enumerate(arrays) if one.grads), len(layers))
+    return Recordable(tuple(layers.values()), tuple(layers), shapes, arrays, last_backward, dtype, bfloat16)
 
 
 def _block_size(shapes: Sequence[Shape], dtype: np.dtype) -> int:

@@ -40,7 +40,7 @@ class Recordable(NamedTuple):
         numbers: number of each layer, for random numbers.
         shapes: shapes of one sample before, between and after the layers.
         arrays: arrays of each layer.
-        ends_at: index of the last layer of the backward pass. Its input gradient is not needed.
+        last_backward: index of the last layer of the backward pass. Its input gradient is not needed.
         dtype: type of the network's numbers.
         bfloat16: whether training multiplies numbers rounded to bfloat16; see `Step.bfloat16`.
     """
@@ -49,7 +49,7 @@ class Recordable(NamedTuple):
     numbers: Sequence[int]
     shapes: Sequence[Shape]
     arrays: Sequence[LayerArrays]
-    ends_at: int
+    last_backward: int
     dtype: np.dtype
     bfloat16: bool = False
 
@@ -240,7 +240,7 @@ def _record(recorder: _Recorder, recordable: Recordable) -> tuple[Array, list[Ar
     steps, outputs, y = [], [], x
     for i, layer in enumerate(layers):
         recorder.parts[0].append([])
-        step = Step(recorder, recordable.arrays[i], i > recordable.ends_at, recordable.numbers[i])
+        step = Step(recorder, recordable.arrays[i], i > recordable.last_backward, recordable.numbers[i])
         steps.append(step)
         y = layer.forward(step, y)
         check_returned(layer, "forward", y, (*shapes[i + 1], recorder.n))
@@ -250,9 +250,9 @@ def _record(recorder: _Recorder, recordable: Recordable) -> tuple[Array, list[Ar
     flowing: Array | None = dy
     for i in reversed(range(len(layers))):
         recorder.parts[1].append([])
-        if recorder.training and i >= recordable.ends_at and flowing is not None:
+        if recorder.training and i >= recordable.last_backward and flowing is not None:
             flowing = layers[i].backward(steps[i], flowing)
-            if i > recordable.ends_at:
+            if i > recordable.last_backward:
                 check_returned(layers[i], "backward", flowing, (*shapes[i], recorder.n))
     if flowing is not None:
         recorder.use(flowing)

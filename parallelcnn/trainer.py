@@ -155,15 +155,15 @@ def train(
                 warn_of_scale(train_set.input_range, test_set.input_range, network.input_shape, stacklevel=5)
                 warn_of_small_shards(network, batch_size, reproducible, stacklevel=5)
                 warn_of_slow_precision(network, stacklevel=5)
-            judges = as_metrics(metrics, network, test_set, loss)
-            check_monitored(test_set.role, judges, optimizer, callbacks)
+            all_metrics = as_metrics(metrics, network, test_set, loss)
+            check_monitored(test_set.role, all_metrics, optimizer, callbacks)
             at_the_end.enter_context(network.being_trained())  # before anything of the network changes
-            return judges
+            return all_metrics
 
         comm.status = "preparing to train"
-        judges = run_together(comm, check)
+        all_metrics = run_together(comm, check)
         plan = {
-            "metrics": judges,
+            "metrics": all_metrics,
             "layers": network.layers,
             "input_shape": network.input_shape,
             "dtype": network.dtype,
@@ -221,16 +221,16 @@ def train(
             with show_compilation(comm) if verbose else contextlib.nullcontext(), interruptible_compilation(interrupt):
                 history.compile_seconds = compile_in_turns(
                     comm,
-                    lambda: compile_kernels(network, train_set, optimizer, loss, reproducible, judges, test_set),
+                    lambda: compile_kernels(network, train_set, optimizer, loss, reproducible, all_metrics, test_set),
                     network,
                     asked,
                 )
             if verbose:
                 progress = at_the_end.enter_context(contextlib.closing(Progress(bar=verbose != 2)))
                 callbacks = (progress, *callbacks)
-            told = Callbacks(callbacks, Training(comm, network, history, epochs, order, optimizer))
+            all_callbacks = Callbacks(callbacks, Training(comm, network, history, epochs, order, optimizer))
             if profiler is not None:
-                replicas, ranks, told = profiler.watch(network, replicas, comm, told)
+                replicas, ranks, all_callbacks = profiler.watch(network, replicas, comm, all_callbacks)
             with ThreadPool(replicas) as pool:
                 saver = CheckpointSaver(comm, checkpoints, facts)
                 # A profiler measures a fixed set of ranks: with a profiler, training ends when a rank is lost.
@@ -244,7 +244,7 @@ def train(
                     test_set=test_set,
                     optimizer=optimizer,
                     loss=loss,
-                    metrics=judges,
+                    metrics=all_metrics,
                     sampler=order,
                     reducer=reducer_of(network, pool, train_set, loss, reproducible, history.exponents),
                     history=history,
@@ -252,7 +252,7 @@ def train(
                     last_sample=last_sample,
                     evaluate_every=evaluate_every,
                     stop=lambda: bool(interrupt() or (stop is not None and stop())),
-                    callbacks=told,
+                    callbacks=all_callbacks,
                     safeguard=TrainingSafeguard(comm, network, history, repair, saver, recovers=recovers),
                 )
                 try:
@@ -307,16 +307,16 @@ def evaluate(
             warn_of_another_range(images, dataset.input_range, network.input_range, network.input_shape, stacklevel=4)
         return as_metrics(metrics, network, dataset, loss)
 
-    judges = run_together(comm, check)
+    all_metrics = run_together(comm, check)
     if comm.size > 1:
-        told = {"layers": network.layers, "loss": loss, "metrics": judges, "classes": dataset.classes}
+        facts = {"layers": network.layers, "loss": loss, "metrics": all_metrics, "classes": dataset.classes}
         numbers = {"parameters": network.parameters_sha256(), "buffers": network.buffers}
         read = {**numbers, **describe_data(comm, dataset=dataset)}
-        check_replicas(comm, {**told, **read})
+        check_replicas(comm, {**facts, **read})
     threads = choose_threads(comm, threads, network.multiply_adds(len(dataset), training=False))
     run_together(comm, lambda: network.check_memory(threads))
     with network.idle_replicas(threads) as replicas, one_blas_thread(), ThreadPool(replicas) as pool:
         for n in (1, replicas[0].block_size):  # compile the kernels on one thread; see `compile_kernels`
-            sums = np.zeros(1 + sum(metric.terms for metric in judges))
-            run_block(replicas[0], dataset, np.zeros(n, np.intp), loss, judges, sums)
-        return evaluate_by(pool, dataset, comm, loss, judges)
+            sums = np.zeros(1 + sum(metric.terms for metric in all_metrics))
+            run_block(replicas[0], dataset, np.zeros(n, np.intp), loss, all_metrics, sums)
+        return evaluate_by(pool, dataset, comm, loss, all_metrics)

@@ -247,6 +247,7 @@ REFUSED = {
     "epochs": ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
     "batch_size": ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
     "threads": ({"threads": 0}, "threads must be an integer of at least 1, got 0"),
+    "precision": ({"precision": "half"}, "precision must be one of float32, bfloat16, got 'half'"),
     "verbose": ({"verbose": 7}, "verbose must be 0"),
     "validation_fraction": (
         {"early_stopping": True, "validation_fraction": 1},
@@ -274,6 +275,18 @@ def test_a_parameter_outside_its_range_is_refused_by_fit(name):
     assert isinstance(refused.value, ValueError)
     with pytest.raises(NotFittedError):
         unfitted.predict(IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore:precision 'bfloat16' is slower")
+def test_fit_trains_in_the_precision_that_it_is_given():
+    model = (pc.Flatten(), pc.Dense(16, activation="relu"), pc.Dense(3))
+    rounded, exact = (
+        classifier(model=model, epochs=1, precision=precision).fit(IMAGES, LABELS)
+        for precision in ("bfloat16", "float32")
+    )
+    assert rounded.network_.precision == "bfloat16"
+    difference = abs(rounded.network_.params - exact.network_.params).max()
+    assert 0 < difference < 0.01
 
 
 def test_data_that_do_not_fit_are_refused():

@@ -111,8 +111,8 @@ class _Subject:
         """Record a tape. If `shared`, arrays may share memory."""
         statistics = {name: np.zeros_like(array) for name, array in self._buffers.items()}
         arrays = LayerArrays(self._params, self._grads, self._buffers, statistics)
-        ends_at = -1 if needs_input_gradient else 0
-        what = Recordable((self._layer,), (0,), self._shapes, (arrays,), ends_at, np.dtype(np.float64))
+        last_backward = -1 if needs_input_gradient else 0
+        what = Recordable((self._layer,), (0,), self._shapes, (arrays,), last_backward, np.dtype(np.float64))
         plan = plan_tape(what, self._n, training=True, shared=shared)
         memory = aligned(plan.size)
         memory[...] = 0xFF  # a NaN in float64
