@@ -424,3 +424,16 @@ def copy_columns(v, builder, source, to, VB):
     with loop(builder, zero, to.shape[0]) as row:
         for b in range(VB):
             v.store(v.load(source.at(row, zero), b), to.at(row, zero), b)
+
+
+LINES = 64  # numbers whose cache lines `prefetch` fetches
+
+
+def _plain_prefetch(x, i):
+    """Fetch x[i : i + LINES] into the nearest cache; x is flat. Numbers beyond its end are not there to fetch."""
+
+
+@vectorised(_plain_prefetch, like="x")
+def prefetch(v, builder, x, i):
+    for first in range(0, LINES, v.lanes):
+        v.prefetch(x.at(v.sum(i, v.index(first))))

@@ -194,6 +194,8 @@ def gradient_square(v, builder, dy, place, turned, to, taps, stride):
         row, column = v.sum(p, a), v.sum(q, b)
         mask = _mask(v, builder, row, column, i, dy.shape)
         by_filter = [v.load(dy.at(k, row, column, i), 0, mask) for k in filters]
+        for lane in range(v.lanes):  # of the next filters
+            v.prefetch(dy.at(v.sum(first_k, v.index(v.lanes + lane)), row, column, i))
         begin = builder.gep(table, [v.times(v.lanes**2, v.sum(v.times(outputs, a), b))])
         for sample, vector in enumerate(v.transposed(by_filter)):
             v.store(vector, begin, sample)

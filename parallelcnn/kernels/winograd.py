@@ -446,9 +446,9 @@ def _weight_gradient_kernel(CB: int, VB: int, taps: int, stride: int) -> Callabl
                         turned[:, t : t + lanes] = 0
             transform_panel(x, top, left, first, first + slots, order, seen)
             for block in range(blocks):
-                for column in range(0, width, lanes):
-                    for piece in range(*_pieces(first, first + slots, order)):
-                        p, q, i, t = _place(piece, first, order)
+                for piece in range(*_pieces(first, first + slots, order)):
+                    p, q, i, t = _place(piece, first, order)
+                    for column in range(0, width, lanes):
                         place, to = (block * width + column, p, q, i), (block * _PANEL + t, column)
                         gradient_square(dy, place, turned, to, taps, stride)
             for e in range(side**2):
