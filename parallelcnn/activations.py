@@ -186,10 +186,12 @@ ACTIVATIONS: dict[str, ActivationFunction] = {
     "tanh": ActivationFunction(
         "tanh", functions.tanh, functions.tanh_derivative_of_output, derivative_of_output=True, monotonic=True
     ),
-    "softplus": ActivationFunction("softplus", functions.softplus, relu_like=True, monotonic=True),
+    "softplus": ActivationFunction(
+        "softplus", functions.softplus, functions.softplus_derivative, relu_like=True, monotonic=True
+    ),
     "gelu": ActivationFunction("gelu", functions.gelu, functions.gelu_derivative, relu_like=True),
     "swish": ActivationFunction("swish", functions.swish, functions.swish_derivative, relu_like=True),
-    "mish": ActivationFunction("mish", functions.mish, relu_like=True),
+    "mish": ActivationFunction("mish", functions.mish, functions.mish_derivative, relu_like=True),
     "relu6": ActivationFunction(
         "relu6",
         functions.relu6,
