@@ -21,6 +21,7 @@ CASES = [
     ((33, 6), (1, 2), (1, 3)),  # 3 x 3 windows that see nothing but zeros
     ((9, 3), (4, 5), (5, 6)),  # the same for 5 x 5; the input gradient leaves out rows and columns of dy
     ((3, 9), (11, 18), (1, 0)),  # several squares along both axes
+    ((4, 3), (9, 12), (8, 16)),  # with stride 2, two squares meet in the first row and column of the image
 ]
 
 

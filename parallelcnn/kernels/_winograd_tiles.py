@@ -117,15 +117,21 @@ def _plain_output_square(sums, first, bias, y, place, taps, stride):
     """Compute the square of y[k] at `place`, for all k, from the products sums[:, k, first + lane].
 
     place: (row, column, sample); places outside y are skipped. sums: (places, K or more, columns). bias: (K,), or None:
-    then y is the gradient of an image, to which the square is added.
+    then y is the gradient of an image. Its squares overlap by a row and a column. The first row and column of a square
+    are added to what the squares above and to the left have written, so squares are computed row by row.
     """
     transform, lanes, K = _of_output(taps, stride, bias), VECTOR_BYTES // y.itemsize, len(y)
     samples = min(lanes, y.shape[3] - place[2])
     square = sums[:, :K, first : first + samples].reshape(transform.before, transform.before, K, samples)
     outputs = _transformed(transform, square).reshape(transform.after, transform.after, K, samples)
-    for at, row, column, samples in _inside(outputs, y, place):
+    for (a, b), row, column, samples in _inside(outputs, y, place):
         to = y[:, row, column, place[2] : place[2] + samples]
-        to[...] = outputs[at][:, :samples] + (to if bias is None else bias[:, np.newaxis])
+        if bias is not None:
+            to[...] = outputs[a, b][:, :samples] + bias[:, np.newaxis]
+        elif a == 0 or b == 0:
+            to += outputs[a, b][:, :samples]
+        else:
+            to[...] = outputs[a, b][:, :samples]
 
 
 @vectorised(_plain_output_square, like="y", constants=("taps", "stride"))
@@ -135,6 +141,11 @@ def output_square(v, builder, sums, first, bias, y, place, taps, stride):
     n = y.shape[3]
     table, unused = v.table(transform.before * transform.after), v.table(1)
     v.store(v.zero, unused)
+
+    def written(a: Any, b: Any, to: Any, mask: Any) -> Any:
+        """What other squares have written to this place."""
+        is_first = [builder.icmp_signed("==", place, v.index(0)) for place in (a, b)]
+        return builder.select(builder.or_(*is_first), v.load(to, 0, mask), v.zero)
 
     def write(k: Any, *, masked: bool) -> None:
         k_bias = None if bias is None else v.splat(builder.load(bias.at(k)))
@@ -150,7 +161,7 @@ def output_square(v, builder, sums, first, bias, y, place, taps, stride):
                 mask = _mask(v, builder, row, column, i, y.shape)
             else:
                 to = builder.select(_is_inside(builder, row, column, y.shape), to, unused)
-            v.store(builder.fadd(vector, v.load(to, 0, mask) if bias is None else k_bias), to, 0, mask)
+            v.store(builder.fadd(vector, written(a, b, to, mask) if bias is None else k_bias), to, 0, mask)
 
         _looped(v, builder, transform, table, load, store)
 

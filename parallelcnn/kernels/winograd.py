@@ -202,14 +202,19 @@ def _backward_input_kernel(blocks: _Blocks) -> Callable[..., None]:
     def winograd_backward_input(dy, weight, memory, top, left, dx):
         """dy: (K, P, Q, n), weight: (K, C, 3, 3), memory: (`memory_size`,), dx: (C, H, W, n), overwritten.
 
-        The forward pass transposed: squares of dx overlap, and are added.
+        The forward pass transposed: squares of dx overlap, and are added there.
         """
         (K, C, _, _), (_, P, Q, n) = weight.shape, dy.shape
         lanes = VECTOR_BYTES // dy.itemsize
         seen, memory = _taken(memory, (side**2, K + 1, VB * lanes))
         sums, memory = _taken(memory, (side**2, group * KB, VB * lanes))
         weights, memory = transform_filters(weight, boolean(True), boolean(False), memory)
-        dx[:] = 0
+        # The first row and column, to which squares add, and what lies beyond all squares. With zeros everywhere, to
+        # which whole squares add, the input gradient takes up to 1.09 times as long.
+        dx[:, 0] = 0
+        dx[:, :, 0] = 0
+        dx[:, stride * outputs * -(-P // outputs) + 1 - top :] = 0
+        dx[:, :, stride * outputs * -(-Q // outputs) + 1 - left :] = 0
         order = _order(P, Q, n, lanes, outputs)
         for first in range(0, order.end, VB):
             transform_panel(dy, 0, 0, first, first + VB, order, seen)
