@@ -297,8 +297,8 @@ class NetworkHandler:
             self._replicas.append(self.new_replica())
         return self._replicas[:count]
 
-    def new_replica(self, running: dict[int, Layer] | None = None) -> Replica:
-        """Create another replica, which runs the fused layers, or `running`."""
+    def new_replica(self, running: dict[int, Layer] | None = None, *, shares_memory: bool = True) -> Replica:
+        """Create another replica, which runs the fused layers, or `running`. shares_memory: as in `Replica`."""
         layouts = self.layout, self.buffer_layout
         arrays = self._params, self._buffers
         return Replica(
@@ -309,6 +309,7 @@ class NetworkHandler:
             self.dtype,
             self._predicting,
             bfloat16=self._precision == "bfloat16",
+            shares_memory=shares_memory,
         )
 
     @contextmanager
