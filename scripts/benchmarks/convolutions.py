@@ -150,8 +150,8 @@ def measured(
 def ours(convolution: Convolution, samples: int, precision: str) -> list[Run]:
     """The three passes. The first layer of a network has no input gradient, and a frozen layer no weight gradient.
 
-    Arrays do not share memory: where y takes the place of x, numbers shrink from run to run, and those too small for the
-    usual form of float32 take a hundred times as long.
+    Arrays do not share memory: where y takes the place of x, numbers shrink from run to run until they are subnormal,
+    and take a hundred times as long.
     """
     layer, shape = convolution.layer(), (convolution.channels, convolution.size, convolution.size)
     networks = (layer,), (pc.PReLU(), pc.Frozen(layer))
