@@ -49,8 +49,8 @@ def run_together(comm: Transport, work: Callable[[], T]) -> T:
         else:
             text = "".join(traceback.format_exception(error)).rstrip()
             report = (ParallelCNNError, f"rank {comm.rank} of {comm.size} failed\n{text}")
-    for found in comm.allgather(report):
-        if found is not None:
-            kind, message = found
+    for failure in comm.allgather(report):
+        if failure is not None:
+            kind, message = failure
             raise kind(message).together() from error
     return result

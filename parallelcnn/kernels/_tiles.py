@@ -426,14 +426,14 @@ def copy_columns(v, builder, source, to, VB):
             v.store(v.load(source.at(row, zero), b), to.at(row, zero), b)
 
 
-LINES = 64  # numbers whose cache lines `prefetch` fetches
+PREFETCHED = 64  # numbers that one call of `prefetch` fetches
 
 
 def _plain_prefetch(x, i):
-    """Fetch x[i : i + LINES] into the nearest cache; x is flat. Numbers beyond its end are not there to fetch."""
+    """Fetch x[i : i + PREFETCHED] into the nearest cache; x is flat. Numbers beyond its end are not there to fetch."""
 
 
 @vectorised(_plain_prefetch, like="x")
 def prefetch(v, builder, x, i):
-    for first in range(0, LINES, v.lanes):
+    for first in range(0, PREFETCHED, v.lanes):
         v.prefetch(x.at(v.sum(i, v.index(first))))

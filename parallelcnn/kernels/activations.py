@@ -8,7 +8,7 @@ from numba import config
 from ._dual_type import slope, variable
 from ._jit import inlined, kernel, kernel_uncached
 from ._rebinding import for_numba, for_python
-from ._tiles import LINES, prefetch
+from ._tiles import PREFETCHED, prefetch
 
 # Numbers that are prefetched before their use. A processor that computes much for each number does not look far ahead
 # by itself: gelu of numbers that are not in the nearest caches takes 0.6 ns for each instead of 2.1, and its derivative
@@ -22,10 +22,10 @@ def _loops(function, derivative, kernel):
     @kernel
     def activation_forward(y):
         """y[i] = f(y[i]), y flat."""
-        whole = y.size - y.size % LINES
-        for first in range(0, whole, LINES):
+        whole = y.size - y.size % PREFETCHED
+        for first in range(0, whole, PREFETCHED):
             prefetch(y, first + _AHEAD)
-            for i in range(first, first + LINES):
+            for i in range(first, first + PREFETCHED):
                 y[i] = function(y[i])
         for i in range(whole, y.size):
             y[i] = function(y[i])
@@ -43,11 +43,11 @@ def _loops(function, derivative, kernel):
         @kernel
         def activation_backward(x_or_y, dy):
             """dy[i] = dy[i] f', both flat."""
-            whole = dy.size - dy.size % LINES
-            for first in range(0, whole, LINES):
+            whole = dy.size - dy.size % PREFETCHED
+            for first in range(0, whole, PREFETCHED):
                 prefetch(x_or_y, first + _AHEAD)
                 prefetch(dy, first + _AHEAD)
-                for i in range(first, first + LINES):
+                for i in range(first, first + PREFETCHED):
                     dy[i] *= derivative(x_or_y[i])
             for i in range(whole, dy.size):
                 dy[i] *= derivative(x_or_y[i])

@@ -33,8 +33,8 @@ def columns_shape(rows: int, length: int, item_bytes: int) -> tuple[int, int]:
     Rows at a distance of a power of two share a few places of the caches. A tile of AVX2 is as narrow as a cache line,
     and reads them again for every 6 filters: with copies 64 -> 64 channels, 16 x 16, n = 32 run at 84 instead of 40
     GFLOP/s (AMD Zen 3; n = 100: 83 and 38). Tiles of AVX-512 are four cache lines wide, and gain only where the second
-    cache has too few places as well (Intel Xeon, n = 32): 64 -> 256 channels, 16 x 16, 145 to 170 forwards and 87 to
-    125 in the input gradient, 256 -> 64, 8 x 8, 108 to 138 and 143 to 178. Elsewhere they lose 5 to 10 %.
+    cache has too few places as well (Intel Xeon, n = 32, forwards and input gradient): 64 -> 256 channels, 16 x 16, 148
+    to 173 and 142 to 137, 256 -> 64, 8 x 8, 133 to 141 and 150 to 182. Elsewhere they lose 5 to 10 %.
     """
     copies = VECTOR_BYTES < 64 or length * item_bytes % 8192 == 0
     return rows, PRODUCT_BYTES // item_bytes if copies else 0
