@@ -430,7 +430,7 @@ PREFETCHED = 64  # numbers that one call of `prefetch` fetches
 
 
 def _plain_prefetch(x, i):
-    """Fetch x[i : i + PREFETCHED] into the nearest cache; x is flat. Numbers beyond its end are not there to fetch."""
+    """Fetch x[i : i + PREFETCHED] into the nearest cache. x is flat; the range may reach beyond its end."""
 
 
 @vectorised(_plain_prefetch, like="x")
