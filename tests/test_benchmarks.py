@@ -34,6 +34,7 @@ def test_the_papers_network_costs_0_98_megaflop_a_sample():
 
 def test_a_spread_shows_median_lowest_and_highest():
     assert Spread.of([2.0, 1.9, 2.2]).text(unit="x") == "2.00x (1.90 to 2.20)"
+    assert Spread.of([2.0]).text(1) == "2.0"
 
 
 class Fake:
@@ -105,16 +106,34 @@ def test_a_framework_that_fails_loses_its_row_and_the_page_says_why(options, mon
     monkeypatch.setattr(compare, "start", start)
     words = options("--networks", "paper", "--rounds", "2", "--turns", "6", "--seconds", "0.001")
     page = compare.section(1, words, None)
-    rows = [line.split(" | ")[2:5] for line in page.splitlines() if line.startswith("| paper")]
+    leads, *rows = [line.split(" | ")[2:5] for line in page.splitlines() if line.startswith("| paper")]
+    assert leads == ["2.00", "2.00 |"]
     assert rows == [
-        ["parallelcnn, 1 rank", "1.0 (1.0 to 1.0)", ""],
-        ["parallelcnn, bfloat16, 1 rank", "1.0 (1.0 to 1.0)", "1.00 (1.00 to 1.00)"],
-        ["PyTorch, channels_last", "2.0 (2.0 to 2.0)", "2.00 (2.00 to 2.00)"],
-        ["PyTorch, bfloat16_channels_last", "2.0 (2.0 to 2.0)", "2.00 (2.00 to 2.00)"],
+        ["parallelcnn, 1 rank", "1.0", ""],
+        ["parallelcnn, bfloat16, 1 rank", "1.0", "1.00"],
+        ["PyTorch, channels_last", "2.0", "2.00"],
+        ["PyTorch, bfloat16_channels_last", "2.0", "2.00"],
     ]
     assert "PyTorch, contiguous: aborted" in page
     assert "Keras, function: failed: out of turns" in page
     assert page.count("JAX is not installed") == 1
+
+
+def test_leads_are_those_of_the_fastest_within_a_round():
+    """A lead below its target is bold; bfloat16 counts only in the second column."""
+    times = {
+        compare.System("our ranks", "parallelcnn"): [2.0, 2.0],
+        compare.System("our threads", "parallelcnn"): [3.0, 1.0],
+        compare.System("our bfloat16", "parallelcnn", "bfloat16"): [1.0, 4.0],
+        compare.System("Keras", "keras"): [0.1, 0.1],
+        compare.System("PyTorch", "pytorch", "ddp"): [4.0, 2.4],
+    }
+    workload = compare.Workload("strided", 32)
+    assert compare.lead_over_pytorch(workload, times) == []
+    times[compare.System("PyTorch, bfloat16", "pytorch", "bfloat16_ddp")] = [1.0, 1.1]
+    ((_, _, in_float32, in_either),) = compare.lead_over_pytorch(workload, times)
+    assert in_float32 == "2.20 (2.00 to 2.40)"
+    assert in_either == "**1.05 (1.00 to 1.10)**"
 
 
 def test_a_version_that_is_not_that_of_the_checkout_is_not_timed(options, tmp_path, monkeypatch):
@@ -201,7 +220,7 @@ def test_this_checkout_is_timed_beside_another_in_one_run(tmp_path):
     done = subprocess.run([sys.executable, BENCHMARKS / "compare.py", *line], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (row,) = (line for line in page.read_text().splitlines() if line.startswith("| --help"))
-    assert " s (" in row
+    assert re.search(r"\| \d\.\d+ s \| \d\.\d+ s \| ", row)
     assert "--against FOLDER --only help" in page.read_text()
     assert str(tmp_path) not in page.read_text()
 
@@ -223,7 +242,7 @@ def test_predictions_are_timed(tmp_path, monkeypatch):
     words = f"--threads 2 --total 50 --predictions 5 --rounds 1 --out {page}"
     monkeypatch.setattr(sys, "argv", ["scripts/benchmarks/predictions.py", *words.split()])
     assert predictions.main() == 0
-    assert len(re.findall(r"^\| one image in \w+ \| [\d.]+ \(", page.read_text(), re.M)) == 3
+    assert len(re.findall(r"^\| one image in \w+ \| [\d.]+ \| [\d.]+ \|$", page.read_text(), re.M)) == 3
     assert "2 threads predicted " in page.read_text()
     assert "Wrong: 0." in page.read_text()
 
