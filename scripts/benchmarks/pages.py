@@ -33,9 +33,9 @@ class Spread(NamedTuple):
         return cls(statistics.median(values), min(values), max(values))
 
     def text(self, digits: int = 2, unit: str = "") -> str:
-        """Such as "1.93x (1.90 to 1.97)"; "1.93x" if all values are equal, as one value is."""
-        median = f"{self.median:.{digits}f}{unit}"
-        return median if self.low == self.high else f"{median} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+        """Such as "1.93x (1.90 to 1.97)"; "1.93x" if lowest and highest have the same digits, as for one value."""
+        median, low, high = (f"{value:.{digits}f}" for value in self)
+        return f"{median}{unit}" if low == high else f"{median}{unit} ({low} to {high})"
 
 
 def three_digits(value: float) -> str:
