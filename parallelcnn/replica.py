@@ -23,9 +23,9 @@ from parallelcnn.tape import LayerArrays, Recordable, Tape, aligned, calls_of, p
 LOSS, STOP = -2, -1  # indices of the last elements of the reduction buffer
 _CACHE_BYTES = 1 << 20  # of one core's cache, which should hold the input and output of a layer
 _LANES = 16  # samples; multiples of it fill whole vectors and start on a cache line
-# The rows of other numbers of samples do not start on cache lines. The few samples beyond a multiple get a block of
-# their own, after so many samples and so much work: 100 samples train 1.07 times as fast, in the paper's network and
-# in LeNet-5 (AVX-512). With less work, the calls of another block cost more. Tiles of bfloat16 have no such rows.
+# With other numbers of samples, rows do not start on cache lines. So the few samples beyond a multiple get a block of
+# their own, if the others are so many and cost so much: 100 samples train 1.07 times as fast in the paper's network and
+# in LeNet-5 (AVX-512). With less work, the calls of another block cost more. In bfloat16 it does not pay.
 _FEWEST_TO_SPLIT, _LEAST_TO_SPLIT = 48, 10**7  # samples, multiply-adds of the forward pass
 
 
@@ -113,25 +113,33 @@ class Replica:
         return calls_of(self._recordable if training else self._predicting, n, training=training)
 
     def blocks(self, samples: Array) -> Iterator[Array]:
-        """Cut the samples into blocks of `block_size`, and what remains; one block if layers mix samples.
+        """Cut the samples into blocks of `block_size`; the last one has what remains. One block if layers mix samples.
+
+        A large last block is cut once more, behind its whole vectors: see `_FEWEST_TO_SPLIT`.
 
         The contents of `reduction_buffer` after each block are added up. At the end it holds the sum.
         """
+        if self._mixes_samples:
+            yield samples
+            return
         last = max(len(samples) - 1, 0) // self.block_size * self.block_size  # where the last block begins
         whole = len(samples) - len(samples) % _LANES
-        splits = whole < len(samples) and not self._recordable.bfloat16 and self._is_worth_a_split(whole - last)
-        if self._mixes_samples or (last == 0 and not splits):
+        splits = whole < len(samples) and self._is_worth_a_split(whole - last)
+        if last == 0 and not splits:
             yield samples
-        else:
-            starts = chain(range(0, last + 1, self.block_size), [whole] * splits, [len(samples)])
-            yield from self.summed(samples[start:end] for start, end in pairwise(starts))
+            return
+        starts = chain(range(0, last + 1, self.block_size), [whole] * splits, [len(samples)])
+        yield from self.summed(samples[start:end] for start, end in pairwise(starts))
 
     def _is_worth_a_split(self, samples: int) -> bool:
-        return samples >= _FEWEST_TO_SPLIT and samples * self._multiply_adds >= _LEAST_TO_SPLIT
+        """Whether so many samples, which fill vectors, should not share a block with the few that remain."""
+        if self._recordable.bfloat16 or samples < _FEWEST_TO_SPLIT:
+            return False
+        return samples * self._multiply_adds >= _LEAST_TO_SPLIT
 
     @cached_property
     def _multiply_adds(self) -> int:
-        """Of the forward pass of a sample."""
+        """Multiply-adds of the forward pass for one sample."""
         layers, shapes = self._recordable.layers, self._recordable.shapes
         return sum(layer.multiply_adds(shape) for layer, shape in zip(layers, shapes[:-1], strict=True))
 
