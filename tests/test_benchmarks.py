@@ -19,6 +19,7 @@ import networks
 import numpy as np
 import predictions
 import pytest
+import race
 from conftest import BENCHMARKS, ROOT
 from idx_files import write_idx_folder
 from pages import Spread, write_page
@@ -51,33 +52,33 @@ class Fake:
         return rate * samples * epochs
 
 
-def race(log, **rates):
+def fake_race(log, **rates):
     """A race of fakes with those seconds per sample; a string is a failure."""
-    run = compare.Race(compare.Workload("paper"), SimpleNamespace(turns=2), None, {})
-    run.contestants = {compare.System(name, "parallelcnn"): Fake(name, some, log) for name, some in rates.items()}
+    run = race.Race(race.Workload("paper"), SimpleNamespace(turns=2), None, {})
+    run.contestants = {race.System(name, "parallelcnn"): Fake(name, some, log) for name, some in rates.items()}
     return run
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr(compare, "SETTLE", 0)
+    monkeypatch.setattr(race, "SETTLE", 0)
 
 
 def test_in_a_round_turns_alternate_and_the_fastest_counts_without_the_first():
-    run = race(log := [], now=[1, 5, 3], before=[9, 6, 7])
+    run = fake_race(log := [], now=[1, 5, 3], before=[9, 6, 7])
     times = run.one_round(1, dict.fromkeys(run.contestants, (10, 2)))
     assert {system.name: seconds for system, seconds in times.items()} == {"now": 3, "before": 6}
     assert log == ["now", "before", "before", "now", "now", "before"]
 
 
 def test_a_system_that_fails_in_a_turn_loses_its_row_alone():
-    run = race([], ours=[1, 5, 3], theirs=[9, "aborted", 7])
+    run = fake_race([], ours=[1, 5, 3], theirs=[9, "aborted", 7])
     (system,) = run.one_round(0, dict.fromkeys(run.contestants, (10, 2)))
     assert system.name == "ours"
 
 
 def test_a_turn_is_as_long_as_wished_in_whole_minibatches():
-    samples, epochs = compare.amount(Fake("", [9, 1e-3], []), compare.Workload("paper", 30), 10.0)
+    samples, epochs = race.amount(Fake("", [9, 1e-3], []), race.Workload("paper", 30), 10.0)
     assert samples % 30 == 0
     assert samples <= 4000
     assert 10_000 <= samples * epochs < 10_000 + 30 * epochs
@@ -103,7 +104,8 @@ def test_a_framework_that_fails_loses_its_row_and_the_page_says_why(options, mon
             raise ProgramFailed("JAX is not installed" if system.program == "jax" else "aborted")
         return Fake(system.name, [*rates[system.program], "out of turns"], [])
 
-    monkeypatch.setattr(compare, "start", start)
+    for module in (compare, race):
+        monkeypatch.setattr(module, "start", start)
     words = options("--networks", "paper", "--rounds", "2", "--turns", "6", "--seconds", "0.001")
     page = compare.section(1, words, None)
     leads, *rows = [line.split(" | ")[2:5] for line in page.splitlines() if line.startswith("| paper")]
@@ -122,15 +124,15 @@ def test_a_framework_that_fails_loses_its_row_and_the_page_says_why(options, mon
 def test_leads_are_those_of_the_fastest_within_a_round():
     """A lead below its target is bold; bfloat16 counts only in the second column."""
     times = {
-        compare.System("our ranks", "parallelcnn"): [2.0, 2.0],
-        compare.System("our threads", "parallelcnn"): [3.0, 1.0],
-        compare.System("our bfloat16", "parallelcnn", "bfloat16"): [1.0, 4.0],
-        compare.System("Keras", "keras"): [0.1, 0.1],
-        compare.System("PyTorch", "pytorch", "ddp"): [4.0, 2.4],
+        race.System("our ranks", "parallelcnn"): [2.0, 2.0],
+        race.System("our threads", "parallelcnn"): [3.0, 1.0],
+        race.System("our bfloat16", "parallelcnn", "bfloat16"): [1.0, 4.0],
+        race.System("Keras", "keras"): [0.1, 0.1],
+        race.System("PyTorch", "pytorch", "ddp"): [4.0, 2.4],
     }
-    workload = compare.Workload("strided", 32)
+    workload = race.Workload("strided", 32)
     assert compare.lead_over_pytorch(workload, times) == []
-    times[compare.System("PyTorch, bfloat16", "pytorch", "bfloat16_ddp")] = [1.0, 1.1]
+    times[race.System("PyTorch, bfloat16", "pytorch", "bfloat16_ddp")] = [1.0, 1.1]
     ((_, _, in_float32, in_either),) = compare.lead_over_pytorch(workload, times)
     assert in_float32 == "2.20 (2.00 to 2.40)"
     assert in_either == "**1.05 (1.00 to 1.10)**"
@@ -138,10 +140,10 @@ def test_leads_are_those_of_the_fastest_within_a_round():
 
 def test_a_version_that_is_not_that_of_the_checkout_is_not_timed(options, tmp_path, monkeypatch):
     about = SimpleNamespace(about={"parallelcnn": "/elsewhere/parallelcnn"}, close=lambda: None)
-    monkeypatch.setattr(compare, "Contestant", lambda *unused: about)
-    system = compare.System("before", "parallelcnn", checkout=tmp_path)
+    monkeypatch.setattr(race, "Contestant", lambda *unused: about)
+    system = race.System("before", "parallelcnn", checkout=tmp_path)
     with ExitStack() as stack, pytest.raises(ProgramFailed, match="before loaded /elsewhere/parallelcnn, not the"):
-        compare.start(system, compare.Workload("paper"), options(), tmp_path, stack)
+        race.start(system, race.Workload("paper"), options(), tmp_path, stack)
 
 
 def test_a_contestant_that_ends_is_an_error_with_its_last_words(tmp_path):

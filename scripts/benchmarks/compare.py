@@ -20,9 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
 from networks import NETWORKS, flop_per_sample
@@ -40,63 +38,15 @@ from pages import (
     run_to_the_end,
     three_digits,
 )
-from processes import CLONE, Contestant, ProgramFailed, on_cores, on_ranks, options_as_words, run, run_json
+from processes import CLONE, ProgramFailed, on_cores, run, run_json
+from race import Race, System, Workload, amount, start
 
 SLOWER = 1.02  # above this ratio a page says that this checkout is slower
-SETTLE = 0.02  # pause after a turn, in which threads may still spin, waiting for work [s]
 TURNS = 20  # of each system in a round: many short ones, so that some are undisturbed
 TRIAL_TURNS = 3  # of each way to set a framework up, of which the fastest counts
 # How many times as fast as PyTorch parallelcnn should be: both in float32; and the fastest of both, in float32
 # or bfloat16.
 TARGET_FLOAT32, TARGET_EITHER = 1.5, 1.1
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What every system trains."""
-
-    network: str
-    batch_size: int = 100
-    ranks: int = 1
-    threads: int = 1
-
-    @property
-    def name(self) -> str:
-        return f"{self.network}, minibatch {self.batch_size}, {self.ranks} x {self.threads}"
-
-
-@dataclass(frozen=True)
-class System:
-    """One way to train: a program of `systems/`, in a checkout or a variant."""
-
-    name: str
-    program: str
-    variant: str | None = None
-    checkout: Path = CLONE
-    cache: str = ""
-    cores_as: str | None = None  # "ranks" or "threads"; None: what the workload says
-
-    def command(self, workload: Workload, options: argparse.Namespace) -> list[str]:
-        cores = workload.ranks * workload.threads
-        layouts = {"ranks": (cores, 1), "threads": (1, cores), None: (workload.ranks, workload.threads)}
-        ranks, threads = layouts[self.cores_as]
-        words = options_as_words(
-            {
-                "network": workload.network,
-                "batch_size": workload.batch_size,
-                "threads": threads,
-                "variant": self.variant,
-                "data": options.data,
-                "data_dir": options.data_dir,
-                "learning_rate": options.learning_rate,
-            }
-        )
-        program = Path(__file__).with_name("systems") / f"train_{self.program}.py"
-        return on_ranks(ranks, [sys.executable, str(program), *words])
-
-    def variables(self) -> dict[str, str]:
-        """Environment variables: the package of this checkout, and a folder for its own compiled kernels."""
-        return {"PYTHONPATH": str(self.checkout), **({"NUMBA_CACHE_DIR": self.cache} if self.cache else {})}
 
 
 BEFORE_AND_AFTER = (
@@ -127,106 +77,6 @@ def main() -> int:
     return 0
 
 
-# ---- turns
-
-
-class Race:
-    """Systems that take turns on one workload.
-
-    Args:
-        failures: receives the systems that fail, which are left out; None: a failure ends the race.
-    """
-
-    def __init__(
-        self,
-        workload: Workload,
-        options: argparse.Namespace,
-        folder: Path,
-        failures: dict[System, str] | None = None,
-    ) -> None:
-        self._workload, self._options, self._folder, self._failures = workload, options, folder, failures
-        self._amounts: dict[System, tuple[int, int]] = {}
-        self.contestants: dict[System, Contestant] = {}
-
-    def run(self, systems: Sequence[System]) -> dict[System, list[float]]:
-        """Seconds per sample of each system in every round.
-
-        Raises:
-            ProgramFailed: if a system fails and `failures` is None.
-        """
-        times: dict[System, list[float]] = {system: [] for system in systems}
-        for number in range(self._options.rounds):
-            with ExitStack() as stack:
-                for system in times:
-                    with self._leave_out_if_it_fails(system):
-                        contestant = start(system, self._workload, self._options, self._folder, stack)
-                        self.contestants[system] = contestant
-                        if system not in self._amounts:
-                            found = amount(contestant, self._workload, self._options.seconds)
-                            # Checkouts of the same program get the same amount of work.
-                            same = systems if self._failures is None else [system]
-                            self._amounts |= dict.fromkeys(same, found)
-                for system, seconds in self.one_round(number, self._amounts).items():
-                    times[system].append(seconds)
-            times = {system: times[system] for system in self.contestants}
-            self.contestants = {}
-        return times
-
-    def one_round(self, number: int, amounts: dict[System, tuple[int, int]]) -> dict[System, float]:
-        """Seconds per sample of each system in its fastest turn; the first turn is a warm-up and does not count."""
-        order = list(self.contestants)
-        order = order[number % max(len(order), 1) :] + order[: number % max(len(order), 1)]
-        times: dict[System, list[float]] = {system: [] for system in order}
-        for turn in range(self._options.turns + 1):
-            for system in order if turn % 2 else order[::-1]:
-                if system in self.contestants:
-                    samples, epochs = amounts[system]
-                    with self._leave_out_if_it_fails(system):
-                        times[system].append(self.contestants[system].turn(samples, epochs) / (samples * epochs))
-                    time.sleep(SETTLE)
-        return {system: min(times[system][1:]) for system in order if system in self.contestants}
-
-    @contextmanager
-    def _leave_out_if_it_fails(self, system: System) -> Iterator[None]:
-        try:
-            yield
-        except ProgramFailed as error:
-            if self._failures is None:
-                raise
-            self._failures[system] = str(error)
-            self.contestants.pop(system, None)
-
-
-def start(
-    system: System, workload: Workload, options: argparse.Namespace, folder: Path, stack: ExitStack
-) -> Contestant:
-    """A system in a process of its own, ready for its turns until the stack is left."""
-    place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
-    contestant = Contestant(system.command(workload, options), place, system.variables())
-    stack.callback(contestant.close)
-    if "skipped" in contestant.about:
-        raise ProgramFailed(contestant.about["skipped"])
-    package = Path(contestant.about["parallelcnn"])
-    if package.parent != system.checkout:
-        raise ProgramFailed(f"{system.name} loaded {package}, not the package in {system.checkout}")
-    return contestant
-
-
-def amount(contestant: Contestant, workload: Workload, seconds: float) -> tuple[int, int]:
-    """(samples, epochs) that take about so many seconds: whole minibatches; several epochs if the data set is small."""
-    few = 3 * workload.batch_size
-    contestant.turn(few, 1)  # compiles
-    per_sample = contestant.turn(few, 1) / few
-    wanted = max(workload.batch_size, round(seconds / per_sample))
-    epochs = -(-wanted // _longest_epoch(workload))
-    return -(-wanted // epochs // workload.batch_size) * workload.batch_size, epochs
-
-
-def _longest_epoch(workload: Workload) -> int:
-    """Samples that every data set has (see systems/contract.py), in whole minibatches."""
-    return max(4000 // workload.batch_size, 1) * workload.batch_size
-
-
 # ---- before and after
 
 
@@ -249,9 +99,9 @@ def before_and_after(options: argparse.Namespace, folder: Path) -> str:
         if options.only.lower() in workload.name.lower():
             times = Race(workload, options, folder).run((now, before))
             add(workload.name, " us", 1e6, list(zip(times[now], times[before], strict=True)))
-    for start in STARTS:
-        if options.only.lower() in start:
-            add(start, " s", 1, start_pairs(now, before, start, options, folder))
+    for kind in STARTS:
+        if options.only.lower() in kind:
+            add(kind, " s", 1, start_pairs(now, before, kind, options, folder))
     header = ("workload", "now", "before", "now / before", "")
     return f"""{page_head("This checkout beside another", "numpy", "numba", "mpi4py")}.
 Now: {_commit(CLONE)}; before: {_commit(options.against)}.
@@ -266,14 +116,14 @@ ratios within a round. "Slower": a median ratio above {SLOWER}.
 
 
 def start_pairs(
-    now: System, before: System, start: str, options: argparse.Namespace, folder: Path
+    now: System, before: System, kind: str, options: argparse.Namespace, folder: Path
 ) -> list[tuple[float, float]]:
     """(now, before): seconds that a whole command took in every round."""
     data = folder / "start-up-data"
     _write_small_set(data)
-    words = ["--help"] if start == "--help" else ["train", "--data", str(data), "--epochs", "1", "--batch-size", "30"]
-    command = [sys.executable, "-m", "parallelcnn", *words, "--threads", "1"][: -2 if start == "--help" else None]
-    cold = start.endswith("cold")
+    words = ["--help"] if kind == "--help" else ["train", "--data", str(data), "--epochs", "1", "--batch-size", "30"]
+    command = [sys.executable, "-m", "parallelcnn", *words, "--threads", "1"][: -2 if kind == "--help" else None]
+    cold = kind.endswith("cold")
 
     def seconds(system: System) -> float:
         variables = system.variables()
