@@ -298,7 +298,7 @@ def _restored(path: Path, archive: Archive) -> Checkpoint:
 def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoint:
     losses, evaluations = arrays["losses"], arrays["evaluations"]
     seen, seconds, lost, facts = (description[key] for key in ("samples_seen", "train_seconds", "lost_ranks", "facts"))
-    # Files of version 0.1 have neither exponents nor further metrics. Files of version 1 have no list of their state.
+    # Older files lack exponents, further metrics, and what they were evaluated on; version 1 has no list of the state.
     exponents = description.get("exponents", [])
     others = description.get("other_metrics", [[]] * len(evaluations))
     others = [tuple((name, as_value(_unpacked(value))) for name, value in some) for some in others]
@@ -324,7 +324,7 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
         _require(type(exponent) is int and abs(exponent) < 256, "exponents are not small integers")
     _require(isinstance(exponents, list) and isinstance(facts, dict), "exponents or facts are of another type")
     _require(isinstance(seconds, int | float) and 0 <= seconds < math.inf, "seconds are not a time")
-    if "grains" in facts:  # files of version 0.1
+    if "grains" in facts:  # an earlier name
         facts["reproducible"] = facts.pop("grains")
     params = state["params"]
     _require(params.dtype in (np.float32, np.float64), "parameters are of another type")
