@@ -309,7 +309,7 @@ class OneCycle(Schedule):
             raise InputError(f"OneCycle: rise must be a number between 0 and 1, got {self.rise!r}")
 
     def at(self, step: int, steps: int) -> float:
-        done = (step + 0.5) / steps
+        done = min((step + 0.5) / steps, 1.0)  # a training resumed with larger minibatches may be past its end
         return self.learning_rate * min(done / self.rise, (1 - done) / (1 - self.rise))
 
 

@@ -33,6 +33,16 @@ def test_one_cycle_rises_to_its_rate_and_falls_to_zero():
     assert found[-1] < 0.001
 
 
+@pytest.mark.parametrize(
+    "schedule", [pc.OneCycle(0.4), pc.Cosine(0.4), pc.Polynomial(0.4, power=0.5), pc.Cosine(0.4, warmup=3, final=0.1)]
+)
+def test_no_rate_is_negative_after_the_last_step(schedule):
+    """A training that resumes with larger minibatches has fewer steps, and may be past its end."""
+    found = [schedule.at(step, 1000) for step in (999, 1000, 1001, 5000)]
+    assert found == sorted(found, reverse=True)
+    assert min(found) == pytest.approx(getattr(schedule, "final", 0), abs=1e-12)
+
+
 def test_a_constant_rate_may_have_a_warm_up():
     assert rates(pc.Constant(0.3), 3) == [0.3, 0.3, 0.3]
     np.testing.assert_allclose(rates(pc.Constant(0.4, warmup=3), 5), [0.1, 0.2, 0.3, 0.4, 0.4])
