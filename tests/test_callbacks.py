@@ -65,6 +65,21 @@ def test_a_callback_need_not_be_derived_and_may_predict():
     assert callback.found.shape == (3, 5)
 
 
+def test_a_callback_sees_and_changes_the_parameters_that_the_minibatch_has_updated():
+    network, seen = small.network(), []
+
+    class Clips(pc.Callback):
+        def on_batch_end(self, step, logs):
+            params = self.training.network.params
+            seen.append(np.abs(params).max())
+            np.clip(params, -0.01, 0.01, out=params)
+
+    history = train([Clips()], epochs=1, network=network)
+    assert len(seen) == history.steps
+    assert min(seen) > 0.01
+    assert np.abs(network.params).max() <= np.float32(0.01)  # also after the last minibatch
+
+
 @pytest.mark.parametrize("at", [3, 9])
 def test_a_callback_stops_the_training_which_saves_and_can_be_resumed(at, tmp_path):
     class Stops(pc.Callback):

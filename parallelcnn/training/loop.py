@@ -119,13 +119,13 @@ class Loop:
         asked = END * (self.stop() or self.callbacks.stop_is_asked)
         asked += SAVE * (self.safeguard is not None and self.safeguard.asks_to_save())
         self.reducer.compute(minibatch, self.ranks, key=self.sampler.key, stop=asked)
-        self._record_minibatch(epoch, float(network.reduction_buffer[LOSS]), len(minibatch))
+        loss, asked = float(network.reduction_buffer[LOSS]), int(network.reduction_buffer[STOP])
         # All ranks have the same sums, so all raise, or all make the same update.
-        check_finite(network, history.steps, epoch)
-        network.update(self._optimizer_now, len(minibatch), history.steps - 1, self.steps, self.pool.share)
+        check_finite(network, history.steps + 1, epoch)
+        network.update(self._optimizer_now, len(minibatch), history.steps, self.steps, self.pool.share)
         # If any rank has asked to save or stop, all ranks do so after this minibatch.
-        asked = int(network.reduction_buffer[STOP])
         history.stopped, self.save_is_asked = asked >= END, asked % END == SAVE
+        self._record_minibatch(epoch, loss, len(minibatch))
         history.train_seconds += time.perf_counter() - began
 
     def _is_over(self) -> bool:
