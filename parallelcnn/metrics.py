@@ -18,6 +18,7 @@ class Metric(ABC):
     Attributes:
         name: the metric's name in histories and logs.
         terms: number of sums that the metric needs. Counts are exact up to 2^53.
+        sums_are_counts: whether all of them are counts. Then each thread has one sum, instead of each block of samples.
 
     Example:
         >>> class MeanOutput(Metric):
@@ -29,6 +30,7 @@ class Metric(ABC):
 
     name: str
     terms: int = 1
+    sums_are_counts: bool = False
 
     def check(self, output_shape: tuple[int, ...], labels: Array, classes: int | None) -> None:
         """Raise ShapeError unless the metric can be computed for a network with that output and those labels."""
@@ -169,6 +171,7 @@ class ConfusionMatrix(Metric):
 
     classes: int
     name = "confusion_matrix"
+    sums_are_counts = True
 
     def __post_init__(self) -> None:
         check_integer("ConfusionMatrix: classes", self.classes, 2)
@@ -206,6 +209,7 @@ class ClassScore(Metric):
 
     classes: int
     average: str | None = "macro"
+    sums_are_counts = True
 
     def __post_init__(self) -> None:
         check_integer(f"{type(self).__name__}: classes", self.classes, 2)

@@ -26,7 +26,7 @@ from parallelcnn.training.agreement import check_replicas, describe_data
 from parallelcnn.training.callbacks import Callbacks, Training, check_callbacks, reporter_as_callbacks
 from parallelcnn.training.checkpoint import THREADS_OF_RANKS, Checkpoint, CheckpointFolder, CheckpointSaver
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels, interruptible_compilation
-from parallelcnn.training.evaluation import Evaluation, as_metrics, evaluate_by, run_block
+from parallelcnn.training.evaluation import Evaluation, as_metrics, evaluate_by, run_block, sizes_of_sums
 from parallelcnn.training.history import History
 from parallelcnn.training.loop import Loop
 from parallelcnn.training.preparation import (
@@ -317,6 +317,6 @@ def evaluate(
     run_together(comm, lambda: network.check_memory(threads))
     with network.idle_replicas(threads) as replicas, one_blas_thread(), ThreadPool(replicas) as pool:
         for n in (1, replicas[0].block_size):  # compile the kernels on one thread; see `compile_kernels`
-            sums = np.zeros(1 + sum(metric.terms for metric in all_metrics))
-            run_block(replicas[0], dataset, np.zeros(n, np.intp), loss, all_metrics, sums)
+            sums = map(np.zeros, sizes_of_sums(all_metrics))
+            run_block(replicas[0], dataset, np.zeros(n, np.intp), loss, all_metrics, *sums)
         return evaluate_by(pool, dataset, comm, loss, all_metrics)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -84,6 +85,21 @@ def test_all_ranks_and_threads_find_the_same_scores_and_the_matrix_counts_every_
     assert results[0]["recall_per_class"].shape == (5,)
     assert results[0]["recall"] == pytest.approx(results[0]["recall_per_class"].mean())
     assert isinstance(hash(results[0]), int)
+
+
+def test_counts_take_no_memory_for_each_block_of_samples(monkeypatch):
+    """A matrix of 1,000 classes has 8 MB."""
+    dataset = pc.Dataset(np.zeros((5000, 4), np.float32), np.arange(5000) % 1000, 1000)
+    network = pc.NetworkHandler((pc.Dense(1000),), (4,))
+    options = {"comm": pc.Serial(), "threads": 2, "metrics": [pc.ConfusionMatrix(1000), pc.F1(1000), pc.Accuracy()]}
+    pc.evaluate(network, dataset, **options)
+    tracemalloc.start()
+    result = pc.evaluate(network, dataset, **options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result["confusion_matrix"].sum() == 5000
+    assert result.accuracy == np.trace(result["confusion_matrix"]) / 5000
+    assert peak < 100e6
 
 
 def test_a_matrix_is_in_history_logs_checkpoints_and_rows_but_not_in_the_line_of_an_epoch(tmp_path, capsys):

@@ -18,7 +18,7 @@ from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
 from parallelcnn.training.compilation_shares import other_processes, share_with_ranks
-from parallelcnn.training.evaluation import default_metrics, run_block
+from parallelcnn.training.evaluation import default_metrics, run_block, sizes_of_sums
 from parallelcnn.training.reduction import reducer_of
 from parallelcnn.training.thread_pool import ThreadPool
 
@@ -44,8 +44,8 @@ def compile_kernels(
     metrics = default_metrics(network, dataset, loss) if metrics is None else metrics
     for n in (1, network.replica.block_size):
         samples = np.zeros(n, np.intp)
-        sums = np.zeros(1 + sum(metric.terms for metric in metrics))
-        run_block(network.replica, dataset if test_set is None else test_set, samples, loss, metrics, sums)
+        sums = map(np.zeros, sizes_of_sums(metrics))
+        run_block(network.replica, dataset if test_set is None else test_set, samples, loss, metrics, *sums)
         with ThreadPool([network.replica]) as pool:
             reducer_of(network, pool, dataset, loss, reproducible).compute(samples, Serial(), key=0, stop=0)
             all_finite(network.reduction_buffer)

@@ -1,6 +1,6 @@
 """Distributed evaluation, exact over ranks and threads: sums are divided once, by the number of samples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from parallelcnn.replica import Replica
 from parallelcnn.resources import check_memory
 from parallelcnn.training.thread_pool import ThreadPool
 
+_COUNTS_AT_ONCE = 8  # of a metric: of a few threads, of all ranks, and its result as tuples
 Value = float | tuple[Any, ...]  # of a metric: a number, or nested tuples of numbers, which compare and hash
 
 
@@ -100,7 +101,8 @@ def as_metrics(
         if names.count(name) > 1:
             raise InputError(f"metrics must have different names, got {names.count(name)} of the name {name!r}")
     blocks = -(-len(dataset) // network.replica.block_size)
-    check_memory("the sums of the metrics", 8 * blocks * sum(metric.terms for metric in some))
+    numbers = sum(metric.terms * (_COUNTS_AT_ONCE if metric.sums_are_counts else blocks) for metric in some)
+    check_memory("the sums of the metrics", 8 * numbers)
     return some
 
 
@@ -111,38 +113,63 @@ def evaluate_by(
 
     The data set must fit the network. The samples are cut into blocks, which are distributed over the threads of all
     ranks. The sums of all blocks are added in order and then divided: the bits do not depend on the distribution.
+    Counts are exact in any order, so each thread has one sum of them.
     Collective: every rank of `comm` must call it.
     """
     comm.status = f"evaluating on {dataset.name}"
     size = pool.replicas[0].block_size
-    blocks = np.zeros((-(-len(dataset) // size), 1 + sum(metric.terms for metric in metrics)))
+    of_block, of_thread = sizes_of_sums(metrics)
+    blocks = np.zeros((-(-len(dataset) // size), of_block))
+    counts = {replica: np.zeros(of_thread) for replica in pool.replicas}
 
     def run_blocks(replica: Replica, numbers: Array) -> None:
         for number in numbers:
             samples = np.arange(number * size, min((number + 1) * size, len(dataset)))
-            run_block(replica, dataset, samples, loss, metrics, blocks[number])
+            run_block(replica, dataset, samples, loss, metrics, blocks[number], counts[replica])
 
     pool.run(run_blocks, shard(np.arange(len(blocks)), comm.rank, comm.size))
     comm.allreduce(blocks)  # each row is zero on all ranks but one
-    total_loss, *sums = blocks.sum(axis=0)
-    values: dict[str, Any] = {}
-    for metric in metrics:
-        values[metric.name] = as_value(metric.result(np.array(sums[: metric.terms]), len(dataset)))
-        sums = sums[metric.terms :]
+    all_counts = sum(counts.values(), np.zeros(of_thread))
+    if of_thread:
+        comm.allreduce(all_counts)
+    total = blocks.sum(axis=0)
+    values: dict[str, Any] = {
+        metric.name: as_value(metric.result(sums, len(dataset)))
+        for metric, sums in zip(metrics, _places(metrics, total, all_counts), strict=True)
+    }
     accuracy = values.pop("accuracy", None)
-    return Evaluation(float(total_loss / len(dataset)), accuracy, len(dataset), tuple(values.items()), dataset.role)
+    return Evaluation(float(total[0] / len(dataset)), accuracy, len(dataset), tuple(values.items()), dataset.role)
+
+
+def sizes_of_sums(metrics: Sequence[Metric]) -> tuple[int, int]:
+    """How many sums each block has, the loss and the terms of metrics; and how many counts each thread has."""
+    counts = sum(one.terms for one in metrics if one.sums_are_counts)
+    return 1 + sum(one.terms for one in metrics) - counts, counts
+
+
+def _places(metrics: Sequence[Metric], sums: Array, counts: Array) -> Iterator[Array]:
+    """The part of `sums`, behind the loss, or of `counts` that belongs to each metric."""
+    at = {False: 1, True: 0}
+    for metric in metrics:
+        start = at[metric.sums_are_counts]
+        at[metric.sums_are_counts] = start + metric.terms
+        yield (counts if metric.sums_are_counts else sums)[start : start + metric.terms]
 
 
 def run_block(
-    replica: Replica, dataset: Dataset, samples: Array, loss: Loss, metrics: Sequence[Metric], sums: Array
+    replica: Replica,
+    dataset: Dataset,
+    samples: Array,
+    loss: Loss,
+    metrics: Sequence[Metric],
+    sums: Array,
+    counts: Array,
 ) -> None:
-    """Evaluate the samples of a block and add to its sums: the loss, then the terms of each metric."""
+    """Evaluate the samples of a block, and add to the block's sums and the thread's counts; see `sizes_of_sums`."""
     output = replica.forward(replica.load(dataset.images, samples, fused=True))
     labels = replica.load_labels(dataset.labels, samples)
-    at = 1
-    for metric in metrics:
-        metric.add(output, labels, sums[at : at + metric.terms])
-        at += metric.terms
+    for metric, place in zip(metrics, _places(metrics, sums, counts), strict=True):
+        metric.add(output, labels, place)
     unused = replica.output_gradient(len(samples), training=False)
     weight = replica.load_sample_weight(dataset.sample_weight, samples)
     sums[0] += loss.forward_backward(output, labels, 1, unused, *weight)
