@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from types import SimpleNamespace
 
 import launch
 import pytest
@@ -16,6 +17,7 @@ from parallelcnn.cli import run_directory
 from parallelcnn.cli.metrics import MetricsFile, evaluation_row, loss_row, rows_of
 from parallelcnn.cli.run_directory import RunDirectory, RunReporter
 from parallelcnn.errors import InputError, TrainingWarning
+from parallelcnn.training.checkpoint import CheckpointSaver
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 
@@ -260,6 +262,43 @@ def test_the_successor_of_a_lost_rank_0_takes_its_directory_over_unless_another_
     assert content(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("what", ["lock", "remove_unfinished", "MetricsFile"])
+def test_a_full_disk_does_not_end_the_successor_of_a_lost_rank_0(what, tmp_path, monkeypatch):
+    """It tries again, and finds the directory still its own."""
+    history = History([2.0, 1.0], [(2, 1, Evaluation(0.5, 0.75, 10))], samples_seen=10)
+    directory = opened(tmp_path / "out")
+    directory.close()
+    reporter = RunReporter(pc.Serial(), None, tmp_path / "out", directory.token, 10)
+    reporter.training = SimpleNamespace(history=history)
+    folder = pc.CheckpointFolder(tmp_path / "c", locate=lambda: reporter.directory_to_write().checkpoints)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, what, lambda *_: FullDisk(None).write(0))
+        reporter.on_resume({})
+        reporter.on_test_end({})
+        with pytest.warns(TrainingWarning, match=r"no checkpoint after minibatch 2 \(No space left on device: "):
+            CheckpointSaver(pc.Serial(), folder, {}).save(small.network(), history)
+    reporter.on_resume({})
+    assert reporter.directory.path == tmp_path / "out"
+    assert rows(tmp_path / "out") == "".join(rows_of(history, 10))
+    reporter.close()
+
+
+def test_the_file_of_epochs_follows_the_run_into_a_new_directory(folder, tmp_path, monkeypatch, capsys):
+    out, new = tmp_path / "out", tmp_path / "out-2"
+
+    def replace():
+        shutil.rmtree(out)
+        opened(out).close()
+        (out / "epochs.csv").write_text("of another run")
+
+    at_step(monkeypatch, 7, replace)
+    assert command(folder, out, "--batch-size", "50", "--log", "csv") == 0
+    assert capsys.readouterr().err.count("warning") == 1
+    assert {path.name for path in out.iterdir()} == {".lock", "metrics.jsonl", "epochs.csv"}
+    assert (out / "epochs.csv").read_text() == "of another run"
+    assert len((new / "epochs.csv").read_text().splitlines()) == 1 + 3
+
+
 def test_a_successor_does_not_wait_for_a_lock_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr("parallelcnn.cli.run_directory._LONGEST_END", 0.2)
     directory = opened(tmp_path / "out")
@@ -272,7 +311,7 @@ def test_a_successor_does_not_wait_for_a_lock_for_ever(tmp_path, monkeypatch):
 def test_a_new_directory_that_cannot_be_created_costs_checkpoints_but_no_step(folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     at_step(monkeypatch, 1, lambda: (shutil.rmtree(out), out.write_text("a file")))
-    monkeypatch.setattr("parallelcnn.cli.run_directory._make_new", lambda *_: FullDisk(None).write(0))
+    monkeypatch.setattr("parallelcnn.cli.run_directory.make_new", lambda *_: FullDisk(None).write(0))
     assert command(folder, out) == 1
     err = capsys.readouterr().err.splitlines()
     assert err[0].startswith("parallelcnn: warning: no checkpoint after minibatch 3 (No space left on device")
@@ -282,7 +321,7 @@ def test_a_new_directory_that_cannot_be_created_costs_checkpoints_but_no_step(fo
 
 def test_a_new_directory_that_another_run_locks_first_is_not_touched(tmp_path, monkeypatch):
     directory, others = opened(tmp_path / "out"), []
-    make_new = run_directory._make_new
+    make_new = run_directory.make_new
 
     def make_new_and_be_late(*arguments):
         new = make_new(*arguments)
@@ -290,7 +329,7 @@ def test_a_new_directory_that_another_run_locks_first_is_not_touched(tmp_path, m
             others.append(opened(new))
         return new
 
-    monkeypatch.setattr(run_directory, "_make_new", make_new_and_be_late)
+    monkeypatch.setattr(run_directory, "make_new", make_new_and_be_late)
     shutil.rmtree(tmp_path / "out")
     with pytest.warns(TrainingWarning, match="out-3"):
         directory.stay_ours()
@@ -388,6 +427,7 @@ def test_a_plotting_backend_that_is_not_installed_does_not_matter(backend, tmp_p
     script = """
 import pathlib, sys
 from parallelcnn.cli.run_directory import plot_losses
+from parallelcnn.training.checkpoint import CheckpointSaver
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 plot_losses(pathlib.Path(sys.argv[1]), History([2.0], [(1, 1, Evaluation(0.5, 0.75, 10))], 10))

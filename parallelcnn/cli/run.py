@@ -114,9 +114,13 @@ class Run:
 
     def _callbacks(self, path: Path) -> list[Callback]:
         """The callbacks that the options ask for, which write to this directory."""
+
+        def here(name: str) -> tuple[Path, Callable[[], Path]]:
+            return path / name, lambda: self._reporter.directory_to_write().path / name
+
         loggers: dict[str, Callable[[], Callback]] = {
-            "csv": lambda: CSVLogger(path / "epochs.csv"),
-            "tensorboard": lambda: TensorBoard(path / "tensorboard"),
+            "csv": lambda: CSVLogger(*here("epochs.csv")),
+            "tensorboard": lambda: TensorBoard(*here("tensorboard")),
         }
         stopping = self._options.build_early_stopping(self._role)
         return [*(loggers[name]() for name in dict.fromkeys(self._options.log)), *([stopping] if stopping else [])]

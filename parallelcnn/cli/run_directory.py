@@ -11,14 +11,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from parallelcnn.cli.metrics import MetricsFile, evaluation_row
 from parallelcnn.comm import Transport
 from parallelcnn.errors import InputError, TrainingWarning, shown
-from parallelcnn.files.atomic import lock, remove_unfinished, write_atomically
+from parallelcnn.files.atomic import lock, make_new, remove_unfinished, utc_now, write_atomically
 from parallelcnn.files.regular import open_regular
 from parallelcnn.profiling import Profiler
 from parallelcnn.training.callbacks import Callback, Logs
@@ -60,7 +59,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path | None, token: str | None = None) -> None:
-        self._now = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+        self._now = utc_now()
         self.token = token or os.urandom(8).hex()
         self.moved_to: Path | None = None
         self._metrics: MetricsFile | None = None
@@ -69,7 +68,7 @@ class RunDirectory:
             self.path = Path(os.path.abspath(self.path))
         with self._refusing_what_fails():
             if path is None:
-                self.path = _make_new(self.path)
+                self.path = make_new(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             taken = lock(self.path / _LOCK)
         if taken is None:
@@ -80,7 +79,18 @@ class RunDirectory:
 
     @classmethod
     def take_over(cls, path: Path, token: str) -> "RunDirectory":
-        """The directory of a run whose rank 0 is lost, to continue in; a new one if it is no longer the run's."""
+        """The directory of a run whose rank 0 is lost, to continue in; a new one if it is no longer the run's.
+
+        Raises:
+            OSError: if it cannot be written now, as on a full disk.
+        """
+        try:
+            return cls._take_over(path, token)
+        except InputError as error:
+            raise error.__cause__ or error from None
+
+    @classmethod
+    def _take_over(cls, path: Path, token: str) -> "RunDirectory":
         directory = None
         give_up_at = time.monotonic() + _LONGEST_END
         while directory is None and _token_in(path) == token and time.monotonic() < give_up_at:
@@ -90,10 +100,14 @@ class RunDirectory:
                 time.sleep(_POLL_EVERY)
         if directory is None:
             why = "is still locked by the lost rank" if _token_in(path) == token else _REPLACED
-            directory = cls(_make_new(path, 2), token)
+            directory = cls(make_new(path, 2), token)
             _warn_moved(path, why, directory.path)
-        directory.open(resume=True)
-        directory.metrics.start_again(directory.path / "metrics.jsonl")
+        try:
+            directory.open(resume=True)
+            directory.metrics.start_again(directory.path / "metrics.jsonl")
+        except BaseException:
+            directory.close()
+            raise
         return directory
 
     def open(self, *, resume: bool) -> None:
@@ -103,12 +117,13 @@ class RunDirectory:
             InputError: if nothing can be written there.
         """
         with self._refusing_what_fails():
-            _write_token(self._lock, self.token)
+            if _token_in(self.path) != self.token:
+                _write_token(self._lock, self.token)
             for directory in (self.path, self.checkpoints):
                 remove_unfinished(directory)
             earlier = [self.path / name for name in _FILES if (self.path / name).exists()]
             if earlier and not resume:
-                self.moved_to = _make_new(self.path / f"before-{self._now}")
+                self.moved_to = make_new(self.path / f"before-{self._now}")
                 for file in earlier:
                     file.rename(self.moved_to / file.name)
             self._metrics = MetricsFile(self.path / "metrics.jsonl")
@@ -120,7 +135,7 @@ class RunDirectory:
         except OSError as error:
             inside = error.filename is not None and Path(error.filename).parent == self.path
             what = f"{Path(error.filename).name}: " if inside else ""
-            raise InputError(f"--out {self.path} cannot be written: {what}{error.strerror}") from None
+            raise InputError(f"--out {self.path} cannot be written: {what}{error.strerror}") from error
 
     @property
     def checkpoints(self) -> Path:
@@ -140,7 +155,7 @@ class RunDirectory:
         """
         if _token_in(self.path) == self.token:
             return
-        new = _make_new(self.path, 2)
+        new = make_new(self.path, 2)
         try:
             taken = lock(new / _LOCK)
             if taken is not None:
@@ -295,17 +310,6 @@ def _token_in(path: Path) -> str | None:
             return file.read(100)
     except (OSError, ValueError):
         return None
-
-
-def _make_new(path: Path, number: int = 1) -> Path:
-    """Create the directory, or the first of path-2, path-3, ... that does not exist, from that number on."""
-    while True:
-        candidate = path if number == 1 else Path(f"{path}-{number}")
-        try:
-            candidate.mkdir(parents=True)
-            return candidate
-        except FileExistsError:
-            number += 1
 
 
 def _warn_moved(path: Path, why: str, new: Path) -> None:

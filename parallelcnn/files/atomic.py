@@ -5,6 +5,7 @@ import fcntl
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
@@ -66,6 +67,22 @@ def remove_unfinished(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for file in folder.glob(f".*{_UNFINISHED}"):
             file.unlink()
+
+
+def make_new(path: Path, number: int = 1) -> Path:
+    """Create the directory, or the first of path-2, path-3, ... that does not exist, from that number on."""
+    while True:
+        candidate = path if number == 1 else Path(f"{path}-{number}")
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            number += 1
+
+
+def utc_now() -> str:
+    """The time as a part of a file name."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
 
 
 def lock(path: Path) -> TextIO | None:

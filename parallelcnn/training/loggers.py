@@ -1,8 +1,10 @@
 """Callbacks that write what they see to files, for other programs to read. Rank 0 writes."""
 
+import contextlib
 import csv
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ class CSVLogger(Callback):
 
     Args:
         path: of the file.
+        locate: called before the file is written; returns its path, in case it changes during training.
 
     Raises:
         InputError: if the path is not one; when training resumes, if the file holds something else.
@@ -33,8 +36,8 @@ class CSVLogger(Callback):
         >>> pandas.read_csv("epochs.csv").plot(x="epoch", y=["loss", "test_loss"])
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = as_path("path", path)
+    def __init__(self, path: str | Path, locate: Callable[[], Path] | None = None) -> None:
+        self._path, self._locate = as_path("path", path), locate
         self._rows: list[dict[str, Any]] = []
 
     def on_train_begin(self, logs: Logs) -> None:
@@ -57,6 +60,8 @@ class CSVLogger(Callback):
         writer.writeheader()
         writer.writerows(self._rows)
         try:
+            if self._locate is not None:
+                self._path = self._locate()
             write_atomically(self._path, content.getvalue().encode())
         except OSError as error:
             message = f"CSVLogger: {self._path} cannot be written: {error.strerror}"
@@ -86,6 +91,7 @@ class TensorBoard(Callback):
 
     Args:
         folder: where the event files go; show them with `tensorboard --logdir FOLDER`.
+        locate: called before something is written; returns the folder, in case it changes during training.
 
     Raises:
         InputError: if the path is not one, or tensorboardX is not installed.
@@ -94,8 +100,8 @@ class TensorBoard(Callback):
         >>> pc.train(network, train_set, test_set, optimizer, 3, 100, callbacks=[TensorBoard("runs/a")])
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self._folder = as_path("folder", folder)
+    def __init__(self, folder: str | Path, locate: Callable[[], Path] | None = None) -> None:
+        self._folder, self._locate = as_path("folder", folder), locate
         self._writer: Any = None
         try:
             from tensorboardX import SummaryWriter
@@ -106,6 +112,7 @@ class TensorBoard(Callback):
     def on_resume(self, logs: Logs) -> None:
         self._close()
         if self.training.comm.rank == 0:
+            self._follow()
             self._writer = self._open(str(self._folder), purge_step=self.training.history.steps + 1)
 
     def on_test_end(self, logs: Logs) -> None:
@@ -124,9 +131,19 @@ class TensorBoard(Callback):
     def _write(self, name: str, value: float, step: int) -> None:
         if self.training.comm.rank != 0:
             return
+        self._follow()
         if self._writer is None:
             self._writer = self._open(str(self._folder))
         self._writer.add_scalar(name, value, step)
+
+    def _follow(self) -> None:
+        """Continue in another folder, if it has changed."""
+        folder = self._folder
+        with contextlib.suppress(OSError):  # no new folder for now
+            folder = self._folder if self._locate is None else self._locate()
+        if folder != self._folder:
+            self._close()
+            self._folder = folder
 
     def _close(self) -> None:
         if self._writer is not None:
