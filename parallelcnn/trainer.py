@@ -233,6 +233,7 @@ def train(
                 replicas, ranks, all_callbacks = profiler.watch(network, replicas, comm, all_callbacks)
             with ThreadPool(replicas) as pool:
                 saver = CheckpointSaver(comm, checkpoints, facts)
+                saver.start(history.steps)
                 # A profiler measures a fixed set of ranks: with a profiler, training ends when a rank is lost.
                 recovers = profiler is None
                 loop = Loop(

@@ -81,6 +81,7 @@ def test_buffers_are_restored_as_well():
     assert (network.buffers == 1).all()
 
 
+@pytest.mark.filterwarnings("ignore:.* held checkpoints of another training")
 def test_a_resume_goes_on_with_the_best_parameters_if_the_checkpoint_has_them_and_is_refused_otherwise(tmp_path):
     options = {"scores": [2.0, 1.0, 1.5, 1.75], "epochs": 4, "checkpoints": pc.CheckpointFolder(tmp_path, keep_last=9)}
     _, wanted = train_to_the_best(**options)
@@ -99,6 +100,7 @@ class HalfOfTheSamples(Sampler):
         super().__init__(108, 12, 0)
 
 
+@pytest.mark.filterwarnings("ignore:.* held checkpoints of another training")
 def test_a_training_with_a_sampler_of_its_own_stops_where_it_has_stopped_before(tmp_path):
     folder = pc.CheckpointFolder(tmp_path, keep_last=9)
     options = {"sampler": HalfOfTheSamples(), "checkpoints": folder}
@@ -225,6 +227,24 @@ def test_tensorboard_gets_every_evaluation_and_the_loss_of_every_epoch(tmp_path,
     on_ranks(2, lambda comm: train([pc.TensorBoard(tmp_path)], 2, comm=comm, metrics=metrics, resume=middle))
     _, resumed = Writer.writers
     assert (resumed.purge_step, resumed.closed) == (11, True)
+
+
+def test_tensorboard_follows_a_run_into_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(Writer, "writers", [])
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer))
+    folders = [tmp_path / "a"] * 3 + [None] + [tmp_path / "b"] * 9
+
+    def locate():
+        folder = folders.pop(0)
+        if folder is None:
+            raise OSError(28, "No space left on device")
+        return folder
+
+    train([pc.TensorBoard(tmp_path / "a", locate)], 3)
+    assert [(one.folder, one.closed, len(one.scalars)) for one in Writer.writers] == [
+        (str(tmp_path / "a"), True, 4),
+        (str(tmp_path / "b"), True, 5),
+    ]
 
 
 def test_without_tensorboardx_one_sentence_says_so(monkeypatch):

@@ -118,6 +118,44 @@ def test_other_epochs_and_another_learning_rate_go_on_and_are_said(tmp_path):
     assert history.steps == 9 + 5
 
 
+def test_what_another_training_has_saved_later_is_not_the_newest_of_this_one(tmp_path):
+    """A second training in the folder, and one that resumes from an earlier checkpoint."""
+    folder = pc.CheckpointFolder(tmp_path, every_steps=4, keep_last=9)
+    train(epochs=2, checkpoints=folder)
+    steps = [4, 8, 9, 12, 16, 18]
+    assert sorted(int(file.stem[5:]) for file in folder.files()) == steps
+    early = pc.load_checkpoint(tmp_path / "step-000000008.npz")
+    with pytest.warns(
+        TrainingWarning, match="held checkpoints of another training, up to step-000000018.npz: they are"
+    ):
+        train(epochs=2, checkpoints=folder, resume=early, stop=stop_after(1), network=small.network(5))
+    assert folder.newest().history.steps == 9
+    (aside,) = tmp_path.glob("before-*")
+    assert sorted(int(file.stem[5:]) for file in aside.iterdir()) == steps[2:]
+
+    class Ends(pc.Callback):
+        def on_batch_end(self, step, logs):
+            raise RuntimeError("a power cut")
+
+    with pytest.warns(TrainingWarning, match="held checkpoints"), pytest.raises(RuntimeError, match="a power cut"):
+        train(epochs=2, checkpoints=folder, callbacks=[Ends()])
+    assert folder.newest() is None  # a program that passes resume=folder.newest() starts again
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(epochs=2, checkpoints=folder, stop=stop_after(3))
+        _, history = train(epochs=2, checkpoints=folder, resume=folder.newest(), network=small.network(5))
+    assert folder.newest().history.steps == history.steps == 18
+
+
+def test_numpy_s_integers_are_the_settings_that_python_s_are(tmp_path):
+    folder = pc.CheckpointFolder(tmp_path)
+    train(epochs=np.int64(2), batch_size=np.int32(25), seed=np.uint8(0), checkpoints=folder, stop=stop_after(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, history = train(epochs=2, resume=folder.newest(), network=small.network(5))
+    assert history.steps == 18
+
+
 def test_fewer_epochs_than_were_trained_already_are_refused(tmp_path):
     folder = pc.CheckpointFolder(tmp_path)
     train(epochs=2, checkpoints=folder)

@@ -26,7 +26,7 @@ from parallelcnn.arguments import as_path, check_integer
 from parallelcnn.comm import Transport
 from parallelcnn.errors import CheckpointError, InputError, TrainingWarning
 from parallelcnn.files.archive import Archive, naming_damage, read_archive, write_archive
-from parallelcnn.files.atomic import naming, remove_unfinished
+from parallelcnn.files.atomic import make_new, naming, remove_unfinished, utc_now
 from parallelcnn.files.model import describe_network
 from parallelcnn.layers.base import Array
 from parallelcnn.network import ORIGIN, NetworkHandler
@@ -150,13 +150,32 @@ class CheckpointFolder:
             if file.name not in keep:
                 file.unlink(missing_ok=True)
 
+    def set_aside(self, after: int) -> None:
+        """Move the checkpoints of later minibatches than `after` to a new folder in this one, and warn of it.
+
+        A training calls it when it starts: they are of another training, and would be taken for its newest.
+        """
+        later = [file for file in self.files() if _step_of(file) > after]
+        if not later:
+            return
+        with naming(Path(self.path)):
+            aside = make_new(Path(self.path) / f"before-{utc_now()}")
+            for file in later:
+                file.rename(aside / file.name)
+        warnings.warn(
+            f"{self.path} held checkpoints of another training, up to {later[0].name}: they are now in {aside}; "
+            f"to continue from one, resume from its file",
+            TrainingWarning,
+            stacklevel=4,
+        )
+
     def newest(self, up_to: float = math.inf) -> Checkpoint | None:
         """The newest readable checkpoint of minibatch `up_to` or earlier; None if there is none.
 
         Warns about each file that cannot be read.
         """
         for file in self.files():
-            if int(file.stem[5:]) > up_to:
+            if _step_of(file) > up_to:
                 continue
             try:
                 return load_checkpoint(file)
@@ -186,7 +205,12 @@ class CheckpointFolder:
     def files(self) -> list[Path]:
         """All checkpoints in the folder, newest first."""
         files = [file for file in self._located().glob("step-*.npz") if file.stem[5:].isdecimal()]
-        return sorted(files, key=lambda file: int(file.stem[5:]), reverse=True)
+        return sorted(files, key=_step_of, reverse=True)
+
+
+def _step_of(file: Path) -> int:
+    """The number of the minibatch in the name of a checkpoint."""
+    return int(file.stem[5:])
 
 
 class CheckpointSaver:
@@ -213,6 +237,16 @@ class CheckpointSaver:
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._failed = False
+
+    def start(self, step: int) -> None:
+        """Set aside, on rank 0, what another training has saved of later minibatches than this one starts after."""
+        if self.folder is None or self._comm.rank != 0:
+            return
+        try:
+            self.folder.set_aside(step)
+        except OSError as error:
+            message = f"checkpoints of another training stay in {error.filename}: {error.strerror}"
+            warnings.warn(message, TrainingWarning, stacklevel=3)
 
     def asks(self) -> bool:
         """Whether this rank asks for a checkpoint. Only rank 0 does, by its clock."""

@@ -1,6 +1,7 @@
 """Check the arguments of a training, and set its initial state."""
 
 import copy
+import numbers
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,10 +32,10 @@ def check_numbers(
     epochs: int, batch_size: int, seed: int, evaluate_every: int | None = None, train_set: Dataset | None = None
 ) -> None:
     """Raise InputError if one of these numbers is not valid."""
-    numbers = {"epochs": (epochs, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
+    limits = {"epochs": (epochs, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
     if evaluate_every is not None:
-        numbers["evaluate_every"] = (evaluate_every, 1)
-    for name, (value, least) in numbers.items():
+        limits["evaluate_every"] = (evaluate_every, 1)
+    for name, (value, least) in limits.items():
         check_integer(name, value, least)
     if train_set is not None and batch_size > len(train_set):
         raise InputError(
@@ -125,9 +126,16 @@ def facts_of(
         "loss": repr(loss),
         "train_set": data["train_set"] if data else describe_dataset(train_set),
         "test_set": data["test_set"] if data else describe_dataset(test_set),
-        **{name: value if isinstance(value, int | None) else repr(value) for name, value in others.items()},
+        **{name: _as_json(value) for name, value in others.items()},
         "fingerprints": {name: stored_fingerprint(value) for name, value in compared.items()},
     }
+
+
+def _as_json(value: Any) -> int | str | None:
+    """A setting as a JSON value: numpy's integers as Python's, and what JSON does not know as text."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, int | None) else repr(value)
 
 
 def warn_of_slow_precision(network: NetworkHandler, *, stacklevel: int) -> None:
