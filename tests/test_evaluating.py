@@ -11,6 +11,7 @@ from launch import refused
 
 import parallelcnn as pc
 from parallelcnn.cli.evaluate import class_names
+from parallelcnn.training.checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,29 @@ def test_checkpoints_are_evaluated_with_their_averaged_parameters(run, here):
     assert newest.exists()
     # The network at the end of the run has the averages of the last checkpoint.
     assert here("evaluate", newest).out == here("evaluate", run).out
+
+
+def test_a_checkpoint_is_evaluated_with_its_averages_wherever_it_lies(run, here):
+    data = json.loads((run / "summary.json").read_text())["data_directory"]
+    copy = shutil.copy(run / "checkpoints" / "step-000000012.npz", run.parent / "best.npz")
+    loss = ("--loss", "softmax-cross-entropy", "--data", data, "--json")
+    assert json.loads(here("evaluate", copy, *loss).out)["loss"] == json.loads(here("evaluate", run, *loss).out)["loss"]
+
+
+def test_averages_that_an_earlier_optimiser_has_left_are_not_evaluated(run, here):
+    file = run / "checkpoints" / "step-000000012.npz"
+    checkpoint = pc.load_checkpoint(file)
+    assert (checkpoint.state["average"] != checkpoint.state["params"]).any()
+    checkpoint.facts["optimizer"] = "SGD(learning_rate=0.05)"
+    save_checkpoint(file, checkpoint)
+    pc.save_model(run / "raw.npz", pc.load_model(file))
+    found, raw = here("evaluate", file), here("evaluate", run / "raw.npz")
+    assert raw.code == 2  # another model than that of summary.json
+    data = ("--data", json.loads((run / "summary.json").read_text())["data_directory"])
+    found, raw = (
+        here("evaluate", one, *data, "--loss", "softmax-cross-entropy").out for one in (file, run / "raw.npz")
+    )
+    assert found == raw
 
 
 def test_best_takes_the_checkpoint_with_the_best_evaluation(run, here):

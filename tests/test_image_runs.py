@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -72,3 +73,26 @@ def test_the_default_minibatch_of_a_small_folder_is_the_whole_training_set(photo
     ran = parallelcnn(*words, "--batch-size", size + 1, **cache)
     assert ran.code == 2
     assert f"batch_size must be at most {size}" in ran.err
+
+
+@pytest.mark.parametrize("name", ["mnist", "digits"])
+def test_a_folder_named_as_a_known_data_set_is_still_a_folder(name, photos, here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos, name)
+    words = ["--epochs", 1, "--model", "lenet5", "--image-size", 28]
+    assert here("train", "--data", f"./{name}", "--out", "run", *words).code == 0
+    ran = here("evaluate", "run")
+    assert (ran.code, ran.err) == (0, "")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert f"test loss {summary['test_loss']:.4f}" in ran.out
+
+
+def test_how_the_images_of_a_run_were_read_says_nothing_about_other_data(photos, here, tmp_path):
+    words = ["--epochs", 1, "--model", "lenet5", "--image-size", 28, "--color", "gray", "--skip-broken"]
+    assert here("train", "--data", photos, "--out", tmp_path / "run", *words).code == 0
+    arrays = {"x_test": np.zeros((4, 28, 28), np.uint8), "y_test": np.arange(4) % 2}
+    np.savez(tmp_path / "other.npz", x_train=arrays["x_test"], y_train=arrays["y_test"], **arrays)
+    ran = here("evaluate", tmp_path / "run", "--data", tmp_path / "other.npz")
+    assert (ran.code, ran.err) == (0, "")
+    again = here("evaluate", tmp_path / "run", "--data", photos)  # another folder is read as the network takes it
+    assert again.out.splitlines()[2:] == here("evaluate", tmp_path / "run").out.splitlines()[1:]

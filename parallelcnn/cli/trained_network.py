@@ -11,6 +11,7 @@ from parallelcnn.training.config import TrainConfig
 if TYPE_CHECKING:
     from parallelcnn.network import NetworkHandler
 
+_READING = ("image_size", "resize", "color", "skip_broken")  # settings of folders of images
 _IMPORTED = (".onnx", ".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # see `parallelcnn import`
 
 
@@ -75,15 +76,17 @@ def load_trained_network(
         classes: number of classes; files of earlier versions do not contain it.
     """
     from parallelcnn.cli.models import find_model
+    from parallelcnn.files.archive import read_archive
     from parallelcnn.files.model import classes_of, load_model
     from parallelcnn.training.checkpoint import load_checkpoint
 
     layers = None if model is None else find_model(model, classes_of(found.file) or classes)
     network = load_model(found.file, layers)
-    if found.is_checkpoint_of_run:
-        average = load_checkpoint(found.file).state.get("average")
-        if average is not None:
-            network.trained_params[...] = average
+    if read_archive(found.file, "model", "checkpoint").description["format"] == "parallelcnn checkpoint":
+        checkpoint = load_checkpoint(found.file)
+        # Another optimiser leaves the average of an earlier one in the state, as it was.
+        if str(checkpoint.facts.get("optimizer")).startswith("EMA(") and "average" in checkpoint.state:
+            network.trained_params[...] = checkpoint.state["average"]
     return network
 
 
@@ -142,8 +145,9 @@ def data_settings(found: TrainedNetwork, data: str | None, data_dir: str | None)
     config = found.config or TrainConfig()
     if data is not None or config.class_weight is None:  # balanced weights are those of the part that is trained on
         config = replace(config, validation_split=None)
-    if data is not None:
-        return replace(config, data=data, data_dir=data_dir)
+    if data is not None:  # how the images of the run's folder were read says nothing about other data
+        read_as_usual: dict[str, Any] = {one.name: one.default for one in fields(TrainConfig) if one.name in _READING}
+        return replace(config, data=data, data_dir=data_dir, **read_as_usual)
     trained_on, directory = found.summary["data"], found.summary["data_directory"]
     if trained_on is None:
         if not found.is_unfinished:
@@ -152,8 +156,8 @@ def data_settings(found: TrainedNetwork, data: str | None, data_dir: str | None)
                 f"which would say what {found.file} was trained on, is missing or unreadable"
             )
         config = config if data_dir is None else replace(config, data_dir=data_dir)
-    elif trained_on == "mnist":
-        config = replace(config, data=trained_on, data_dir=directory if data_dir is None else data_dir)
+    elif (found.config.data if found.config else trained_on) == "mnist":  # which ./mnist is not
+        config = replace(config, data="mnist", data_dir=directory if data_dir is None else data_dir)
     else:
         config = replace(config, data=directory or trained_on, data_dir=data_dir)  # which is refused if it is given
     place = config.data_dir or config.data
