@@ -113,16 +113,20 @@ class Replica:
         return calls_of(self._recordable if training else self._predicting, n, training=training)
 
     def blocks(self, samples: Array) -> Iterator[Array]:
-        """Cut the samples into blocks of `block_size`; the last one has what remains. One block if layers mix samples.
+        """Cut the samples into blocks of `block_size`; the last one has what remains. One block if layers mix samples,
+        and none without samples.
 
         A large last block is cut once more, behind its whole vectors: see `_FEWEST_TO_SPLIT`.
 
         The contents of `reduction_buffer` after each block are added up. At the end it holds the sum.
         """
+        if len(samples) == 0:
+            self.reduction_buffer[...] = 0
+            return
         if self._mixes_samples:
             yield samples
             return
-        last = max(len(samples) - 1, 0) // self.block_size * self.block_size  # where the last block begins
+        last = (len(samples) - 1) // self.block_size * self.block_size  # where the last block begins
         whole = len(samples) - len(samples) % _LANES
         splits = whole < len(samples) and self._is_worth_a_split(whole - last)
         if last == 0 and not splits:

@@ -51,6 +51,23 @@ def test_losses_and_parameters_are_those_of_one_thread(threads, batch_size):
         assert result.loss == pytest.approx(wanted.loss, rel=1e-5)
 
 
+def test_a_loss_of_one_s_own_never_gets_an_empty_share():
+    """The last minibatch has 11 samples for 15 threads: `max` of nothing would raise."""
+
+    @dataclass(frozen=True)
+    class Stable:
+        def check(self, output_shape, labels, classes): ...
+
+        def forward_backward(self, outputs, labels, batch_size, doutputs):
+            assert outputs.max() < np.inf
+            return pc.SoftmaxCrossEntropy().forward_backward(outputs, labels, batch_size, doutputs)
+
+    network, history = train(15, epochs=2, loss=Stable())
+    plain, plain_history = train(1, epochs=2)
+    np.testing.assert_allclose(history.losses, plain_history.losses, **BOUND)
+    np.testing.assert_allclose(network.params, plain.params, **BOUND)
+
+
 def test_the_same_number_of_threads_twice_gives_the_same_bits():
     first, second = (train(3)[0].parameters_sha256() for _ in range(2))
     assert first == second
