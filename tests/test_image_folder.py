@@ -276,6 +276,15 @@ def test_a_class_whose_images_are_all_broken_is_refused(tmp_path):
         sets_of(tmp_path, skip_broken=True)
 
 
+def test_a_test_set_whose_images_are_all_broken_is_refused(tmp_path):
+    for name in ("train", "test"):
+        photos(tmp_path / name)
+    for file in (tmp_path / "test").glob("*/*"):
+        file.write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of the test images can be decoded"):
+        sets_of(tmp_path, skip_broken=True)
+
+
 def test_only_broken_images(tmp_path):
     for name in CLASSES:
         (tmp_path / name).mkdir()

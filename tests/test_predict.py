@@ -104,6 +104,22 @@ def test_json_and_arrays(model, tmp_path, here):
     assert found[0]["classes"] == found[3]["classes"]  # uint8, and floats in [0, 1]
 
 
+def test_json_has_no_nan_and_is_closed_after_an_error(model, tmp_path, here):
+    np.save(tmp_path / "huge.npy", np.full((1, 3, 8, 8), 3e38, np.float32))
+    np.save(tmp_path / "wrong.npy", np.zeros((1, 3, 9, 9), np.float32))
+    ran = here("predict", model, tmp_path / "huge.npy", "--json")
+    assert ran.code == 0
+    assert {one["probability"] for one in json.loads(ran.out)[0]["classes"]} == {None}
+    network = pc.load_model(model / "model.npz")
+    network.prediction = "output"
+    pc.save_model(model / "model.npz", network)
+    assert None in json.loads(here("predict", model, tmp_path / "huge.npy", "--json").out)[0]["output"]
+    np.save(tmp_path / "many.npy", np.zeros((256, 3, 8, 8), np.float32))
+    ran = here("predict", model, tmp_path / "many.npy", tmp_path / "wrong.npy", "--json")
+    assert ran.code == 2
+    assert len(json.loads(ran.out)) == 256
+
+
 def test_arrays_may_have_the_names_and_layout_of_other_programs(model, tmp_path, here):
     images = np.zeros((3, 8, 8, 3), np.uint8)
     images[..., 0], images[1] = 200, (0, 0, 200)

@@ -206,6 +206,19 @@ def test_a_folder_of_tables_is_several_sets(tmp_path):
     assert sets.found.startswith("CSV: 15 training, 4 validation and 6 test images, 8 x 8, 3 classes; labels in")
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_names_that_are_digits_in_one_table_are_still_names(tmp_path, late):
+    names = ["7", "A", "07"] * 5
+    pixels = PIXELS.copy()
+    if late:
+        pixels[-1, -1] = 300  # read again, as floats
+    (tmp_path / "train.csv").write_text(text(pixels, names, ["label", *PIXEL_NAMES]))
+    (tmp_path / "test.csv").write_text(text(PIXELS[:3], ["7", "07", "7"], ["label", *PIXEL_NAMES]))
+    sets = load_path(tmp_path)
+    assert sets.train.class_names == ("07", "7", "A")
+    assert sets.test.labels.tolist() == [1, 0, 1]
+
+
 @pytest.mark.parametrize("names", [None, ["label", *PIXEL_NAMES]])
 def test_a_test_table_without_labels_is_not_used(tmp_path, names):
     (tmp_path / "train.csv").write_text(text(PIXELS, LABELS, names))

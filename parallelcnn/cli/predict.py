@@ -1,6 +1,7 @@
 """`parallelcnn predict`: what a trained network says about new images."""
 
 import argparse
+import contextlib
 import csv
 import json
 import math
@@ -86,21 +87,21 @@ def run(options: argparse.Namespace, comm: "Transport") -> int:
         compile_in_turns(comm, lambda: _warm_up(network), network, training=False)
     kind = _CsvWriter if options.csv else _JsonWriter if options.json else _Writer
     writer = kind(network, [str(item) for item in items], options.top)
-    if comm.rank == 0:
-        writer.begin()
     failed, arrays = 0, dict[Path, "np.ndarray"]()
-    for start in range(0, len(items), _IN_A_ROUND * comm.size):
-        comm.status = "predicting from image {}", start + 1
-        mine = shard(items[start : start + _IN_A_ROUND * comm.size], comm.rank, comm.size)
-        for rows, failures in comm.allgather(run_together(comm, partial(_predict, network, mine, arrays))):
-            failed += len(failures)
-            if comm.rank == 0:
-                for name, output in rows:
-                    writer.write(name, output)
-                for failure in failures:
-                    say(f"parallelcnn: {failure}", sys.stderr)
-    if comm.rank == 0:
-        writer.end()
+    with contextlib.ExitStack() as at_the_end:
+        if comm.rank == 0:
+            writer.begin()
+            at_the_end.callback(writer.end)  # also after an error: JSON must not be left open
+        for start in range(0, len(items), _IN_A_ROUND * comm.size):
+            comm.status = "predicting from image {}", start + 1
+            mine = shard(items[start : start + _IN_A_ROUND * comm.size], comm.rank, comm.size)
+            for rows, failures in comm.allgather(run_together(comm, partial(_predict, network, mine, arrays))):
+                failed += len(failures)
+                if comm.rank == 0:
+                    for name, output in rows:
+                        writer.write(name, output)
+                    for failure in failures:
+                        say(f"parallelcnn: {failure}", sys.stderr)
     if failed:
         others = "; the others are predicted" if failed < len(items) else ""
         raise InputError(f"{failed} of {plural(len(items), 'image')} cannot be read{others}").together()
@@ -220,11 +221,14 @@ class _JsonWriter(_Writer):
     _before = "["
 
     def write(self, name: str, output: "np.ndarray") -> None:
+        from parallelcnn.cli.metrics import as_json
+        from parallelcnn.training.evaluation import as_value
+
         classes = [
-            {"class": class_name, "label": label, "probability": round(probability, 6)}
+            {"class": class_name, "label": label, "probability": as_json(round(probability, 6))}
             for label, class_name, probability in self.classes(output)
         ]
-        found: dict[str, Any] = {"classes": classes} if classes else {"output": output.tolist()}
+        found: dict[str, Any] = {"classes": classes} if classes else {"output": as_json(as_value(output))}
         print(f"{self._before}\n{json.dumps({'file': name, **found}, allow_nan=False)}", end="")
         self._before = ","
 

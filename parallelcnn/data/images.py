@@ -157,7 +157,9 @@ class DecodedImages:
         return broken
 
     def without(self, broken: dict[int, str]) -> "DecodedImages":
-        """The same without images that are broken; DataError if no training image of a class is left."""
+        """The same without images that are broken; DataError if no training image of a class, or no other image, is
+        left.
+        """
         start, sets = 0, {}
         for name, one in self.found.sets.items():
             kept = [i for i in range(len(one.files)) if start + i not in broken]
@@ -169,6 +171,9 @@ class DecodedImages:
             raise DataError(
                 f"{self.found.folder}: none of the training images of the class {name} can be decoded"
             ).together()
+        for name, one in sets.items():
+            if not one.files:
+                raise DataError(f"{self.found.folder}: none of the {name} images can be decoded").together()
         why = f"{self.why}; {plural(len(broken), 'broken image')} left out"
         messages = tuple(broken[number] for number in sorted(broken))
         return replace(self, found=replace(self.found, sets=sets), why=why, broken=messages)

@@ -113,14 +113,16 @@ def load(path: Path, name: str) -> DataSets:
         else:
             forms[role] = own
     side = _side_of_images(form)
-    kind = np.uint8 if all(one.bytes for one in forms.values()) else np.float32
-    parts = {role: partial(_read_part, tables[role], one, kind, side) for role, one in forms.items()}
+
+    def read(kind: type, side: int | None) -> DataSets:
+        label_kinds: list[type] = []
+        parts = {role: partial(_read_part, tables[role], one, kind, side, label_kinds) for role, one in forms.items()}
+        return assemble(name, "CSV", parts)
+
     try:
-        sets = assemble(name, "CSV", parts)
+        sets = read(np.uint8 if all(one.bytes for one in forms.values()) else np.float32, side)
     except _NotBytes:
-        side = side if _has_pixel_names(form) else None
-        parts = {role: partial(_read_part, tables[role], one, np.float32, side) for role, one in forms.items()}
-        sets = assemble(name, "CSV", parts)
+        sets = read(np.float32, side if _has_pixel_names(form) else None)
     return replace(sets, found="; ".join([sets.found, *notes]))
 
 
@@ -357,7 +359,12 @@ def _side_of_images(form: _Form) -> int | None:
     return side if _has_pixel_names(form) or (numbered and side * side >= _LEAST_PIXELS and form.bytes) else None
 
 
-def _read_part(table: _Table, form: _Form, kind: type, side: int | None) -> Part:
+def _read_part(table: _Table, form: _Form, kind: type, side: int | None, label_kinds: list[type]) -> Part:
+    """Read a table.
+
+    Args:
+        label_kinds: the kind of labels of each table before this one; that of this one is appended.
+    """
     labels: list[str] = []
     try:
         with warnings.catch_warnings(), np.errstate(over="ignore"):
@@ -377,7 +384,7 @@ def _read_part(table: _Table, form: _Form, kind: type, side: int | None) -> Part
     if not side:
         values = values.astype(np.float32, copy=False)  # no pixels, so that they must not be scaled as such
     title = f"{table.title}: {form.column(form.label)}"
-    return Part(values.reshape(len(values), *shape), _as_labels(labels), table.title, title)
+    return Part(values.reshape(len(values), *shape), _as_labels(labels, label_kinds), table.title, title)
 
 
 def _rows(table: _Table, form: _Form, labels: list[str]) -> Iterator[str]:
@@ -404,14 +411,21 @@ def _rows(table: _Table, form: _Form, labels: list[str]) -> Iterator[str]:
         yield line
 
 
-def _as_labels(labels: Iterable[str]) -> Array:
-    """Labels as integers, floats or names, whichever all of them are."""
+def _as_labels(labels: Iterable[str], kinds: list[type]) -> Array:
+    """Labels as integers, floats or names, whichever all of them are; names if those of the first table are.
+
+    Args:
+        kinds: see `_read_part`.
+    """
     found = np.array(labels, str)
-    for kind in (np.int64, np.float64):
+    for kind in () if kinds[:1] == [str] else (np.int64, np.float64):
         try:
-            return found.astype(kind)
+            converted = found.astype(kind)
         except (ValueError, OverflowError):
             continue
+        kinds.append(kind)
+        return converted
+    kinds.append(str)
     return found
 
 
