@@ -27,6 +27,7 @@ from typing import Any
 
 import llvmlite
 import numba
+from numba.core import config
 from numba.core.caching import NullCache
 from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
@@ -37,6 +38,8 @@ from ._machine_code import from_bytes, to_bytes
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _CHECKSUM_BYTES = 32
+# Settings of numba that change the machine code: of the environment variables NUMBA_OPT, NUMBA_BOUNDSCHECK, ...
+_SETTINGS = ("OPT", "BOUNDSCHECK", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
 # Variables of Open MPI, MPICH and SLURM with a process's rank on its node.
 _RANK_ON_NODE = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
@@ -91,12 +94,13 @@ class KernelCache(NullCache):
         return _directory_for(os.path.dirname(os.path.abspath(self._file)))
 
     def _key(self, sig: Any, codegen: Any) -> bytes:
-        """The cache key, without source files and versions: argument types, processor, closure.
+        """The cache key, without source files and versions: argument types, processor, closure, numba's settings.
 
         The name of a numba type describes arrays, numbers and tuples of them completely. Kernels take nothing else.
         """
         code = hashlib.sha256(contents(self._function)).hexdigest()
-        return repr((str(sig), codegen.magic_tuple(), code)).encode()
+        settings = [(name, getattr(config, name, None)) for name in _SETTINGS]
+        return repr((str(sig), codegen.magic_tuple(), code, settings)).encode()
 
     def _family(self) -> str:
         """The prefix of the names of this kernel's files for these versions of the software."""
