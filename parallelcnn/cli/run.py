@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import resource
+import shlex
 import signal
 import sys
 import time
@@ -28,7 +29,7 @@ from parallelcnn.data.images import file_names
 from parallelcnn.data.loading import DATA_NAMES
 from parallelcnn.data.numbers import warn_of_another_range
 from parallelcnn.data.readers import image_folder
-from parallelcnn.errors import DivergenceError, InputError, TrainingWarning
+from parallelcnn.errors import CheckpointError, DivergenceError, InputError, TrainingWarning
 from parallelcnn.files.model import checked_origin, save_model
 from parallelcnn.layers.frozen import freeze
 from parallelcnn.network import NetworkHandler
@@ -41,7 +42,7 @@ from parallelcnn.resilience.signals import StopOnSignal, interrupts_ending_the_p
 from parallelcnn.resources import number_in
 from parallelcnn.trainer import evaluate, train
 from parallelcnn.training.callbacks import Callback
-from parallelcnn.training.checkpoint import THREADS_OF_RANKS, Checkpoint, CheckpointFolder, load_checkpoint
+from parallelcnn.training.checkpoint import THREADS_OF_RANKS, Checkpoint, CheckpointFolder, load_checkpoint, step_file
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.config import TrainConfig
 from parallelcnn.training.evaluation import Evaluation, default_metrics
@@ -53,6 +54,7 @@ from parallelcnn.training.reduction import check_reproducible, fixed_shards
 from parallelcnn.training.threads import check_threads, choose_threads
 from parallelcnn.wording import listed, plural
 
+NOT_SAVED = os.EX_IOERR  # exit code, 74: asked to stop, but the checkpoint could not be saved
 LONGEST_WAIT = 30.0  # for an earlier start of the same run to finish [s]
 _POLL_EVERY = 0.1  # [s]
 
@@ -66,11 +68,13 @@ class Run:
         self._started_from: str | None = None
         self._role: str | None = None  # of the data set that is evaluated during training, once it is known
         self._notes: list[str] = []  # for the report
+        self._continues_own_run = False  # begun by an earlier start of the same SLURM job
 
     def go(self) -> int:
         """Train and write the results; returns the exit code."""
         # All input is checked before the first file is written.
         self._optimizer = run_together(self._comm, self._check_options)
+        self._continue_own_run()
         with show_compilation(self._comm):
             loaded = load_data_sets(self._options, self._comm)
             self._train_set, self._evaluated, self._test_set, self._found, self._test_files = loaded
@@ -101,6 +105,23 @@ class Run:
                     say(f"stopped    {why}")
             retry_after_loss(self._comm, lambda: self._finish(history))
         return 0
+
+    def _continue_own_run(self) -> None:
+        """If SLURM has queued this job again, continue the run that an earlier start of it has begun, if it has."""
+        options = self._options
+
+        def find() -> TrainConfig | None:
+            if self._comm.rank != 0 or options.out is None or not number_in("SLURM_RESTART_COUNT"):
+                return None
+            own = RunDirectory.begun_by_this_job(Path(options.out))
+            if own is None:
+                return None
+            resume = "auto" if self._checkpoint_folder(own).files() else options.resume
+            return replace(options, out=str(own), resume=resume)
+
+        continued = self._comm.allgather(run_together(self._comm, find))[0]
+        if continued is not None:
+            self._continues_own_run, self._options = True, continued
 
     def _check_options(self) -> Optimizer:
         options = self._options
@@ -230,7 +251,13 @@ class Run:
                 return None
             newest = None
             if options.resume == "auto":  # once the directory is locked, no other run deletes checkpoints
-                newest = self._checked(self._checkpoint_folder(directory.path).newest())
+                folder = self._checkpoint_folder(directory.path)
+                newest = self._checked(folder.newest())
+                if newest is None and folder.files():  # perhaps another node can read them, or after a while
+                    raise CheckpointError(
+                        f"--resume: none of the checkpoints in {folder.path} can be read; without --resume, or with "
+                        f"--resume FILE, their files are moved to another directory"
+                    )
                 if newest is None and self._started_from is None:
                     self._start_from(self._network)
             directory.open(resume=newest is not None)
@@ -283,9 +310,13 @@ class Run:
             try:
                 return RunDirectory(options.out) if comm.rank == 0 else None
             except DirectoryInUseError:
-                if time.monotonic() >= give_up_at:
+                if time.monotonic() < give_up_at:
+                    return None
+                if not self._continues_own_run:
                     raise
-                return None
+                # The earlier start is over, but the file system still holds the lock of its node, which has failed.
+                RunDirectory.forget_lock(Path(str(options.out)))
+                return RunDirectory(options.out)
 
         # Many short collectives: in one long one the watchdog of the other ranks would take rank 0 for a hung rank.
         while True:
@@ -336,16 +367,21 @@ class Run:
         )
 
     def _say_why_it_stopped(self, history: History, number: int) -> int:
+        is_saved = True
         if self._comm.rank == 0:
             path = self._path if self._reporter.directory is None else self._reporter.directory.path
             why = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
             where = f"stopped after minibatch {history.steps:,}"
-            how = f"to continue, give the same command with --out {path} --resume"
+            how = f"to continue, give the same command with --out {shlex.quote(str(path))} --resume"
+            is_saved = any(file.name == step_file(history.steps) for file in self._checkpoint_folder(path).files())
+            if not is_saved:
+                how = f"but the checkpoint could not be saved, and what came after the one before it is lost; {how}"
             say(f"parallelcnn: {why}: {where}; {how}", sys.stderr)
             ended = why if number == signal.SIGINT else f"ended by {why}"
             self._report_unfinished(f"Training was {ended}: {where}; {how}.")
-        self._comm.barrier()  # a launcher kills the others when one rank exits: print first
-        return 128 + number
+        # Also a barrier: a launcher kills the others when one rank exits, so print first.
+        is_saved = self._comm.allgather(is_saved)[0]
+        return 128 + number if is_saved else NOT_SAVED
 
     def _finish(self, history: History) -> None:
         """Evaluate on the training set, and the test set if that is still to do, and write the results."""

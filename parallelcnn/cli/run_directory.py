@@ -60,7 +60,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path | None, token: str | None = None) -> None:
         self._now = utc_now()
-        self.token = token or os.urandom(8).hex()
+        self.token = token or f"{_this_job()}{os.urandom(8).hex()}"
         self.moved_to: Path | None = None
         self._metrics: MetricsFile | None = None
         self.path = DEFAULT_OUT / self._now if path is None else Path(path)
@@ -109,6 +109,23 @@ class RunDirectory:
             directory.close()
             raise
         return directory
+
+    @staticmethod
+    def begun_by_this_job(path: Path) -> Path | None:
+        """The directory of the run that an earlier start of this SLURM job has begun in `path`, or in path-2, ... if
+        `path` was removed or replaced meanwhile. None: there is no such run.
+        """
+        found, number = None, 1
+        while (candidate := path if number == 1 else Path(f"{path}-{number}")).is_dir() or number == 1:
+            if _this_job() and (_token_in(candidate) or "").startswith(_this_job()):
+                found = candidate
+            number += 1
+        return found
+
+    @staticmethod
+    def forget_lock(path: Path) -> None:
+        """Remove the lock of a process that is known to be gone. If it is not, it continues in a new directory."""
+        (path / _LOCK).unlink(missing_ok=True)
 
     def open(self, *, resume: bool) -> None:
         """Write the token, and move the files of an earlier run to a new directory inside this one, unless `resume`.
@@ -295,6 +312,12 @@ def plot_losses(path: Path, history: History) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png")
     write_atomically(path, content.getvalue())
+
+
+def _this_job() -> str:
+    """The beginning of the tokens of this SLURM job; empty outside SLURM."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return f"slurm-{job}-" if job.isdecimal() and len(job) < 20 else ""
 
 
 def _write_token(locked: TextIO, token: str) -> None:

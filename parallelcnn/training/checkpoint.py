@@ -34,7 +34,6 @@ from parallelcnn.training.evaluation import Evaluation, as_value
 from parallelcnn.training.history import History
 
 THREADS_OF_RANKS = "threads_of_ranks"  # a fact: the number of threads of each rank when the training started
-_FILE = "step-{:09}.npz"
 _STATE = "state."
 _NETWORK = ("input_shape", "dtype", *ORIGIN, "layers", "parameters", "trained", "buffers")
 _LARGEST_METRIC = 2**27  # bytes: a confusion matrix of 4,096 classes
@@ -140,12 +139,12 @@ class CheckpointFolder:
         if self._unused:
             self._unused = False
             remove_unfinished(folder)
-        new = folder / _FILE.format(checkpoint.history.steps)
+        new = folder / step_file(checkpoint.history.steps)
         save_checkpoint(new, checkpoint)
         files = self.files()
         keep = [new.name, *(file.name for file in files[: self.keep_last])]
         if self.keep_best:
-            keep.append(_FILE.format(_best_step(checkpoint.history)))
+            keep.append(step_file(_best_step(checkpoint.history)))
         for file in files:
             if file.name not in keep:
                 file.unlink(missing_ok=True)
@@ -174,13 +173,13 @@ class CheckpointFolder:
 
         Warns about each file that cannot be read.
         """
-        for file in self.files():
-            if _step_of(file) > up_to:
-                continue
+        files = [file for file in self.files() if _step_of(file) <= up_to]
+        for file in files:
             try:
                 return load_checkpoint(file)
             except CheckpointError as error:
-                warnings.warn(f"{error}; taking the checkpoint before it", TrainingWarning, stacklevel=2)
+                instead = "there is none before it" if file == files[-1] else "taking the checkpoint before it"
+                warnings.warn(f"{error}; {instead}", TrainingWarning, stacklevel=2)
         return None
 
     def newest_file(self) -> Path | None:
@@ -195,7 +194,7 @@ class CheckpointFolder:
         return best if best is not None and best.exists() else None
 
     def _file_of(self, step: int) -> Path:
-        return self._located() / _FILE.format(step)
+        return self._located() / step_file(step)
 
     def _located(self) -> Path:
         if self.locate is not None:
@@ -206,6 +205,11 @@ class CheckpointFolder:
         """All checkpoints in the folder, newest first."""
         files = [file for file in self._located().glob("step-*.npz") if file.stem[5:].isdecimal()]
         return sorted(files, key=_step_of, reverse=True)
+
+
+def step_file(step: int) -> str:
+    """The name of the checkpoint after that minibatch."""
+    return f"step-{step:09}.npz"
 
 
 def _step_of(file: Path) -> int:
