@@ -20,11 +20,11 @@ from parallelcnn.profiling.profiler import matrix_rate, on_clock_of_rank_0
 from parallelcnn.profiling.trace import trace
 
 
-def train(network=None, profiler=None, epochs=3, **options):
-    network = network or small.network()
+def train(network=None, profiler=None, epochs=3, optimizer=None, **options):
+    network, optimizer = network or small.network(), optimizer or pc.SGD(0.1)
     sets = small.dataset(211), small.dataset(97, seed=1)
     history = pc.train(
-        network, *sets, pc.SGD(0.1), epochs, 25, comm=pc.Serial(), profiler=profiler, **{"threads": 1, **options}
+        network, *sets, optimizer, epochs, 25, comm=pc.Serial(), profiler=profiler, **{"threads": 1, **options}
     )
     return network, history
 
@@ -145,6 +145,31 @@ def test_the_phases_add_up_to_the_seconds_of_training():
     report = profiler.profile.phases.index("report")
     assert rank.median[report] >= 0.002
     assert rank.total[report] >= 27 * 0.002
+
+
+def test_the_update_is_timed_as_such():
+    class SlowSGD(pc.SGD):
+        def update(self, *arguments, **options):
+            time.sleep(0.003)
+            return super().update(*arguments, **options)
+
+    profiler = pc.Profiler()
+    _, history = train(profiler=profiler, optimizer=SlowSGD(0.1))
+    rank = the_whole_training(profiler, history)
+    milliseconds = dict(zip(profiler.profile.phases, 1e3 * rank.median, strict=True))
+    assert milliseconds["update"] >= 3 > milliseconds["order"]
+
+
+def test_medians_are_those_of_the_last_steps(monkeypatch):
+    monkeypatch.setattr("parallelcnn.profiling.profiler._STEPS_AT_ONCE", 20)
+
+    def sleep(step, logs):
+        time.sleep(0.004 if step > 14 else 0)
+
+    profiler = pc.Profiler()
+    train(profiler=profiler, callbacks=[pc.LambdaCallback(on_batch_end=sleep)])  # 27 steps
+    (rank,) = profiler.profile.ranks
+    assert rank.median[profiler.profile.phases.index("report")] >= 0.004
 
 
 def test_the_time_is_booked_to_the_layer_that_took_it():

@@ -175,8 +175,11 @@ class Profiler:
         self._comm.allreduce_max(latest)
         durations = durations_of(steps, passes, latest, threads)
         self._total = self._total + durations.sum(0)
-        if len(durations) >= len(self._last):  # rather the many before than a few at the end
-            self._last, self._last_rates = durations, rates_of(durations, self._flops, passes, threads)
+        rates = rates_of(durations, self._flops, passes, threads)
+        self._last, self._last_rates = (
+            np.concatenate([before, now])[-_STEPS_AT_ONCE:] if len(before) else now
+            for before, now in ((self._last, durations), (self._last_rates, rates))
+        )
 
         passes[:, STEP] += self._steps_done
         self._steps_done += len(steps)
