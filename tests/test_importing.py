@@ -332,6 +332,29 @@ REFUSED = [  # nodes, input shape, constants, message
         {},
         "operator Relu whose output 'y' several branches share",
     ),
+    ([node("Sum", "x a c", "out"), node("Relu", "x", "a")][::-1], {"c": floats(1)}, "Sum of 2 branches and 3 inputs"),
+    (
+        [node("Relu", "x", "y"), node("Cast", "y", "out", to=FLOAT), node("Cast", "out", "z", to=UINT8)],
+        {},
+        "Cast with to=2",
+    ),
+    (
+        [node("Resize", "x e e s", "out")],
+        {"e": floats(0), "s": np.array([3, 4, 14, 12])},
+        "operator Resize by [1.0, 2.0, 2.0, 2.0]",
+    ),
+    (
+        [
+            *(node("Reshape", "x s", "y"), node("InstanceNormalization", "y one zero", "z"), node("Relu", "z", "u")),
+            *(node("Reshape", "u t", "v"), node("Mul", "v c", "out")),
+        ],
+        {
+            "s": np.array([0, 1, -1]),
+            "t": np.array([0, 2, 7, 6]),
+            **{"one": np.ones(1, np.float32), "zero": np.zeros(1, np.float32), "c": floats(2, 7, 6)},
+        },
+        "operator Mul with a constant of shape (2, 7, 6)",
+    ),
     ([onnx.helper.make_node("Attention", ["x"], ["out"], domain="com.other")], {}, "the operator com.other.Attention"),
 ]
 
@@ -340,6 +363,31 @@ REFUSED = [  # nodes, input shape, constants, message
 def test_what_no_layer_computes_is_refused_by_the_name_of_the_operator(nodes, constants, message, tmp_path):
     write(tmp_path / "x.onnx", nodes, IMAGE, constants)
     assert message in refusal(tmp_path / "x.onnx")
+
+
+def test_constants_are_not_multiplied_beyond_the_size_of_the_file(tmp_path):
+    """4 kB that become 2^40 numbers."""
+    nodes = [node("Concat", f"c{i} c{i}", f"c{i + 1}", axis=0) for i in range(30)]
+    write(tmp_path / "x.onnx", [*nodes, node("Relu", "x", "out")], IMAGE, {"c0": floats(1024)})
+    assert "constants that its nodes would multiply beyond the size of the file" in refusal(tmp_path / "x.onnx")
+
+
+def test_channels_are_joined_by_the_last_axis_of_vectors_only(tmp_path):
+    path = tmp_path / "x.onnx"
+    pools = [node("GlobalAveragePool", "x", "a"), node("GlobalMaxPool", "x", "b")]
+    flat = [node("Flatten", "a", "c"), node("Flatten", "b", "d"), node("Concat", "c d", "out", axis=-1)]
+    write(path, pools + flat, IMAGE)
+    check(path, IMAGE)
+    branches = [one for i in "ab" for one in (node("Gemm", f"x w{i}", i), node("Reshape", f"{i} s", f"{i}{i}"))]
+    joined = [node("Concat", "aa bb", "c", axis=-1), node("Flatten", "c", "out")]
+    write(path, branches + joined, VECTOR, {"wa": floats(6, 8), "wb": floats(6, 8), "s": np.array([-1, 2, 2, 2])})
+    assert "operator Concat with axis=-1, where channels of branches can be joined, axis=1" in refusal(path)
+
+
+def test_a_sum_may_have_any_number_of_constants(tmp_path):
+    constants = {"c": floats(2, 1, 1), "d": floats(1)}
+    write(tmp_path / "x.onnx", [node("Sum", "c x d", "y"), node("Sum", "y", "out")], IMAGE, constants)
+    check(tmp_path / "x.onnx", IMAGE)
 
 
 def test_an_input_of_bytes_is_scaled_by_the_network(tmp_path):

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from parallelcnn.exchange.onnx_rows import CannotImportError
 from parallelcnn.exchange.optional import import_optional
 from parallelcnn.layers.base import Array
 
 SAMPLES = -(2**40)  # stands for the number of samples
-# Operators that rearrange numbers, so that the result is no larger than the inputs.
+_LEAST_BUDGET = 2**20  # numbers: shapes are small
+# Operators that rearrange numbers. Concat may take an input several times.
 _FOLDED = ("Cast", "Concat", "Gather", "Identity", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
 
@@ -23,6 +25,7 @@ def find_constants(onnx: Any, model: Any) -> dict[str, Array]:
     opsets = {one.domain: one.version for one in model.opset_import}
     reference = import_optional("onnx.reference", "import_onnx")
     shapes: dict[str, list[int]] | None = None
+    budget = max(_LEAST_BUDGET, 8 * sum(one.size for one in found.values()))  # what nodes may compute together
     for node in model.graph.node:
         output = node.output[0] if node.output else ""
         if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name == "value":
@@ -34,6 +37,9 @@ def find_constants(onnx: Any, model: Any) -> dict[str, Array]:
                 found[output] = np.array([SAMPLES, *shape[1:]], np.int64)
         elif node.op_type in _FOLDED and all(name in found for name in node.input if name):
             given = {name: found[name] for name in node.input if name}
+            budget -= sum(found[name].size for name in node.input if name)
+            if budget < 0:
+                raise CannotImportError("constants that its nodes would multiply beyond the size of the file")
             if node.op_type != "Gather" or given[node.input[0]].ndim == 1:
                 with contextlib.suppress(Exception):  # of any kind; then the node is one that no layer computes
                     found[output] = np.asarray(reference.ReferenceEvaluator(node, opsets=opsets).run(None, given)[0])

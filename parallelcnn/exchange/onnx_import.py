@@ -11,6 +11,7 @@ a `BatchNorm`.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from parallelcnn.network import NetworkHandler
 from parallelcnn.wording import listed
 
 _PASSED = ("Cast", "Dropout", "Identity")
+_FLOATS = (1, 10, 11)  # float32, float16 and float64, as Cast calls them
 _PREDICTIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 
 
@@ -50,7 +52,7 @@ def import_onnx(path: str | Path) -> NetworkHandler:
     """
     path = as_path("path", path)
     onnx = import_optional("onnx", "import_onnx")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise CheckpointError(f"{path} must be an ONNX model, not a folder or a device")
     try:
         model = onnx.load(path)
@@ -125,6 +127,8 @@ class _Reader:
         """The tensor before the softmax or sigmoid at the end, and the network's `prediction`."""
         output = self._output
         while output in self._nodes and self._nodes[output].operator in _PASSED:
+            if self._nodes[output].attributes.get("to", _FLOATS[0]) not in _FLOATS:  # a Cast to integers
+                break
             output = self._nodes[output].inputs[0]
         node = self._nodes.get(output)
         ends_before = self._is_ours and self._output != PROBABILITIES

@@ -87,9 +87,9 @@ class Node:
             raise CannotImportError(f"operator {self.operator} without input {position}")
         return values
 
-    def first_constant(self) -> int:
-        """The position of the first constant input."""
-        return min(self._constants)
+    def constants(self) -> list[int]:
+        """The positions of the constant inputs."""
+        return sorted(self._constants)
 
 
 def _plain(value: Any) -> Any:
@@ -308,12 +308,13 @@ def _pad(row: Row, node: Node, samples: int) -> None:
 
 
 def _resize(row: Row, node: Node, samples: int) -> None:
-    _, H, W = _image(row, node)
+    C, H, W = _image(row, node)
     node.require(mode="nearest")
     is_old = node.operator == "Upsample" or len(node.inputs) == 2
     scales, sizes = node.constant(1 if is_old else 2, "scales"), node.constant(3)
+    node.require(keep_aspect_ratio_policy="stretch")
     if sizes is not None and len(sizes) == 4:
-        scales = np.array([1, 1, sizes[2] / H, sizes[3] / W])
+        scales = np.array([1, sizes[1] / C, sizes[2] / H, sizes[3] / W])
     how = node.attributes.get("coordinate_transformation_mode", "asymmetric" if is_old else "half_pixel")
     nearest = node.attributes.get("nearest_mode", "floor" if is_old else "round_prefer_floor")
     same = {"asymmetric": ["floor"], "half_pixel": ["round_prefer_floor", "round_prefer_ceil"]}
@@ -327,16 +328,16 @@ def _resize(row: Row, node: Node, samples: int) -> None:
 
 
 def _arithmetic(row: Row, node: Node, samples: int) -> None:
-    """Add, Sub, Mul or Div with a constant."""
-    position = node.first_constant()
-    values = np.asarray(node.needed(position), np.float32)
-    if node.operator in ("Sub", "Div") and position == 0:
-        raise CannotImportError(f"operator {node.operator} from a constant")
-    if node.operator in ("Add", "Sub", "Sum"):
-        row.shift(-values if node.operator == "Sub" else values)
-    else:
-        with np.errstate(all="ignore"):
-            row.multiply(1 / values if node.operator == "Div" else values)
+    """Add, Sub, Mul or Div with a constant, or Sum with constants."""
+    for position in node.constants():  # Sum may have several, or none
+        values = np.asarray(node.needed(position), np.float32)
+        if node.operator in ("Sub", "Div") and position == 0:
+            raise CannotImportError(f"operator {node.operator} from a constant")
+        if node.operator in ("Add", "Sub", "Sum"):
+            row.shift(-values if node.operator == "Sub" else values)
+        else:
+            with np.errstate(all="ignore"):
+                row.multiply(1 / values if node.operator == "Div" else values)
 
 
 READERS: dict[str, Callable[[Row, Node, int], None]] = {
@@ -364,8 +365,8 @@ READERS: dict[str, Callable[[Row, Node, int], None]] = {
 
 def _join_sum(row: Row, node: Node, branches: list[Row]) -> None:
     """Add of two branches: the shorter one is the shortcut, or the second."""
-    if len(branches) != 2:
-        raise CannotImportError(f"operator {node.operator} of {len(branches)} branches")
+    if not len(branches) == len(node.inputs) == 2:
+        raise CannotImportError(f"operator {node.operator} of {len(branches)} branches and {len(node.inputs)} inputs")
     layers, shortcut = sorted(branches, key=lambda one: -len(one.items))
     if layers.shape != shortcut.shape:
         raise CannotImportError(f"operator {node.operator} of the shapes {layers.shape} and {shortcut.shape}")
@@ -415,7 +416,8 @@ def _is_affine(item: Item, factor: Any, added: float) -> bool:
 
 def _join_channels(row: Row, node: Node, branches: list[Row]) -> None:
     axis = node.attributes.get("axis", 1)
-    if axis not in (1, -len(row.shape)) or len(branches) != len(node.inputs):
+    ranks = {len(branch.shape) for branch in branches}
+    if axis not in (1, -min(ranks)) or len(ranks) > 1 or len(branches) != len(node.inputs):
         raise CannotImportError(f"operator Concat with axis={axis}, where channels of branches can be joined, axis=1")
     joined = [branch.joined(f"{i}.") for i, branch in enumerate(branches)]
     arrays = {name: one for _, some in joined for name, one in some.items()}

@@ -157,6 +157,8 @@ class Row:
         if kinds[:2] != [Reshape, GroupNorm] or kinds[2:] not in ([Reshape], [Flatten]):
             return False
         plain = self.items[-2].arrays
+        if getattr(self.items[-2].layer, "activation", "identity") != "identity":
+            return False
         return is_all(plain["weight"], 1) and is_all(plain["bias"], 0)
 
     def _normalise(self, factor: Array) -> None:
