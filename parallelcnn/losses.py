@@ -286,6 +286,7 @@ class Loss(Protocol):
 
 
 LOSS_METHODS = ("check", "forward_backward")
+PREDICTIONS = ("softmax", "sigmoid", "output")  # what `Loss.prediction` may be
 
 
 def takes_sample_weight(loss: Loss) -> bool:

@@ -182,6 +182,50 @@ def test_the_code_for_pytorch_names_classes_and_scale():
     assert code.isascii()
 
 
+def test_the_code_for_pytorch_has_no_names_of_numpy_and_no_text_of_ones_own():
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    layers = (pc.Conv2D(4, 3, groups=np.int64(2), bias=np.False_), pc.Upsample2D((np.int64(2), 1)), pc.Flatten())
+    names = np.unique(["cat", "dog", "cat"])
+    labels = np.arange(4) % 2
+    dataset = pc.Dataset(np.zeros((4, 2, 5, 5), np.float32), labels, 2, class_names=names)
+    network = pc.NetworkHandler((*layers, pc.Dense(2)), (2, 5, 5))
+    network.class_names, network.prediction = dataset.class_names, '"""\nraise SystemExit'
+    page = {"__name__": "page"}
+    exec(compile(pc.torch_code(network), "page", "exec"), page)
+    assert page["CLASS_NAMES"] == ("cat", "dog")
+    assert page["network"]()
+
+
+def test_a_broken_package_is_not_called_missing(tmp_path, monkeypatch):
+    """As one that was built for another numpy: a model must not be written unchecked."""
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('numpy.core.multiarray failed to import')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    message = "export_onnx needs onnxruntime, which is installed but cannot be imported: numpy.core.multiarray failed"
+    with pytest.raises(pc.InputError, match=message):
+        pc.export_onnx(tmp_path / "x.onnx", small.network())
+    assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize("path", ["", "."])
+def test_a_path_that_names_no_file_is_refused(path):
+    for save in (pc.save_model, pc.save_safetensors):
+        with pytest.raises(pc.InputError, match=r"path must name a file, got '\.'"):
+            save(path, small.network())
+
+
+def test_parameters_of_pytorch_lose_all_prefixes_and_keep_float64(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    weight = torch.tensor([1 / 3], dtype=torch.float64)
+    tensors = {"_orig_mod.module.0.weight": weight, "_orig_mod.module.0.bias": torch.ones(1, dtype=torch.bfloat16)}
+    torch.save(tensors, tmp_path / "x.pt")
+    found = pc.read_parameters(tmp_path / "x.pt")
+    assert found.keys() == {"0.weight", "0.bias"}
+    assert found["0.weight"].tolist() == [1 / 3]
+    assert found["0.bias"].dtype == np.float32
+
+
 def test_layers_and_functions_of_ones_own_are_refused_by_name(tmp_path):
     pytest.importorskip("onnx", reason="onnx is not installed")
     own = pc.NetworkHandler((pc.Sequential((pc.Dense(4), noisy.Noisy())), pc.Dense(2)), (3,))

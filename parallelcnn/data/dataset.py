@@ -246,7 +246,7 @@ def check_class_names(what: str, names: Any, classes: int | None) -> tuple[str, 
     if classes is None or len(set(known)) != classes or len(found) != classes:
         wanted = "None where labels are not classes" if classes is None else f"{classes} different names"
         raise DataError(f"{what} must be {wanted}, got {described(names)}")
-    return tuple(known)
+    return tuple(map(str, known))  # a numpy.str_ would be written as such
 
 
 def check_label_range(owner: str, labels: Array, classes: int) -> None:

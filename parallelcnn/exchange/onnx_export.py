@@ -17,7 +17,7 @@ from parallelcnn._version import __version__
 from parallelcnn.arguments import as_path, check_type
 from parallelcnn.data.numbers import check_images
 from parallelcnn.errors import CheckpointError, InputError
-from parallelcnn.exchange.optional import import_optional
+from parallelcnn.exchange.optional import NotInstalledError, import_optional
 from parallelcnn.exchange.refusal import builtin_activation, refused
 from parallelcnn.files.atomic import write_atomically
 from parallelcnn.folding import folded
@@ -127,7 +127,7 @@ def _largest_difference(
     """See `export_onnx`; CheckpointError if the difference is no rounding."""
     try:
         onnxruntime = import_optional("onnxruntime", "export_onnx")
-    except InputError:
+    except NotInstalledError:
         return None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # several would be bound to cores, which fails noisily where some are not allowed

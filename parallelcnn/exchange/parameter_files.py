@@ -167,13 +167,19 @@ def _read_state_dict(path: Path) -> dict[str, Array]:
         if isinstance(content, dict):
             content = next((content[key] for key in _STATE_DICTS if isinstance(content.get(key), dict)), content)
         tensors = {name: one for name, one in content.items() if not name.endswith("num_batches_tracked")}
-        found = {name: one.detach().to(torch.float32).numpy() for name, one in tensors.items()}
+        found = {name: _as_array(torch, one) for name, one in tensors.items()}
     except Exception as error:  # pickle, zipfile and torch raise various kinds
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             shown(f"{path} must hold a state_dict, as torch.save(model.state_dict(), path) writes it: {reason}")
         ) from None
-    for wrapper in _WRAPPERS:
-        if found and all(name.startswith(wrapper) for name in found):
-            found = {name.removeprefix(wrapper): array for name, array in found.items()}
+    while wrapper := next((one for one in _WRAPPERS if found and all(name.startswith(one) for name in found)), ""):
+        found = {name.removeprefix(wrapper): array for name, array in found.items()}
     return found
+
+
+def _as_array(torch: Any, tensor: Any) -> Array:
+    """numpy has no bfloat16."""
+    tensor = tensor.detach()
+    array: Array = (tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)).numpy()
+    return array

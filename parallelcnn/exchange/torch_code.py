@@ -43,7 +43,7 @@ from parallelcnn.layers import (
     Upsample2D,
     ZeroPad2D,
 )
-from parallelcnn.layers.base import Shape, pair
+from parallelcnn.layers.base import Shape, pair, written
 from parallelcnn.layers.composite import Layers, row_of
 from parallelcnn.layers.conv2d import sides_of
 from parallelcnn.layers.pooling import padding_of, window_and_stride
@@ -139,7 +139,8 @@ def torch_code(network: NetworkHandler) -> str:
     imported = ["cat"] * (_CONCAT in classes) + ["nn"] + ["tensor"] * (_NORMALIZE in classes)
     low_high = network.input_range
     scale = "" if low_high is None else f", with numbers from {low_high[0]:g} to {low_high[1]:g}"
-    meaning = f"are those before the {network.prediction}" if network.prediction != "output" else "are the predictions"
+    of_classes = network.prediction in ("softmax", "sigmoid")
+    meaning = f"are those before the {network.prediction}" if of_classes else "are the predictions"
     head = _HEAD.format(
         version=__version__,
         shape=", ".join(map(str, network.input_shape)),
@@ -203,7 +204,7 @@ def _depthwise_conv(layer: DepthwiseConv2D, place: str, shape: Shape, indent: st
 
 def _options(**values: tuple[object, object]) -> str:
     """Arguments by name, of those that differ from their defaults: (value, default)."""
-    return "".join(f", {name}={value!r}" for name, (value, default) in values.items() if value != default)
+    return "".join(f", {name}={written(value)}" for name, (value, default) in values.items() if value != default)
 
 
 def _dense(layer: Dense, place: str, shape: Shape, indent: str) -> Modules:
@@ -276,6 +277,10 @@ def _fixed(code: str) -> "Writer":
     return write
 
 
+def _upsample(layer: Upsample2D, place: str, shape: Shape, indent: str) -> Modules:
+    yield "", f"nn.Upsample(scale_factor={written(layer.size)}, mode='nearest')"
+
+
 def _nothing(layer: Layer, place: str, shape: Shape, indent: str) -> Modules:
     return iter(())
 
@@ -311,6 +316,6 @@ _WRITERS: dict[type, Writer] = {
     Residual: _residual,
     Sequential: _sequential,
     SpatialDropout: _fixed("nn.Dropout2d({layer.rate})"),
-    Upsample2D: _fixed("nn.Upsample(scale_factor={layer.size}, mode='nearest')"),
+    Upsample2D: _upsample,
     ZeroPad2D: _zero_pad,
 }

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
+from parallelcnn.errors import InputError
 from parallelcnn.files.regular import open_regular
 
 _UNFINISHED = ".unfinished"
@@ -32,8 +33,11 @@ def renamed_when_complete(path: Path, check: Callable[[Path], object] | None = N
         check: called with the file before it is renamed. If it raises an error, the file is removed.
 
     Raises:
+        InputError: if the path is that of a directory, such as ".".
         OSError: if the file cannot be created, flushed or renamed. An earlier file at `path` remains.
     """
+    if not path.name:
+        raise InputError(f"path must name a file, got {str(path)!r}")
     temporary = path.with_name(f".{path.name}.{secrets.token_urlsafe(6)}{_UNFINISHED}")
     with naming(path):
         # The kernel applies the umask. It could only be read here by setting it, for all threads of the process.

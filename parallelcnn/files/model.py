@@ -25,6 +25,7 @@ from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.layers import Frozen, Layer, Normalize
 from parallelcnn.layers.augmentation import Augmentation
 from parallelcnn.layers.base import written
+from parallelcnn.losses import PREDICTIONS
 from parallelcnn.network import NetworkHandler
 from parallelcnn.parameters import Slot
 from parallelcnn.wording import first_difference
@@ -111,7 +112,8 @@ def classes_of(path: Path) -> int | None:
         CheckpointError: if the file is not a model file, or is damaged.
     """
     description = read_archive(path, "model", "checkpoint").description
-    classes = description.get("classes", len(description.get("class_names") or ()) or None)
+    with naming_damage(path):
+        classes = description.get("classes", len(description.get("class_names") or ()) or None)
     if classes is not None and not isinstance(classes, int):
         raise CheckpointError(f"{path} is damaged: its number of classes is {classes!r}")
     return classes
@@ -225,8 +227,8 @@ def checked_origin(description: dict[str, Any], output_shape: tuple[int, ...]) -
     """
     prediction, input_range = description.get("prediction", "softmax"), description.get("input_range")
     class_names, resize = description.get("class_names"), description.get("resize")
-    if not isinstance(prediction, str):
-        raise InputError(f"prediction must be a word, got {prediction!r}")
+    if prediction not in PREDICTIONS:  # also because `torch_code` writes it into a program
+        raise InputError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
     if input_range is not None:
         low, high = input_range = tuple(map(float, input_range))
         if not -math.inf < low <= high < math.inf:

@@ -14,7 +14,7 @@ from parallelcnn.errors import CheckpointError, DataError, InputError, ShapeErro
 from parallelcnn.files.fingerprint import matches, stored_fingerprint
 from parallelcnn.files.model import describe_network
 from parallelcnn.kernels.bfloat16 import is_fast
-from parallelcnn.losses import Loss, SoftmaxCrossEntropy, takes_sample_weight
+from parallelcnn.losses import PREDICTIONS, Loss, SoftmaxCrossEntropy, takes_sample_weight
 from parallelcnn.metrics import Metric
 from parallelcnn.network import NetworkHandler
 from parallelcnn.schedules import Plateau
@@ -92,8 +92,12 @@ def check_loss(loss: Loss, network: NetworkHandler, dataset: Dataset) -> None:
 
     Raises:
         ShapeError: if the network cannot learn these labels with it.
-        InputError: if the data set has sample weights, which the loss does not take.
+        InputError: if the data set has sample weights, which the loss does not take, or if what it says of predictions
+            is no such word.
     """
+    prediction = getattr(loss, "prediction", "output")
+    if prediction not in PREDICTIONS:
+        raise InputError(f"loss.prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
     loss.check(network.output_shape, dataset.labels, dataset.classes)
     if dataset.sample_weight is not None and not takes_sample_weight(loss):
         raise InputError(
