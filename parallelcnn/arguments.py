@@ -1,5 +1,6 @@
 """Argument checks. Each message names the argument, the rule, the value and an alternative in one sentence."""
 
+import contextlib
 import functools
 import numbers
 import os
@@ -97,7 +98,9 @@ def as_array(name: str, value: Any, rule: str) -> Any:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
-        shapes = [np.shape(one) for one in value] if isinstance(value, list | tuple) else []
+        shapes = []
+        with contextlib.suppress(ValueError, TypeError):  # of parts that are no arrays themselves
+            shapes = [np.shape(one) for one in value] if isinstance(value, list | tuple) else []
         differing = next((place for place, shape in enumerate(shapes) if shape != shapes[0]), None)
         if differing is None:
             raise InputError(f"{name} must be {rule}, got {described(value)}: {error}") from None

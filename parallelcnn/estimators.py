@@ -97,8 +97,10 @@ class _Estimator(BaseEstimator):
         tags.input_tags.three_d_array = True
         return tags
 
-    def _train(self, data: Dataset, loss: Loss, outputs: int) -> Self:
-        """Train a network with so many outputs, and set the attributes that a fitted estimator has."""
+    def _train(self, data: Dataset, loss: Loss, outputs: int, **fitted: Any) -> Self:
+        """Train a network with so many outputs, and set the attributes that a fitted estimator has, and those of
+        `fitted`. If it fails, they are what they were before.
+        """
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         optimizer = self._found_optimizer()
         check_integer("batch_size", self.batch_size, 1)
@@ -132,12 +134,14 @@ class _Estimator(BaseEstimator):
             )
         except KeyboardInterrupt:
             if network.history is not None and network.history.steps:
-                self._keep(network, curve)
+                self._keep(network, curve, fitted)
             raise
-        self._keep(network, curve)
+        self._keep(network, curve, fitted)
         return self
 
-    def _keep(self, network: NetworkHandler, curve: list[float]) -> None:
+    def _keep(self, network: NetworkHandler, curve: list[float], fitted: Mapping[str, Any]) -> None:
+        for name, value in fitted.items():
+            setattr(self, name, value)
         self.network_ = network
         self.history_: History = network.history
         self.loss_curve_ = curve
@@ -339,22 +343,22 @@ class CNNClassifier(ClassifierMixin, _Estimator):
         """
         images, y = self._checked_for_fit(X, y)
         check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        count, loss = len(self.classes_), self._found_loss()
+        classes_, labels = np.unique(y, return_inverse=True)
+        count, loss = len(classes_), self._found_loss()
         prediction = getattr(loss, "prediction", "output")
         if prediction == "output" or (prediction == "sigmoid" and count != 2):
             raise InputError(f"loss must predict probabilities of {count} classes, got {loss!r}")
         # Numbers are no names: a network that was trained on them predicts integers by itself.
-        classes = self.classes_.tolist()
+        classes = classes_.tolist()
         names = tuple(classes) if all(isinstance(one, str) and one for one in classes) else None
-        weight = _checked_weight(self._weight_of_samples(labels, sample_weight), images)
+        weight = _checked_weight(self._weight_of_samples(classes, labels, sample_weight), images)
         data = Dataset(images, labels, count, "X", sample_weight=weight, class_names=names)
-        self._train(data, loss, 1 if prediction == "sigmoid" else count)
+        self._train(data, loss, 1 if prediction == "sigmoid" else count, classes_=classes_)
         return self
 
-    def _weight_of_samples(self, labels: Array, sample_weight: Any) -> Any:
+    def _weight_of_samples(self, classes: list[Any], labels: Array, sample_weight: Any) -> Any:
         """The weights of samples, multiplied by those of their classes."""
-        given, classes = self.class_weight, self.classes_.tolist()
+        given = self.class_weight
         if given is None:
             return sample_weight
         if isinstance(given, Mapping):
@@ -433,8 +437,7 @@ class CNNRegressor(RegressorMixin, _Estimator):
         """
         images, y = self._checked_for_fit(X, y, y_numeric=True, multi_output=True)
         data = Dataset(images, y, None, "X", sample_weight=_checked_weight(sample_weight, images))
-        self._one_output = y.ndim == 1
-        return self._train(data, self._found_loss(), math.prod(y.shape[1:]))
+        return self._train(data, self._found_loss(), math.prod(y.shape[1:]), _one_output=y.ndim == 1)
 
     def predict(self, X: Any) -> Array:
         """The predicted numbers: of the shape of `y`, float64 as those of other regressors."""

@@ -324,6 +324,15 @@ def test_threads_follow_the_variable_that_joblib_sets(monkeypatch):
     assert classifier(threads=None)._found_threads(pc.NetworkHandler((pc.Dense(2),), (3,)), 32) == 1
 
 
+def test_a_fit_that_fails_leaves_the_classifier_as_it_was():
+    X = np.random.default_rng(0).random((40, 6), np.float32)
+    classifier = pc.CNNClassifier(epochs=1, random_state=0).fit(X, np.array(["a", "b"])[np.arange(40) % 2])
+    before = classifier.predict(X)
+    with pytest.raises(InputError):
+        classifier.set_params(loss="typo").fit(X, np.array(["x", "y", "z", "w"])[np.arange(40) % 4])
+    assert classifier.predict(X).tolist() == before.tolist()
+
+
 def test_an_interrupted_fit_keeps_what_it_has():
     fitting = classifier(epochs=100_000)
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))

@@ -42,9 +42,9 @@ class Folder:
 def try_folder(path: Path, nbytes: int) -> Folder:
     """Replace a file of that size again and again while a thread reads it, and lock another one twice."""
     place = str(path.absolute())
-    if not path.exists():
+    if not os.path.exists(path):  # False where it cannot be looked up
         return Folder(place, problem=_MISSING)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return Folder(place, problem="this is not a folder")
     kind = file_system(path)
     try:
