@@ -397,7 +397,7 @@ def test_a_job_that_loses_a_rank_ends_and_another_goes_on_to_the_same_bits(
 
 def how_to_resume(job: Job) -> list[str]:
     """The command in the last line of a job's output, word by word."""
-    assert "; to resume, with these numbers of nodes and tasks or others: sbatch " in job.output, job.report
+    assert "; to resume, with these numbers of nodes and tasks or others: " in job.output, job.report
     return shlex.split(job.output.splitlines()[-1].partition(" others: ")[2])
 
 
@@ -456,7 +456,25 @@ def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(
     assert job.wait_until(lambda: "called" in job.output), job.report
     job.slurm("scancel --batch --signal=USR1 JOB")
     assert job.wait().code == 138, job.report
+    assert how_to_resume(job)[:2] == [f"LAUNCHER={leaving_launcher}", "sbatch"], job.report
     assert how_to_resume(job)[-3:] == ["--out", str(job.out), "--resume"], job.report
+
+
+def test_a_task_of_an_array_that_has_to_leave_does_not_take_the_others_along(
+    cluster: Cluster, data: Path, leaving_launcher: str, tmp_path: Path
+) -> None:
+    """One of them has the number of the array."""
+    job = Job(cluster, data, tmp_path, "--array=0-1", "--nodes=1", "--ntasks-per-node=1", launcher=leaving_launcher)
+    try:
+        for task, starts in ((0, 2), (1, 3)):
+            assert job.wait_until(lambda starts=starts: job.output.count("called") == starts), job.report
+            job.slurm(f"scancel --batch --signal=USR1 JOB_{task}")
+            assert job.wait_until(lambda starts=starts: job.output.count("called") > starts), job.report
+        time.sleep(1)
+        assert job.output.count("called") == 4, job.report
+        assert job.output.count("queued again, and continues") == 2, job.report
+    finally:
+        job.slurm("scancel JOB")
 
 
 def test_a_cancelled_job_is_not_queued_again(
