@@ -212,3 +212,26 @@ def test_what_repair_takes_is_checked():
         train(repair="pray")
     with pytest.raises(InputError, match="repair='checkpoint' takes checkpoints"):
         train(repair="checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        (pc.RMSprop(0.001, momentum=0.9), SGD, "of a training with RMSprop, whose state SGD cannot use"),
+        (SGD, pc.Adam(), "of a training with SGD, whose state Adam cannot use: resume with SGD, or start a new"),
+        (pc.EMA(pc.Adam()), pc.EMA(pc.AdamW()), "of a training with Adam, whose state AdamW cannot use"),
+    ],
+)
+def test_the_state_of_another_optimiser_is_refused(before, now, message, tmp_path):
+    folder = pc.CheckpointFolder(tmp_path)
+    train(epochs=1, optimizer=before, checkpoints=folder)
+    with pytest.raises(CheckpointError, match=message):
+        train(epochs=2, optimizer=now, resume=folder.newest())
+
+
+@pytest.mark.parametrize(("before", "now"), [(SGD, pc.EMA(SGD)), (pc.EMA(SGD), SGD)])
+def test_an_average_may_be_added_and_left_out(before, now, tmp_path):
+    folder = pc.CheckpointFolder(tmp_path)
+    train(epochs=2, optimizer=before, checkpoints=folder, stop=stop_after(5))
+    with pytest.warns(TrainingWarning, match="resumed with optimizer"):
+        assert train(epochs=2, optimizer=now, resume=folder.newest())[1].steps == 18

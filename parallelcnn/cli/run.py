@@ -332,7 +332,7 @@ class Run:
         """The checkpoint; CheckpointError if this training cannot continue from it."""
         if checkpoint is not None:
             options, sets = self._options, (self._train_set, self._evaluated)
-            facts = facts_of(*sets, self._network, loss=self._loss, seed=options.seed)
+            facts = facts_of(*sets, self._network, loss=self._loss, seed=options.seed, optimizer=self._optimizer)
             check_resume(checkpoint, self._network, facts, options.epochs * len(self._train_set))
         return checkpoint
 

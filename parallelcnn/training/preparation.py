@@ -2,6 +2,7 @@
 
 import copy
 import numbers
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -173,6 +174,12 @@ def check_resume(resume: Checkpoint, network: NetworkHandler, facts: dict[str, A
     for name, now in facts["fingerprints"].items():
         if not (isinstance(fingerprints, dict) and matches(fingerprints.get(name), now)):
             raise CheckpointError(f"the checkpoint is of another training: its {name} holds other values").together()
+    before, now = _kind_of_optimizer(resume.facts), _kind_of_optimizer(facts)
+    if before != now and None not in (before, now):
+        raise CheckpointError(
+            f"the checkpoint is of a training with {before}, whose state {now} cannot use: resume with {before}, or "
+            f"start a new training from its parameters (--start-from FILE; in the library, load_model)"
+        ).together()
     if resume.history.samples_seen > last_sample:
         raise CheckpointError(
             f"the checkpoint has seen {resume.history.samples_seen:,} samples already: epochs must be more, "
@@ -189,6 +196,12 @@ def check_resume(resume: Checkpoint, network: NetworkHandler, facts: dict[str, A
         network.check_state(resume.state)
     except ShapeError as error:  # a layer with the same repr and other parameters
         raise CheckpointError(f"the checkpoint is of another training: {error}").together() from None
+
+
+def _kind_of_optimizer(facts: Mapping[str, Any]) -> str | None:
+    """The class of the optimiser, or of the one inside `EMA`, which may be added and left out; None if not known."""
+    found = re.match(r"(?:EMA\((?:optimizer=)?)?(\w+)\(", str(facts.get("optimizer")))
+    return found and found[1]
 
 
 def _in_order(arrays: Mapping[str, Sequence[int]]) -> list[tuple[str, tuple[int, ...]]]:
