@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numba.core.errors import NumbaError
 
-from parallelcnn.autodiff.dual import check_derivative, compile_reason
+from parallelcnn.autodiff.dual import check_derivative, check_monotonic, compile_reason
 from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.kernels import _activation_functions as functions
 from parallelcnn.kernels import activations as kernels
@@ -138,6 +138,8 @@ def _is_in_kernels(function: Callable[[float], float] | None) -> bool:
 def _check(activation: ActivationFunction) -> None:
     what, derivative = f"activation {activation.name!r}", activation.derivative
     check_derivative(what, activation.function, derivative, activation.derivative_of_output)
+    if activation.monotonic:
+        check_monotonic(what, activation.function)
 
 
 @cache

@@ -11,6 +11,7 @@ from parallelcnn.activations import ActivationFunction, find_activation
 from parallelcnn.arguments import described
 from parallelcnn.errors import ShapeError
 from parallelcnn.layers.base import Buffer, Layer, Parameter, Shape
+from parallelcnn.layers.frozen import thawed
 from parallelcnn.parameters import ArrayLayout
 
 Declared = list[tuple[dict[str, Parameter], dict[str, Buffer]]]
@@ -79,6 +80,7 @@ def _checked_input_shape(input_shape: Sequence[int]) -> Shape:
 
 def check_activations(layer: Layer, input_shape: Shape) -> None:
     """Check the functions of the user's own in a layer, and in layers inside it; see `ActivationFunction.check`."""
+    layer = thawed(layer)
     activation = getattr(layer, "activation", None)
     is_ours = type(layer).__module__.startswith("parallelcnn.")  # a user's layer may call anything its activation
     if isinstance(activation, ActivationFunction) or (is_ours and activation is not None):

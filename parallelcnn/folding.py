@@ -4,12 +4,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from parallelcnn.fusions import COMPOSITES, CONVOLUTIONS, thawed
+from parallelcnn.fusions import COMPOSITES, CONVOLUTIONS
 from parallelcnn.kernels.batch_norm import fold
 from parallelcnn.layers.base import Layer
 from parallelcnn.layers.batch_norm import BatchNorm
 from parallelcnn.layers.composite import Composite, Layers, Sequential
 from parallelcnn.layers.conv_windows import NO_BIAS
+from parallelcnn.layers.frozen import thawed
 from parallelcnn.network import NetworkHandler
 
 

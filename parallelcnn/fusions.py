@@ -28,7 +28,7 @@ from parallelcnn.layers.conv_algorithms import Direct, as_rows, select
 from parallelcnn.layers.conv_windows import NO_BIAS, Algorithm
 from parallelcnn.layers.depthwise_conv2d import DepthwiseConv2D
 from parallelcnn.layers.flip_crop import RandomCrop, RandomFlip, WindowLayer
-from parallelcnn.layers.frozen import Frozen
+from parallelcnn.layers.frozen import thawed
 from parallelcnn.layers.maxpool2d import MaxPool2D, argmax_type, window_and_stride
 from parallelcnn.layers.normalize import Normalize
 from parallelcnn.layers.pooling import padding_of
@@ -57,11 +57,6 @@ def _fuse_from(i: int, bare: Layers, *, training: bool) -> dict[int, Layer]:
         running[i], replaced = _fuse_first(*bare[i:], training=training)
         i += replaced
     return running
-
-
-def thawed(layer: Layer) -> Layer:
-    """The layer that is frozen: the tape knows which parameters are trained, whatever layer runs."""
-    return thawed(layer.layer) if type(layer) is Frozen else layer
 
 
 def _fuse_first(layer: Layer, *others: Layer, training: bool) -> tuple[Layer, int]:
@@ -133,7 +128,8 @@ class PreparedImages(Layer):
 
     def forward(self, step: Step, x: Array) -> Array:
         y, windows = step.array(x.shape[:-1]), step.array((4,), np.int64)
-        shape = (*x.shape[:-1], 1, 1)[:3]  # a vector is an image of one pixel
+        C, *sides = x.shape[:-1]
+        shape = (C, *sides) if len(sides) == 2 else (C, math.prod(sides), 1)  # a vector is an image of one pixel
         calls: list[tuple[Any, ...]] = [(window_kernels.whole_windows, windows)]
         mean, factor = np.zeros(shape[0], step.dtype), np.ones(shape[0], step.dtype)
         for i, layer in enumerate(self.layers):

@@ -117,6 +117,7 @@ class NetworkHandler:
         self.history: Any = None  # `training` is on a higher level
         self._optimizer_state: dict[str, Array] = {}
         self._training_thread: int | None = None
+        self._predicting_threads: list[int] = []
         self._create_replicas()
 
     def _create_replicas(self) -> None:
@@ -275,9 +276,12 @@ class NetworkHandler:
             needed = needed or bool(trained)
         return counts
 
-    def load(self, images: Array, indices: Array | None = None, *, training: bool = False) -> Array:
-        """Gather samples and convert them to the internal layout; see `Replica.load`."""
-        return self.replica.load(images, indices, training=training)
+    def load(self, images: Array, indices: Array | None = None, *, training: bool = False, key: int = 0) -> Array:
+        """Gather samples and convert them to the internal layout; see `Replica.load`.
+
+        With dropout or augmentation, give every step of a training loop of your own another `key`.
+        """
+        return self.replica.load(images, indices, training=training, key=key)
 
     def forward(self, x: Array, *, training: bool = False) -> Array:
         """Run the layers; see `Replica.forward`."""
@@ -319,9 +323,10 @@ class NetworkHandler:
         Raises:
             InputError: if another thread is training the network.
         """
-        self._check_not_in_training()
         taken: list[Replica] = []
+        self._predicting_threads.append(threading.get_ident())  # before the check, see `being_trained`
         try:
+            self._check_not_in_training()
             while len(taken) < count:
                 try:
                     taken.append(self._idle.pop())
@@ -329,6 +334,7 @@ class NetworkHandler:
                     taken.append(self.new_replica())
             yield taken
         finally:
+            self._predicting_threads.remove(threading.get_ident())
             self._idle += taken
 
     def _check_not_in_training(self) -> None:
@@ -339,30 +345,49 @@ class NetworkHandler:
 
     @contextmanager
     def being_trained(self) -> Iterator[None]:
-        """Context in which other threads can neither train the network nor predict with it."""
+        """Context in which other threads can neither train the network nor predict with it.
+
+        Raises:
+            InputError: if they do already.
+        """
         self._check_not_in_training()
-        before = self._training_thread
-        self._training_thread = threading.get_ident()
+        before, own = self._training_thread, threading.get_ident()
+        # Both sides say what they do before they look at the other one, so at least one of them notices.
+        self._training_thread = own
         try:
+            if any(thread != own for thread in self._predicting_threads):
+                raise InputError(
+                    "another thread predicts with the network: wait for it, or train a copy, copy.deepcopy(network)"
+                )
             yield
         finally:
             self._training_thread = before
 
     def update(
-        self, optimizer: Optimizer, samples: int = 1, step: int = 0, steps: int = 1, share: Share | None = None
+        self,
+        optimizer: Optimizer,
+        samples: int | None = None,
+        step: int = 0,
+        steps: int = 1,
+        share: Share | None = None,
     ) -> None:
         """Take one step of the optimiser along `gradients`, and update the buffers.
 
         Args:
-            samples: number of samples in the minibatch over all ranks.
+            samples: number of samples in the minibatch over all ranks; a network with buffers needs it.
             step: number of steps done before.
             steps: number of steps of the whole training.
             share: lets several threads update large networks; see `KernelOptimizer.update`.
+
+        Raises:
+            InputError: if the network has buffers, and `samples` is not given.
         """
+        if self.buffers.size and samples is None:
+            raise InputError("samples must be the number of samples in the minibatch, by which moving averages divide")
         options = self.update_options(optimizer, share)
         optimizer.update(self.trained_params, self.gradients, self._optimizer_state, step, steps, **options)
         if self.buffers.size:
-            moving_average(self.buffers, self.replica.statistics, self._momentum, samples)
+            moving_average(self.buffers, self.replica.statistics, self._momentum, samples or 1)
 
     @contextmanager
     def averaged(self, optimizer: Optimizer) -> Iterator[None]:

@@ -90,7 +90,7 @@ class ArrayLayout:
 
     def count(self, layer: int) -> int:
         """Number of elements of one layer."""
-        return sum(math.prod(shape) for shape in self.shapes[layer].values())
+        return sum(math.prod(map(int, shape)) for shape in self.shapes[layer].values())
 
     def views(self, flat: Array) -> tuple[dict[str, Array], ...]:
         """Cut `flat`, shape (size,), into named views, one dict per layer. Copies nothing."""

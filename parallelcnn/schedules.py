@@ -105,7 +105,7 @@ class Constant(Schedule):
 
     def __post_init__(self) -> None:
         check_number("Constant", "learning_rate", self.learning_rate)
-        check_count("Constant", "warmup", self.warmup)
+        check_count(self, "warmup")
 
     def at(self, step: int, steps: int) -> float:
         return self.learning_rate * _warmed_up(step, self.warmup)
@@ -137,7 +137,7 @@ class Cosine(Schedule):
     def __post_init__(self) -> None:
         check_number("Cosine", "learning_rate", self.learning_rate)
         check_number("Cosine", "final", self.final)
-        check_count("Cosine", "warmup", self.warmup)
+        check_count(self, "warmup")
 
     def at(self, step: int, steps: int) -> float:
         if step < self.warmup:
@@ -171,8 +171,9 @@ class Step(Schedule):
     def __post_init__(self) -> None:
         check_number("Step", "learning_rate", self.learning_rate)
         check_integer("Step: step_size", self.step_size, 1)
+        object.__setattr__(self, "step_size", int(self.step_size))
         check_number("Step", "gamma", self.gamma)
-        check_count("Step", "warmup", self.warmup)
+        check_count(self, "warmup")
 
     def at(self, step: int, steps: int) -> float:
         return self.learning_rate * _power(self.gamma, step // self.step_size) * _warmed_up(step, self.warmup)
@@ -209,9 +210,9 @@ class MultiStep(Schedule):
             check_integer("MultiStep: each milestone", milestone, 1)
         if sorted(set(self.milestones)) != list(self.milestones):
             raise InputError(f"MultiStep: milestones must be in increasing order, got {self.milestones!r}")
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        object.__setattr__(self, "milestones", tuple(map(int, self.milestones)))
         check_number("MultiStep", "gamma", self.gamma)
-        check_count("MultiStep", "warmup", self.warmup)
+        check_count(self, "warmup")
 
     def at(self, step: int, steps: int) -> float:
         passed = bisect.bisect_right(self.milestones, step)
@@ -241,7 +242,7 @@ class Exponential(Schedule):
     def __post_init__(self) -> None:
         check_number("Exponential", "learning_rate", self.learning_rate)
         check_number("Exponential", "gamma", self.gamma)
-        check_count("Exponential", "warmup", self.warmup)
+        check_count(self, "warmup")
 
     def at(self, step: int, steps: int) -> float:
         rate = self.learning_rate * _power(self.gamma, max(step - self.warmup, 0))
@@ -276,7 +277,7 @@ class Polynomial(Schedule):
     def __post_init__(self) -> None:
         for name in ("learning_rate", "power", "final"):
             check_number("Polynomial", name, getattr(self, name))
-        check_count("Polynomial", "warmup", self.warmup)
+        check_count(self, "warmup")
 
     def at(self, step: int, steps: int) -> float:
         if step < self.warmup:
@@ -363,7 +364,7 @@ class Plateau(Schedule):
         if self.factor >= 1:
             raise InputError(f"Plateau: factor must be less than 1, got {self.factor!r}")
         for name in ("patience", "cooldown", "warmup"):
-            check_count("Plateau", name, getattr(self, name))
+            check_count(self, name)
         if not (self.monitor is None or isinstance(self.monitor, str)):
             raise InputError(f'Plateau: monitor must be a name such as "test_accuracy" or None, got {self.monitor!r}')
         if self.mode not in MODES:
@@ -425,10 +426,12 @@ def check_number(owner: str, name: str, value: Any) -> None:
         raise InputError(f"{owner}: {name} must be a finite number of at least 0, got {value!r}")
 
 
-def check_count(owner: str, name: str, value: Any) -> None:
-    """Raise InputError unless `value` is an integer of at least 0."""
+def check_count(schedule: Schedule, name: str) -> None:
+    """Raise InputError unless the field is an integer of at least 0. It is stored as an int: numpy's overflow."""
+    value = getattr(schedule, name)
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-        raise InputError(f"{owner}: {name} must be an integer of at least 0, got {value!r}")
+        raise InputError(f"{type(schedule).__name__}: {name} must be an integer of at least 0, got {value!r}")
+    object.__setattr__(schedule, name, int(value))
 
 
 def _warmed_up(step: int, warmup: int) -> float:

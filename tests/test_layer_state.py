@@ -15,6 +15,7 @@ import pytest
 import small
 
 import parallelcnn as pc
+from parallelcnn.errors import InputError
 from parallelcnn.kernels.random import sample_keys, uniform
 
 HERE = Path(__file__).parent
@@ -230,3 +231,18 @@ def test_after_a_lost_rank_buffers_and_masks_are_those_of_an_undisturbed_run(dea
     np.testing.assert_allclose(params, undisturbed.params, rtol=1e-4, atol=1e-5)
     if reproducible:
         assert hashes == [undisturbed.state_sha256()]
+
+
+def test_a_loop_of_ones_own_says_how_many_samples_moving_averages_are_of_and_has_keys():
+    network = pc.NetworkHandler((pc.BatchNorm(), pc.Dropout(0.5), pc.Flatten(), pc.Dense(3)), (2, 3, 3))
+    images = np.random.default_rng(0).random((32, 2, 3, 3), np.float32)
+    first, again, other = (
+        network.forward(network.load(images, training=True, key=key), training=True).copy() for key in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    network.backward(np.ones_like(first))
+    with pytest.raises(InputError, match="samples must be the number of samples in the minibatch"):
+        network.update(pc.SGD(0.1))
+    network.update(pc.SGD(0.1), 32)
+    np.testing.assert_allclose(network.named_arrays["0.running_mean"], 0.1 * images.mean((0, 2, 3)), rtol=1e-5)

@@ -9,6 +9,7 @@ import pytest
 from cases import LAYERS, POOLED_CONVOLUTIONS, name_of
 from numba import njit
 
+import parallelcnn as pc
 from parallelcnn import (
     Activation,
     ActivationFunction,
@@ -458,3 +459,52 @@ def test_start_values_have_the_variance_of_he_or_glorot(activation, variance, rn
     weight = Conv2D(400, 3, activation=activation).parameters((6, 8, 8))["weight"].initial(rng, (400, 6, 3, 3))
     assert weight.var() == pytest.approx(variance, rel=0.05)
     assert weight.mean() == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint64])
+def test_small_integers_of_numpy_do_not_overflow(kind):
+    layers = (pc.Conv2D(kind(100), 3, groups=kind(1)), pc.Flatten(), pc.Dense(kind(10)))
+    plain = (pc.Conv2D(100, 3), pc.Flatten(), pc.Dense(10))
+    assert layers == plain
+    networks = [pc.NetworkHandler(some, (kind(3), 8, 8)) for some in (layers, plain)]
+    assert networks[0].parameters_sha256() == networks[1].parameters_sha256()
+    for schedule in (pc.Cosine, pc.Polynomial, pc.Constant):
+        rates = [schedule(0.1, warmup=some).at(300, 1000) for some in (kind(100), 100)]
+        assert rates[0] == rates[1]
+    assert pc.Step(0.1, kind(100)).at(300, 1000) == pc.Step(0.1, 100).at(300, 1000)
+    assert pc.MultiStep(0.1, (kind(100), 299)).at(300, 1000) == pc.MultiStep(0.1, (100, 299)).at(300, 1000)
+
+
+def test_a_users_own_activation_is_checked_inside_a_frozen_layer_too():
+    wrong = pc.ActivationFunction("wrong", lambda x: x * 2, lambda x: 1.0)
+    layers = (pc.Dense(8), pc.Frozen(pc.Dense(8, activation=wrong)), pc.Dense(2))
+    with pytest.raises(InputError, match="activation 'wrong'"):
+        pc.NetworkHandler(layers, (4,))
+
+
+def test_an_activation_that_is_said_to_be_monotonic_must_be():
+    square = pc.ActivationFunction("square", lambda x: x * x, monotonic=True)
+    with pytest.raises(InputError, match="activation 'square': monotonic=True, but it decreases to"):
+        pc.NetworkHandler((pc.Conv2D(4, 3, activation=square), pc.MaxPool2D(2)), (1, 9, 9))
+    bent = pc.ActivationFunction("bent", lambda x: x + abs(x) / 2, monotonic=True)
+    pc.NetworkHandler((pc.Conv2D(4, 3, activation=bent), pc.MaxPool2D(2)), (1, 9, 9))
+
+
+def test_an_activation_must_fit_into_float32():
+    large = pc.ActivationFunction("large", lambda x: math.exp(min(x, 100.0)))
+    with pytest.raises(InputError, match=r"finite for x from -1000 to 1000, also as float32, and is 2\.68812e\+43"):
+        pc.NetworkHandler((pc.Dense(4, activation=large),), (3,))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"momentum": 1.5}, "momentum must be a number above 0 and at most 1, got 1.5"),
+        ({"momentum": math.nan}, "momentum must be a number above 0 and at most 1, got nan"),
+        ({"initial": math.nan}, "initial must be a finite number, got nan"),
+        ({"shape": 3}, "shape must be a tuple of integers of at least 0, got 3"),
+    ],
+)
+def test_a_buffer_outside_its_range_is_refused(arguments, message):
+    with pytest.raises(ShapeError, match=f"Buffer: {message}"):
+        pc.Buffer(**{"shape": (3,), **arguments})

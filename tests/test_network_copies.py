@@ -109,3 +109,14 @@ def test_predict_returns_what_the_loss_implies(tmp_path, rng):
     np.testing.assert_array_equal(again.predict(inputs), network.predict(inputs))
     np.testing.assert_array_equal(copy.deepcopy(network).predict(inputs), network.predict(inputs))
     np.testing.assert_allclose(train(small.network()).predict(small.dataset(9).images).sum(1), 1, rtol=1e-5)
+
+
+def test_a_training_does_not_start_while_another_thread_predicts():
+    network, test_set = small.network(), small.dataset(97)
+    with network.idle_replicas(1), ThreadPoolExecutor(1) as other:
+        with pytest.raises(InputError, match="another thread predicts with the network: wait for it, or train a copy"):
+            other.submit(train, network).result()
+        network.predict(test_set.images)  # in this thread it may
+    train(network)
+    with network.idle_replicas(1):
+        train(network)  # nothing else uses them

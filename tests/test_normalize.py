@@ -142,3 +142,18 @@ def test_a_summary_shows_rounded_numbers_and_the_repr_exact_ones():
     text = pc.NetworkHandler((layer,), (2, 4, 4)).summary()
     assert "Normalize(mean=(0.1235, 0.5), std=(0.25, 1.235e-07))" in text
     assert repr(layer) == "Normalize(mean=(0.123456789, 0.5), std=(0.25, 1.23456789e-07))"
+
+
+def test_auto_behind_a_frozen_augmentation_gets_its_numbers():
+    layers = pc.freeze((pc.RandomFlip(), pc.Normalize("auto"), pc.Flatten(), pc.Dense(10)), 2)
+    network = pc.NetworkHandler(layers, (1, 8, 8))
+    network.adapt(pc.Dataset(np.full((3, 8, 8), 51, np.uint8), np.arange(3), 10))
+    assert network.layers[1] == pc.Frozen(pc.Normalize((0.2,), (1.0,)))
+
+
+def test_the_outputs_of_a_normalization_of_samples_with_four_axes(rng):
+    layers = (pc.Reshape((2, 2, 4, 4)), pc.Normalize(0.5, 0.5), pc.Flatten(), pc.Dense(3))
+    network = pc.NetworkHandler(layers, (4, 4, 4))
+    images = rng.random((3, 4, 4, 4)).astype(np.float32)
+    found = network.activations(images)
+    np.testing.assert_allclose(found[1], (images.reshape(3, 2, 2, 4, 4) - 0.5) / 0.5, rtol=1e-5)

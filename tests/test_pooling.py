@@ -250,3 +250,18 @@ def test_a_step_allocates_no_memory_for_numbers():
     pc.train(network, *sets, pc.SGD(0.1), 2, samples, comm=pc.Serial(), callbacks=[steps], verbose=0)
     assert steps.steps == 2
     assert steps.peak <= 4096
+
+
+@pytest.mark.parametrize(
+    ("good", "make", "name"),
+    [
+        (pc.MaxPool2D(2), lambda: pc.MaxPool2D(2.0), "pool_size"),
+        (pc.AvgPool2D(3, 1), lambda: pc.AvgPool2D(3, True), "stride"),
+        (pc.DepthwiseConv2D(3), lambda: pc.DepthwiseConv2D(3.0), "kernel_size"),
+    ],
+)
+def test_a_layer_that_equals_one_that_was_checked_is_checked_too(good, make, name):
+    """2.0 == 2: a file with such a layer could not be loaded in another process."""
+    good.output_shape((2, 9, 9))
+    with pytest.raises(ShapeError, match=f"{name} must be a positive integer, got"):
+        make()

@@ -6,6 +6,7 @@ are compiled once in a process.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ Function = Callable[[float], float]
 _SIZES = np.geomspace(1e-3, 1e3, 50)
 _GRID = (0.0, *(sign * size for size in _SIZES for sign in (1, -1)))
 _STEP = 6e-6  # of a difference, relative to x: the cube root of float64's resolution
+_LARGEST = float(np.finfo(np.float32).max)
 _RTOL, _ATOL = 1e-4, 1e-6
 
 
@@ -71,6 +73,14 @@ def check_derivative(what: str, function: Function, derivative: Function | None,
             given = _points(_by_value(derivative), arguments)
         for point, found in zip(points, given, strict=False):  # there may be none
             _require_derivative(what, point, found.value)
+
+
+def check_monotonic(what: str, function: Function) -> None:
+    """Raise InputError if the function decreases anywhere on the grid, by more than rounding."""
+    points = sorted((point.x, point.value) for point in _points(_by_value(function)))
+    for (_, before), (x, now) in pairwise(points):
+        if now < before - _ATOL - 1e-9 * abs(before):
+            raise InputError(f"{what}: monotonic=True, but it decreases to {now:.6g} at x = {x:.6g}")
 
 
 def require_rules(what: str, function: Callable[..., Any], x: float, *others: float) -> None:
@@ -130,10 +140,10 @@ def _points(evaluate: Evaluation, grid: Sequence[float] = _GRID) -> list[_Point]
 
 
 def _require_finite(what: str, which: str, x: float, number: float) -> None:
-    if not np.isfinite(number):
+    if not abs(number) <= _LARGEST:
         raise InputError(
-            f"{what}: {which} must be finite for x from -1000 to 1000, and is {number} at x = {x:.6g}: write it such "
-            f"that nothing overflows or divides by 0, for example with exp(-abs(x))"
+            f"{what}: {which} must be finite for x from -1000 to 1000, also as float32, and is {number:.6g} at "
+            f"x = {x:.6g}: write it such that nothing overflows or divides by 0, for example with exp(-abs(x))"
         )
 
 

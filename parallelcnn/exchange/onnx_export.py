@@ -21,7 +21,6 @@ from parallelcnn.exchange.optional import NotInstalledError, import_optional
 from parallelcnn.exchange.refusal import builtin_activation, refused
 from parallelcnn.files.atomic import write_atomically
 from parallelcnn.folding import folded
-from parallelcnn.fusions import thawed
 from parallelcnn.layers import (
     Activation,
     AvgPool2D,
@@ -59,6 +58,7 @@ from parallelcnn.layers import (
 from parallelcnn.layers.base import Array, Shape, pair
 from parallelcnn.layers.composite import Layers, row_of
 from parallelcnn.layers.conv2d import sides_of
+from parallelcnn.layers.frozen import thawed
 from parallelcnn.layers.pooling import padding_of, window_and_stride
 from parallelcnn.layers.zeropad2d import sides_of_padding
 from parallelcnn.network import NetworkHandler

@@ -47,9 +47,7 @@ class Parameter:
     trainable: bool = True
 
     def __post_init__(self) -> None:
-        lengths = self.shape if isinstance(self.shape, tuple) else (None,)
-        if not all(isinstance(one, int | np.integer) and one >= 0 for one in lengths):
-            raise ShapeError(f"Parameter: shape must be a tuple of integers of at least 0, got {self.shape!r}")
+        _check_lengths("Parameter", self.shape)
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,21 @@ class Buffer:
         shape: shape of the array.
         initial: the value of every element before training.
         momentum: the weight of the newest minibatch, in (0, 1], as in PyTorch.
+
+    Raises:
+        ShapeError: if an argument is outside its range.
     """
 
     shape: Shape
     initial: float = 0.0
     momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_lengths("Buffer", self.shape)
+        if not (_is_number(self.momentum) and 0 < self.momentum <= 1):
+            raise ShapeError(f"Buffer: momentum must be a number above 0 and at most 1, got {self.momentum!r}")
+        if not (_is_number(self.initial) and abs(self.initial) <= _LARGEST):
+            raise ShapeError(f"Buffer: initial must be a finite number, got {self.initial!r}")
 
 
 class Layer(ABC):
@@ -207,9 +215,22 @@ def written(value: Any) -> str:
     return repr(value.item() if isinstance(value, np.generic | np.ndarray) else value)
 
 
+def _check_lengths(owner: str, shape: Any) -> None:
+    """Raise ShapeError unless `shape` is a tuple of integers of at least 0."""
+    lengths = shape if isinstance(shape, tuple) else (None,)
+    if not all(isinstance(one, int | np.integer) and one >= 0 for one in lengths):
+        raise ShapeError(f"{owner}: shape must be a tuple of integers of at least 0, got {shape!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
 def check_positive(layer: Layer, name: str) -> None:
-    """Raise ShapeError unless the layer's field `name` is a positive integer."""
-    check_integer(layer, name, getattr(layer, name), at_least=1)
+    """Raise ShapeError unless the layer's field `name` is a positive integer, which is stored as an int: the numbers of
+    numpy's smaller types overflow in products.
+    """
+    object.__setattr__(layer, name, check_integer(layer, name, getattr(layer, name), at_least=1))
 
 
 def check_integer(layer: Layer, name: str, value: Any, at_least: int) -> int:
@@ -226,8 +247,7 @@ def check_integer(layer: Layer, name: str, value: Any, at_least: int) -> int:
 
 def check_number(layer: Layer, name: str, value: Any, at_most: float | None = None) -> None:
     """Raise ShapeError, naming the layer, unless the value is a finite number above 0 and not above `at_most`."""
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= (_LARGEST if at_most is None else at_most):
+    if not _is_number(value) or not 0 < value <= (_LARGEST if at_most is None else at_most):
         rule = "a finite number above 0" if at_most is None else f"a number above 0 and at most {at_most}"
         raise ShapeError(f"{layer}: {name} must be {rule}, got {value!r}")
 

@@ -44,7 +44,7 @@ class DepthwiseConv2D(Layer):
 
     def __post_init__(self) -> None:
         check_positive(self, "multiplier")
-        _convolution(self, channels=1)  # checks the other fields
+        _convolution.__wrapped__(self, channels=1)  # checks the other fields, also of an equal layer as 3.0 for 3
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return _named(self, self.as_conv2d(input_shape).output_shape, input_shape)

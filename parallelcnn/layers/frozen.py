@@ -97,3 +97,8 @@ def freeze(layers: Iterable[Layer], first: int) -> tuple[Layer, ...]:
         raise InputError(f"at most all {len(layers)} layers of the network can be frozen, got {first}")
     frozen = (layer if isinstance(layer, Frozen) else Frozen(layer) for layer in layers[:first])
     return (*frozen, *layers[first:])
+
+
+def thawed(layer: Layer) -> Layer:
+    """The layer that is frozen: the tape knows which parameters are trained, whatever layer runs."""
+    return thawed(layer.layer) if type(layer) is Frozen else layer

@@ -13,7 +13,7 @@ from parallelcnn.kernels.statistics import integer_sums, power_sums
 
 from .augmentation import Augmentation
 from .base import Array, Layer, Shape, Step
-from .frozen import Frozen
+from .frozen import Frozen, thawed
 
 AUTO = "auto"
 _PIECE = 4096  # images that are read at a time
@@ -105,12 +105,12 @@ def adapted(layers: tuple[Layer, ...], images: Array) -> tuple[Layer, ...]:
         images: (N, H, W), (N, C, H, W) or (N, features), uint8 or floats.
     """
     for i, layer in enumerate(layers):
-        normalize = layer.layer if isinstance(layer, Frozen) else layer
+        normalize = thawed(layer)
         if isinstance(normalize, Normalize) and normalize.is_auto:
             mean, std = mean_and_deviation(images)
             with_numbers: Layer = replace(normalize, mean=mean, std=std)
             return (*layers[:i], with_numbers if layer is normalize else Frozen(with_numbers), *layers[i + 1 :])
-        if not isinstance(layer, Augmentation):
+        if not isinstance(normalize, Augmentation):
             break
     return layers
 

@@ -17,7 +17,8 @@ class Pooling2D(Layer):
     padding: int | tuple[int, int] = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        window, _ = window_and_stride(self)
+        # Without the cache, in which MaxPool2D(2.0) would be found as MaxPool2D(2).
+        window, _ = window_and_stride.__wrapped__(self)
         # A larger padding would allow windows without a place of the image.
         if any(2 * padding > size for padding, size in zip(padding_of(self), window, strict=True)):
             raise ShapeError(
