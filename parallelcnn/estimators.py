@@ -99,7 +99,7 @@ class _Estimator(BaseEstimator):
 
     def _train(self, data: Dataset, loss: Loss, outputs: int, **fitted: Any) -> Self:
         """Train a network with so many outputs, and set the attributes that a fitted estimator has, and those of
-        `fitted`. If it fails, they are what they were before.
+        `fitted`. If training fails, these are what they were.
         """
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         optimizer = self._found_optimizer()

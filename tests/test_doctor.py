@@ -136,6 +136,12 @@ def test_bad_options_are_refused_in_a_sentence(options, said):
     assert (ran.code, ran.out, ran.err) == (2, "", f"parallelcnn: error: {said}\n")
 
 
+def test_a_network_with_moving_averages_is_timed_too():
+    ran = parallelcnn("doctor", "--model", "resnet8", "--batch-size", 8)
+    assert ran.code in (0, 1), ran.err
+    assert "Traceback" not in ran.err
+
+
 @pytest.mark.mpi
 def test_bad_options_are_refused_once_on_two_ranks():
     ran = parallelcnn("doctor", "--threads", "0", ranks=2)

@@ -427,7 +427,6 @@ def test_a_plotting_backend_that_is_not_installed_does_not_matter(backend, tmp_p
     script = """
 import pathlib, sys
 from parallelcnn.cli.run_directory import plot_losses
-from parallelcnn.training.checkpoint import CheckpointSaver
 from parallelcnn.training.evaluation import Evaluation
 from parallelcnn.training.history import History
 plot_losses(pathlib.Path(sys.argv[1]), History([2.0], [(1, 1, Evaluation(0.5, 0.75, 10))], 10))

@@ -81,7 +81,7 @@ def test_buffers_are_restored_as_well():
     assert (network.buffers == 1).all()
 
 
-@pytest.mark.filterwarnings("ignore:.* held checkpoints of another training")
+@pytest.mark.filterwarnings("ignore:.* held checkpoints of later minibatches")
 def test_a_resume_goes_on_with_the_best_parameters_if_the_checkpoint_has_them_and_is_refused_otherwise(tmp_path):
     options = {"scores": [2.0, 1.0, 1.5, 1.75], "epochs": 4, "checkpoints": pc.CheckpointFolder(tmp_path, keep_last=9)}
     _, wanted = train_to_the_best(**options)
@@ -100,7 +100,7 @@ class HalfOfTheSamples(Sampler):
         super().__init__(108, 12, 0)
 
 
-@pytest.mark.filterwarnings("ignore:.* held checkpoints of another training")
+@pytest.mark.filterwarnings("ignore:.* held checkpoints of later minibatches")
 def test_a_training_with_a_sampler_of_its_own_stops_where_it_has_stopped_before(tmp_path):
     folder = pc.CheckpointFolder(tmp_path, keep_last=9)
     options = {"sampler": HalfOfTheSamples(), "checkpoints": folder}

@@ -95,6 +95,15 @@ def test_it_continues_in_the_directory_to_which_its_run_has_moved(train, tmp_pat
     assert hash_of(tmp_path / "out-2") == undisturbed
 
 
+def test_another_training_of_the_same_job_is_not_continued(train, tmp_path, undisturbed):
+    """As of a script that trains into "out" and into "out-2"."""
+    train(ends=12)
+    train("--learning-rate", 0.5, ends=7, out="out-2")
+    ran = train(start=1)
+    assert ran.out.endswith(f"written    {tmp_path / 'out'}/\n")
+    assert hash_of(tmp_path / "out") == undisturbed
+
+
 def test_the_lock_of_its_node_that_has_failed_does_not_stop_it(train, tmp_path, undisturbed, monkeypatch):
     train(ends=12)
     monkeypatch.setattr(cli_run, "LONGEST_WAIT", 0.3)

@@ -470,8 +470,10 @@ def test_a_task_of_an_array_that_has_to_leave_does_not_take_the_others_along(
             assert job.wait_until(lambda starts=starts: job.output.count("called") == starts), job.report
             job.slurm(f"scancel --batch --signal=USR1 JOB_{task}")
             assert job.wait_until(lambda starts=starts: job.output.count("called") > starts), job.report
-        time.sleep(1)
+        time.sleep(5)
         assert job.output.count("called") == 4, job.report
+        for task in (0, 1):
+            assert "Restarts=1 " in job.slurm(f"scontrol show job JOB_{task}"), job.report
         assert job.output.count("queued again, and continues") == 2, job.report
     finally:
         job.slurm("scancel JOB")

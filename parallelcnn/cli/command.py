@@ -4,9 +4,9 @@
     mpirun -n 4 parallelcnn train --data mnist --epochs 3      # four ranks
     srun --mpi=pmix parallelcnn train --data mnist             # in a SLURM job
 
-Exit codes: 0 success, 2 wrong usage or input, 1 any other failure, 130 after Ctrl-C, and 128 plus the number of another
-signal. Each sub-command has a module of its own, which imports numpy, numba and MPI inside functions: --help and typing
-errors are answered at once.
+Exit codes: 0 success, 2 wrong usage or input, 1 any other failure, 130 after Ctrl-C, 128 plus the number of another
+signal, and 74 if the checkpoint could not be saved then. Each sub-command has a module of its own, which imports numpy,
+numba and MPI inside functions: --help and typing errors are answered at once.
 """
 
 import contextlib

@@ -126,7 +126,7 @@ def _test_images(
 
     try:
         config = data_settings(found, options.data, options.data_dir)
-        test_set = load_data_sets(config, Serial(), image_options_of(found.file, skip_broken=config.skip_broken)).test
+        test_set = load_data_sets(config, Serial(), image_options_of(found.file, skip_broken=True)).test
     except (ParallelCNNError, OSError) as error:
         return None, str(error)
     if test_set.input_shape != network.input_shape:

@@ -110,18 +110,17 @@ class Run:
         """If SLURM has queued this job again, continue the run that an earlier start of it has begun, if it has."""
         options = self._options
 
-        def find() -> TrainConfig | None:
+        def find() -> tuple[str, bool] | None:
             if self._comm.rank != 0 or options.out is None or not number_in("SLURM_RESTART_COUNT"):
                 return None
             own = RunDirectory.begun_by_this_job(Path(options.out))
-            if own is None:
-                return None
-            resume = "auto" if self._checkpoint_folder(own).files() else options.resume
-            return replace(options, out=str(own), resume=resume)
+            return None if own is None else (str(own), any(self._checkpoint_folder(own).files()))
 
-        continued = self._comm.allgather(run_together(self._comm, find))[0]
-        if continued is not None:
-            self._continues_own_run, self._options = True, continued
+        begun = self._comm.allgather(run_together(self._comm, find))[0]
+        if begun is not None:
+            out, has_checkpoints = begun
+            self._continues_own_run = True
+            self._options = replace(options, out=out, resume="auto" if has_checkpoints else options.resume)
 
     def _check_options(self) -> Optimizer:
         options = self._options

@@ -87,7 +87,7 @@ class RunDirectory:
         try:
             return cls._take_over(path, token)
         except InputError as error:
-            raise error.__cause__ or error from None
+            raise error.__cause__ or OSError(str(error)) from None
 
     @classmethod
     def _take_over(cls, path: Path, token: str) -> "RunDirectory":
@@ -101,23 +101,32 @@ class RunDirectory:
         if directory is None:
             why = "is still locked by the lost rank" if _token_in(path) == token else _REPLACED
             directory = cls(make_new(path, 2), token)
-            _warn_moved(path, why, directory.path)
         try:
             directory.open(resume=True)
             directory.metrics.start_again(directory.path / "metrics.jsonl")
         except BaseException:
             directory.close()
+            if directory.path != path:
+                shutil.rmtree(directory.path, ignore_errors=True)
             raise
+        if directory.path != path:
+            _warn_moved(path, why, directory.path)
         return directory
 
     @staticmethod
     def begun_by_this_job(path: Path) -> Path | None:
-        """The directory of the run that an earlier start of this SLURM job has begun in `path`, or in path-2, ... if
-        `path` was removed or replaced meanwhile. None: there is no such run.
+        """The directory of the run that an earlier start of this SLURM job has begun in `path`. It is path-2, ... if
+        the run has moved there, because `path` was removed, replaced or locked. None: there is no such run.
         """
-        found, number = None, 1
-        while (candidate := path if number == 1 else Path(f"{path}-{number}")).is_dir() or number == 1:
-            if _this_job() and (_token_in(candidate) or "").startswith(_this_job()):
+        if not _this_job():
+            return None
+        token, found, number = _token_in(path) or "", None, 2
+        if token.startswith(_this_job()):
+            found = path
+        while (candidate := Path(f"{path}-{number}")).is_dir():
+            other = _token_in(candidate) or ""
+            # Beside a run of this job, another one is a training of its own, unless it is the same.
+            if other == token if found == path else other.startswith(_this_job()):
                 found = candidate
             number += 1
         return found

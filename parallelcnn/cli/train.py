@@ -20,6 +20,7 @@ examples:
 
 exit codes:
   0 success, 1 failure, 2 wrong usage or input
+  74 stopped by a signal, but the checkpoint could not be saved
   130, 138, 143  stopped by Ctrl-C, SIGUSR1 or SIGTERM after saving a checkpoint; --resume continues
 """
 

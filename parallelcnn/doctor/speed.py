@@ -66,7 +66,7 @@ def measure(
 
             def step(ranks: Transport) -> None:
                 reducer.compute(minibatch, ranks, key=0, stop=0)
-                network.update(optimizer)
+                network.update(optimizer, batch_size)
 
             short_sum = _median_seconds(comm, lambda: comm.allreduce(few_bytes))
             sum_seconds = _median_seconds(comm, lambda: comm.allreduce(gradients))

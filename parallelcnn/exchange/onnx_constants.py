@@ -30,6 +30,7 @@ def find_constants(onnx: Any, model: Any) -> dict[str, Array]:
         output = node.output[0] if node.output else ""
         if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name == "value":
             found[output] = onnx.numpy_helper.to_array(node.attribute[0].t)
+            budget += 8 * found[output].size
         elif node.op_type == "Shape" and not node.attribute:
             shapes = _shapes(onnx, model) if shapes is None else shapes
             shape = shapes.get(node.input[0], [])

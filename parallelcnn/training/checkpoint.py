@@ -11,6 +11,7 @@ There is no random state: the order of the samples is a function of seed and epo
 import base64
 import json
 import math
+import re
 import time
 import warnings
 import zlib
@@ -152,7 +153,7 @@ class CheckpointFolder:
     def set_aside(self, after: int) -> None:
         """Move the checkpoints of later minibatches than `after` to a new folder in this one, and warn of it.
 
-        A training calls it when it starts: they are of another training, and would be taken for its newest.
+        A training calls it when it starts: they are damaged or of another training, and would be taken for its newest.
         """
         later = [file for file in self.files() if _step_of(file) > after]
         if not later:
@@ -162,8 +163,8 @@ class CheckpointFolder:
             for file in later:
                 file.rename(aside / file.name)
         warnings.warn(
-            f"{self.path} held checkpoints of another training, up to {later[0].name}: they are now in {aside}; "
-            f"to continue from one, resume from its file",
+            f"{self.path} held checkpoints of later minibatches than this training starts after, up to "
+            f"{later[0].name}: they are now in {aside}; to continue from one, resume from its file",
             TrainingWarning,
             stacklevel=4,
         )
@@ -249,7 +250,7 @@ class CheckpointSaver:
         try:
             self.folder.set_aside(step)
         except OSError as error:
-            message = f"checkpoints of another training stay in {error.filename}: {error.strerror}"
+            message = f"checkpoints of later minibatches stay in {error.filename}: {error.strerror}"
             warnings.warn(message, TrainingWarning, stacklevel=3)
 
     def asks(self) -> bool:
@@ -362,6 +363,10 @@ def _restore(description: dict[str, Any], arrays: dict[str, Array]) -> Checkpoin
         _require(type(exponent) is int and abs(exponent) < 256, "exponents are not small integers")
     _require(isinstance(exponents, list) and isinstance(facts, dict), "exponents or facts are of another type")
     _require(isinstance(seconds, int | float) and 0 <= seconds < math.inf, "seconds are not a time")
+    for name in ("seed", "epochs", "batch_size"):  # earlier versions stored numpy's integers as text
+        written = re.fullmatch(r"(?:np\.u?int\d+\()?(\d+)\)?", str(facts.get(name)))
+        if isinstance(facts.get(name), str) and written:
+            facts[name] = int(written[1])
     if "grains" in facts:  # an earlier name
         facts["reproducible"] = facts.pop("grains")
     params = state["params"]
