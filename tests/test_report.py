@@ -492,7 +492,7 @@ def test_early_stopping_is_in_the_report(here, folder, tmp_path):
 
 def test_an_interrupted_run_leaves_a_report_that_says_how_to_continue(here, folder, tmp_path, monkeypatch):
     class Interrupt:
-        def __init__(self, path):
+        def __init__(self, path, locate):
             pass
 
         def on_batch_end(self, step, logs):
