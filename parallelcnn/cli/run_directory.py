@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import itertools
 import json
 import math
 import os
@@ -118,17 +119,18 @@ class RunDirectory:
         """The directory of the run that an earlier start of this SLURM job has begun in `path`. It is path-2, ... if
         the run has moved there, because `path` was removed, replaced or locked. None: there is no such run.
         """
-        if not _this_job():
+        job = _this_job()
+        if not job:
             return None
-        token, found, number = _token_in(path) or "", None, 2
-        if token.startswith(_this_job()):
-            found = path
-        while (candidate := Path(f"{path}-{number}")).is_dir():
-            other = _token_in(candidate) or ""
-            # Beside a run of this job, another one is a training of its own, unless it is the same.
-            if other == token if found == path else other.startswith(_this_job()):
+        token = _token_in(path) or ""
+        found = path if token.startswith(job) else None
+        wanted = job if found is None else token  # another run of this job beside it is a training of its own
+        for number in itertools.count(2):
+            candidate = Path(f"{path}-{number}")
+            if not candidate.is_dir():
+                break
+            if (_token_in(candidate) or "").startswith(wanted):
                 found = candidate
-            number += 1
         return found
 
     @staticmethod
