@@ -394,8 +394,8 @@ def test_a_profile_shows_who_waits_for_whom(comm):
     assert sum(rank.samples for rank in profile.ranks) == 3 * 211
     seconds = comm.allgather(history.train_seconds)
     for rank, found in enumerate(profile.ranks):
-        # The system may stop a rank between the two clocks for 0.1 s, where there are fewer cores than ranks.
-        assert 0.9 * seconds[rank] < found.total.sum() < 1.05 * seconds[rank] + 0.15
+        # The system may stop a rank between two looks at the clock, for 0.1 s where there are fewer cores than ranks.
+        assert 0.9 * seconds[rank] - 0.05 < found.total.sum() < 1.05 * seconds[rank] + 0.15
         median = dict(zip(profile.phases, found.median, strict=True))
         last = rank == comm.size - 1
         assert (median["wait"] < 0.002) if last else (median["wait"] > 0.003)
