@@ -1,6 +1,7 @@
 """The run directory: its lock, and the files of a run, such as metrics.jsonl, summary.json and report.html."""
 
 import contextlib
+import errno
 import importlib.util
 import io
 import itertools
@@ -88,7 +89,7 @@ class RunDirectory:
         try:
             return cls._take_over(path, token)
         except InputError as error:
-            raise error.__cause__ or OSError(str(error)) from None
+            raise error.__cause__ or OSError(errno.EBUSY, str(error), str(path)) from None
 
     @classmethod
     def _take_over(cls, path: Path, token: str) -> "RunDirectory":

@@ -21,12 +21,12 @@ from parallelcnn.network import NetworkHandler
 from parallelcnn.schedules import Plateau
 from parallelcnn.training.agreement import describe_dataset
 from parallelcnn.training.checkpoint import Checkpoint, facts_that_changed
+from parallelcnn.training.config import OPTIMIZERS
 from parallelcnn.training.early_stopping import EarlyStopping
 from parallelcnn.training.history import History
 from parallelcnn.wording import first_difference
 
 # These facts must not change when training resumes.
-_OPTIMIZERS = ("SGD", "RMSprop", "Adam", "AdamW", "Lion")  # each with a state of its own
 _FIXED = ("layers", "input_shape", "dtype", "loss", "train_set", "test_set", "seed")
 
 
@@ -176,7 +176,7 @@ def check_resume(resume: Checkpoint, network: NetworkHandler, facts: dict[str, A
         if not (isinstance(fingerprints, dict) and matches(fingerprints.get(name), now)):
             raise CheckpointError(f"the checkpoint is of another training: its {name} holds other values").together()
     before, now = _kind_of_optimizer(resume.facts), _kind_of_optimizer(facts)
-    if before != now and before in _OPTIMIZERS and now in _OPTIMIZERS:
+    if before != now and {before, now} <= {*OPTIMIZERS.values()}:  # those of a user may understand each other
         raise CheckpointError(
             f"the checkpoint is of a training with {before}, whose state {now} cannot use: resume with {before}, or "
             f"start a new training from its parameters (--start-from FILE; in the library, load_model)"
