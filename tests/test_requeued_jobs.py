@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from parallelcnn.cli import run as cli_run
+from parallelcnn.cli import earlier_start
 from parallelcnn.cli.run_directory import RunDirectory, RunReporter
 from parallelcnn.files.atomic import lock
 from parallelcnn.training.checkpoint import load_checkpoint
@@ -106,7 +106,7 @@ def test_another_training_of_the_same_job_is_not_continued(train, tmp_path, undi
 
 def test_the_lock_of_its_node_that_has_failed_does_not_stop_it(train, tmp_path, undisturbed, monkeypatch):
     train(ends=12)
-    monkeypatch.setattr(cli_run, "LONGEST_WAIT", 0.3)
+    monkeypatch.setattr(earlier_start, "LONGEST_WAIT", 0.3)
     held = lock(tmp_path / "out" / ".lock")  # by a file system that does not know of the failure
     ran = train(start=1)
     assert "waiting for the run that still writes to" in ran.out

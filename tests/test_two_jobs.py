@@ -47,9 +47,9 @@ for kept in out.glob("kept-*.npz"):
 
 _IMPATIENT = """
 import sys
-import parallelcnn.cli.run as run
+import parallelcnn.cli.earlier_start as earlier_start
 from parallelcnn.cli import main
-run.LONGEST_WAIT = 5.0
+earlier_start.LONGEST_WAIT = 5.0
 sys.exit(main())
 """
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from parallelcnn.cli.data_sets import load_data_sets
+from parallelcnn.cli.earlier_start import continued, take_directory
 from parallelcnn.cli.models import choose_model, find_model
 from parallelcnn.cli.options import warn_of_too_many_threads
 from parallelcnn.cli.output import say
-from parallelcnn.cli.run_directory import DEFAULT_OUT, DirectoryInUseError, RunDirectory, RunReporter
+from parallelcnn.cli.run_directory import DEFAULT_OUT, RunDirectory, RunReporter
 from parallelcnn.cli.summary import describe_other_ranks, describe_result, describe_run, summarize
 from parallelcnn.cli.verification import verify
 from parallelcnn.comm import Transport, hosts, run_together, this_host
@@ -27,10 +28,9 @@ from parallelcnn.data.dataset import Dataset
 from parallelcnn.data.description import missing_classes
 from parallelcnn.data.images import file_names
 from parallelcnn.data.loading import DATA_NAMES
-from parallelcnn.data.numbers import warn_of_another_range
 from parallelcnn.data.readers import image_folder
 from parallelcnn.errors import CheckpointError, DivergenceError, InputError, TrainingWarning
-from parallelcnn.files.model import checked_origin, save_model
+from parallelcnn.files.model import save_model
 from parallelcnn.layers.frozen import freeze
 from parallelcnn.network import NetworkHandler
 from parallelcnn.optimizers import Optimizer
@@ -39,10 +39,9 @@ from parallelcnn.report.predictions import Predictions, predictions_on
 from parallelcnn.report.training_report import ReportedRun, training_report
 from parallelcnn.resilience.fault_tolerance import retry_after_loss
 from parallelcnn.resilience.signals import StopOnSignal, interrupts_ending_the_process
-from parallelcnn.resources import number_in
 from parallelcnn.trainer import evaluate, train
 from parallelcnn.training.callbacks import Callback
-from parallelcnn.training.checkpoint import THREADS_OF_RANKS, Checkpoint, CheckpointFolder, load_checkpoint, step_file
+from parallelcnn.training.checkpoint import THREADS_OF_RANKS, Checkpoint, load_checkpoint, step_file
 from parallelcnn.training.compilation import compile_in_turns, compile_kernels
 from parallelcnn.training.config import TrainConfig
 from parallelcnn.training.evaluation import Evaluation, default_metrics
@@ -52,11 +51,9 @@ from parallelcnn.training.preparation import check_fit, check_numbers, check_res
 from parallelcnn.training.progress import show_compilation
 from parallelcnn.training.reduction import check_reproducible, fixed_shards
 from parallelcnn.training.threads import check_threads, choose_threads
-from parallelcnn.wording import listed, plural
+from parallelcnn.wording import plural
 
 NOT_SAVED = os.EX_IOERR  # exit code, 74: asked to stop, but the checkpoint could not be saved
-LONGEST_WAIT = 30.0  # for an earlier start of the same run to finish [s]
-_POLL_EVERY = 0.1  # [s]
 
 
 class Run:
@@ -68,13 +65,13 @@ class Run:
         self._started_from: str | None = None
         self._role: str | None = None  # of the data set that is evaluated during training, once it is known
         self._notes: list[str] = []  # for the report
-        self._continues_own_run = False  # begun by an earlier start of the same SLURM job
 
     def go(self) -> int:
         """Train and write the results; returns the exit code."""
         # All input is checked before the first file is written.
         self._optimizer = run_together(self._comm, self._check_options)
-        self._continue_own_run()
+        own_run = continued(self._options, self._comm)
+        self._options, self._continues_own_run = own_run or self._options, own_run is not None
         with show_compilation(self._comm):
             loaded = load_data_sets(self._options, self._comm)
             self._train_set, self._evaluated, self._test_set, self._found, self._test_files = loaded
@@ -106,27 +103,11 @@ class Run:
             retry_after_loss(self._comm, lambda: self._finish(history))
         return 0
 
-    def _continue_own_run(self) -> None:
-        """If SLURM has queued this job again, continue the run that an earlier start of it has begun, if it has."""
-        options = self._options
-
-        def find() -> tuple[str, bool] | None:
-            if self._comm.rank != 0 or options.out is None or not number_in("SLURM_RESTART_COUNT"):
-                return None
-            own = RunDirectory.begun_by_this_job(Path(options.out))
-            return None if own is None else (str(own), any(self._checkpoint_folder(own).files()))
-
-        begun = self._comm.allgather(run_together(self._comm, find))[0]
-        if begun is not None:
-            out, has_checkpoints = begun
-            self._continues_own_run = True
-            self._options = replace(options, out=out, resume="auto" if has_checkpoints else options.resume)
-
     def _check_options(self) -> Optimizer:
         options = self._options
         check_threads(options.threads)
         check_reproducible(options.reproducible)
-        self._checkpoint_folder(Path())
+        options.build_checkpoints(Path())
         self._callbacks(Path())
         if self._comm.rank == 0 and options.data not in DATA_NAMES:
             image_folder.check_outside(Path(options.data), Path(options.out or DEFAULT_OUT))
@@ -180,8 +161,9 @@ class Run:
 
     def _may_resume(self) -> bool:
         """Whether there is a checkpoint to resume from, which may turn out to be damaged."""
-        resume, out = self._options.resume, self._options.out
-        return resume is not None and (resume != "auto" or any(self._checkpoint_folder(Path(out or "")).files()))
+        options = self._options
+        folder = options.build_checkpoints(Path(options.out or ""))
+        return options.resume is not None and (options.resume != "auto" or any(folder.files()))
 
     def _start_from(self, network: NetworkHandler) -> None:
         """Take the parameters of --start-from that fit."""
@@ -189,15 +171,9 @@ class Run:
         if source is None:
             return
         # Imported here since it takes 0.01 s, and most trainings start from random parameters.
-        from parallelcnn.exchange.parameter_files import read_described_parameters
+        from parallelcnn.cli.start_from import start_from
 
-        arrays, description = read_described_parameters(source)
-        matching = network.load_parameters(arrays, strict=False)
-        if not matching.taken:
-            raise InputError(f"--start-from {source}: no array fits the network by name and shape: {matching}")
-        self._started_from = f"{source}: {matching}"
-        if self._comm.rank == 0:
-            _warn_of_another_training(f"--start-from {source}", description, network, self._train_set)
+        self._started_from = start_from(source, network, self._train_set, warn=self._comm.rank == 0)
 
     def _named_checkpoint(self) -> Checkpoint | None:
         """The checkpoint of --resume FILE, on rank 0."""
@@ -243,14 +219,14 @@ class Run:
         options, comm = self._options, self._comm
         comm.status = "opening the run directory"
         # Whatever can be refused has been checked: a command that is refused leaves the directory unchanged.
-        directory = self._take_directory()
+        directory = take_directory(options, comm, continues_own_run=self._continues_own_run)
 
         def open_directory() -> Checkpoint | None:
             if directory is None:
                 return None
             newest = None
             if options.resume == "auto":  # once the directory is locked, no other run deletes checkpoints
-                folder = self._checkpoint_folder(directory.path)
+                folder = options.build_checkpoints(directory.path)
                 newest = self._checked(folder.newest())
                 if newest is None and folder.files():  # perhaps another node can read them, or after a while
                     raise CheckpointError(
@@ -271,8 +247,12 @@ class Run:
         path, token = comm.allgather(("", "") if directory is None else (str(directory.path), directory.token))[0]
         self._path = Path(path)
         self._reporter = RunReporter(comm, directory, self._path, token, len(self._train_set))
-        all_hosts, all_threads = self._ranks = hosts(comm), comm.allgather(self._threads)
-        other_ranks = ""
+        self._ranks = hosts(comm), comm.allgather(self._threads)
+        self._say_what_runs(directory)
+
+    def _say_what_runs(self, directory: RunDirectory | None) -> None:
+        """Print what runs, on rank 0, and write it to config.toml."""
+        options, (all_hosts, all_threads), other_ranks = self._options, self._ranks, ""
         if self._resume is not None:
             self._notes.append(f"Resumed after minibatch {self._resume.history.steps:,}.")
             if options.reproducible is None:
@@ -296,37 +276,6 @@ class Run:
             say(f"found      {self._found}")
         say(describe_run(options, all_hosts, all_threads, self._network, *data, self._optimizer, self._loss))
 
-    def _take_directory(self) -> RunDirectory | None:
-        """The run directory, on rank 0. If this run was started before, and that start is still writing, wait for it to
-        finish.
-        """
-        options, comm = self._options, self._comm
-        started_before = options.resume is not None or bool(options.out and number_in("SLURM_RESTART_COUNT"))
-        give_up_at = time.monotonic() + (LONGEST_WAIT if started_before else 0.0)
-        announce = comm.rank == 0
-
-        def take() -> RunDirectory | None:
-            try:
-                return RunDirectory(options.out) if comm.rank == 0 else None
-            except DirectoryInUseError:
-                if time.monotonic() < give_up_at:
-                    return None
-                if not self._continues_own_run:
-                    raise
-                # The earlier start is over, but the file system still holds the lock of its node, which has failed.
-                RunDirectory.forget_lock(Path(str(options.out)))
-                return RunDirectory(options.out)
-
-        # Many short collectives: in one long one the watchdog of the other ranks would take rank 0 for a hung rank.
-        while True:
-            directory = run_together(comm, take)
-            if comm.allgather(directory is not None)[0]:
-                return directory
-            if announce:
-                say(f"waiting for the run that still writes to {options.out}")
-                announce = False
-            time.sleep(_POLL_EVERY)
-
     def _checked(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
         """The checkpoint; CheckpointError if this training cannot continue from it."""
         if checkpoint is not None:
@@ -334,11 +283,6 @@ class Run:
             facts = facts_of(*sets, self._network, loss=self._loss, seed=options.seed, optimizer=self._optimizer)
             check_resume(checkpoint, self._network, facts, options.epochs * len(self._train_set))
         return checkpoint
-
-    def _checkpoint_folder(self, path: Path, locate: Callable[[], Path] | None = None) -> CheckpointFolder:
-        options = self._options
-        every = options.checkpoint_every, options.checkpoint_seconds
-        return CheckpointFolder(path / "checkpoints", *every, options.keep_last, options.keep_best, locate)
 
     def _train(self, stop: StopOnSignal) -> History:
         options = self._options
@@ -358,7 +302,7 @@ class Run:
             threads=self._threads,
             profiler=self._profiler,
             reproducible=options.reproducible,
-            checkpoints=self._checkpoint_folder(self._path, lambda: self._reporter.directory_to_write().checkpoints),
+            checkpoints=options.build_checkpoints(self._path, lambda: self._reporter.directory_to_write().checkpoints),
             resume=self._resume,
             stop=stop,
             repair=options.repair,
@@ -372,7 +316,9 @@ class Run:
             why = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
             where = f"stopped after minibatch {history.steps:,}"
             how = f"to continue, give the same command with --out {shlex.quote(str(path))} --resume"
-            is_saved = any(file.name == step_file(history.steps) for file in self._checkpoint_folder(path).files())
+            is_saved = any(
+                file.name == step_file(history.steps) for file in self._options.build_checkpoints(path).files()
+            )
             if not is_saved:
                 how = f"but the checkpoint could not be saved, and what came after the one before it is lost; {how}"
             say(f"parallelcnn: {why}: {where}; {how}", sys.stderr)
@@ -472,43 +418,6 @@ class Run:
                 notes=[*self._notes, *(lost if history.lost_ranks else ())],
             )
             directory.write_report(lambda: training_report(run))
-
-
-def _warn_of_another_training(
-    source: str, description: dict[str, Any], network: NetworkHandler, train_set: Dataset
-) -> None:
-    """Warn if the network to start from has seen other numbers, or learnt other classes, than this one will.
-
-    Args:
-        source: where it is from, the beginning of a message.
-        description: of that network, not checked; what is missing or no description is not compared.
-    """
-    layers, names, origin = description.get("layers"), description.get("class_names") or (), dict[str, Any]()
-    with contextlib.suppress(InputError, TypeError, ValueError):
-        origin = checked_origin(description, (len(names),))
-    there, here = ("Normalize(" in repr(some) for some in (layers, network.layers))
-    if layers is not None and there != here:
-        warnings.warn(
-            f"{source}: that network was trained {'with' if there else 'without'} --normalize, and this one is "
-            f"{'with' if here else 'without'} it: its first layers see other numbers than they have learnt from",
-            TrainingWarning,
-            stacklevel=3,
-        )
-    names, names_here = origin.get("class_names") or (), train_set.class_names or ()
-    if len(names) == len(names_here) and names != names_here:
-        warnings.warn(
-            f"{source}: that network has learnt the classes {listed(names)}, and this one is for "
-            f"{listed(names_here)}: the outputs of a last layer that fits mean other classes",
-            TrainingWarning,
-            stacklevel=3,
-        )
-    warn_of_another_range(
-        f"{source}: the training images",
-        train_set.input_range,
-        origin.get("input_range"),
-        network.input_shape,
-        stacklevel=3,
-    )
 
 
 def _seconds_since_start() -> float:

@@ -8,8 +8,9 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parallelcnn.arguments import PRECISIONS
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from parallelcnn.metrics import Metric
     from parallelcnn.optimizers import KernelOptimizer, Optimizer
     from parallelcnn.schedules import Schedule
+    from parallelcnn.training.checkpoint import CheckpointFolder
     from parallelcnn.training.early_stopping import EarlyStopping
 
 NETWORK, TRAINING, LOSS = "network and data", "training", "loss"
@@ -457,6 +459,13 @@ class TrainConfig:
         if self.early_stopping is None:
             return None
         return EarlyStopping(self._monitored(role), self.early_stopping, self.min_delta or 0.0)
+
+    def build_checkpoints(self, directory: Path, locate: "Callable[[], Path] | None" = None) -> "CheckpointFolder":
+        """Where and how often a run in this directory saves checkpoints; for `locate`, see `CheckpointFolder`."""
+        from parallelcnn.training.checkpoint import CheckpointFolder
+
+        every = self.checkpoint_every, self.checkpoint_seconds
+        return CheckpointFolder(directory / "checkpoints", *every, self.keep_last, self.keep_best, locate)
 
     def _monitored(self, role: str | None) -> str | None:
         """The name, in the logs of callbacks, of what must improve; None: the loss."""
