@@ -93,8 +93,10 @@ def filter_gradients(v, builder, totals, taps, stride):
 
 
 def _plain_square_products(weights, seen, sums, KB, VB):
-    """sums = weights^T seen. weights: (C, KB), seen: (C or more, VB * lanes), sums: (KB, VB * lanes)."""
-    sums[...] = weights.T @ seen[: len(weights)]
+    """sums = weights^T seen. weights: (C + 1, KB), seen: (C + 1, VB * lanes), sums: (KB, VB * lanes). The last rows are
+    not read.
+    """
+    sums[...] = weights[:-1].T @ seen[:-1]
 
 
 @vectorised(_plain_square_products, like="seen", constants=("KB", "VB"))
@@ -107,7 +109,7 @@ def square_products(v, builder, weights, seen, sums, KB, VB):
             v.prefetch(builder.gep(begin, [v.index(_WEIGHTS_AHEAD)]))
         return builder.gep(begin, [v.index(k)])
 
-    totals = _products(v, builder, number, seen, weights.shape[0], KB, VB)
+    totals = _products(v, builder, number, seen, v.sum(weights.shape[0], v.index(-1)), KB, VB)
     for i in range(KB):
         for b in range(VB):
             v.store(totals[i][b], sums.at(v.index(i), zero), b)
