@@ -1,5 +1,6 @@
 """Activation functions: the built-in ones by name, and a class for your own."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,6 +15,7 @@ from parallelcnn.errors import InputError, nearest_name
 from parallelcnn.kernels import _activation_functions as functions
 from parallelcnn.kernels import activations as kernels
 from parallelcnn.kernels._dual import NotDifferentiable
+from parallelcnn.kernels.adding import channel_sums
 from parallelcnn.kernels.copying import copy
 
 Array = np.ndarray
@@ -87,9 +89,22 @@ class ActivationFunction:
         step.call(self.kernels()[0], y.reshape(y.size))
         return kept
 
-    def record_backward(self, step: Recording, kept: Array, dy: Array) -> None:
-        """Record dy *= f', in place. `kept` is the output, or the input if `keeps_input`."""
-        step.call(self.kernels()[1], kept.reshape(kept.size), dy.reshape(dy.size))
+    def record_backward(self, step: Recording, kept: Array, dy: Array, dbias: Array | None = None) -> None:
+        """Record dy *= f', in place, and then dbias[k] = the sum of dy[k]: the gradient of a bias of each channel.
+
+        Args:
+            kept: the output, or the input if `keeps_input`.
+            dy: (K, ...), contiguous.
+            dbias: (K,), or None.
+        """
+        if dbias is None:
+            step.call(self.kernels()[1], kept.reshape(kept.size), dy.reshape(dy.size))
+        elif self._is_built_in():
+            kernel = kernels.backward_sums_kernel(self.function, self.derivative)
+            step.call(kernel, _by_channel(kept), _by_channel(dy), dbias)
+        else:
+            self.record_backward(step, kept, dy)
+            IDENTITY.record_backward(step, kept, dy, dbias)
 
     @property
     def keeps_input(self) -> bool:
@@ -107,9 +122,12 @@ class ActivationFunction:
 
     def kernels(self) -> tuple[Callable[..., None], Callable[..., None]]:
         """Two functions of flat arrays: (y) sets y = f(y); (x or y, dy) multiplies dy by the derivative."""
-        if all(part is None or _is_in_kernels(part) for part in (self.function, self.derivative)):
+        if self._is_built_in():
             return kernels.builtin_kernels(self.function, self.derivative)
         return partial(self._run, 0), partial(self._run, 1)
+
+    def _is_built_in(self) -> bool:
+        return all(part is None or _is_in_kernels(part) for part in (self.function, self.derivative))
 
     def check(self) -> None:
         """Raise InputError unless function and derivative are finite and agree; see `check_derivative`."""
@@ -149,14 +167,20 @@ def _plain(function: Callable[[float], float]) -> Callable[[float], float]:
     return function if isinstance(function, FunctionType) else lambda x: function(x)
 
 
+def _by_channel(array: Array) -> Array:
+    """View (K, ..., n) as (K, numbers of a channel). The size is explicit: numpy cannot infer -1 if n = 0."""
+    return array.reshape(len(array), math.prod(array.shape[1:]))
+
+
 class _Identity(ActivationFunction):
-    """f(x) = x. Records no calls and keeps no arrays."""
+    """f(x) = x. Records no calls for it and keeps no arrays."""
 
     def record_forward(self, step: Recording, y: Array) -> Array:
         return y
 
-    def record_backward(self, step: Recording, kept: Array, dy: Array) -> None:
-        return
+    def record_backward(self, step: Recording, kept: Array, dy: Array, dbias: Array | None = None) -> None:
+        if dbias is not None:
+            step.call(channel_sums, _by_channel(dy), dbias)
 
 
 IDENTITY = _Identity("identity", functions.identity, functions.identity_derivative_of_output, derivative_of_output=True)

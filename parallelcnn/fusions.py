@@ -206,9 +206,7 @@ class PooledConv2D(Layer):
 
     def backward(self, step: Step, dy: Array) -> Array | None:
         x, image, argmax, kept = step.saved
-        find_activation(self.pooling.activation).record_backward(step, kept, dy)
-        if "bias" in step.grads:
-            step.call(kernels.conv2d_backward_bias, as_rows(dy), step.grads["bias"])
+        find_activation(self.pooling.activation).record_backward(step, kept, dy, step.grads.get("bias"))
         algorithm = self._algorithm(step, x)
         if isinstance(algorithm, Direct) and not step.needs_input_gradient:
             self._record_weight_gradient(step, algorithm, x, image, dy, argmax)

@@ -13,7 +13,7 @@ from cases import CONVOLUTIONS, LARGE_CONVOLUTIONS, LARGE_POOLED_CONVOLUTIONS, P
 from recorded import run_layer
 
 from parallelcnn import Conv2D, Dense
-from parallelcnn.activations import ACTIVATIONS
+from parallelcnn.activations import ACTIVATIONS, find_activation
 from parallelcnn.kernels import conv2d, dense, losses, maxpool2d, panels, pointwise, sgd
 from parallelcnn.kernels.load import load
 from parallelcnn.layers.conv2d import windows_of
@@ -36,6 +36,28 @@ DTYPES = pytest.mark.parametrize(
     "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)], ids=["float32", "float64"]
 )
 SAMPLES = pytest.mark.parametrize("n", [0, 1, 5, 37])  # 37: rows longer than a tile, and not whole vectors
+
+
+class Recorded:
+    """A step that runs each call at once."""
+
+    def call(self, function, *arguments):
+        function(*arguments)
+
+
+@DTYPES
+@pytest.mark.parametrize("n", [0, 1, 5, 2047, 2048, 4101])  # 2048 numbers are summed at a time
+@pytest.mark.parametrize(
+    "activation", ["identity", "relu", "gelu", lambda x: x * abs(x)], ids=["identity", "relu", "gelu", "own"]
+)
+def test_the_gradient_of_a_bias_is_the_sum_behind_the_derivative(activation, n, dtype, rng):
+    function = find_activation(activation)
+    kept, dy = rng.standard_normal((2, 3, 1, 1, n)).astype(dtype)
+    wanted, dbias = dy.copy(), np.full(3, np.nan, dtype)
+    function.record_backward(Recorded(), kept, wanted)
+    function.record_backward(Recorded(), kept, dy, dbias)
+    np.testing.assert_array_equal(dy, wanted)
+    np.testing.assert_allclose(dbias, wanted.sum((1, 2, 3), np.float64), **TOLERANCE[dtype])
 
 
 @DTYPES
@@ -385,7 +407,8 @@ for kernel in (
     losses.count_correct,
     load,
     sgd.sgd_momentum,
-    *activations.builtin_kernels(functions.relu, functions.relu_derivative_of_output),
+    activations.builtin_kernels(functions.relu, functions.relu_derivative_of_output)[0],
+    activations.backward_sums_kernel(functions.relu, functions.relu_derivative_of_output),
 ):
     assert len(kernel.signatures) == 1, (kernel, kernel.signatures)
 """

@@ -14,6 +14,7 @@ from ._tiles import PREFETCHED, prefetch
 # by itself: gelu of numbers that are not in the nearest caches takes 0.6 ns for each instead of 2.1, and its derivative
 # 0.9 instead of 2.4 (Intel Xeon, one core).
 _AHEAD = 512
+_AT_ONCE = 2048  # numbers that are summed while they are in the nearest cache
 
 
 def _loops(function, derivative, kernel):
@@ -61,6 +62,33 @@ def builtin_kernels(
 ) -> tuple[Callable[..., None], Callable[..., None]]:
     """The forward and the backward loop for a function of `_activation_functions`. No derivative: by dual numbers."""
     return _loops(function, derivative, kernel)
+
+
+@cache
+def backward_sums_kernel(
+    function: Callable[[float], float], derivative: Callable[[float], float] | None
+) -> Callable[..., None]:
+    """The backward loop of `builtin_kernels` for an array with channels, which also sums each channel.
+
+    The sums are the gradient of a bias. relu's derivative and the sums of 32 x 32 x 32 x 48 numbers take 430 us
+    together, and 650 us in two passes (Intel Xeon, one core).
+    """
+    _, activation_backward = builtin_kernels(function, derivative)
+
+    @kernel
+    def activation_backward_sums(x_or_y, dy, sums):
+        """dy[k, i] = dy[k, i] f', and sums[k] = the sum over i of dy[k, i]."""
+        for k in range(len(dy)):
+            of_channel, gradients = x_or_y[k], dy[k]
+            total = sums.dtype.type(0)
+            for first in range(0, gradients.size, _AT_ONCE):
+                some = gradients[first : first + _AT_ONCE]
+                activation_backward(of_channel[first : first + _AT_ONCE], some)
+                for i in range(some.size):
+                    total += some[i]
+            sums[k] = total
+
+    return activation_backward_sums
 
 
 @cache

@@ -254,15 +254,3 @@ def _pooled_weight_gradient_kernel(
                         )
 
     return conv2d_pooled_weight_gradient
-
-
-@kernel
-def conv2d_backward_bias(dy, dbias):
-    """dbias[k] = sum over p, j of dy[k, p, j]. This takes a quarter of the time of numpy's sum (9 us instead of 37)."""
-    K, P, length = dy.shape
-    for k in range(K):
-        total = dbias.dtype.type(0)
-        for p in range(P):
-            for j in range(length):
-                total += dy[k, p, j]
-        dbias[k] = total

@@ -6,10 +6,9 @@ from functools import cache
 
 from parallelcnn.activations import AnyActivation, find_activation
 from parallelcnn.errors import ShapeError
-from parallelcnn.kernels.conv2d import conv2d_backward_bias
 
 from .base import Array, Layer, Parameter, Shape, Step, check_positive, initial_weight, pair
-from .conv_algorithms import as_rows, select
+from .conv_algorithms import select
 from .conv_windows import NO_BIAS, Algorithm, WindowAxis, Windows
 
 
@@ -99,9 +98,7 @@ class Conv2D(Layer):
 
     def backward(self, step: Step, dy: Array) -> Array | None:
         x, image, kept = step.saved
-        find_activation(self.activation).record_backward(step, kept, dy)
-        if "bias" in step.grads:
-            step.call(conv2d_backward_bias, as_rows(dy), step.grads["bias"])
+        find_activation(self.activation).record_backward(step, kept, dy, step.grads.get("bias"))
         return self.record_gradients(step, x, image, dy)
 
     def record_gradients(self, step: Step, x: Array, image: Array, dy: Array) -> Array | None:

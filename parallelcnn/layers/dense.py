@@ -7,7 +7,6 @@ import numpy as np
 from parallelcnn.activations import AnyActivation, find_activation
 from parallelcnn.errors import ShapeError
 from parallelcnn.kernels import dense as kernels
-from parallelcnn.kernels.conv2d import conv2d_backward_bias
 
 from .base import Array, Layer, Parameter, Shape, Step, check_positive, initial_weight
 from .conv_algorithms import is_rounded, select
@@ -85,7 +84,8 @@ class Dense(Layer):
 
     def backward(self, step: Step, dy: Array) -> Array | None:
         seen, convolution, kept = step.saved
-        find_activation(self.activation).record_backward(step, kept, dy)
+        dbias = None if convolution is None else step.grads.get("bias")
+        find_activation(self.activation).record_backward(step, kept, dy, dbias)
         if convolution is not None:
             return _record_convolution(step, convolution, seen, dy)
         weight, grads = step.params["weight"], step.grads
@@ -114,8 +114,6 @@ def _convolution(step: Step) -> Algorithm | None:
 def _record_convolution(step: Step, convolution: Algorithm, seen: Array, dy: Array) -> Array | None:
     """Record the backward pass; `seen`: what the convolution returned in the forward pass."""
     weight, grads = step.params["weight"], step.grads
-    if "bias" in grads:
-        step.call(conv2d_backward_bias, dy[:, None], grads["bias"])
     if "weight" in grads:
         convolution.weight_gradient(step, seen, _as_images(dy), _as_filters(grads["weight"]))
     if not step.needs_input_gradient:
