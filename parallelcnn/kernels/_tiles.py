@@ -52,6 +52,10 @@ def forward_row(v, builder, x, packed, y, place, taps, columns, S, column_stride
 
         some_taps: the first tap and the end of the taps that lie inside; None for all.
         """
+        for i in range(KB):
+            begin = y.at(builder.add(k, v.index(i)), p, j)
+            for b in range(vectors):
+                v.prefetch(begin, b, written=True)  # 3 -> 32 channels, 32 x 32, n = 48: 1.07 to 1.09 times as fast
         sums = [[v.variable(v.splat(v.number(weights, i))) for _ in range(vectors)] for i in range(KB)]
         wanted = v.masks(j, end, vectors, masked=end is not None)
 
@@ -320,6 +324,11 @@ def product(v, builder, a, b, start, c):
     def tile(k: Any, j: Any, ahead: Any, KB: int, VB: int, *, masked: bool) -> None:
         """Compute VB vectors of KB rows, from c[k, j] on. ahead: the column of b to prefetch meanwhile."""
         rows = [builder.add(k, v.index(i)) for i in range(KB)]
+        if start is None or len(start.shape) == 1:
+            # c is large: 32 -> 32 channels of 32 x 32, 100 samples, 1.4 times as fast, others 1.0 to 1.1 times.
+            for row in rows:
+                for vector in range(VB):
+                    v.prefetch(c.at(row, j), vector, written=True)
         inside = v.masks(j, N, VB, masked=masked)
         sums = [[v.variable(first) for first in starts(row, j, inside)] for row in rows]
         with loop(builder, zero, products) as i:

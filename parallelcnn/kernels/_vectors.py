@@ -272,8 +272,13 @@ class Vectors:
         loaded = self._builder.load(self._builder.bitcast(pointer, bytes_.as_pointer()), align=1)
         return self._builder.uitofp(loaded, self._vector)
 
-    def prefetch(self, pointer: Any, *, written: bool = False) -> None:
-        """Prefetch the cache line of this address, which may lie outside all arrays; `written`: to write to it."""
+    def prefetch(self, pointer: Any, i: int = 0, *, written: bool = False) -> None:
+        """Prefetch the cache line i vectors after the pointer, which may lie outside all arrays.
+
+        written: to write to it. A processor waits for a line before it can write a part of it, and it waits long if
+        many lines in different places are written one after the other.
+        """
+        pointer = self._vector_pointer(pointer, i)
         byte = ir.IntType(8).as_pointer()
         flags = [ir.Constant(_LANE, flag) for flag in (int(written), 3, 1)]  # high locality, data
         prefetch = self._function("prefetch", ir.VoidType(), [byte, *[_LANE] * 3], "p0")
