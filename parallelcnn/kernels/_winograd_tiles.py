@@ -18,7 +18,7 @@ from ._winograd_transforms import TRANSFORMS, WEIGHTS, Transform
 #
 # What is prefetched to be written (gains on an Intel Xeon, 32 -> 64 and 64 -> 128 channels, stride 2, 48 samples):
 # squares of the output, input gradients 1.15 to 1.24 times as fast; transformed squares of the next channel or sample,
-# weight gradients 1.04 to 1.10 times, other passes 1.03 times; sums to which a weight gradient adds, 1.02 to 1.03 times.
+# weight gradients 1.04 to 1.10 times, other passes 1.03 times; sums to which a weight gradient adds, 1.02 times.
 _WEIGHTS_AHEAD, _CHANNELS_AHEAD = 256, 2
 
 
