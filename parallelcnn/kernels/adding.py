@@ -4,13 +4,17 @@ from collections.abc import Callable
 from functools import cache
 
 from ._jit import kernel
+from ._prefetching import AT_ONCE, numbers_from, prefetch
 
 
 @kernel
-def add(a, b, y):
-    """y = a + b, all flat; y may be a or b. A kernel, because kernel calls can be joined and numpy's cannot."""
-    for i in range(y.size):
-        y[i] = a[i] + b[i]
+def add_to(y, x):
+    """y += x, both flat. A kernel, because kernel calls can be joined and numpy's cannot."""
+    for first in range(0, y.size, AT_ONCE):
+        prefetch(x, first)
+        prefetch(y, first)
+        for i in numbers_from(first, y.size):
+            y[i] += x[i]
 
 
 @kernel
@@ -36,17 +40,25 @@ def activated_kernels(
     @kernel
     def activated_sum_forward(a, b, y):
         """y = f(a + b), all flat."""
-        for i in range(y.size):
-            y[i] = function(a[i] + b[i])
+        for first in range(0, y.size, AT_ONCE):
+            prefetch(a, first)
+            prefetch(b, first)
+            prefetch(y, first)
+            for i in numbers_from(first, y.size):
+                y[i] = function(a[i] + b[i])
 
     @kernel
     def activated_sum_backward(y, dy, dx):
         """dy = dx = dy f', all flat, for the output y. Each of the two that were added has its own gradient, which the
         layers before it may overwrite.
         """
-        for i in range(y.size):
-            gradient = dy[i] * derivative_of_output(y[i])
-            dy[i] = gradient
-            dx[i] = gradient
+        for first in range(0, y.size, AT_ONCE):
+            prefetch(y, first)
+            prefetch(dy, first)
+            prefetch(dx, first)
+            for i in numbers_from(first, y.size):
+                gradient = dy[i] * derivative_of_output(y[i])
+                dy[i] = gradient
+                dx[i] = gradient
 
     return activated_sum_forward, activated_sum_backward

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from parallelcnn.errors import ShapeError
-from parallelcnn.kernels.adding import add
+from parallelcnn.kernels.adding import add_to
 from parallelcnn.kernels.copying import copy
 
 from .base import Array, Layer, Shape, Step
@@ -97,7 +97,7 @@ class Concat(Composite):
             if dx is None:
                 dx = added
             elif added is not None:
-                step.call(add, dx.reshape(dx.size), added.reshape(dx.size), dx.reshape(dx.size))
+                step.call(add_to, dx.reshape(dx.size), added.reshape(dx.size))
         return dx
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from parallelcnn.kernels import bfloat16, conv2d, depthwise, panels, pointwise, subsampling, winograd
-from parallelcnn.kernels.adding import add
+from parallelcnn.kernels.adding import add_to
 
 from .base import Array, Shape, Step
 from .conv_bfloat16 import Amx, Rounded
@@ -120,7 +120,7 @@ class Direct(NamedTuple):
         for seen, made, steps in self._parts(image, dy):
             step.call(kernel, as_rows(seen), as_rows(made), zeros, *steps, to)
             if to is not dweight:
-                step.call(add, dweight.reshape(dweight.size), to.reshape(to.size), dweight.reshape(dweight.size))
+                step.call(add_to, dweight.reshape(dweight.size), to.reshape(to.size))
             elif self.rows.dilation > 1:
                 to = step.scratch(dweight.shape)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from parallelcnn.activations import IDENTITY, AnyActivation, find_activation
 from parallelcnn.errors import ShapeError
-from parallelcnn.kernels.adding import activated_kernels, add
+from parallelcnn.kernels.adding import activated_kernels, add_to
 from parallelcnn.kernels.copying import copy
 
 from .base import Array, Layer, Shape, Step
@@ -96,7 +96,7 @@ class Residual(Sequential):
         # A new array: the layer before may need x for its backward pass, and the layers inside may need their outputs.
         y = step.array(through.shape[:-1])
         fused, after = find_activation(self.activation).fused()
-        forward = add if fused is IDENTITY else activated_kernels(fused.function, fused.derivative)[0]
+        forward, _ = activated_kernels(fused.function, fused.derivative)
         step.call(forward, added.reshape(y.size), through.reshape(y.size), y.reshape(y.size))
         step.save(y, after.record_forward(step, y))
         return y
@@ -120,5 +120,5 @@ class Residual(Sequential):
         if dx is not None and self.shortcut is not None:
             dx = step.backward(_SHORTCUT, dx)
         if dx is not None and through is not None:
-            step.call(add, dx.reshape(dx.size), through.reshape(dx.size), dx.reshape(dx.size))
+            step.call(add_to, dx.reshape(dx.size), through.reshape(dx.size))
         return dx
