@@ -340,6 +340,12 @@ class CNNClassifier(ClassifierMixin, _Estimator):
             X: (N, features), (N, H, W) or (N, C, H, W).
             y: (N,) labels of any type.
             sample_weight: (N,) factors of the losses of the samples.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            InputError: if a parameter is outside its range, or X and y are not such arrays.
         """
         images, y = self._checked_for_fit(X, y)
         check_classification_targets(y)
@@ -383,19 +389,24 @@ class CNNClassifier(ClassifierMixin, _Estimator):
         return [result["accuracy"] for result in evaluations] or None
 
     def predict_proba(self, X: Any) -> Array:
-        """The probabilities of the classes, (N, classes), in the order of `classes_`."""
+        """The probabilities of the classes, (N, classes), in the order of `classes_`. X: as in `fit`.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: if the samples have another shape than in `fit`.
+        """
         probabilities = self._predict(X)
         if self.network_.prediction == "sigmoid":
             return np.hstack([1 - probabilities, probabilities])
         return probabilities
 
     def predict_log_proba(self, X: Any) -> Array:
-        """The logarithms of the probabilities, (N, classes)."""
+        """The logarithms of the probabilities, (N, classes); see `predict_proba`."""
         with np.errstate(divide="ignore"):  # the probability may be 0
             return np.log(self.predict_proba(X))
 
     def predict(self, X: Any) -> Array:
-        """The most probable class of each sample, (N,)."""
+        """The most probable class of each sample, (N,); see `predict_proba`."""
         most_probable = self.predict_proba(X).argmax(axis=1)
         predicted: Array = self.classes_[most_probable]
         return predicted
@@ -404,8 +415,9 @@ class CNNClassifier(ClassifierMixin, _Estimator):
 class CNNRegressor(RegressorMixin, _Estimator):
     """A regressor for scikit-learn: a convolutional network for images, a dense one for features.
 
-    It has the parameters and attributes of `CNNClassifier`, except those of classes, and other losses. `y` is taken as
-    it is: if its numbers are large or small, scale them, for example with `TransformedTargetRegressor`.
+    It has the parameters and attributes of `CNNClassifier`, except `class_weight`, `classes_` and `validation_scores_`,
+    and other losses. `y` is taken as it is: if its numbers are large or small, scale them, for example with
+    `TransformedTargetRegressor`.
 
     Args:
         loss: "squared_error", the default; "absolute_error"; "huber", which is `HuberLoss()`; or a loss object.
@@ -434,13 +446,24 @@ class CNNRegressor(RegressorMixin, _Estimator):
             X: (N, features), (N, H, W) or (N, C, H, W).
             y: (N,) or (N, outputs) numbers.
             sample_weight: (N,) factors of the losses of the samples.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            InputError: if a parameter is outside its range, or X and y are not such arrays.
         """
         images, y = self._checked_for_fit(X, y, y_numeric=True, multi_output=True)
         data = Dataset(images, y, None, "X", sample_weight=_checked_weight(sample_weight, images))
         return self._train(data, self._found_loss(), math.prod(y.shape[1:]), _one_output=y.ndim == 1)
 
     def predict(self, X: Any) -> Array:
-        """The predicted numbers: of the shape of `y`, float64 as those of other regressors."""
+        """The predicted numbers: of the shape of `y`, float64 as those of other regressors. X: as in `fit`.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: if the samples have another shape than in `fit`.
+        """
         predicted = self._predict(X).astype(np.float64)
         return predicted[:, 0] if self._one_output else predicted
 

@@ -18,7 +18,8 @@ class Metric(ABC):
     Attributes:
         name: the metric's name in histories and logs.
         terms: number of sums that the metric needs. Counts are exact up to 2^53.
-        sums_are_counts: whether all of them are counts. Then each thread has one sum, instead of each block of samples.
+        sums_are_counts: whether all of them are counts. Then a thread keeps the same sums for all of its blocks of
+            samples, which saves memory.
 
     Example:
         >>> class MeanOutput(Metric):

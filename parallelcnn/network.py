@@ -51,7 +51,8 @@ class NetworkHandler:
             predictions stay float32. It is faster on processors with AMX; see the guide's page `precision`.
 
     Raises:
-        InputError: if `precision` is another one, or "bfloat16" for a network of float64.
+        InputError: if `seed`, `dtype` or `precision` is another one, a network of float64 is to use bfloat16, or an
+            activation's function and derivative do not agree.
         ShapeError: if a layer does not accept the output of the layer before it, or the network does not fit into
             memory.
 
@@ -277,18 +278,37 @@ class NetworkHandler:
         return counts
 
     def load(self, images: Array, indices: Array | None = None, *, training: bool = False, key: int = 0) -> Array:
-        """Gather samples and convert them to the internal layout; see `Replica.load`.
+        """Gather samples, scale uint8 to [0, 1], and convert them to the internal layout.
 
-        With dropout or augmentation, give every step of a training loop of your own another `key`.
+        Args:
+            images: (N, *input_shape), uint8 or floats.
+            indices: (n,), the images to load; None: all.
+            training: whether a forward pass in training follows.
+            key: with dropout or augmentation, another number for every step of a training loop of your own.
+
+        Returns:
+            (*input_shape, n), valid until the next call.
+
+        Raises:
+            ShapeError: if the images do not have the network's input shape.
+            InputError: if the images have another type, or an index is out of range.
         """
         return self.replica.load(images, indices, training=training, key=key)
 
     def forward(self, x: Array, *, training: bool = False) -> Array:
-        """Run the layers; see `Replica.forward`."""
+        """Run the layers. x: (*input_shape, n), as `load` returns it; training: whether `backward` follows.
+
+        Returns:
+            (*output_shape, n), valid until the next call.
+        """
         return self.replica.forward(x, training=training)
 
     def backward(self, dy: Array) -> None:
-        """Run the layers in reverse and overwrite `gradients`; see `Replica.backward`."""
+        """Run the layers in reverse and overwrite `gradients`, after `forward` of the same samples in training.
+
+        Args:
+            dy: (*output_shape, n), the gradient of the loss with respect to the output.
+        """
         self.replica.backward(dy)
 
     def output_gradient(self, n: int) -> Array:

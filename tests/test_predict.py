@@ -213,7 +213,7 @@ def test_rows_that_are_not_finite_are_named_and_the_others_predicted(model, tmp_
 def test_a_network_of_vectors_takes_no_image_files(tmp_path, here):
     pc.save_model(tmp_path / "model.npz", pc.NetworkHandler((pc.Dense(2),), (5,)))
     file = save(tmp_path / "x.png", COLORS["red"])
-    refused(here("predict", tmp_path / "model.npz", file), "takes inputs of shape (5,), not gray or colour images")
+    refused(here("predict", tmp_path / "model.npz", file), "takes inputs of shape (5,), not grey or colour images")
 
 
 def test_an_empty_path_is_not_the_current_folder(model, tmp_path, here, monkeypatch):
@@ -286,7 +286,7 @@ def test_files_are_read_as_the_network_takes_them(model, tmp_path):
         pc.read_images("x.png", network)
     with pytest.raises(pc.DataError, match="does not exist"):
         pc.read_images([tmp_path / "missing.png"], network)
-    with pytest.raises(pc.ShapeError, match="not gray or colour images"):
+    with pytest.raises(pc.ShapeError, match="not grey or colour images"):
         pc.read_images([red], pc.NetworkHandler((pc.Dense(2),), (5,)))
 
 

@@ -140,7 +140,7 @@ def _sizes_of(plan: "DecodedImages") -> Iterator[str]:
     common = ", ".join(f"{rows} x {columns} ({count:,})" for (rows, columns), count in sizes.most_common(3))
     more = f" and {plural(len(sizes) - 3, 'other size')}" if len(sizes) > 3 else ""
     gray = sum(one.is_gray for one in looks)
-    colors = "all in colour" if gray == 0 else "all gray" if gray == len(looks) else f"{gray:,} of them gray"
+    colors = "all in colour" if gray == 0 else "all grey" if gray == len(looks) else f"{gray:,} of them grey"
     yield f"files      {plural(len(looks), 'image')}, rows x columns: {common}{more}; {colors}"
 
 

@@ -30,11 +30,11 @@ class Dataset:
 
     Args:
         images: (N, H, W), (N, C, H, W) or (N, features); uint8, which networks scale to [0, 1] during loading, or
-            float32, which is not scaled. `Rows` stay where they are.
+            float32, which is not scaled. Those that `load_data` maps into memory are read from their file when used.
         labels: (N,) integers in [0, classes), stored as int64; for regression, floats of shape (N,) or (N, outputs).
         classes: number of classes; None for regression.
         name: name of the data set in reports.
-        role: "test", or "val" for a validation set: what the names of its evaluations during training begin with.
+        role: "test", or "val" for a validation set: its results during training are called test_loss or val_loss, ...
         sample_weight: (N,) finite numbers of at least 0, by which the losses of the samples are multiplied, in training
             and in evaluation; stored as float64. The sum is divided by the number of samples, not by the sum of the
             weights. Metrics do not use them. None: all 1.

@@ -85,7 +85,7 @@ def read_items(
             continue
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise ShapeError(
-                f"{file}: the network takes inputs of shape {shape}, not gray or colour images: give arrays"
+                f"{file}: the network takes inputs of shape {shape}, not grey or colour images: give arrays"
             )
         try:
             images.append(decode(file, shape, resize))

@@ -36,8 +36,11 @@ def load_data(
     Args:
         name: "digits", "mnist", or the path of a folder or file. Write "./mnist" for a folder named mnist.
         data_dir: folder of MNIST's files; only for "mnist".
-        image_size, resize, color, skip_broken: of a folder of images: its size, how other images are brought to it,
-            "rgb" or "gray", and whether to leave out broken images; see the guide.
+        image_size: for a folder of images, as the next three: rows and columns, or one number for both. None: those of
+            the images if all have the same and at most 128 x 128, otherwise 64 x 64.
+        resize: how images are brought to this size: "crop", "pad" or "stretch"; see the guide.
+        color: "rgb" or "gray". None: grey if all images are.
+        skip_broken: whether to leave out images that cannot be decoded.
 
     Returns:
         (train, test). Where there is no test set, it is the validation set, or a fifth of the training set, drawn at

@@ -70,8 +70,8 @@ def load_mnist(
             downloaded, and variants of MNIST are accepted as well.
         mirrors: URLs of folders to download from, tried in turn; None: the environment variable
             PARALLELCNN_MNIST_MIRRORS (separated by spaces), otherwise `MIRRORS`.
-        cache_dir: folder for downloads; None: `mnist` in the environment variable PARALLELCNN_CACHE, otherwise in
-            XDG_CACHE_HOME/parallelcnn or ~/.cache/parallelcnn.
+        cache_dir: folder for downloads; None: the folder `mnist` in the cache, which is named by the environment
+            variable PARALLELCNN_CACHE, and otherwise XDG_CACHE_HOME/parallelcnn or ~/.cache/parallelcnn.
         progress: whether to show progress bars on stderr during downloads; None: on a terminal only. Unless it is
             False, a line says what is downloaded, and why a mirror failed.
 

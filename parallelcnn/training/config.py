@@ -78,7 +78,7 @@ class TrainConfig:
         NETWORK,
         "NAME|FILE.py:FUNCTION",
         "the network: paper, lenet5, resnet8, resnet20, vgg-small, mobilenet-small, or your own function that returns "
-        "the layers; auto: paper for gray images from 10 x 10 to 32 x 32, resnet8 for others up to 48 x 48, "
+        "the layers; auto: paper for grey images from 10 x 10 to 32 x 32, resnet8 for others up to 48 x 48, "
         "otherwise mobilenet-small",
         known=("auto", "paper", "lenet5", "resnet8", "resnet20", "vgg-small", "mobilenet-small"),
     )
@@ -95,8 +95,8 @@ class TrainConfig:
     image_size: str | None = declare(
         None,
         NETWORK,
-        "rows and columns of the images of a folder; by default their own if all have the same of up to 128, "
-        "otherwise 64x64",
+        "rows and columns of the images of a folder; by default those of the images if all have the same and at most "
+        "128 x 128, otherwise 64x64",
         metavar="H[xW]",
     )
     resize: str = declare(
@@ -107,14 +107,16 @@ class TrainConfig:
         choices=("crop", "pad", "stretch"),
     )
     color: str | None = declare(
-        None, NETWORK, "rgb or gray; by default gray if all images are", metavar="KIND", choices=("rgb", "gray")
+        None, NETWORK, "rgb or gray; by default gray if all images are grey", metavar="KIND", choices=("rgb", "gray")
     )
     skip_broken: bool = declare(False, NETWORK, "leave out images that cannot be decoded")
     epochs: int = declare(3, TRAINING, "passes over the training set", at_least=1)
     batch_size: int = declare(
         100, TRAINING, "samples in a minibatch, over all ranks; by default all, if they are fewer", at_least=1
     )
-    seed: int = declare(0, TRAINING, "seed of initial weights, sample order, augmentation and dropout", at_least=0)
+    seed: int = declare(
+        0, TRAINING, "seed of weights, sample order, augmentation, dropout, validation split", at_least=0
+    )
     precision: str = declare(
         "float32",
         TRAINING,
@@ -127,12 +129,12 @@ class TrainConfig:
         (),
         TRAINING,
         "change the training images at random: light (flip, crop), strong, or a list of flip, crop, rotation, zoom, "
-        "brightness, contrast, cutout, mixup, with a number if wanted, as crop:4; not for digits: flip",
+        "brightness, contrast, cutout, mixup; NAME:NUMBER replaces the default, such as crop:4; no flip for digits",
         metavar="NAME",
         known=("light", "strong", "flip", "crop", "rotation", "zoom", "brightness", "contrast", "cutout", "mixup"),
     )
     normalize: bool = declare(
-        False, TRAINING, "normalize each channel by its mean and standard deviation in the training set"
+        False, TRAINING, "normalise each channel by its mean and standard deviation in the training set"
     )
     start_from: str | None = declare_path(
         None,
@@ -181,7 +183,7 @@ class TrainConfig:
         "softmax-cross-entropy", LOSS, f"the loss: {', '.join(LOSSES)}", metavar="NAME", choices=tuple(LOSSES)
     )
     label_smoothing: float = declare(
-        0.0, LOSS, "part of each label that all classes share, of the softmax cross-entropy, up to 1", at_least=0
+        0.0, LOSS, "softmax cross-entropy: part of each label that all classes share, from 0 to 1", at_least=0
     )
     class_weight: str | None = declare(
         None,
